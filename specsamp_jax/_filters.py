@@ -1,0 +1,195 @@
+"""Temperature, top-k, top-p and min-p as one scale and one cutoff a row.
+
+All four keep the largest logits and rescale them, so a row of filtered logits is never written: it is the
+row itself, a number to multiply it by, and the smallest logit that is kept.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Bool, Float
+
+from specsamp_jax._types import SamplingParams
+
+
+class Filter(NamedTuple):
+    """What `SamplingParams` make of R rows a sequence; a field that is None holds for no row at all.
+
+    Attributes:
+      scale: Multiplies the logits, 1/temperature; 1 for greedy rows. None: 1.
+      cutoff: The smallest kept logit, before scaling, as wide as the arithmetic. None: all are kept.
+      greedy: True where all probability is on the first largest logit. None: nowhere.
+    """
+
+    scale: Float[Array, "B"] | None = None
+    cutoff: Float[Array, "B R"] | None = None
+    greedy: Bool[Array, "B"] | None = None
+
+
+def _is_number(value: Any, number: float) -> bool:
+    """Whether a parameter is this number for certain, while the program is being traced."""
+    return isinstance(value, int | float | np.generic) and value == number
+
+
+def wide(logits: Array) -> Array:
+    """The logits in the type of the arithmetic: float32, or wider where they are."""
+    return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+
+
+def map_rows(fn: Callable[[Any], Any], logits: Float[Array, "B R V"], *more: Array) -> Any:
+    """`fn` of `[B, V]` logits (and a `[B]` of each of `more`), one row of all sequences after the other.
+
+    Results are stacked as `[B, R, ...]`. At most `[B, V]` is alive at a time, which XLA's CPU backend would
+    not see to by itself: it fuses no comparison into a reduction.
+    """
+    if logits.shape[1] == 0:
+        shapes = jax.eval_shape(fn, logits[:, :1].sum(1), *(a[:, :1].sum(1) for a in more))
+        return jax.tree.map(lambda s: jnp.zeros((s.shape[0], 0, *s.shape[1:]), s.dtype), shapes)
+    results = lax.map(
+        lambda i: fn(*(lax.dynamic_index_in_dim(a, i, 1, keepdims=False) for a in (logits, *more))),
+        jnp.arange(logits.shape[1]),
+    )
+    return jax.tree.map(lambda r: jnp.moveaxis(r, 0, 1), results)
+
+
+def make_filter(logits: Float[Array, "B R V"], sampling: SamplingParams | None) -> Filter:
+    """The filter that `sampling` makes of these rows.
+
+    Parameters given as Python numbers that switch a filter off cost nothing; given as arrays, a filter that
+    is off for every row costs one comparison when the program runs.
+    """
+    if sampling is None:
+        return Filter()
+    batch_size = logits.shape[0]
+    dtype = wide(logits[:0]).dtype
+    scale, greedy = None, None
+    if not _is_number(sampling.temperature, 1.0):
+        temperature = jnp.broadcast_to(jnp.asarray(sampling.temperature, dtype), (batch_size,))
+        scale = 1 / temperature
+        greedy = ~((temperature > 0) & jnp.isfinite(scale))
+        scale = jnp.where(greedy, 1, scale)
+        if isinstance(sampling.temperature, int | float) and not _known_greedy(sampling.temperature):
+            greedy = None
+
+    def cutoff(row: Float[Array, "B V"]) -> Float[Array, "B"]:
+        return _cutoff(row, scale, sampling)
+
+    none_off = (sampling.top_k, 0), (sampling.top_p, 1.0), (sampling.min_p, 0.0)
+    needs_cutoff = not all(_is_number(value, off) for value, off in none_off)
+    return Filter(scale, map_rows(cutoff, logits) if needs_cutoff else None, greedy)
+
+
+def _known_greedy(temperature: float) -> bool:
+    with np.errstate(all="ignore"):
+        return not (temperature > 0 and np.isfinite(np.float32(1) / np.float32(temperature)))
+
+
+def _cutoff(logits: Float[Array, "B V"], scale: Float[Array, "B"] | None, sampling: SamplingParams) -> Float[Array, "B"]:
+    """The smallest logit that top-k, then top-p, then min-p keep of each row."""
+    batch_size, vocab_size = logits.shape
+    dtype = wide(logits[:0]).dtype
+    largest = wide(logits.max(-1))
+    scale = jnp.ones((batch_size,), dtype) if scale is None else scale
+    cutoff = jnp.full((batch_size,), -jnp.inf, dtype)
+
+    def kept(threshold: Float[Array, "B"]) -> Bool[Array, "B V"]:
+        return wide(logits) >= threshold[:, None]
+
+    def mass(threshold: Float[Array, "B"]) -> Float[Array, "B"]:
+        weights = jnp.exp((wide(logits) - largest[:, None]) * scale[:, None])
+        return jnp.where(kept(threshold), weights, 0).sum(-1)
+
+    if not _is_number(sampling.top_k, 0):
+        top_k = jnp.broadcast_to(jnp.asarray(sampling.top_k), (batch_size,))
+        active = (top_k > 0) & (top_k < vocab_size)
+
+        def of_top_k():
+            return _largest_threshold(logits, lambda t, count: count >= top_k, active)
+
+        cutoff = lax.cond(active.any(), of_top_k, lambda: cutoff)
+
+    if not _is_number(sampling.top_p, 1.0):
+        top_p = jnp.broadcast_to(jnp.asarray(sampling.top_p, dtype), (batch_size,))
+        active = top_p < 1
+
+        def of_top_p(floor=cutoff):
+            wanted = top_p * mass(floor)
+            return jnp.maximum(floor, _largest_threshold(logits, lambda t, count: mass(t) >= wanted, active))
+
+        cutoff = lax.cond(active.any(), of_top_p, lambda floor=cutoff: floor)
+
+    if not _is_number(sampling.min_p, 0.0):
+        min_p = jnp.broadcast_to(jnp.asarray(sampling.min_p, dtype), (batch_size,))
+        # p >= min_p * max p, where p is exp(scale * logit) over a constant. log 0 = -inf: off.
+        cutoff = jnp.maximum(cutoff, largest + jnp.log(min_p) / scale)
+    # Never above the largest, whatever the rounding: a row keeps its most probable token.
+    return jnp.minimum(cutoff, largest)
+
+
+def _largest_threshold(
+    logits: Float[Array, "B V"],
+    enough: Callable[[Float[Array, "B"], Array], Bool[Array, "B"]],
+    active: Bool[Array, "B"],
+) -> Float[Array, "B"]:
+    """The largest threshold at which what is kept is still enough, by bisection; -inf where not active.
+
+    `enough(threshold, count kept)` must hold at the smallest finite logit and, once it fails, fail at all
+    larger thresholds. The bisection ends where the interval holds one logit, or equal ones, and nothing is
+    sorted or written. Midpoints are rounded to the logits' own type, so that ties end it early.
+    """
+    finite = jnp.isfinite(logits)
+    low = wide(jnp.where(finite, logits, jnp.inf).min(-1))
+    high = jnp.nextafter(wide(jnp.where(finite, logits, -jnp.inf).max(-1)), jnp.inf)
+    vocab_size = logits.shape[-1]
+
+    def midpoint(low, high):
+        return wide((low / 2 + high / 2).astype(logits.dtype))
+
+    def open_(state):
+        low, high, above_low, above_high, step = state
+        mid = midpoint(low, high)
+        # 64 halvings reach the spacing of float32 from any range of logits that a softmax can tell apart.
+        return active & (above_low - above_high > 1) & (low < mid) & (mid < high) & (step < 64)
+
+    def body(state):
+        low, high, above_low, above_high, step = state
+        going = open_(state)
+        mid = midpoint(low, high)
+        count = (wide(logits) >= mid[:, None]).sum(-1)
+        ok = enough(mid, count)
+        up, down = going & ok, going & ~ok
+        return (
+            jnp.where(up, mid, low),
+            jnp.where(down, mid, high),
+            jnp.where(up, count, above_low),
+            jnp.where(down, count, above_high),
+            step + 1,
+        )
+
+    counts = jnp.full(low.shape, vocab_size), jnp.zeros(low.shape, int)
+    low, *_ = lax.while_loop(lambda s: open_(s).any(), body, (low, high, *counts, 0))
+    return jnp.where(active, low, -jnp.inf)
+
+
+def split(sampling: SamplingParams) -> tuple[SamplingParams, SamplingParams]:
+    """The parameters that are certainly off or certainly greedy, as numbers, and the others as arrays.
+
+    In each of the two, None stands where the other has the value. The first is hashable: it decides what is
+    compiled, so that a filter that is off costs nothing and one that is on can change without a new trace.
+    """
+    certain = SamplingParams(temperature=(0.0, 1.0), top_k=(0,), top_p=(1.0,), min_p=(0.0,))
+    known = [
+        any(_is_number(value, number) for number in numbers) for value, numbers in zip(sampling, certain, strict=True)
+    ]
+    fixed = SamplingParams(*(value if is_known else None for value, is_known in zip(sampling, known, strict=True)))
+    traced = SamplingParams(*(None if is_known else value for value, is_known in zip(sampling, known, strict=True)))
+    return fixed, traced
+
+
+def join(fixed: SamplingParams, traced: SamplingParams) -> SamplingParams:
+    """The parameters that `split` split."""
+    return SamplingParams(*(b if a is None else a for a, b in zip(fixed, traced, strict=True)))

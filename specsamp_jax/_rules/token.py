@@ -1,0 +1,54 @@
+"""The token rule: accept each draft with probability min(1, p/q), else sample max(0, p - q)."""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from specsamp_jax import _distributions as dist
+from specsamp_jax._filters import Filter
+from specsamp_jax._rules import _steps as steps
+from specsamp_jax._types import Draft, Verification
+
+
+def verify_token(
+    target_logits: Float[Array, "B K1 V"],
+    target_filter: Filter,
+    draft: Draft,
+    draft_filter: Filter,
+    uniforms: steps.Uniforms,
+) -> Verification:
+    """The token rule of Leviathan et al. (2023, arXiv 2211.17192, algorithm 1) and Chen et al. (2302.01318).
+
+    Draft i is accepted iff `log u_i < log p_i(x_i) - log q_i(x_i)`: strictly, since u can be 0, and with the
+    difference on the right, since the product of u below 1 and q can round up to an equal p. The logsumexp
+    of every row is computed, and the vocabulary is read again on one row a sequence only.
+    """
+    tokens, vocab_size = draft.tokens, target_logits.shape[-1]
+    target = dist.target_rows(target_logits, target_filter)
+    drafter = dist.draft_rows(draft, draft_filter)
+
+    scored = target.first(tokens.shape[1])
+    log_p = dist.log_prob(scored, tokens)
+    # 0/0 is NaN and accepts nothing; p/0 is infinite and accepts all that the target can emit.
+    log_ratio = log_p - dist.log_prob(drafter, tokens)
+    drafted = steps.draft_mask(tokens)
+    trusted = drafted & ~drafter.degenerate
+    usable = trusted & ~scored.degenerate & (log_p > -jnp.inf)
+    accept_prob = jnp.where(usable, jnp.exp(jnp.minimum(log_ratio, 0)), 0)
+    num_accepted = steps.num_leading(usable & (jnp.log(uniforms.accept) < log_ratio))
+
+    last = target.take(num_accepted)
+    p = dist.probs(last, vocab_size)
+    residual, rejecting = p, jnp.zeros((p.shape[0], 1), bool)
+    if tokens.shape[1] > 0:
+        row, rejecting = steps.last_draft_row(drafter, trusted, num_accepted)
+        residual = jnp.maximum(p - jnp.where(rejecting, dist.probs(row, vocab_size), 0), 0)
+    token, empty = steps.sample_residual(residual, lambda: dist.probs(last, vocab_size), uniforms.emit)
+    token = steps.replace_degenerate(token, last)
+
+    log_prob = dist.log_prob(last, token[:, None])[:, 0]
+    status = steps.status(
+        steps.in_use(target.degenerate, num_accepted),
+        steps.in_use(drafted & ~trusted, num_accepted),
+        rejecting[:, 0] & empty,
+    )
+    return steps.pack(tokens, num_accepted, token, log_p, log_prob, accept_prob, status)

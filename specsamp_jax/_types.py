@@ -1,0 +1,130 @@
+"""The named tuples that pass between the rooms of the house, and the words they share."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+from jaxtyping import Array, Float, Int
+from jax.typing import ArrayLike
+
+PAD_TOKEN = -1
+"""Stands in `tokens` wherever there is no token."""
+
+DEGENERATE_TARGET = 1
+"""Flag of `Verification.status`: a target row in use holds NaN or +inf, or keeps no token."""
+
+DEGENERATE_DRAFT = 2
+"""Flag of `Verification.status`: a draft row in use holds NaN or +inf, or keeps no token."""
+
+EMPTY_RESIDUAL = 4
+"""Flag of `Verification.status`: a draft was rejected where max(p - q, 0) is zero to the last bit."""
+
+
+class SamplingParams(NamedTuple):
+    """How logits become a distribution; each field a scalar or `[B]`, applied in the order written here.
+
+    Attributes:
+      temperature: Divides the logits. 0 is greedy: all probability on the first largest logit. What is not
+        above 0, or has no finite reciprocal in float32, is greedy too.
+      top_k: How many of the largest logits are kept, ties with the last of them included. 0 is off.
+      top_p: The smallest set of largest probabilities that reaches this mass is kept, ties with the last of
+        them included (nucleus sampling, Holtzman et al., 2020, arXiv 1904.09751). 1 is off.
+      min_p: What is less probable than this share of the most probable token is dropped (Nguyen et al.,
+        2024, arXiv 2407.01082). 0 is off.
+    """
+
+    temperature: ArrayLike = 1.0
+    top_k: ArrayLike = 0
+    top_p: ArrayLike = 1.0
+    min_p: ArrayLike = 0.0
+
+
+class Draft(NamedTuple):
+    """What a drafter proposes for B sequences, K tokens each at most.
+
+    Attributes:
+      tokens: Drafted tokens; -1 from where a row drafted no further (K may be 0).
+      logits: The logits that each token was sampled from, before `sampling`; None for a drafter that
+        proposes without chance, whose distribution q is one at the token.
+      sampling: What was applied to `logits` when sampling, so that q is the distribution sampled from.
+        None: nothing, temperature 1.
+      log_normalizers: logsumexp of the logits after `sampling`, as `sample` returns it; saves the
+        verification from reading all of `logits` again. None: it is computed.
+    """
+
+    tokens: Int[Array, "B K"]
+    logits: Float[Array, "B K V"] | None = None
+    sampling: SamplingParams | None = None
+    log_normalizers: Float[Array, "B K"] | None = None
+
+
+class Verification(NamedTuple):
+    """What a verification rule decides for B sequences.
+
+    Attributes:
+      tokens: The accepted drafts, then one residual or bonus token, then `PAD_TOKEN`.
+      num_accepted: How many drafts were accepted, 0 to K; `num_accepted + 1` tokens are emitted.
+      log_probs: log p of each emitted token under the filtered target, 0 at padding, -inf for a token
+        emitted from a degenerate row.
+      accept_prob: min(1, p/q) at each drafted token, 0 where nothing was drafted.
+      status: 0, or a sum of `DEGENERATE_TARGET`, `DEGENERATE_DRAFT` and `EMPTY_RESIDUAL`. Only rows that
+        had a part in the result count: those up to and including the one that emitted the last token.
+    """
+
+    tokens: Int[Array, "B K1"]
+    num_accepted: Int[Array, "B"]
+    log_probs: Float[Array, "B K1"]
+    accept_prob: Float[Array, "B K"]
+    status: Int[Array, "B"]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """A language model as two pure functions and their parameters.
+
+    The model sees each token at its absolute position, and a position that is written to the cache again
+    replaces what stood there; nothing else is asked of a cache, so a rejected draft costs nothing to undo.
+
+    Attributes:
+      params: The parameters, any pytree.
+      apply_fn: `(params, tokens [B, T], positions [B, T], cache) -> (logits [B, T, V], cache)`.
+      init_cache_fn: `(batch_size, max_length) -> cache`.
+    """
+
+    params: Any
+    apply_fn: Callable[..., Any] = dataclasses.field(metadata={"static": True})
+    init_cache_fn: Callable[..., Any] = dataclasses.field(metadata={"static": True})
+
+
+class Stats(NamedTuple):
+    """What a decoding loop counted.
+
+    Attributes:
+      num_steps: Steps of the loop.
+      num_emitted: Tokens emitted by each row.
+      num_drafted: Drafts verified at each draft position, over rows and steps.
+      num_accepted: Drafts accepted at each draft position, over rows and steps.
+    """
+
+    num_steps: Int[Array, ""]
+    num_emitted: Int[Array, "B"]
+    num_drafted: Int[Array, "K"]
+    num_accepted: Int[Array, "K"]
+
+
+class Generation(NamedTuple):
+    """Generated text: P prompt columns, then room for `max_new_tokens`; L is their sum.
+
+    Attributes:
+      tokens: Each row's prompt, what follows it at once, then `PAD_TOKEN`.
+      lengths: Tokens of each row, prompt and generated, the end token included.
+      log_probs: log p of generated tokens, 0 elsewhere.
+      stats: What the loop counted.
+    """
+
+    tokens: Int[Array, "B L"]
+    lengths: Int[Array, "B"]
+    log_probs: Float[Array, "B L"]
+    stats: Stats

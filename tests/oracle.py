@@ -1,0 +1,747 @@
+"""Speculative sampling in float64 numpy, one row at a time, to be read beside the papers.
+
+Words: p is the target's distribution and q the draft's; x are drafted tokens, u uniforms in [0, 1), z logits.
+K tokens are drafted and V is the vocabulary. A law is a dict from tuples of tokens to their probability; tuples
+of probability zero are left out. Nothing here is fast, and nothing here knows the code that it judges.
+
+Sources, by the names used below:
+  Leviathan: Leviathan, Kalman, Matias, 2023, arXiv 2211.17192.
+  Chen: Chen et al., 2023, arXiv 2302.01318 (there q is the target and p the draft).
+  Wagner: Wagner et al., 2024, arXiv 2406.11016.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable
+
+import numpy as np
+import scipy.special
+import scipy.stats
+from jaxtyping import Float, Int
+
+Vector = Float[np.ndarray, "V"]
+Prefix = tuple[int, ...]
+Law = dict[Prefix, float]
+RowFn = Callable[[Prefix], Vector]
+"""From the tokens so far (those before the step left out, so at first `()`) to one number a next token."""
+
+
+# Distributions from logits
+
+
+def distribution(
+    logits: Vector, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0
+) -> Vector:
+    """Probabilities of one row: temperature, then top-k, then top-p, then min-p, then renormalised.
+
+    Each filter compares what the one before it left, renormalised, and keeps ties at its cutoff. -inf is a
+    legal logit, of probability zero.
+
+    Args:
+      logits: z, `[V]`.
+      temperature: Divides z. Not above 0, or without a finite reciprocal in float32: one-hot at the first
+        largest logit.
+      top_k: Logits not below the k-th largest are kept; 0 is off, and k >= V keeps all.
+      top_p: The fewest largest probabilities whose sum is at least this are kept, the largest always; 1 is off.
+      min_p: Probabilities not below this share of the largest are kept; 0 is off.
+
+    Returns:
+      Probabilities, `[V]`, with sum 1.
+
+    Raises:
+      ValueError: If a logit is NaN or +inf, or none is finite: there is no distribution.
+
+    Source: top-k, Fan et al., 2018, arXiv 1805.04833; top-p, Holtzman et al., 2020, arXiv 1904.09751,
+    section 3.1; min-p, Nguyen et al., 2024, arXiv 2407.01082.
+    """
+    z = np.asarray(logits, np.float64)
+    if not np.all(z < np.inf) or np.all(z == -np.inf):
+        raise ValueError(f"logits must be finite or -inf, and one of them finite; got {z}")
+
+    greedy = not temperature > 0 or 1 / float(temperature) > np.finfo(np.float32).max
+    if greedy:
+        return one_hot(int(np.argmax(z)), len(z))
+    z = z / temperature
+
+    if 0 < top_k < len(z):
+        kth_largest = np.sort(z)[-top_k]
+        z = np.where(z >= kth_largest, z, -np.inf)
+
+    if top_p < 1:
+        order = np.argsort(-z, kind="stable")
+        mass = np.cumsum(scipy.special.softmax(z)[order])
+        # The last logit needed is where the mass first reaches top_p; the sum of all may round to below it.
+        reached = np.flatnonzero(mass >= top_p)
+        if reached.size > 0:
+            z = np.where(z >= z[order[reached[0]]], z, -np.inf)
+
+    if min_p > 0:
+        probs = scipy.special.softmax(z)
+        z = np.where(probs >= min_p * probs.max(), z, -np.inf)
+
+    return scipy.special.softmax(z)
+
+
+def one_hot(token: int, vocab: int) -> Vector:
+    """The distribution of what is not left to chance: one at the token, zero elsewhere.
+
+    Args:
+      token: The token.
+      vocab: V.
+
+    Returns:
+      Probabilities, `[V]`.
+
+    Source: Leviathan, section 2.2 (argmax sampling as a distribution).
+    """
+    probs = np.zeros(vocab)
+    probs[token] = 1.0
+    return probs
+
+
+# The token rule
+
+
+def accept_probs(p: Float[np.ndarray, "K1 V"], q: Float[np.ndarray, "K V"], tokens: Int[np.ndarray, "K"]) -> np.ndarray:
+    """The probability min(1, p_i(x_i) / q_i(x_i)) of accepting each drafted token.
+
+    Args:
+      p: Target, `[K+1, V]`; the bonus row is not read.
+      q: Draft, `[K, V]`.
+      tokens: x, `[K]`; from the first below zero on, nothing was drafted.
+
+    Returns:
+      `[K]`; x/0 is 1, 0/0 is 0, and 0 where nothing was drafted.
+
+    Source: Leviathan, algorithm 1; Chen, algorithm 2.
+    """
+    result = np.zeros(len(tokens))
+    for i in range(_num_drafted(tokens)):
+        result[i] = _accept(p[i], q[i])[tokens[i]]
+    return result
+
+
+def residual(p: Vector, q: Vector) -> Vector:
+    """norm(max(p - q, 0)), from which the token after a rejection is drawn.
+
+    Args:
+      p: Target, `[V]`.
+      q: Draft, `[V]`.
+
+    Returns:
+      Probabilities, `[V]`; p itself if p exceeds q nowhere.
+
+    Source: Leviathan, section 2.3 and algorithm 1; Chen, algorithm 2 (there ( )+).
+    """
+    p, q = np.asarray(p, np.float64), np.asarray(q, np.float64)
+    return _normalize(np.maximum(p - q, 0), otherwise=p)
+
+
+def verify_token(
+    p: Float[np.ndarray, "K1 V"],
+    q: Float[np.ndarray, "K V"],
+    tokens: Int[np.ndarray, "K"],
+    u: Float[np.ndarray, "K"],
+    u_tile: float,
+    u_element: float,
+    tile_width: int,
+) -> tuple[list[int], int, list[float], np.ndarray]:
+    """One step of the token rule for one sequence, with given uniforms.
+
+    Drafts are accepted from the left while log u_i + log q_i(x_i) < log p_i(x_i), strictly, so that u = 0
+    accepts no token of probability zero. The first rejected is replaced by a draw from the residual of its row;
+    if there is none, a draw from p at the row after the last draft is added.
+
+    Args:
+      p: Target, `[K+1, V]`; the row after the last draft is the bonus row.
+      q: Draft, `[K, V]`; explicit one-hot rows for a drafter without chance.
+      tokens: x, `[K]`; drafting stops at the first below zero.
+      u: Uniforms of the acceptance tests, `[K]`.
+      u_tile: Uniform that picks the tile of the last token.
+      u_element: Uniform that picks the last token within its tile.
+      tile_width: Width of the tiles.
+
+    Returns:
+      The emitted tokens; how many of them are accepted drafts (all but the last); log p of each emitted token;
+      min(1, p/q) at each draft, `[K]`.
+
+    Source: Leviathan, algorithm 1; Chen, algorithm 2.
+    """
+    p, q = np.asarray(p, np.float64), np.asarray(q, np.float64)
+    num_drafted = _num_drafted(tokens)
+
+    n = 0
+    while n < num_drafted and _log(u[n]) + _log(q[n, tokens[n]]) < _log(p[n, tokens[n]]):
+        n += 1
+
+    last = residual(p[n], q[n]) if n < num_drafted else p[n]
+    emitted = [int(token) for token in tokens[:n]] + [sample_two_level(last, u_tile, u_element, tile_width)]
+    log_probs = [_log(p[i, token]) for i, token in enumerate(emitted)]
+    return emitted, n, log_probs, accept_probs(p, q, tokens)
+
+
+def _accept(p: Vector, q: Vector) -> Vector:
+    """min(1, p/q) for every token of a row.
+
+    Args:
+      p: Target weights, `[V]`.
+      q: Draft weights, `[V]`.
+
+    Returns:
+      `[V]`; x/0 is 1 and 0/0 is 0.
+
+    Source: Leviathan, section 2.3.
+    """
+    p, q = np.asarray(p, np.float64), np.asarray(q, np.float64)
+    # Where p >= q > 0 the minimum is 1 without dividing, so a tiny q cannot overflow.
+    less = p < q
+    return np.where(less, p / np.where(less, q, 1), np.where(p > 0, 1.0, 0.0))
+
+
+def _num_drafted(tokens: Int[np.ndarray, "K"]) -> int:
+    """How many tokens stand before the first below zero.
+
+    Args:
+      tokens: x, `[K]`.
+
+    Returns:
+      0 to K.
+
+    Source: the padding convention of `Draft.tokens`.
+    """
+    return next((i for i, token in enumerate(tokens) if token < 0), len(tokens))
+
+
+def _normalize(weights: Vector, otherwise: Vector) -> Vector:
+    """weights / sum(weights), or `otherwise` if all weights are zero.
+
+    Args:
+      weights: `[V]`, none negative.
+      otherwise: `[V]`.
+
+    Returns:
+      `[V]`.
+
+    Source: Leviathan, section 2.3, norm.
+    """
+    total = weights.sum()
+    return weights / total if total > 0 else otherwise
+
+
+def _log(x: float) -> float:
+    """log x, with log 0 = -inf.
+
+    Args:
+      x: A number not below zero.
+
+    Returns:
+      The logarithm.
+
+    Source: the limit at zero.
+    """
+    return float(np.log(x)) if x > 0 else -np.inf
+
+
+# Sampling with two uniforms
+
+
+def sample_two_level(weights: Vector, u_tile: float, u_element: float, tile_width: int) -> int:
+    """A token drawn in proportion to `weights`: first its tile, then the element within the tile.
+
+    The tile is the first of positive sum whose running sum exceeds u_tile times the total; the element the first
+    of positive weight whose running sum in the tile exceeds u_element times the tile's sum. If none exceeds, the
+    last of positive weight. What has weight zero is never returned.
+
+    Args:
+      weights: `[V]`, none negative; they need not sum to one.
+      u_tile: Uniform for the tile.
+      u_element: Uniform for the element.
+      tile_width: Width of the tiles; the last may be shorter.
+
+    Returns:
+      The index.
+
+    Raises:
+      ValueError: If no weight is positive.
+
+    Source: inversion by sequential search in two levels, Devroye, Non-Uniform Random Variate Generation, 1986,
+    chapter III.2.
+    """
+    tiles = _tiles(weights, tile_width)
+    tile = _pick([t.sum() for t in tiles], u_tile)
+    return tile * tile_width + _pick(tiles[tile], u_element)
+
+
+def emission_margin(weights: Vector, u_tile: float, u_element: float, tile_width: int) -> float:
+    """How far the uniforms of `sample_two_level` are from where it would have returned another index.
+
+    That is the smallest distance of u_tile * total to a running sum of tiles, over the total, and of
+    u_element * tile sum to a running sum in the chosen tile, over the tile's sum. Only running sums strictly between 0
+    and the total count: u = 0 and u = 1 are the ends of the range and decide between nothing. A rounded copy of
+    the weights that is wrong by less than this, relative to total and tile sum, and is zero where these are,
+    gives the same index. (A residual's total is 1 - sum min(p, q): rounding of p and q grows by its inverse.)
+
+    Args:
+      weights: `[V]`, none negative.
+      u_tile: Uniform for the tile.
+      u_element: Uniform for the element.
+      tile_width: Width of the tiles.
+
+    Returns:
+      The margin; inf if there is one tile and one element to choose from.
+
+    Raises:
+      ValueError: If no weight is positive.
+
+    Source: as `sample_two_level`.
+    """
+    tiles = _tiles(weights, tile_width)
+    sums = [t.sum() for t in tiles]
+    return min(_margin(sums, u_tile), _margin(tiles[_pick(sums, u_tile)], u_element))
+
+
+def _tiles(weights: Vector, tile_width: int) -> list[np.ndarray]:
+    """The weights cut in tiles.
+
+    Args:
+      weights: `[V]`.
+      tile_width: Width of the tiles.
+
+    Returns:
+      Arrays `[tile_width]`, the last one perhaps shorter.
+
+    Source: as `sample_two_level`.
+    """
+    weights = np.asarray(weights, np.float64)
+    return [weights[start : start + tile_width] for start in range(0, len(weights), tile_width)]
+
+
+def _pick(weights: Vector | list[float], u: float) -> int:
+    """The first index of positive weight whose running sum exceeds u * total, or the last of positive weight.
+
+    Args:
+      weights: `[N]`, none negative.
+      u: A uniform.
+
+    Returns:
+      The index.
+
+    Raises:
+      ValueError: If no weight is positive.
+
+    Source: as `sample_two_level`.
+    """
+    running = np.cumsum(weights)
+    positive = [i for i, weight in enumerate(weights) if weight > 0]
+    if not positive:
+        raise ValueError("weights must have a positive entry to draw from; got none")
+    return next((i for i in positive if running[i] > u * running[-1]), positive[-1])
+
+
+def _margin(weights: Vector | list[float], u: float) -> float:
+    """The distance of u * total to the nearest running sum strictly between 0 and the total, over the total.
+
+    Args:
+      weights: `[N]`, none negative, one positive.
+      u: A uniform.
+
+    Returns:
+      The margin; inf if only one weight is positive.
+
+    Source: as `emission_margin`.
+    """
+    running = np.cumsum(weights)
+    total = running[-1]
+    return min((abs(r - u * total) / total for r in running if 0 < r < total), default=np.inf)
+
+
+# Laws of what is emitted, by enumeration
+
+
+def speculative_law(target: RowFn, draft: RowFn, num_draft: int) -> Law:
+    """The law of the tokens that one step of the token rule emits.
+
+    Args:
+      target: From a prefix to p, `[V]`.
+      draft: From a prefix to q, `[V]`.
+      num_draft: K.
+
+    Returns:
+      The law over tuples of 1 to K+1 tokens.
+
+    Source: Leviathan, algorithm 1; Chen, algorithm 2.
+    """
+    return _step_law(
+        num_draft,
+        draft=draft,
+        accept=lambda prefix: _accept(target(prefix), draft(prefix)),
+        replace=lambda prefix: residual(target(prefix), draft(prefix)),
+        bonus=target,
+    )
+
+
+def target_law(target: RowFn, num_tokens: int) -> Law:
+    """The law of `num_tokens` tokens sampled from the target alone, one after the other.
+
+    Args:
+      target: From a prefix to p, `[V]`.
+      num_tokens: How many tokens.
+
+    Returns:
+      The law over tuples of `num_tokens` tokens.
+
+    Source: the chain rule, prod_i p(x_i | x_<i).
+    """
+    return completed_law({(): 1.0}, target, num_tokens)
+
+
+def completed_law(step_law: Law, target: RowFn, num_tokens: int) -> Law:
+    """The law of `num_tokens` tokens when those that a step emitted are followed by the target's own.
+
+    A rule is exact if and only if this equals `target_law(target, num_tokens)` for num_tokens = K+1.
+
+    Args:
+      step_law: The law over tuples of at most `num_tokens` tokens.
+      target: From a prefix to p, `[V]`.
+      num_tokens: How many tokens.
+
+    Returns:
+      The law over tuples of `num_tokens` tokens.
+
+    Raises:
+      ValueError: If the step may emit more than `num_tokens`.
+
+    Source: Leviathan, appendix A.1; Chen, theorem 1, for a whole step.
+    """
+    law = defaultdict(float)
+
+    def extend(prefix: Prefix, mass: float) -> None:
+        if len(prefix) == num_tokens:
+            law[prefix] += mass
+            return
+        for token, probability in enumerate(target(prefix)):
+            if probability > 0:
+                extend((*prefix, token), mass * float(probability))
+
+    for emitted, mass in step_law.items():
+        if len(emitted) > num_tokens:
+            raise ValueError(f"step_law must emit at most num_tokens = {num_tokens} tokens; got {emitted}")
+        extend(emitted, mass)
+    return dict(law)
+
+
+def _step_law(num_draft: int, *, draft: RowFn, accept: RowFn, replace: RowFn, bonus: RowFn) -> Law:
+    """The law of a step that drafts from the left, stops at the first rejection and replaces that token.
+
+    Args:
+      num_draft: K.
+      draft: From a prefix to q, `[V]`.
+      accept: From a prefix to the probability of accepting each token, `[V]`.
+      replace: From a prefix to the distribution of the token after a rejection, `[V]`.
+      bonus: From a prefix of K accepted tokens to the distribution of the token after them, `[V]`.
+
+    Returns:
+      The law over tuples of 1 to K+1 tokens.
+
+    Source: Leviathan, algorithm 1, its draws summed over.
+    """
+    law = defaultdict(float)
+
+    def emit(prefix: Prefix, mass: float, probs: Vector) -> None:
+        for token, probability in enumerate(probs):
+            if mass * probability > 0:
+                law[*prefix, token] += mass * float(probability)
+
+    def extend(prefix: Prefix, mass: float) -> None:
+        if len(prefix) == num_draft:
+            emit(prefix, mass, bonus(prefix))
+            return
+        q, a = draft(prefix), accept(prefix)
+        emit(prefix, mass * float(np.sum(q * (1 - a))), replace(prefix))
+        for token, accepted in enumerate(q * a):
+            if accepted > 0:
+                extend((*prefix, token), mass * float(accepted))
+
+    extend((), 1.0)
+    return dict(law)
+
+
+# The sigmoid approximation, as the paper has it
+
+
+def sigmoid_scores(logits: np.ndarray, alpha: float, beta: float) -> np.ndarray:
+    """s(z) = sigmoid((z - alpha) / (beta - alpha)), which stands for a probability and does not sum to one.
+
+    Args:
+      logits: z, any shape; -inf scores 0.
+      alpha: Where the score is 1/2.
+      beta: Where the score is sigmoid(1).
+
+    Returns:
+      Scores in [0, 1], the shape of `logits`.
+
+    Source: Wagner, section on the sigmoid approximation.
+    """
+    return scipy.special.expit((np.asarray(logits, np.float64) - alpha) / (beta - alpha))
+
+
+def sigmoid_accept_probs(
+    z_p: Float[np.ndarray, "K1 V"],
+    z_q: Float[np.ndarray, "K V"],
+    tokens: Int[np.ndarray, "K"],
+    alpha: float,
+    beta: float,
+) -> np.ndarray:
+    """The probability min(1, s_p(x_i) / s_q(x_i)) of accepting each drafted token.
+
+    Args:
+      z_p: Target logits, `[K+1, V]`.
+      z_q: Draft logits, `[K, V]`.
+      tokens: x, `[K]`; from the first below zero on, nothing was drafted.
+      alpha: As in `sigmoid_scores`.
+      beta: As in `sigmoid_scores`.
+
+    Returns:
+      `[K]`; x/0 is 1, 0/0 is 0, and 0 where nothing was drafted.
+
+    Source: Wagner, section on the sigmoid approximation.
+    """
+    return accept_probs(sigmoid_scores(z_p, alpha, beta), sigmoid_scores(z_q, alpha, beta), tokens)
+
+
+def sigmoid_residual(z_p: Vector, z_q: Vector, alpha: float, beta: float) -> Vector:
+    """norm(max(0, s_p - s_q)), from which the token after a rejection is drawn.
+
+    Args:
+      z_p: Target logits, `[V]`.
+      z_q: Draft logits, `[V]`.
+      alpha: As in `sigmoid_scores`.
+      beta: As in `sigmoid_scores`.
+
+    Returns:
+      Probabilities, `[V]`; `sigmoid_bonus` if s_p exceeds s_q nowhere.
+
+    Source: Wagner, section on the sigmoid approximation; the paper does not say what an empty residual does.
+    """
+    s_p, s_q = sigmoid_scores(z_p, alpha, beta), sigmoid_scores(z_q, alpha, beta)
+    return _normalize(np.maximum(0, s_p - s_q), otherwise=s_p / s_p.sum())
+
+
+def sigmoid_bonus(z_p: Vector, alpha: float, beta: float) -> Vector:
+    """norm(s_p), from which the token after K accepted drafts is drawn.
+
+    Args:
+      z_p: Target logits of the bonus row, `[V]`.
+      alpha: As in `sigmoid_scores`.
+      beta: As in `sigmoid_scores`.
+
+    Returns:
+      Probabilities, `[V]`.
+
+    Source: Wagner, section on the sigmoid approximation: s_p stands for p throughout.
+    """
+    s_p = sigmoid_scores(z_p, alpha, beta)
+    return s_p / s_p.sum()
+
+
+def sigmoid_step_law(
+    z_p: Float[np.ndarray, "K1 V"],
+    z_q: Float[np.ndarray, "K V"],
+    q: Float[np.ndarray, "K V"],
+    alpha: float,
+    beta: float,
+) -> Law:
+    """The law of the tokens that one step emits when row i does not depend on the tokens before it.
+
+    Args:
+      z_p: Target logits, `[K+1, V]`.
+      z_q: Draft logits, `[K, V]`.
+      q: What the drafts are sampled from, `[K, V]`: the softmax of z_q, for a drafter that samples as usual.
+      alpha: As in `sigmoid_scores`.
+      beta: As in `sigmoid_scores`.
+
+    Returns:
+      The law over tuples of 1 to K+1 tokens.
+
+    Source: Wagner, section on the sigmoid approximation, in Leviathan, algorithm 1.
+    """
+    s_p, s_q = sigmoid_scores(z_p, alpha, beta), sigmoid_scores(z_q, alpha, beta)
+    q = np.asarray(q, np.float64)
+    return _step_law(
+        len(q),
+        draft=lambda prefix: q[len(prefix)],
+        accept=lambda prefix: _accept(s_p[len(prefix)], s_q[len(prefix)]),
+        replace=lambda prefix: sigmoid_residual(z_p[len(prefix)], z_q[len(prefix)], alpha, beta),
+        bonus=lambda prefix: sigmoid_bonus(z_p[len(prefix)], alpha, beta),
+    )
+
+
+# The sigmoid approximation, as its authors' implementation has it (github.com/dwgnr/optimized-speculative-sampling)
+
+_RELEASED_ALPHA, _RELEASED_BETA = -1e4, 1e4
+_RELEASED_FLOOR = 1e-5
+# The sum that normalises the residual starts here, not at zero, so an empty residual is 0 before the floor.
+_RELEASED_SUM_START = 1e-6
+
+
+def sigmoid_as_released_scores(logits: np.ndarray) -> np.ndarray:
+    """`sigmoid_scores` at alpha = -1e4 and beta = 1e4, but 0 below alpha and 1 above beta.
+
+    Args:
+      logits: z, any shape.
+
+    Returns:
+      Scores, the shape of `logits`: 0, or from sigmoid(0) to sigmoid(1), or 1.
+
+    Source: Wagner, released implementation, not the paper.
+    """
+    z = np.asarray(logits, np.float64)
+    scores = sigmoid_scores(z, _RELEASED_ALPHA, _RELEASED_BETA)
+    return np.where(z < _RELEASED_ALPHA, 0.0, np.where(z > _RELEASED_BETA, 1.0, scores))
+
+
+def sigmoid_as_released_accept_probs(
+    z_p: Float[np.ndarray, "K1 V"], z_q: Float[np.ndarray, "K V"], tokens: Int[np.ndarray, "K"]
+) -> np.ndarray:
+    """min(1, s_p(x_i) / s_q(x_i)) with the released scores.
+
+    Args:
+      z_p: Target logits, `[K+1, V]`.
+      z_q: Draft logits, `[K, V]`.
+      tokens: x, `[K]`; from the first below zero on, nothing was drafted.
+
+    Returns:
+      `[K]`; x/0 is 1, 0/0 is 0 (NaN there, which rejects too), and 0 where nothing was drafted.
+
+    Source: Wagner, released implementation, not the paper.
+    """
+    return accept_probs(sigmoid_as_released_scores(z_p), sigmoid_as_released_scores(z_q), tokens)
+
+
+def sigmoid_as_released_residual(z_p: Vector, z_q: Vector) -> Vector:
+    """The residual of the released scores, normalised, then floored at 1e-5 for every token, then drawn from.
+
+    Args:
+      z_p: Target logits, `[V]`.
+      z_q: Draft logits, `[V]`.
+
+    Returns:
+      Probabilities, `[V]`, all positive; uniform if s_p exceeds s_q nowhere.
+
+    Source: Wagner, released implementation, not the paper.
+    """
+    a = np.maximum(0, sigmoid_as_released_scores(z_p) - sigmoid_as_released_scores(z_q))
+    weights = np.maximum(a / (_RELEASED_SUM_START + a.sum()), _RELEASED_FLOOR)
+    return weights / weights.sum()
+
+
+def sigmoid_as_released_bonus(z_p: Vector) -> Vector:
+    """norm(max(z, 1e-5)): the bonus row is used as logits, neither softmax nor sigmoid applied.
+
+    Args:
+      z_p: Target logits of the bonus row, `[V]`.
+
+    Returns:
+      Probabilities, `[V]`, all positive; adding a constant to the logits changes them.
+
+    Source: Wagner, released implementation, not the paper.
+    """
+    weights = np.maximum(np.asarray(z_p, np.float64), _RELEASED_FLOOR)
+    return weights / weights.sum()
+
+
+def sigmoid_as_released_emits_bonus(tokens: Int[np.ndarray, "K"], num_accepted: int, eos_token: int | None) -> bool:
+    """Whether a bonus token is emitted: all drafts are accepted and the last of them is not the end token.
+
+    If the last is the end token and all are accepted, the drafts alone are emitted. After a rejection a residual
+    token is emitted whatever the drafts are, and no bonus.
+
+    Args:
+      tokens: x, `[K]`; drafting stops at the first below zero.
+      num_accepted: How many drafts were accepted.
+      eos_token: The end token, or None.
+
+    Returns:
+      Whether the bonus row is drawn from.
+
+    Source: Wagner, released implementation, not the paper; the end token's part is that of Hugging Face
+    transformers, from which it comes.
+    """
+    num_drafted = _num_drafted(tokens)
+    ended = num_drafted > 0 and eos_token is not None and int(tokens[num_drafted - 1]) == eos_token
+    return num_accepted == num_drafted and not ended
+
+
+# Numbers to compare with
+
+
+def acceptance_rate(p: Vector, q: Vector) -> float:
+    """sum_v min(p(v), q(v)): the probability that a token drafted from q is accepted, 1 - TV(p, q).
+
+    Args:
+      p: Target, `[V]`.
+      q: Draft, `[V]`.
+
+    Returns:
+      A number from 0 to 1.
+
+    Source: Leviathan, theorem 3.5 and corollary 3.6.
+    """
+    return float(np.minimum(np.asarray(p, np.float64), np.asarray(q, np.float64)).sum())
+
+
+def expected_num_tokens(a: float, K: int) -> float:
+    """(1 - a^(K+1)) / (1 - a), as the sum 1 + a + ... + a^K that it is, so that a = 1 gives K+1.
+
+    Args:
+      a: The probability that a draft is accepted, the same and independent for each.
+      K: How many tokens are drafted.
+
+    Returns:
+      The expected number of tokens emitted by a step, 1 to K+1.
+
+    Source: Leviathan, equation 1.
+    """
+    return float(sum(a**i for i in range(K + 1)))
+
+
+def chi_square(counts: Int[np.ndarray, "N"], probs: Float[np.ndarray, "N"]) -> float:
+    """The p-value of Pearson's test that `counts` were drawn from `probs`.
+
+    Cells in which fewer than 5 are expected are pooled into one; if that one is still below 5, the cell next in
+    size is pooled with it.
+
+    Args:
+      counts: Observations by cell, `[N]`.
+      probs: Probabilities by cell, `[N]`, with sum 1.
+
+    Returns:
+      The p-value; 1 if a single cell is left, so that nothing was tested: count more.
+
+    Raises:
+      ValueError: If something was counted where the probability is zero (no p-value is as sure as that), or the
+        shapes differ, or `probs` does not sum to 1.
+
+    Source: Pearson, 1900; the 5 is Cochran's rule, Biometrics 10, 1954.
+    """
+    counts, probs = np.asarray(counts), np.asarray(probs, np.float64)
+    if counts.shape != probs.shape or counts.ndim != 1:
+        raise ValueError(f"counts and probs must be of one shape [N]; got {counts.shape} and {probs.shape}")
+    # A law summed in float64 is off by far less than this; one with a cell missing by far more.
+    if not abs(probs.sum() - 1) < 1e-9:
+        raise ValueError(f"probs must sum to 1; got {probs.sum()}")
+    if np.any(counts[probs == 0] > 0):
+        cells = np.flatnonzero((probs == 0) & (counts > 0))
+        raise ValueError(f"cells of probability zero must have no counts; got {counts[cells]} in cells {cells}")
+
+    expected = counts.sum() * probs
+    order = np.argsort(-probs, kind="stable")
+    cells = [[i] for i in order if expected[i] >= 5]
+    rest = [i for i in order if expected[i] < 5]
+    if not cells or expected[rest].sum() >= 5:
+        cells.append(rest)
+    else:
+        cells[-1] += rest
+    if len(cells) == 1:
+        return 1.0
+    result = scipy.stats.chisquare([counts[cell].sum() for cell in cells], [expected[cell].sum() for cell in cells])
+    return float(result.pvalue)
