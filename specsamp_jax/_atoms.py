@@ -2,8 +2,8 @@
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
 from jax.typing import ArrayLike
+from jaxtyping import Array, Float, Int
 
 from specsamp_jax import _checks
 from specsamp_jax._filters import wide
@@ -30,10 +30,8 @@ def accept_prob(
     return jnp.where(log_p > -jnp.inf, jnp.exp(jnp.minimum(log_p - log_q, 0)), 0)
 
 
-def residual_logits(
-    target_logits: Float[Array, "*b V"], draft_logits: Float[Array, "*b V"]
-) -> Float[Array, "*b V"]:
-    """log max(0, p - q): unnormalised logits of the distribution that follows a rejection, -inf where p <= q.
+def residual_logits(target_logits: Float[Array, "*b V"], draft_logits: Float[Array, "*b V"]) -> Float[Array, "*b V"]:
+    """Log max(0, p - q): unnormalised logits of the distribution that follows a rejection, -inf where p <= q.
 
     Where p equals q everywhere nothing is ever rejected, and all of a row is -inf. The difference is formed
     as `log p + log(1 - q/p)`, which is precise for tokens whose probabilities are tiny.
@@ -52,9 +50,7 @@ def residual_logits(
     return jnp.where(above, shrunk, -jnp.inf)
 
 
-def acceptance_rate(
-    target_logits: Float[Array, "*b V"], draft_logits: Float[Array, "*b V"]
-) -> Float[Array, "*b"]:
+def acceptance_rate(target_logits: Float[Array, "*b V"], draft_logits: Float[Array, "*b V"]) -> Float[Array, "*b"]:
     """The probability that a token drafted from q is accepted, sum min(p, q): one minus their total variation.
 
     Raises:

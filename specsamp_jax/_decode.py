@@ -306,7 +306,9 @@ def stream(
     length = prompt.shape[1] + max_new_tokens
     functions = {"verify_fn": verify_fn, "process_logits_fn": process_logits_fn}
     while not bool(state.finished.all()):
-        state, stats = _advance(keys, state, stats, target, drafter, traced, eos_tokens, fixed=fixed, **shared, **functions)
+        state, stats = _advance(
+            keys, state, stats, target, drafter, traced, eos_tokens, fixed=fixed, **shared, **functions
+        )
         yield _generation(state, stats, length)
 
 

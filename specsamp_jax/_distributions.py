@@ -35,7 +35,7 @@ class Rows(NamedTuple):
 
     @property
     def log_normalizers(self) -> Float[Array, "B R"]:
-        """logsumexp of the filtered logits."""
+        """Logsumexp of the filtered logits."""
         return _scaled(self.offset, self.filter.scale) + self.log_sum
 
     def first(self, num_rows: int) -> "Rows":

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,7 @@ ProcessLogitsFn = Callable[[Int[Array, "B L"], Int[Array, "B"], Float[Array, "B 
 """`(tokens [B, L], lengths [B], logits [B, V]) -> logits [B, V]`: the text so far, and logits of what follows."""
 
 
+@runtime_checkable
 class Drafter(Protocol):
     """Whoever can propose: `generate` takes any object with these two methods that is a pytree."""
 
@@ -174,4 +175,6 @@ def append(tokens: Array, lengths: Int[Array, "B"], new: Array, num_new: Int[Arr
     index = lengths[:, None] + offset
     if num_new is not None:
         index = jnp.where(offset < jnp.reshape(num_new, (-1, 1)), index, tokens.shape[1])
-    return jax.vmap(lambda row, at, values: row.at[at].set(values, mode="drop"))(tokens, index, new.astype(tokens.dtype))
+    return jax.vmap(lambda row, at, values: row.at[at].set(values, mode="drop"))(
+        tokens, index, new.astype(tokens.dtype)
+    )

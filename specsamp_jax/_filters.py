@@ -88,7 +88,9 @@ def _known_greedy(temperature: float) -> bool:
         return not (temperature > 0 and np.isfinite(np.float32(1) / np.float32(temperature)))
 
 
-def _cutoff(logits: Float[Array, "B V"], scale: Float[Array, "B"] | None, sampling: SamplingParams) -> Float[Array, "B"]:
+def _cutoff(
+    logits: Float[Array, "B V"], scale: Float[Array, "B"] | None, sampling: SamplingParams
+) -> Float[Array, "B"]:
     """The smallest logit that top-k, then top-p, then min-p keep of each row."""
     batch_size, vocab_size = logits.shape
     dtype = wide(logits[:0]).dtype

@@ -5,8 +5,8 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-from jaxtyping import Array, Float, Int
 from jax.typing import ArrayLike
+from jaxtyping import Array, Float, Int
 
 PAD_TOKEN = -1
 """Stands in `tokens` wherever there is no token."""

@@ -19,17 +19,13 @@ def next_token_loss(logits: Float[Array, "B T V"], tokens: Int[Array, "B T1"]) -
     return optax.softmax_cross_entropy_with_integer_labels(wide(logits), tokens[:, 1:])
 
 
-def kl_divergence(
-    target_logits: Float[Array, "*b V"], draft_logits: Float[Array, "*b V"]
-) -> Float[Array, "*b"]:
+def kl_divergence(target_logits: Float[Array, "*b V"], draft_logits: Float[Array, "*b V"]) -> Float[Array, "*b"]:
     """KL(p || q) in nats: a smooth road to a good drafter, dear where the drafter misses what the target does."""
     log_p, log_q = (jax.nn.log_softmax(wide(logits)) for logits in (target_logits, draft_logits))
     return jnp.where(log_p > -jnp.inf, jnp.exp(log_p) * (log_p - log_q), 0).sum(-1)
 
 
-def total_variation(
-    target_logits: Float[Array, "*b V"], draft_logits: Float[Array, "*b V"]
-) -> Float[Array, "*b"]:
+def total_variation(target_logits: Float[Array, "*b V"], draft_logits: Float[Array, "*b V"]) -> Float[Array, "*b"]:
     """TV(p, q), the share of drafts that the token rule rejects: what a drafter is for.
 
     Source: Zhou et al. (2024, DistillSpec, arXiv 2310.08461, section 4).

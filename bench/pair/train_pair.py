@@ -21,12 +21,13 @@ from flax import nnx
 
 import specsamp_jax as ss
 from specsamp_jax import train
-from specsamp_jax.models import Llama, LlamaConfig, from_nnx, save_checkpoint
+from specsamp_jax.models import Llama, LlamaConfig, from_nnx, load_module, save_checkpoint
 
 SEED = 0
 END = 0  # the id of <|end|>, which begins every document
 LENGTH = 384
-BATCH = 128
+BATCH = 96
+DISTIL_BATCH = 48
 VOCABULARY = {"vocab_size": 4096, "tie_word_embeddings": True, "max_position_embeddings": 2048}
 TARGET = LlamaConfig(
     hidden_size=256,
@@ -38,15 +39,15 @@ TARGET = LlamaConfig(
 )
 DRAFTER = LlamaConfig(
     hidden_size=112,
-    intermediate_size=256,
+    intermediate_size=232,
     num_hidden_layers=2,
     num_attention_heads=4,
     num_key_value_heads=2,
     **VOCABULARY,
 )
 TARGET_STEPS = 7500
-DISTIL_STEPS = {"kl_divergence": 5000, "total_variation": 5000}
-SAMPLED_ROWS = 24 * 1024  # of text by the target itself, half of what the drafter learns from
+DISTIL_STEPS = {"kl_divergence": 10_000, "total_variation": 40_000}
+SAMPLED_ROWS = 40 * 1024  # of text by the target itself, half of what the drafter learns from
 PROMPT, CONTINUATION = 16, LENGTH - 15  # LENGTH + 1 tokens in all
 
 
@@ -61,22 +62,23 @@ def run(name, loss_fn, module, batches, num_steps, rate) -> None:
     began = time.perf_counter()
     graphdef, params = nnx.split(module)
     for step, (params, loss) in enumerate(train.fit(loss_fn(graphdef), params, batches, optimizer(num_steps, rate))):
-        if step % 500 == 0 or step == num_steps - 1:
+        if step % 1000 == 0 or step == num_steps - 1:
             print(f"{name} {step:6d} loss {float(loss):.4f} {time.perf_counter() - began:6.1f} s", flush=True)
     nnx.update(module, params)
 
 
-def windows(tokens, num_steps, seed):
-    for key in jax.random.split(jax.random.key(seed), num_steps):
-        yield train.random_windows(key, tokens, batch_size=BATCH, length=LENGTH + 1)
+def windows(tokens, keys, batch_size):
+    """Random stretches of the corpus."""
+    for key in keys:
+        yield train.random_windows(key, tokens, batch_size=batch_size, length=LENGTH + 1)
 
 
 def half_sampled(tokens, sampled, num_steps, seed):
     """Batches half of the corpus and half of the target's own text."""
     rng = np.random.default_rng(seed)
-    for batch in windows(tokens, num_steps, seed):
-        rows = rng.integers(len(sampled), size=BATCH // 2)
-        yield jnp.concatenate([batch[: BATCH // 2], sampled[rows]])
+    keys = (jax.random.fold_in(jax.random.key(seed), step) for step in range(num_steps))
+    for batch in windows(tokens, keys, DISTIL_BATCH // 2):
+        yield jnp.concatenate([batch, sampled[rng.integers(len(sampled), size=DISTIL_BATCH // 2)]])
 
 
 def documents(stream: np.ndarray, num: int, length: int, seed: int) -> np.ndarray:
@@ -136,7 +138,8 @@ def evaluate(target, drafter, held_out) -> dict:
 @click.option("--data", type=click.Path(exists=True, path_type=Path), default=".work/pair")
 @click.option("--out", type=click.Path(path_type=Path), required=True)
 @click.option("--scale", default=1.0, help="Of the number of steps.")
-def main(data: Path, out: Path, scale: float) -> None:
+@click.option("--target", "trained", type=click.Path(exists=True), help="A trained target, to distil only.")
+def main(data: Path, out: Path, scale: float, trained: str | None) -> None:
     began = time.perf_counter()
     train_stream, held_out = np.load(data / "train.npy"), np.load(data / "held_out.npy")
     tokens = jnp.asarray(train_stream)
@@ -148,9 +151,13 @@ def main(data: Path, out: Path, scale: float) -> None:
         for name, module in (("target", target), ("drafter", drafter))
     }
     print(sizes, flush=True)
-    steps = max(2, round(TARGET_STEPS * scale))
-    run("target", train.model_loss, target, windows(tokens, steps, SEED + 1), steps, 3e-3)
-    save_checkpoint(out / "target", target)
+    if trained is None:
+        steps = max(2, round(TARGET_STEPS * scale))
+        keys = jax.random.split(jax.random.key(SEED + 1), steps)
+        run("target", train.model_loss, target, windows(tokens, keys, BATCH), steps, 3e-3)
+        save_checkpoint(out / "target", target)
+    # The drafter learns from the weights as they will be read, rounded to bfloat16.
+    target = load_module(trained or out / "target", dtype=jnp.bfloat16)
     sampled = sample_text(from_nnx(target), train_stream, max(2048, round(SAMPLED_ROWS * scale)), SEED + 2)
     print(f"sampled {sampled.shape} {time.perf_counter() - began:.1f} s", flush=True)
     for i, (name, full) in enumerate(DISTIL_STEPS.items()):
@@ -162,7 +169,7 @@ def main(data: Path, out: Path, scale: float) -> None:
             drafter,
             half_sampled(tokens, sampled, steps, SEED + 3 + i),
             steps,
-            (4e-3, 2e-3)[i],
+            (4e-3, 3e-3)[i],
         )
         save_checkpoint(out / "drafter", drafter)
     report = {
@@ -170,7 +177,7 @@ def main(data: Path, out: Path, scale: float) -> None:
         "seed": SEED,
         "tokens": {"train": len(train_stream), "held_out": len(held_out)},
         "steps": {"target": TARGET_STEPS, **DISTIL_STEPS},
-        "batch": [BATCH, LENGTH],
+        "batch": {"target": [BATCH, LENGTH], "drafter": [DISTIL_BATCH, LENGTH]},
         "scale": scale,
         **evaluate(target, drafter, held_out),
         "device": jax.devices()[0].device_kind,

@@ -74,6 +74,13 @@ def from_nnx(module: nnx.Module, init_cache_fn: Callable[[int, int], Any] | None
       module: The module, in evaluation mode. All its variables become `params`.
       init_cache_fn: `(batch_size, max_length) -> cache`, hashable. None: the module's own `init_cache_fn`, as
         `Llama` has one; no cache if it has none.
+
+    Example:
+      >>> model = from_nnx(nnx.Embed(13, 13, rngs=nnx.Rngs(0)))  # an embedding of V features is a bigram model
+      >>> tokens, positions = jnp.array([[5, 7]]), jnp.array([[0, 1]])
+      >>> logits, cache = model.apply_fn(model.params, tokens, positions, model.init_cache_fn(1, 8))
+      >>> logits.shape, cache.shape
+      ((1, 2, 13), (1, 8))
     """
     graphdef, state = nnx.split(module)
     # A plain dict of arrays: jax flattens it in a third of the time that a State of Variables takes.
@@ -91,5 +98,13 @@ def from_linen(module: linen.Module, variables: Any, init_cache_fn: Callable[[in
       module: The module, in evaluation mode; its attributes must be hashable.
       variables: What `module.init` returned or training made of it; they become `params`.
       init_cache_fn: `(batch_size, max_length) -> cache`, hashable. None: the module has no cache.
+
+    Example:
+      >>> import jax
+      >>> module, tokens, positions = linen.Embed(13, 13), jnp.array([[5, 7]]), jnp.array([[0, 1]])
+      >>> model = from_linen(module, module.init(jax.random.key(0), tokens))
+      >>> logits, cache = model.apply_fn(model.params, tokens, positions, model.init_cache_fn(1, 8))
+      >>> logits.shape, cache.shape
+      ((1, 2, 13), (1, 8))
     """
     return _model(variables, _LinenCall(module), init_cache_fn)

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 
 class LayerCache(NamedTuple):
@@ -49,19 +49,17 @@ class CacheSpec:
 
 
 def write_positions(
-    slots: Array,
-    new: Array,
-    positions: Int[Array, "B T"],
-) -> Array:
+    slots: Shaped[Array, "B S *rest"], new: Shaped[Array, "B T *rest"], positions: Int[Array, "B T"]
+) -> Shaped[Array, "B S *rest"]:
     """Returns `slots` with `new[b, t]` in `slots[b, positions[b, t]]`, in place of what was there.
 
     A position below 0 or past the last slot is dropped. Where a position occurs twice in a row, either value
     may win, so the same position must bring the same value.
 
     Args:
-      slots: `[B, S, ...]`.
-      new: `[B, T, ...]`, cast to the dtype of `slots`.
-      positions: Where to write, per row.
+      slots: What there is.
+      new: What is written, cast to the dtype of `slots`.
+      positions: Where to write it, per row.
     """
 
     def write_row(slots, new, positions):

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from specsamp_jax.models._layers import Linear, RMSNorm, normal_param, rotary_angles, rotate
 from specsamp_jax.models.cache import Cache, CacheSpec, LayerCache, causal_mask, write_positions
@@ -47,6 +47,9 @@ class LlamaConfig:
       tie_word_embeddings: Whether the head is the embedding, transposed. A head of its own costs memory, and
         is quicker on a CPU.
       max_position_embeddings: The longest text trained on; recorded, not enforced.
+
+    Raises:
+      ValueError: Sizes that do not fit together.
     """
 
     vocab_size: int
@@ -129,14 +132,19 @@ class Attention(nnx.Module):
     def __init__(self, config: LlamaConfig, **kwargs):
         self.num_heads, self.num_kv_heads = config.num_attention_heads, config.num_key_value_heads
         self.head_dim = config.head_size
-        width = self.num_heads * self.head_dim
+        width, kv_width = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
         stddev = _INIT_STDDEV / (2 * config.num_hidden_layers) ** 0.5
-        self.qkv = Linear(
-            config.hidden_size, width + 2 * self.num_kv_heads * self.head_dim, stddev=_INIT_STDDEV, **kwargs
-        )
+        self.qkv = Linear(config.hidden_size, width + 2 * kv_width, stddev=_INIT_STDDEV, **kwargs)
         self.out = Linear(width, config.hidden_size, stddev=stddev, **kwargs)
 
-    def __call__(self, x, positions, angles, mask, cache):
+    def __call__(
+        self,
+        x: Float[Array, "B T F"],
+        positions: Int[Array, "B T"],
+        angles: tuple[Float[Array, "B T 1 H"], Float[Array, "B T 1 H"]],
+        mask: Bool[Array, "B 1 T S"] | None,
+        cache: LayerCache | None,
+    ) -> tuple[Float[Array, "B T F"], LayerCache | None]:
         """Returns what is added to `x`, and the cache with the keys and values of `x` written."""
         heads = self.qkv(x).reshape(*x.shape[:2], -1, self.head_dim)
         query, key, value = jnp.split(heads, [self.num_heads, self.num_heads + self.num_kv_heads], axis=2)
@@ -144,9 +152,8 @@ class Attention(nnx.Module):
         if cache is None:
             attended = jax.nn.dot_product_attention(query, key, value, is_causal=True)
         else:
-            cache = LayerCache(
-                write_positions(cache.keys, key, positions), write_positions(cache.values, value, positions)
-            )
+            keys, values = write_positions(cache.keys, key, positions), write_positions(cache.values, value, positions)
+            cache = LayerCache(keys, values)
             attended = jax.nn.dot_product_attention(query, *cache, mask=mask)
         return self.out(attended.reshape(*x.shape[:2], -1)), cache
 
@@ -159,7 +166,7 @@ class MLP(nnx.Module):
         self.gate_up = Linear(config.hidden_size, 2 * config.intermediate_size, stddev=_INIT_STDDEV, **kwargs)
         self.down = Linear(config.intermediate_size, config.hidden_size, stddev=stddev, **kwargs)
 
-    def __call__(self, x):
+    def __call__(self, x: Float[Array, "B T F"]) -> Float[Array, "B T F"]:
         """Returns what is added to `x`."""
         gate, up = jnp.split(self.gate_up(x), 2, axis=-1)
         return self.down(jax.nn.silu(gate) * up)
@@ -175,7 +182,9 @@ class Block(nnx.Module):
         self.mlp_norm = RMSNorm(config.hidden_size, **norm)
         self.mlp = MLP(config, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
 
-    def __call__(self, x, positions, angles, mask, cache):
+    def __call__(
+        self, x: Float[Array, "B T F"], positions: Int[Array, "B T"], angles: Any, mask: Any, cache: LayerCache | None
+    ) -> tuple[Float[Array, "B T F"], LayerCache | None]:
         """Returns the residual stream behind this layer, and the layer's cache."""
         attended, cache = self.attention(self.attention_norm(x), positions, angles, mask, cache)
         x = x + attended
@@ -189,6 +198,14 @@ class Llama(nnx.Module):
       config: The sizes.
       dtype: What it computes in, and what the cache is kept in. Norms, rotations and the softmax are computed
         in float32, and the logits are float32.
+
+    Example:
+      >>> config = LlamaConfig(32, 16, 48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2)
+      >>> module = Llama(config, rngs=nnx.Rngs(0))
+      >>> tokens, positions = jnp.array([[5, 7]]), jnp.array([[0, 1]])
+      >>> logits, cache = module(tokens, positions, module.init_cache_fn(batch_size=1, max_length=8))
+      >>> logits.shape
+      (1, 2, 32)
     """
 
     def __init__(

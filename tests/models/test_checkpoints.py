@@ -29,7 +29,8 @@ def test_round_trip_in_bfloat16_rounds_once(llama, tmp_path):
     save_checkpoint(tmp_path, llama)
     for x, y in zip(leaves(llama), leaves(load_module(tmp_path)), strict=True):
         np.testing.assert_array_equal(x.astype(jnp.bfloat16).astype(jnp.float32), y)
-    assert {x.dtype for x in leaves(load_module(tmp_path, dtype=jnp.bfloat16))} == {jnp.dtype("bfloat16")}
+    half = load_module(tmp_path, dtype=jnp.bfloat16)
+    assert {half.dtype, *(x.dtype for x in leaves(half))} == {jnp.dtype("bfloat16")}
 
 
 def test_a_loaded_model_is_the_adapted_module(llama, tmp_path):

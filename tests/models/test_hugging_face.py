@@ -45,13 +45,10 @@ def test_their_checkpoint_with_us(name):
 
 
 @pytest.mark.skipif(not PEERS_PYTHON.exists(), reason="needs the environment that bench/peers/make_env.sh makes")
-@pytest.mark.parametrize("tied", [False, True])
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize(("tied", "dtype"), [(False, jnp.float32), (True, jnp.bfloat16)])
 def test_our_checkpoint_with_them(tied, dtype, tmp_path):
     save_checkpoint(tmp_path, make_llama(tie_word_embeddings=tied), dtype=dtype)
     tokens = np.random.default_rng(0).integers(SIZES["vocab_size"], size=(2, 19)).astype(np.int32)
     np.save(tmp_path / "tokens.npy", tokens)
-    subprocess.run(
-        [PEERS_PYTHON, "-c", TRANSFORMERS, tmp_path], check=True, env={**os.environ, "HF_HUB_OFFLINE": "1"}
-    )
+    subprocess.run([PEERS_PYTHON, "-c", TRANSFORMERS, tmp_path], check=True, env={**os.environ, "HF_HUB_OFFLINE": "1"})
     assert_same(our_logits(tmp_path, tokens), np.load(tmp_path / "logits.npy"))

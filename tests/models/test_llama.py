@@ -10,7 +10,6 @@ from small_llama import SIZES, make_llama
 from specsamp_jax.models import Llama, LlamaConfig
 from specsamp_jax.models.llama import checkpoint_layout
 
-
 B, T, S = 3, 11, 16
 RTOL = 2e-5  # of the largest logit; float32, two layers
 
