@@ -24,7 +24,8 @@ def accept_prob(
     _checks.pair(target_logits, draft_logits)
     if jnp.shape(tokens) != target_logits.shape[:-1]:
         raise ValueError(
-            f"tokens must have the logits' shape without V, {list(target_logits.shape[:-1])}; got {list(jnp.shape(tokens))}."
+            f"tokens must have the logits' shape without V, {list(target_logits.shape[:-1])}; "
+            f"got {list(jnp.shape(tokens))}."
         )
     log_p, log_q = (_log_prob(logits, tokens) for logits in (target_logits, draft_logits))
     return jnp.where(log_p > -jnp.inf, jnp.exp(jnp.minimum(log_p - log_q, 0)), 0)
@@ -74,7 +75,9 @@ def expected_num_tokens(acceptance_rate: ArrayLike, num_draft: ArrayLike) -> Flo
     rate = jnp.asarray(acceptance_rate, jnp.promote_types(jnp.result_type(acceptance_rate), jnp.float32))
     certain = rate == 1
     safe = jnp.where(certain, 0, rate)
-    return jnp.where(certain, jnp.asarray(num_draft) + 1, (1 - safe ** (jnp.asarray(num_draft) + 1)) / (1 - safe))
+    num_tokens = jnp.asarray(num_draft) + 1
+    # 1 - a**(K+1) loses its digits near a = 1; 1 - a is exact there.
+    return jnp.where(certain, num_tokens, -jnp.expm1(num_tokens * jnp.log1p(safe - 1)) / (1 - safe))
 
 
 def _log_prob(logits: Float[Array, "*b V"], tokens: Int[Array, "*b"]) -> Float[Array, "*b"]:

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import dtypes
+from jax.core import Tracer
 
 from specsamp_jax._types import Draft, Model, SamplingParams
 
@@ -16,12 +17,12 @@ def _shape(array: Any) -> str:
 
 def _concrete(value: Any) -> np.ndarray | None:
     """The value as NumPy sees it, or None where it is known only when the compiled program runs."""
-    return None if isinstance(value, jax.core.Tracer) else np.asarray(value)
+    return None if isinstance(value, Tracer) else np.asarray(value)
 
 
 def key(key: Any, batch_size: int) -> None:
     """One typed threefry key, or one a row."""
-    if not (isinstance(key, jax.Array) and dtypes.issubdtype(key.dtype, dtypes.prng_key)):
+    if not (isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, dtypes.prng_key)):
         raise ValueError(
             f"key must be a typed key, as jax.random.key makes it; got {type(key).__name__}. "
             "Keys of jax.random.PRNGKey are wrapped by jax.random.wrap_key_data."
@@ -86,7 +87,8 @@ def draft(draft: Draft, target_logits: Any) -> None:
     if jnp.shape(tokens) != (batch_size, num_rows - 1):
         raise ValueError(
             f"draft.tokens must have shape [B, K] = [{batch_size}, {num_rows - 1}] beside target_logits [B, K+1, V] = "
-            f"{[batch_size, num_rows, vocab_size]}; got {_shape(tokens)}. Is the target's row for the bonus token missing?"
+            f"{[batch_size, num_rows, vocab_size]}; got {_shape(tokens)}. "
+            "Is the target's row for the bonus token missing?"
         )
     expected = (batch_size, num_rows - 1, vocab_size)
     if draft.logits is not None:
@@ -105,7 +107,8 @@ def draft(draft: Draft, target_logits: Any) -> None:
             raise ValueError("draft.log_normalizers are those of draft.logits, and there are none: leave it None.")
         if jnp.shape(draft.log_normalizers) != expected[:2]:
             raise ValueError(
-                f"draft.log_normalizers must have shape [B, K] = {list(expected[:2])}; got {_shape(draft.log_normalizers)}."
+                f"draft.log_normalizers must have shape [B, K] = {list(expected[:2])}; "
+                f"got {_shape(draft.log_normalizers)}."
             )
 
 

@@ -8,10 +8,14 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from specsamp_jax._filters import Filter, map_rows, wide
+from specsamp_jax._reduce import row_max, row_sum
 from specsamp_jax._types import Draft
 
 TILE = 1024
 """Elements of a row whose weights are added up before any choice is made; see `sample_weights`."""
+
+LARGEST_LOG_NORMALIZER = 128.0
+"""Above it a float32 logsumexp is off by more than 2**-17, and so is every q: the rows are read instead."""
 
 
 class Rows(NamedTuple):
@@ -44,11 +48,7 @@ class Rows(NamedTuple):
 
     def take(self, row: Int[Array, "B"]) -> "Rows":
         """One row of each sequence, R = 1."""
-
-        def take(array):
-            return jnp.take_along_axis(array, row.reshape(-1, *(1,) * (array.ndim - 1)), axis=1)
-
-        return self._each(take)
+        return self._each(lambda array: take_row(array, row)[:, None])
 
     def _each(self, fn) -> "Rows":
         cutoff = None if self.filter.cutoff is None else fn(self.filter.cutoff)
@@ -64,6 +64,7 @@ def target_rows(logits: Float[Array, "B R V"], filter: Filter) -> Rows:
         nowhere = jnp.full(offset.shape, -1, jnp.int32)
         certain = lax.cond(filter.greedy.any(), lambda: map_rows(first_largest, logits), lambda: nowhere)
         certain = jnp.where(filter.greedy[:, None], certain, -1)
+        log_sum = jnp.where(filter.greedy[:, None] & jnp.isfinite(log_sum), 0, log_sum)
     return Rows(logits, filter, offset, log_sum, certain, ~jnp.isfinite(offset + log_sum))
 
 
@@ -79,8 +80,14 @@ def draft_rows(draft: Draft, filter: Filter) -> Rows:
     if draft.log_normalizers is None:
         offset, log_sum = _offset_and_log_sum(logits, filter)
     else:
-        log_sum = draft.log_normalizers.astype(wide(logits[:0]).dtype)
-        offset = jnp.zeros_like(log_sum)
+        known = draft.log_normalizers.astype(wide(logits[:0]).dtype)
+        coarse = jnp.isfinite(known) & (jnp.abs(known) > LARGEST_LOG_NORMALIZER)
+
+        def read_again():
+            computed = _offset_and_log_sum(logits, filter)
+            return jnp.where(coarse, computed[0], 0), jnp.where(coarse, computed[1], known)
+
+        offset, log_sum = lax.cond(coarse.any(), read_again, lambda: (jnp.zeros_like(known), known))
     certain = None if filter.greedy is None else jnp.where(filter.greedy[:, None], tokens, -1)
     return Rows(logits, filter, offset, log_sum, certain, ~jnp.isfinite(offset + log_sum))
 
@@ -96,19 +103,29 @@ def _offset_and_log_sum(logits: Float[Array, "B R V"], filter: Filter) -> tuple[
 def _log_sum(logits: Array, scale: Float[Array, "B"] | None, cutoff: Array | None) -> tuple[Array, Array]:
     """The largest of each row, and the logarithm of the sum of exponentials of what is kept, beside it."""
     # The maximum in the logits' own type: a widened copy with two readers would be written out.
-    offset = wide(logits.max(-1))
+    offset = wide(row_max(logits, logits.shape[-1]))
     weights = jnp.exp(_scaled(wide(logits) - offset[..., None], scale))
     if cutoff is not None:
         weights = jnp.where(wide(logits) >= cutoff[..., None], weights, 0)
-    return offset, jnp.log(weights.sum(-1))
+    return offset, jnp.log(row_sum(weights, logits.shape[-1]))
 
 
 def _scaled(values: Array, scale: Float[Array, "B"] | None) -> Array:
     return values if scale is None else values * scale.reshape(-1, *(1,) * (values.ndim - 1))
 
 
+def take_row(array: Array, row: Int[Array, "B"]) -> Array:
+    """One row of each sequence, `[B, ...]` of `[B, R, ...]`."""
+    return jnp.take_along_axis(array, row.reshape(-1, *(1,) * (array.ndim - 1)), axis=1)[:, 0]
+
+
 def token_logits(rows: Rows, tokens: Int[Array, "B R"]) -> Float[Array, "B R"]:
-    """One filtered logit a row: scaled, and -inf where cut off or where the token is not in [0, V)."""
+    """One filtered logit a row: scaled, and -inf where cut off or where the token is not in [0, V).
+
+    0 where there are no logits, for all of those rows are certain.
+    """
+    if rows.logits is None:
+        return jnp.zeros(tokens.shape)
     vocab_size = rows.logits.shape[-1]
     index = jnp.clip(tokens, 0, vocab_size - 1)[..., None]
     logit = wide(jnp.take_along_axis(rows.logits, index, axis=-1)[..., 0])
@@ -120,10 +137,7 @@ def token_logits(rows: Rows, tokens: Int[Array, "B R"]) -> Float[Array, "B R"]:
 
 def log_prob(rows: Rows, tokens: Int[Array, "B R"]) -> Float[Array, "B R"]:
     """log-probability of one token a row; -inf where it has none, or where the row is degenerate."""
-    if rows.logits is None:
-        value = jnp.zeros(tokens.shape)
-    else:
-        value = token_logits(rows, tokens) - rows.log_sum
+    value = token_logits(rows, tokens) - rows.log_sum
     if rows.certain is not None:
         value = jnp.where(rows.certain < 0, value, jnp.where(rows.certain == tokens, 0, -jnp.inf))
     # A logit and a logsumexp that were rounded apart must not make a probability above one.
@@ -149,7 +163,7 @@ def tile_sums(weights: Float[Array, "B V"]) -> Float[Array, "B T"]:
     batch_size, vocab_size = weights.shape
     num_tiles = -(-vocab_size // TILE)
     padded = jnp.pad(weights, ((0, 0), (0, num_tiles * TILE - vocab_size)))
-    return padded.reshape(batch_size, num_tiles, TILE).sum(-1)
+    return row_sum(padded.reshape(batch_size, num_tiles, TILE), vocab_size)
 
 
 def sample_index(weights: Float[Array, "B n"], uniform: Float[Array, "B"]) -> Int[Array, "B"]:

@@ -11,8 +11,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Bool, Float
 
+from specsamp_jax._reduce import row_max, row_sum
 from specsamp_jax._types import SamplingParams
 
 
@@ -30,9 +32,9 @@ class Filter(NamedTuple):
     greedy: Bool[Array, "B"] | None = None
 
 
-def _is_number(value: Any, number: float) -> bool:
+def _is_number(value: Any, number: int | float) -> bool:
     """Whether a parameter is this number for certain, while the program is being traced."""
-    return isinstance(value, int | float | np.generic) and value == number
+    return isinstance(value, int | float | np.generic) and bool(value == number)
 
 
 def wide(logits: Array) -> Array:
@@ -40,7 +42,7 @@ def wide(logits: Array) -> Array:
     return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
 
 
-def map_rows(fn: Callable[[Any], Any], logits: Float[Array, "B R V"], *more: Array) -> Any:
+def map_rows(fn: Callable[..., Any], logits: Float[Array, "B R V"], *more: Array) -> Any:
     """`fn` of `[B, V]` logits (and a `[B]` of each of `more`), one row of all sequences after the other.
 
     Results are stacked as `[B, R, ...]`. At most `[B, V]` is alive at a time, which XLA's CPU backend would
@@ -68,11 +70,12 @@ def make_filter(logits: Float[Array, "B R V"], sampling: SamplingParams | None) 
     dtype = wide(logits[:0]).dtype
     scale, greedy = None, None
     if not _is_number(sampling.temperature, 1.0):
+        # The smallest normal number has a finite reciprocal, and so has the largest; below it XLA flushes to 0.
+        tiny = float(jnp.finfo(dtype).tiny)
         temperature = jnp.broadcast_to(jnp.asarray(sampling.temperature, dtype), (batch_size,))
-        scale = 1 / temperature
-        greedy = ~((temperature > 0) & jnp.isfinite(scale))
-        scale = jnp.where(greedy, 1, scale)
-        if isinstance(sampling.temperature, int | float) and not _known_greedy(sampling.temperature):
+        greedy = ~(temperature >= tiny)
+        scale = jnp.where(greedy, 1, jnp.maximum(1 / temperature, tiny))
+        if isinstance(sampling.temperature, int | float) and sampling.temperature >= tiny:
             greedy = None
 
     def cutoff(row: Float[Array, "B V"]) -> Float[Array, "B"]:
@@ -83,27 +86,22 @@ def make_filter(logits: Float[Array, "B R V"], sampling: SamplingParams | None) 
     return Filter(scale, map_rows(cutoff, logits) if needs_cutoff else None, greedy)
 
 
-def _known_greedy(temperature: float) -> bool:
-    with np.errstate(all="ignore"):
-        return not (temperature > 0 and np.isfinite(np.float32(1) / np.float32(temperature)))
-
-
 def _cutoff(
     logits: Float[Array, "B V"], scale: Float[Array, "B"] | None, sampling: SamplingParams
 ) -> Float[Array, "B"]:
     """The smallest logit that top-k, then top-p, then min-p keep of each row."""
     batch_size, vocab_size = logits.shape
     dtype = wide(logits[:0]).dtype
-    largest = wide(logits.max(-1))
+    largest = wide(row_max(logits, vocab_size))
     scale = jnp.ones((batch_size,), dtype) if scale is None else scale
-    cutoff = jnp.full((batch_size,), -jnp.inf, dtype)
+    cutoff = off = jnp.full((batch_size,), -jnp.inf, dtype)
 
     def kept(threshold: Float[Array, "B"]) -> Bool[Array, "B V"]:
         return wide(logits) >= threshold[:, None]
 
     def mass(threshold: Float[Array, "B"]) -> Float[Array, "B"]:
         weights = jnp.exp((wide(logits) - largest[:, None]) * scale[:, None])
-        return jnp.where(kept(threshold), weights, 0).sum(-1)
+        return row_sum(jnp.where(kept(threshold), weights, 0), vocab_size)
 
     if not _is_number(sampling.top_k, 0):
         top_k = jnp.broadcast_to(jnp.asarray(sampling.top_k), (batch_size,))
@@ -112,17 +110,17 @@ def _cutoff(
         def of_top_k():
             return _largest_threshold(logits, lambda t, count: count >= top_k, active)
 
-        cutoff = lax.cond(active.any(), of_top_k, lambda: cutoff)
+        cutoff = lax.cond(active.any(), of_top_k, lambda: off)
 
     if not _is_number(sampling.top_p, 1.0):
         top_p = jnp.broadcast_to(jnp.asarray(sampling.top_p, dtype), (batch_size,))
         active = top_p < 1
 
-        def of_top_p(floor=cutoff):
+        def of_top_p(floor: Array) -> Array:
             wanted = top_p * mass(floor)
             return jnp.maximum(floor, _largest_threshold(logits, lambda t, count: mass(t) >= wanted, active))
 
-        cutoff = lax.cond(active.any(), of_top_p, lambda floor=cutoff: floor)
+        cutoff = lax.cond(active.any(), of_top_p, lambda floor: floor, cutoff)
 
     if not _is_number(sampling.min_p, 0.0):
         min_p = jnp.broadcast_to(jnp.asarray(sampling.min_p, dtype), (batch_size,))
@@ -140,33 +138,35 @@ def _largest_threshold(
     """The largest threshold at which what is kept is still enough, by bisection; -inf where not active.
 
     `enough(threshold, count kept)` must hold at the smallest finite logit and, once it fails, fail at all
-    larger thresholds. The bisection ends where the interval holds one logit, or equal ones, and nothing is
-    sorted or written. Midpoints are rounded to the logits' own type, so that ties end it early.
+    larger thresholds. The bisection is over the logits' own floating-point numbers in their order, and ends
+    where the interval holds one of them, or one logit; nothing is sorted or written.
     """
     finite = jnp.isfinite(logits)
-    low = wide(jnp.where(finite, logits, jnp.inf).min(-1))
-    high = jnp.nextafter(wide(jnp.where(finite, logits, -jnp.inf).max(-1)), jnp.inf)
+    low = _rank(jnp.where(finite, logits, jnp.inf).min(-1))
+    high = _rank(jnp.where(finite, logits, -jnp.inf).max(-1)) + 1
     vocab_size = logits.shape[-1]
 
-    def midpoint(low, high):
-        return wide((low / 2 + high / 2).astype(logits.dtype))
+    def midpoint(low, high, step):
+        # The middle value is soon among the logits; the middle rank halves any interval, however it lies.
+        value = wide(_unrank(low, logits.dtype)) / 2 + wide(_unrank(high, logits.dtype)) / 2
+        middle = (low & high) + ((low ^ high) >> 1)
+        return jnp.where(step < 16, jnp.clip(_rank(value.astype(logits.dtype)), low + 1, high - 1), middle)
 
     def open_(state):
-        low, high, above_low, above_high, step = state
-        mid = midpoint(low, high)
-        # 64 halvings reach the spacing of float32 from any range of logits that a softmax can tell apart.
-        return active & (above_low - above_high > 1) & (low < mid) & (mid < high) & (step < 64)
+        low, high, above_low, above_high, _ = state
+        return active & (above_low - above_high > 1) & (high - 1 > low)
 
     def body(state):
         low, high, above_low, above_high, step = state
         going = open_(state)
-        mid = midpoint(low, high)
-        count = (wide(logits) >= mid[:, None]).sum(-1)
-        ok = enough(mid, count)
+        middle = midpoint(low, high, step)
+        threshold = wide(_unrank(middle, logits.dtype))
+        count = (wide(logits) >= threshold[:, None]).sum(-1)
+        ok = enough(threshold, count)
         up, down = going & ok, going & ~ok
         return (
-            jnp.where(up, mid, low),
-            jnp.where(down, mid, high),
+            jnp.where(up, middle, low),
+            jnp.where(down, middle, high),
             jnp.where(up, count, above_low),
             jnp.where(down, count, above_high),
             step + 1,
@@ -174,24 +174,38 @@ def _largest_threshold(
 
     counts = jnp.full(low.shape, vocab_size), jnp.zeros(low.shape, int)
     low, *_ = lax.while_loop(lambda s: open_(s).any(), body, (low, high, *counts, 0))
-    return jnp.where(active, low, -jnp.inf)
+    return jnp.where(active, wide(_unrank(low, logits.dtype)), -jnp.inf)
 
 
-def split(sampling: SamplingParams) -> tuple[SamplingParams, SamplingParams]:
-    """The parameters that are certainly off or certainly greedy, as numbers, and the others as arrays.
+def _rank(values: Array) -> Array:
+    """The place of floating-point numbers in their order, as integers: neighbours differ by one."""
+    bits = lax.bitcast_convert_type(values, jnp.dtype(f"int{8 * values.dtype.itemsize}"))
+    return jnp.where(bits >= 0, bits, jnp.iinfo(bits.dtype).min - bits)
 
-    In each of the two, None stands where the other has the value. The first is hashable: it decides what is
-    compiled, so that a filter that is off costs nothing and one that is on can change without a new trace.
+
+def _unrank(ranks: Array, dtype: DTypeLike) -> Array:
+    """The floating-point numbers at these places."""
+    return lax.bitcast_convert_type(jnp.where(ranks >= 0, ranks, jnp.iinfo(ranks.dtype).min - ranks), dtype)
+
+
+_CERTAIN = {"temperature": (0.0, 1.0), "top_k": (0,), "top_p": (1.0,), "min_p": (0.0,)}  # off, or greedy
+
+Fixed = tuple[tuple[str, Any], ...]
+
+
+def split(sampling: SamplingParams) -> tuple[Fixed, dict[str, ArrayLike]]:
+    """The parameters that are certainly off or certainly greedy, with their names, and the others.
+
+    The first is hashable: it decides what is compiled, so that a filter that is off costs nothing and one
+    that is on can change without a new trace.
     """
-    certain = SamplingParams(temperature=(0.0, 1.0), top_k=(0,), top_p=(1.0,), min_p=(0.0,))
-    known = [
-        any(_is_number(value, number) for number in numbers) for value, numbers in zip(sampling, certain, strict=True)
-    ]
-    fixed = SamplingParams(*(value if is_known else None for value, is_known in zip(sampling, known, strict=True)))
-    traced = SamplingParams(*(None if is_known else value for value, is_known in zip(sampling, known, strict=True)))
-    return fixed, traced
+    fixed, traced = {}, {}
+    for name, value in sampling._asdict().items():
+        certain = any(_is_number(value, number) for number in _CERTAIN[name])
+        (fixed if certain else traced)[name] = value
+    return tuple(fixed.items()), traced
 
 
-def join(fixed: SamplingParams, traced: SamplingParams) -> SamplingParams:
+def join(fixed: Fixed, traced: dict[str, ArrayLike]) -> SamplingParams:
     """The parameters that `split` split."""
-    return SamplingParams(*(b if a is None else a for a, b in zip(fixed, traced, strict=True)))
+    return SamplingParams(**dict(fixed), **traced)

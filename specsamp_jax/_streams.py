@@ -1,6 +1,7 @@
 """Every random draw: from a key, a row and a named purpose."""
 
 import enum
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +18,7 @@ class Purpose(enum.IntEnum):
     VERIFY = 2
 
 
-def row_keys(key: Key[Array, "..."], batch_size: int) -> Key[Array, "B"]:
+def row_keys(key: Any, batch_size: int) -> Key[Array, "B"]:
     """One key a row: `key` itself where it has one a row, else `key` folded with the row's index."""
     _checks.key(key, batch_size)
     if key.ndim == 1:
@@ -25,7 +26,7 @@ def row_keys(key: Key[Array, "..."], batch_size: int) -> Key[Array, "B"]:
     return jax.vmap(random.fold_in, (None, 0))(key, jnp.arange(batch_size))
 
 
-def fold_in(keys: Key[Array, "B"], data: Int[Array, "B"] | int) -> Key[Array, "B"]:
+def fold_in(keys: Key[Array, "B"], data: Int[Array, "..."] | int) -> Key[Array, "B"]:
     """Each row's key folded with its own number (or with one number for all)."""
     return jax.vmap(random.fold_in)(keys, jnp.broadcast_to(jnp.asarray(data), keys.shape))
 

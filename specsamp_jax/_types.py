@@ -15,7 +15,7 @@ DEGENERATE_TARGET = 1
 """Flag of `Verification.status`: a target row in use holds NaN or +inf, or keeps no token."""
 
 DEGENERATE_DRAFT = 2
-"""Flag of `Verification.status`: a draft row in use holds NaN or +inf, or keeps no token."""
+"""Flag of `Verification.status`: a draft row in use holds NaN or +inf, keeps no token, or not the drafted one."""
 
 EMPTY_RESIDUAL = 4
 """Flag of `Verification.status`: a draft was rejected where max(p - q, 0) is zero to the last bit."""
@@ -26,7 +26,7 @@ class SamplingParams(NamedTuple):
 
     Attributes:
       temperature: Divides the logits. 0 is greedy: all probability on the first largest logit. What is not
-        above 0, or has no finite reciprocal in float32, is greedy too.
+        at least the smallest normal number of the arithmetic, 1.2e-38 in float32, is greedy too.
       top_k: How many of the largest logits are kept, ties with the last of them included. 0 is off.
       top_p: The smallest set of largest probabilities that reaches this mass is kept, ties with the last of
         them included (nucleus sampling, Holtzman et al., 2020, arXiv 1904.09751). 1 is off.
@@ -50,7 +50,8 @@ class Draft(NamedTuple):
       sampling: What was applied to `logits` when sampling, so that q is the distribution sampled from.
         None: nothing, temperature 1.
       log_normalizers: logsumexp of the logits after `sampling`, as `sample` returns it; saves the
-        verification from reading all of `logits` again. None: it is computed.
+        verification from reading all of `logits` again. None: it is computed. So it is where one is beyond
+        128 (a very low temperature), where float32 would be too coarse for it.
     """
 
     tokens: Int[Array, "B K"]

@@ -3,6 +3,7 @@
 import functools
 from collections.abc import Callable
 
+import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
 from specsamp_jax import _checks, _streams
@@ -31,9 +32,9 @@ def verify(
 
     Arithmetic is float32, or wider where the logits are. A rejected draft whose residual is zero to the last
     bit emits from p (`EMPTY_RESIDUAL`). A target row with NaN or +inf, or with no logit above -inf, accepts
-    nothing and emits its first largest logit that is a number; a draft row of that kind is rejected and the
-    target's token taken from p, which is exact still. Both set `status`. A drafted token at or above V is
-    rejected. Equal logits at a cutoff are kept together; a greedy row takes the first of them.
+    nothing and emits its first largest logit that is a number; a draft row of that kind, or one that gives its
+    drafted token no probability, is rejected and the target's token taken from p, which is exact still. Both
+    set `status`. Equal logits at a cutoff are kept together; a greedy row takes the first of them.
 
     Args:
       key: One typed threefry key, or one a row. With one a row, a row's result depends on that row alone.
@@ -69,8 +70,8 @@ def verify_sigmoid(
     sampling: SamplingParams | None = None,
     *,
     implementation: str | None = None,
-    alpha: float = -1e4,
-    beta: float = 1e4,
+    alpha: int | float = -1e4,
+    beta: int | float = 1e4,
 ) -> Verification:
     """Approximate: NOT the target's distribution. The paper's sigmoid variant of speculative sampling.
 
@@ -133,7 +134,7 @@ def sample(
     rows = dist.target_rows(logits[:, None], make_filter(logits[:, None], sampling))
     p = dist.probs(rows, vocab_size)
     token = dist.sample_weights(p, dist.tile_sums(p), _streams.uniforms(keys, Purpose.DRAFT, 2))
-    return replace_degenerate(token, rows), rows.log_normalizers[:, 0]
+    return replace_degenerate(token, logits, rows.degenerate[:, 0]), rows.log_normalizers[:, 0]
 
 
 def _verify(
@@ -150,6 +151,7 @@ def _verify(
     if sampling is not None:
         _checks.sampling("sampling", sampling, batch_size)
     _checks.implementation(implementation, available=("xla",))
+    draft = draft._replace(tokens=draft.tokens.astype(jnp.int32))
     keys = _streams.row_keys(key, batch_size)
     draws = _streams.uniforms(keys, Purpose.VERIFY, num_rows + 1)
     draft_logits = target_logits[:, :0] if draft.logits is None else draft.logits

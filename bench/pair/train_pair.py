@@ -61,7 +61,9 @@ def run(name, loss_fn, module, batches, num_steps, rate) -> None:
     """Trains `module` in place, saying now and then how it goes."""
     began = time.perf_counter()
     graphdef, params = nnx.split(module)
-    for step, (params, loss) in enumerate(train.fit(loss_fn(graphdef), params, batches, optimizer(num_steps, rate))):
+    updates = train.fit(loss_fn(graphdef), params, batches, optimizer(num_steps, rate))
+    for step, (trained, loss) in enumerate(updates):
+        params = trained
         if step % 1000 == 0 or step == num_steps - 1:
             print(f"{name} {step:6d} loss {float(loss):.4f} {time.perf_counter() - began:6.1f} s", flush=True)
     nnx.update(module, params)
@@ -103,13 +105,12 @@ def sample_text(target, stream, num_rows, seed) -> jax.Array:
 
 def evaluate(target, drafter, held_out) -> dict:
     """Losses and acceptance on the held-out files."""
-    pair = {"target": from_nnx(target), "draft": from_nnx(drafter)}
     models = [nnx.split(module) for module in (target, drafter)]
 
     @jax.jit
     def measure(tokens):
         logits = [train._logits(*split, tokens[:, :-1]) for split in models]
-        losses = [train.next_token_loss(l, tokens).mean() for l in logits]
+        losses = [train.next_token_loss(row, tokens).mean() for row in logits]
         return jnp.stack([*losses, ss.acceptance_rate(*logits).mean()])
 
     usable = len(held_out) // (LENGTH + 1) * (LENGTH + 1)
@@ -117,7 +118,15 @@ def evaluate(target, drafter, held_out) -> dict:
     rows = rows[: len(rows) // 32 * 32]
     losses = np.mean([measure(batch) for batch in rows.reshape(-1, 32, LENGTH + 1)], axis=0)
     prompt = documents(held_out, 512, 32, SEED)
-    text = ss.generate(jax.random.key(SEED), prompt, **pair, num_draft=4, max_new_tokens=128, eos_token=END)
+    text = ss.generate(
+        jax.random.key(SEED),
+        prompt,
+        target=from_nnx(target),
+        draft=from_nnx(drafter),
+        num_draft=4,
+        max_new_tokens=128,
+        eos_token=END,
+    )
     drafted, accepted = (np.asarray(count, np.int64) for count in text.stats[2:])
     # Position i is tried only where all drafts before it were accepted.
     tried = np.concatenate([drafted[:1], accepted[:-1]])

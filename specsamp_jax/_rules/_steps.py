@@ -62,12 +62,13 @@ def sample_residual(
     return token, empty
 
 
-def replace_degenerate(token: Int[Array, "B"], row: dist.Rows) -> Int[Array, "B"]:
+def replace_degenerate(
+    token: Int[Array, "B"], logits: Float[Array, "B V"], degenerate: Bool[Array, "B"]
+) -> Int[Array, "B"]:
     """The token, or the first largest logit that is a number where the row makes no distribution."""
-    degenerate = row.degenerate[:, 0]
     return lax.cond(
         degenerate.any(),
-        lambda: jnp.where(degenerate, dist.first_largest(row.logits[:, 0]), token),
+        lambda: jnp.where(degenerate, dist.first_largest(logits), token),
         lambda: token,
     )
 

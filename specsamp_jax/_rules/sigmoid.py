@@ -17,8 +17,8 @@ def verify_sigmoid(
     draft_filter: Filter,
     uniforms: steps.Uniforms,
     *,
-    alpha: float,
-    beta: float,
+    alpha: int | float,
+    beta: int | float,
 ) -> Verification:
     """The sigmoid rule of Wagner et al. (2024, arXiv 2406.11016), `s(z) = sigmoid((z - alpha)/(beta - alpha))`.
 
@@ -50,7 +50,8 @@ def verify_sigmoid(
         rejecting = stopped & ~distrusted
         residual = jnp.where(rejecting, _residual(last, row, vocab_size, alpha, beta), scores)
     token, empty = steps.sample_residual(residual, lambda: _scores(last, vocab_size, alpha, beta), uniforms.emit)
-    token = steps.replace_degenerate(token, last)
+    last_logits = dist.take_row(target_logits, num_accepted)
+    token = steps.replace_degenerate(token, last_logits, last.degenerate[:, 0])
 
     return steps.pack(
         tokens,
@@ -68,41 +69,39 @@ def _degenerate(row: dist.Rows) -> Bool[Array, "B 1"]:
     return jnp.zeros(row.offset.shape, bool) if row.logits is None else ~jnp.isfinite(row.logits.max(-1))
 
 
-def _score(z: Array, alpha: float, beta: float) -> Array:
+def _score(z: Array, alpha: int | float, beta: int | float) -> Array:
     return jax.nn.sigmoid((z - alpha) / (beta - alpha))
 
 
-def _token_score(rows: dist.Rows, tokens: Int[Array, "B R"], alpha: float, beta: float) -> Float[Array, "B R"]:
+def _token_score(rows: dist.Rows, tokens: Int[Array, "B R"], alpha: int | float, beta: int | float) -> Float[Array, "B R"]:
     """The score of one token a row."""
-    if rows.logits is None:
-        score = jnp.zeros(tokens.shape)
-    else:
-        score = _score(dist.token_logits(rows._replace(offset=jnp.zeros_like(rows.offset)), tokens), alpha, beta)
+    absolute = rows._replace(offset=jnp.zeros_like(rows.offset))
+    score = _score(dist.token_logits(absolute, tokens), alpha, beta)
     if rows.certain is not None:
         score = jnp.where(rows.certain < 0, score, rows.certain == tokens)
     return score
 
 
-def _kept(row: dist.Rows) -> tuple[Float[Array, "B V"], Bool[Array, "B V"]]:
+def _kept(logits: Float[Array, "B 1 V"], filter: Filter) -> tuple[Float[Array, "B V"], Bool[Array, "B V"]]:
     """The scaled logits of one row a sequence, and which of them are kept."""
-    logits = wide(row.logits[:, 0])
-    kept = logits > -jnp.inf
-    if row.filter.cutoff is not None:
-        kept &= logits >= row.filter.cutoff
-    return logits if row.filter.scale is None else logits * row.filter.scale[:, None], kept
+    z = wide(logits[:, 0])
+    kept = z > -jnp.inf
+    if filter.cutoff is not None:
+        kept &= z >= filter.cutoff
+    return z if filter.scale is None else z * filter.scale[:, None], kept
 
 
-def _scores(row: dist.Rows, vocab_size: int, alpha: float, beta: float) -> Float[Array, "B V"]:
+def _scores(row: dist.Rows, vocab_size: int, alpha: int | float, beta: int | float) -> Float[Array, "B V"]:
     """The scores of one row a sequence."""
     index = jnp.arange(vocab_size)
     if row.logits is None:
         return (index == row.certain).astype(row.offset.dtype)
-    z, kept = _kept(row)
+    z, kept = _kept(row.logits, row.filter)
     scores = jnp.where(kept, _score(z, alpha, beta), 0)
     return scores if row.certain is None else jnp.where(row.certain < 0, scores, index == row.certain)
 
 
-def _residual(p: dist.Rows, q: dist.Rows, vocab_size: int, alpha: float, beta: float) -> Float[Array, "B V"]:
+def _residual(p: dist.Rows, q: dist.Rows, vocab_size: int, alpha: int | float, beta: int | float) -> Float[Array, "B V"]:
     """max(0, s_p - s_q) of one row a sequence.
 
     Between two sigmoids a and b apart by 1e-4 a subtraction would leave three digits; the same difference is
@@ -110,8 +109,8 @@ def _residual(p: dist.Rows, q: dist.Rows, vocab_size: int, alpha: float, beta: f
     """
     score_p, score_q = (_scores(row, vocab_size, alpha, beta) for row in (p, q))
     difference = score_p - score_q
-    if q.logits is not None:
-        (z_p, kept_p), (z_q, kept_q) = _kept(p), _kept(q)
+    if p.logits is not None and q.logits is not None:
+        (z_p, kept_p), (z_q, kept_q) = _kept(p.logits, p.filter), _kept(q.logits, q.filter)
         soft = kept_p & kept_q
         for row in (p, q):
             if row.certain is not None:

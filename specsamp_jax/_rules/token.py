@@ -1,6 +1,7 @@
 """The token rule: accept each draft with probability min(1, p/q), else sample max(0, p - q)."""
 
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Float
 
 from specsamp_jax import _distributions as dist
@@ -28,12 +29,16 @@ def verify_token(
 
     scored = target.first(tokens.shape[1])
     log_p = dist.log_prob(scored, tokens)
-    # 0/0 is NaN and accepts nothing; p/0 is infinite and accepts all that the target can emit.
-    log_ratio = log_p - dist.log_prob(drafter, tokens)
+    log_q = dist.log_prob(drafter, tokens)
+    log_ratio = log_p - log_q
     drafted = steps.draft_mask(tokens)
-    trusted = drafted & ~drafter.degenerate
-    usable = trusted & ~scored.degenerate & (log_p > -jnp.inf)
-    accept_prob = jnp.where(usable, jnp.exp(jnp.minimum(log_ratio, 0)), 0)
+    # A token that q cannot have given says nothing: like one from a degenerate row it is not accepted, and the
+    # target's own token takes its place.
+    trusted = drafted & (log_q > -jnp.inf)
+    usable = trusted & (log_p > -jnp.inf)
+    # On its own, behind barriers: fused, XLA's CPU backend takes another exponential in another batch.
+    ratio = lax.optimization_barrier(jnp.exp(lax.optimization_barrier(jnp.minimum(log_ratio, 0))))
+    accept_prob = jnp.where(usable, ratio, 0)
     num_accepted = steps.num_leading(usable & (jnp.log(uniforms.accept) < log_ratio))
 
     last = target.take(num_accepted)
@@ -43,7 +48,8 @@ def verify_token(
         row, rejecting = steps.last_draft_row(drafter, trusted, num_accepted)
         residual = jnp.maximum(p - jnp.where(rejecting, dist.probs(row, vocab_size), 0), 0)
     token, empty = steps.sample_residual(residual, lambda: dist.probs(last, vocab_size), uniforms.emit)
-    token = steps.replace_degenerate(token, last)
+    last_logits = dist.take_row(target_logits, num_accepted)
+    token = steps.replace_degenerate(token, last_logits, last.degenerate[:, 0])
 
     log_prob = dist.log_prob(last, token[:, None])[:, 0]
     status = steps.status(

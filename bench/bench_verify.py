@@ -1,0 +1,40 @@
+"""The sampling step on each named shape, on the device at hand, beside the baseline and what a read of it all takes.
+
+pytest bench/bench_verify.py --benchmark-only -k qwen-K5
+"""
+
+import functools
+import itertools
+
+import jax
+import pytest
+import verification
+from cases import CASES
+
+NAMES = ("specsamp", "specsamp_normalizers", "specsamp_sigmoid", "baseline", "read_once")
+
+
+@functools.lru_cache(maxsize=1)
+def sets_of(case_name):
+    """One case's inputs at a time are kept: the largest are half a gigabyte each."""
+    return verification.make_sets(CASES[case_name], verification.PLAIN)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("case_name", CASES)
+def test_verify(benchmark, environment, case_name, name):
+    case = CASES[case_name]
+    _, make_call = verification.CALLS[name]
+    fn, arguments_fn = make_call(sets_of(case_name))
+    jax.block_until_ready(fn(*arguments_fn(0)))
+    turn = itertools.count()
+
+    benchmark.group = case_name
+    benchmark.extra_info.update(environment, **case._asdict())
+    benchmark.pedantic(
+        lambda *arguments: jax.block_until_ready(fn(*arguments)),
+        setup=lambda: (jax.block_until_ready(arguments_fn(next(turn))), {}),
+        rounds=30,
+        warmup_rounds=2,
+    )
+    benchmark.extra_info["GB/s"] = case.num_bytes / benchmark.stats.stats.median / 1e9

@@ -1,0 +1,78 @@
+"""The named shapes, listed once, and inputs of these shapes that resemble what language models make."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+VOCABULARIES = {"whisper": 51_864, "llama2": 32_000, "llama3": 128_256, "qwen": 151_936, "gemma": 256_000}
+NUM_DRAFTS = (4, 5, 8)
+BATCH_SIZES = (1, 8, 32)
+
+# Logits of this spread have an entropy of 2 to 4 nats over these vocabularies, as a language model's have.
+TARGET_SPREAD = 4.0
+# With q proportional to p exp(s n), n normal, acceptance is near 2 Phi(-s/2), which is .8 here.
+DRAFT_NOISE = 0.507
+# Inputs rotate through this much memory, four times the L2 of an H100, or a cache would be measured.
+ROTATED_BYTES = 256 * 2**20
+
+
+class Case(NamedTuple):
+    """A shape: logits of K+1 target rows and K draft rows a sequence."""
+
+    model: str
+    vocab_size: int
+    num_draft: int
+    batch_size: int
+    dtype: str = "float32"
+
+    @property
+    def name(self) -> str:
+        """Such as "qwen-K5-B1"."""
+        return f"{self.model}-K{self.num_draft}-B{self.batch_size}"
+
+    @property
+    def num_bytes(self) -> int:
+        """Of all logits: what a step must read once that is not handed the drafter's normalizers."""
+        return self.batch_size * (2 * self.num_draft + 1) * self.vocab_size * np.dtype(self.dtype).itemsize
+
+    @property
+    def num_sets(self) -> int:
+        """How many sets of inputs to rotate through."""
+        return max(2, -(-ROTATED_BYTES // self.num_bytes))
+
+
+CASES = {
+    case.name: case
+    for model, vocab_size in VOCABULARIES.items()
+    for num_draft in NUM_DRAFTS
+    for batch_size in BATCH_SIZES
+    for case in [Case(model, vocab_size, num_draft, batch_size)]
+}
+
+
+class Inputs(NamedTuple):
+    """One set of inputs, of NumPy or of JAX. The drafts were sampled from the draft's logits."""
+
+    target_logits: Any  # [B, K+1, V]
+    draft_logits: Any  # [B, K, V]
+    draft_tokens: Any  # [B, K]
+    log_normalizers: Any  # [B, K]
+
+
+def make_inputs(case: Case, seed: int) -> Inputs:
+    """Correlated logits: the draft's are the target's with noise added."""
+    rng = np.random.default_rng(seed)
+    shape = case.batch_size, case.num_draft + 1, case.vocab_size
+    target = TARGET_SPREAD * rng.standard_normal(shape, np.float32)
+    draft = target[:, :-1] + DRAFT_NOISE * rng.standard_normal(target[:, :-1].shape, np.float32)
+    target, draft = target.astype(case.dtype), draft.astype(case.dtype)
+
+    rows = draft.astype(np.float32).reshape(-1, case.vocab_size)
+    largest = rows.max(-1)
+    tokens, normalizers = np.empty(len(rows), np.int32), np.empty(len(rows), np.float32)
+    for i, row in enumerate(rows):
+        running = np.cumsum(np.exp(row - largest[i]), dtype=np.float64)
+        tokens[i] = np.searchsorted(running, rng.random() * running[-1], side="right")
+        normalizers[i] = largest[i] + np.log(running[-1])
+    drafted = case.batch_size, case.num_draft
+    return Inputs(target, draft, tokens.reshape(drafted), normalizers.reshape(drafted))

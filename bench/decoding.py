@@ -1,0 +1,188 @@
+"""The trained pair on held-out text: who is compared on decoding, and what each part of a step takes."""
+
+import functools
+import json
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from timing import Contender, jax_contender
+from tokenizers import Tokenizer
+
+import specsamp_jax as ss
+from specsamp_jax import corpus
+from specsamp_jax.models import load_checkpoint
+
+ASSETS = corpus.TOKENIZER_FILE.parent
+VOCAB_SIZE = json.loads((ASSETS / "target" / "config.json").read_text())["vocab_size"]
+PROMPT_LENGTH, MAX_NEW_TOKENS, NUM_DRAFT = 32, 128, 4
+
+
+class Pair(NamedTuple):
+    """The trained models, in float32."""
+
+    target: ss.Model
+    drafter: ss.Model
+
+
+def load_pair() -> Pair:
+    """The pair in the package."""
+    return Pair(load_checkpoint(ASSETS / "target"), load_checkpoint(ASSETS / "drafter"))
+
+
+def held_out_prompts(num: int, batch_size: int) -> list[np.ndarray]:
+    """`num` prompts `[B, 32]`: beginnings of held-out docstrings, chosen at random, the end token first."""
+    tokenizer = Tokenizer.from_file(str(corpus.TOKENIZER_FILE))
+    texts = [document.text for document in corpus.without_duplicates(corpus.held_out_docstrings())]
+    end = tokenizer.token_to_id(corpus.END_TOKEN)
+    rows = [[end, *encoding.ids] for encoding in tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+    rows = np.array([row[:PROMPT_LENGTH] for row in rows if len(row) > PROMPT_LENGTH], np.int32)
+    chosen = np.random.default_rng(0).choice(len(rows), (num, batch_size), replace=num * batch_size > len(rows))
+    return list(rows[chosen])
+
+
+def options(pair: Pair) -> dict[str, dict[str, Any]]:
+    """Contenders in `generate`, by what they give it."""
+    return {
+        "speculative": {"draft": pair.drafter, "num_draft": NUM_DRAFT},
+        "target_alone": {"draft": None},
+        "n_gram": {"draft": ss.NGramDrafter(), "num_draft": NUM_DRAFT},
+        "heuristic": {"draft": pair.drafter, "num_draft": ss.HeuristicNumDraft()},
+    }
+
+
+def generate_contender(name: str, pair: Pair, prompts: list[np.ndarray]) -> Contender:
+    """`generate` at temperature 1. Without an end token, so that every run makes as many tokens."""
+    chosen = options(pair)[name]
+
+    def run(key, prompt):
+        return ss.generate(key, prompt, target=pair.target, max_new_tokens=MAX_NEW_TOKENS, **chosen)
+
+    def arguments(index):
+        return jax.random.key(index), jnp.asarray(prompts[index % len(prompts)])
+
+    return jax_contender(name, run, arguments)
+
+
+def peer_options(prompts: list[np.ndarray], num_draft: int | None) -> dict[str, Any]:
+    """The same for transformers' `generate`; see peers/server.py."""
+    return {
+        "target": str(ASSETS / "target"),
+        "drafter": str(ASSETS / "drafter"),
+        "prompts": [prompt.tolist() for prompt in prompts],
+        "num_draft": num_draft,
+        "max_new_tokens": MAX_NEW_TOKENS,
+    }
+
+
+def check(contender: Contender, prompts: list[np.ndarray]) -> list[dict[str, Any]]:
+    """What a contender did for each prompt, counted, once it proved to be the prompt and 128 tokens more."""
+    counts = []
+    _, results = contender.run_fn(range(len(prompts)))
+    for prompt, result in zip(prompts, results, strict=True):
+        peer = isinstance(result, dict)
+        text = np.asarray(result["tokens"] if peer else result.tokens)
+        valid = (text >= 0) & (text < VOCAB_SIZE)
+        right_shape = text.shape == (len(prompt), PROMPT_LENGTH + MAX_NEW_TOKENS)
+        if not (right_shape and valid.all() and (text[:, :PROMPT_LENGTH] == prompt).all()):
+            raise ValueError(f"{contender.name} made {text}, which is not {prompt} and {MAX_NEW_TOKENS} tokens more.")
+        if peer:
+            counts.append({"num_steps": result["num_steps"]})
+        else:
+            counts.append({name: np.asarray(value).tolist() for name, value in result.stats._asdict().items()})
+    return counts
+
+
+def statistics(counts: list[dict[str, Any]]) -> dict[str, Any]:
+    """Tokens a step (of a row, on average), and acceptance by position where drafts before were accepted."""
+    tokens_a_step = MAX_NEW_TOKENS * len(counts) / sum(count["num_steps"] for count in counts)
+    drafted, accepted = (np.sum([c.get(name, ()) for c in counts], axis=0) for name in ("num_drafted", "num_accepted"))
+    # A position is tried where all before it were accepted. Where draft lengths vary, that is not known from these.
+    by_position = None
+    if np.size(drafted) and (drafted == drafted[0]).all():
+        tried = np.concatenate([drafted[:1], accepted[:-1]]).tolist()
+        by_position = [a / n if n else None for a, n in zip(accepted.tolist(), tried, strict=True)]
+    return {"tokens_a_step": tokens_a_step, "acceptance_by_position": by_position}
+
+
+def parts(pair: Pair, prompt: np.ndarray, *, num_loops: int, repeats: int) -> dict[str, float]:
+    """Seconds that each part of a step takes inside a compiled loop, where nothing is dispatched and no cache copied.
+
+    The least of `repeats` loops over `num_loops` calls, with the cache half full.
+    """
+    batch_size = len(prompt)
+    room = PROMPT_LENGTH + MAX_NEW_TOKENS + NUM_DRAFT
+    lengths = jnp.full(batch_size, PROMPT_LENGTH + MAX_NEW_TOKENS // 2)
+    keys = jax.random.split(jax.random.key(0), batch_size)
+
+    def passes(model, num_tokens):
+        def body(params, i, carry):
+            cache, tokens = carry
+            positions = lengths[:, None] + jnp.arange(num_tokens)
+            logits, cache = model.apply_fn(params, tokens, positions, cache)
+            return cache, logits.argmax(-1).astype(jnp.int32)
+
+        tokens = jnp.ones((batch_size, num_tokens), jnp.int32)
+        return body, model.params, (model.init_cache_fn(batch_size, room), tokens)
+
+    def propose(params, i, carry):
+        cache, tokens = carry
+        draft, cache = ss.ModelDrafter(params).propose(
+            jax.vmap(jax.random.fold_in, (0, None))(keys, i),
+            cache,
+            tokens,
+            lengths,
+            num_draft=NUM_DRAFT,
+            sampling=ss.SamplingParams(),
+            process_logits_fn=lambda tokens, lengths, logits: logits,
+        )
+        # What was drafted goes into the next call, so that no call can be left out or taken out of the loop.
+        return cache, tokens.at[:, -NUM_DRAFT:].set(draft.tokens)
+
+    def verify(logits, i, emitted):
+        target, draft, normalizers = (jnp.take(x, i % len(x), axis=0) for x in logits)
+        result = ss.verify(
+            jax.vmap(jax.random.fold_in, (0, None))(keys, i),
+            target,
+            ss.Draft(jnp.maximum(emitted[:, :NUM_DRAFT], 0), draft, log_normalizers=normalizers),
+        )
+        return result.tokens
+
+    rotated = jax.random.normal(jax.random.key(1), (8, batch_size, NUM_DRAFT + 1, VOCAB_SIZE))
+    logits = rotated, rotated[:, :, 1:], jax.nn.logsumexp(rotated[:, :, 1:], axis=-1)
+    tokens = jnp.ones((batch_size, room), jnp.int32)
+    loops: dict[str, tuple[Callable, Any, Any]] = {
+        "target, 1 token": passes(pair.target, 1),
+        f"target, {NUM_DRAFT + 1} tokens": passes(pair.target, NUM_DRAFT + 1),
+        "drafter, 1 token": passes(pair.drafter, 1),
+        "drafter, 2 tokens": passes(pair.drafter, 2),
+        f"{NUM_DRAFT} drafts, sampled": (propose, pair.drafter, (pair.drafter.init_cache_fn(batch_size, room), tokens)),
+        "verify": (verify, logits, jnp.zeros((batch_size, NUM_DRAFT + 1), jnp.int32)),
+    }
+    seconds = {name: _least_seconds(*loop, num_loops=num_loops, repeats=repeats) for name, loop in loops.items()}
+
+    for name, drafter in (("prefill of both", pair.drafter), ("prefill of the target", None)):
+        start = jax.jit(functools.partial(ss.init, num_draft=NUM_DRAFT, max_new_tokens=MAX_NEW_TOKENS))
+        begin = functools.partial(start, jnp.asarray(prompt), target=pair.target, draft=drafter)
+        seconds[name] = _least(begin, repeats)
+    return seconds
+
+
+def _least_seconds(body: Callable, params: Any, carry: Any, *, num_loops: int, repeats: int) -> float:
+    """Seconds a call of `body(params, i, carry) -> carry` takes in a loop."""
+    loop = jax.jit(lambda params, carry: lax.fori_loop(0, num_loops, lambda i, c: body(params, i, c), carry))
+    return _least(lambda: loop(params, carry), repeats) / num_loops
+
+
+def _least(fn: Callable[[], Any], repeats: int) -> float:
+    jax.block_until_ready(fn())
+    seconds = []
+    for _ in range(repeats):
+        began = time.perf_counter()
+        jax.block_until_ready(fn())
+        seconds.append(time.perf_counter() - began)
+    return min(seconds)

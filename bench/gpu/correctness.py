@@ -1,0 +1,129 @@
+"""Compiled kernels against the XLA core on the same uniforms at real shapes, and the law of what is emitted.
+
+python bench/gpu/correctness.py OUT.json
+"""
+
+import json
+import sys
+import time
+import traceback
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from inputs import make
+
+from specsamp_jax._filters import Filter, make_filter
+from specsamp_jax._rules import _steps as steps
+from specsamp_jax._rules import pallas, token
+from specsamp_jax._types import Draft, SamplingParams
+
+kernel, core = jax.jit(pallas.verify_token), jax.jit(token.verify_token)
+
+ROUNDED_APART = 1e-4
+"""Share of sequences whose decision may differ: a uniform within rounding of a threshold, some 1e-6 each."""
+
+
+def compare(args):
+    """How many sequences differ in a decision, and the largest difference of a number."""
+    got, expected = jax.device_get((kernel(*args), core(*args)))
+    same = (
+        (got.num_accepted == expected.num_accepted)
+        & (got.tokens == expected.tokens).all(1)
+        & (got.status == expected.status)
+    )
+    apart = {
+        name: float(np.nanmax(np.abs(np.nan_to_num(getattr(got, name) - getattr(expected, name)))[same], initial=0))
+        for name in ("log_probs", "accept_prob")
+    }
+    limit = 1 + ROUNDED_APART * same.size
+    where = np.flatnonzero(~same)[:3]
+    return {
+        "ok": bool((~same).sum() <= limit and max(apart.values()) < 1e-3),
+        "different": int((~same).sum()),
+        "of": int(same.size),
+        "apart": apart,
+        "accepted": float(got.num_accepted.mean()),
+        "examples": [(got.tokens[i].tolist(), expected.tokens[i].tolist()) for i in where],
+    }
+
+
+def plain(batch_size, num_draft, vocab_size, dtype=jnp.bfloat16, kind="logits", seed=0):
+    return compare(make(jax.random.key(seed), batch_size, num_draft, vocab_size, dtype, kind))
+
+
+def edges():
+    """Filters, greedy rows, ragged rows, degenerate rows, all in one batch of 50,257."""
+    target, _, draft, _, uniforms = make(jax.random.key(1), 12, 3, 50257, jnp.bfloat16, "logits")
+    params = SamplingParams(
+        temperature=jnp.array([0.0, 0.7, 1.3, 1.0] * 3), top_k=jnp.array([0, 50, 0, 7] * 3), top_p=0.9
+    )
+    tokens = draft.tokens.at[4].set(-1).at[5, 1:].set(-1).at[6, 0].set(50257)
+    target = target.at[7, 0, 5].set(jnp.nan).at[8, 0, 7].set(jnp.inf).at[9, 0].set(-jnp.inf)
+    logits = draft.logits.at[10, 0, 3].set(jnp.nan)
+    filters = make_filter(target, params), make_filter(logits, params)
+    return compare((target, filters[0], Draft(tokens, logits), filters[1], uniforms))
+
+
+def law(vocab_size=32000, batch_size=1024, calls=48):
+    """Chi-square of the first emitted token against p: 63 likely tokens and the rest, 1e-6 of false alarms."""
+    one = make(jax.random.key(2), 1, 1, vocab_size, jnp.bfloat16, "logits")
+    target, logits = (jnp.broadcast_to(x, (batch_size, *x.shape[1:])) for x in (one[0] * 1.5, one[2].logits * 1.5))
+    p = np.asarray(jax.nn.softmax(target[0, 0].astype(jnp.float32)), np.float64)
+    likely = np.argsort(-p)[:63]
+    counts = np.zeros(64)
+
+    @jax.jit
+    def draw(key):
+        keys = jax.random.split(key, 3)
+        tokens = jax.random.categorical(keys[0], logits[0, 0].astype(jnp.float32), shape=(batch_size, 1))
+        uniforms = steps.Uniforms(
+            jax.random.uniform(keys[1], (batch_size, 1)), jax.random.uniform(keys[2], (batch_size, 2))
+        )
+        draft = Draft(tokens.astype(jnp.int32), logits)
+        return pallas.verify_token(target, Filter(), draft, Filter(), uniforms).tokens[:, 0]
+
+    for call in range(calls):
+        tokens = np.asarray(draw(jax.random.key(100 + call)))
+        found = tokens[:, None] == likely
+        counts[:63] += found.sum(0)
+        counts[63] += (~found.any(1)).sum()
+    expected = np.append(p[likely], 1 - p[likely].sum()) * counts.sum()
+    statistic = float(((counts - expected) ** 2 / expected).sum())
+    # 63 degrees of freedom: 134.9 is exceeded once in a million.
+    return {"ok": statistic < 134.9, "chi_square": statistic, "degrees": 63, "samples": int(counts.sum())}
+
+
+CASES = {
+    "small": lambda: plain(2, 2, 4096, jnp.float32),
+    "B8 V50257": lambda: plain(8, 4, 50257),
+    "B64 V151936": lambda: plain(64, 4, 151936),
+    "B64 V151936 normalizers": lambda: plain(64, 4, 151936, kind="normalizers"),
+    "law V32000": law,
+    "edges": edges,
+    "B1 V151936": lambda: plain(1, 4, 151936),
+    "B256 K8 V32000 f16": lambda: plain(256, 8, 32000, jnp.float16),
+    "B64 V51865 f32": lambda: plain(64, 4, 51865, jnp.float32),
+    "B64 V128256 one-hot": lambda: plain(64, 4, 128256, kind="one_hot"),
+}
+
+
+def main():
+    results = {}
+    for name, case in CASES.items():
+        start = time.time()
+        try:
+            results[name] = case()
+        except Exception as error:
+            traceback.print_exc()
+            results[name] = {"ok": False, "error": repr(error)[:500]}
+        results[name]["seconds"] = round(time.time() - start, 1)
+        print(name, results[name], flush=True)
+        with open(sys.argv[1], "w") as file:
+            json.dump(
+                {"device": jax.devices()[0].device_kind, "jax": jax.__version__, "cases": results}, file, indent=1
+            )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,193 @@
+"""What the compiler makes of the kernels for sm_90a, on a machine with no GPU: a table in markdown.
+
+    python bench/gpu/sm90.py WHEELS > bench/results/sm90.md
+
+WHEELS is a folder with the CUDA plugin and PJRT packages of the JAX at hand and nvidia-cuda-nvdisasm, installed
+with `pip install --no-deps --target`; ptxas and gcc are on the PATH. The Mosaic GPU compiler asks the driver one
+thing, which chip this is, so a driver that answers that and nothing else is compiled first. Nothing runs, nothing
+is timed.
+"""
+
+import collections
+import ctypes
+import functools
+import os
+import pathlib
+import re
+import subprocess
+import sys
+import tempfile
+
+DRIVER = r"""
+typedef int R;
+#define OK(name, ...) R name(__VA_ARGS__) { return 0; }
+static int attribute(int a) {
+  switch (a) { case 75: return 9; case 76: return 0; case 16: return 132; case 97: return 232448;
+               case 8: return 49152; case 10: return 32; default: return 1; }
+}
+R cuDeviceGetAttribute(int *v, int a, int d) { *v = attribute(a); return 0; }
+R cuDriverGetVersion(int *v) { *v = 13000; return 0; }
+R cuDeviceGetCount(int *n) { *n = 1; return 0; }
+R cuDeviceGet(int *d, int i) { *d = i; return 0; }
+R cuCtxGetDevice(int *d) { *d = 0; return 0; }
+R cuDeviceGetName(char *s, int n, int d) { if (n > 0) s[0] = 0; return 0; }
+R cuGetErrorString(R e, const char **s) { *s = "none"; return 0; }
+R cuGetErrorName(R e, const char **s) { *s = "none"; return 0; }
+#define GIVES(name, ...) R name(void **p, ##__VA_ARGS__) { *p = (void *)1; return 0; }
+GIVES(cuCtxGetCurrent) GIVES(cuDevicePrimaryCtxRetain, int d) GIVES(cuModuleLoadData, const void *i)
+GIVES(cuModuleLoadDataEx, const void *i, unsigned n, void *o, void *v)
+GIVES(cuModuleGetFunction, void *m, const char *s)
+GIVES(cuLibraryLoadData, const void *c, void *a, void *b, unsigned n, void *e, void *f, unsigned m)
+GIVES(cuLibraryGetKernel, void *l, const char *s)
+OK(cuInit, unsigned f) OK(cuCtxSetCurrent, void *c) OK(cuDevicePrimaryCtxRelease_v2, int d)
+OK(cuModuleUnload, void *m) OK(cuFuncSetAttribute, void *f, int a, int v)
+OK(cuKernelSetAttribute, int a, int v, void *k, int d)
+R cuModuleGetGlobal_v2(void **p, unsigned long *n, void *m, const char *s) { *p = (void *)1; return 0; }
+"""
+
+
+def load_compiler(wheels, folder):
+    """The entry point of the plugin's Mosaic GPU compiler."""
+    source, stub = folder / "driver.c", folder / "libcuda.so.1"
+    source.write_text(DRIVER)
+    command = ["gcc", "-w", "-shared", "-fPIC", "-Wl,-soname,libcuda.so.1", "-o", stub, source]
+    subprocess.run(command, check=True)
+    runtime = next(wheels.glob("jax_cuda*_plugin/libmosaic_gpu_runtime.so"))
+    os.environ |= {"MOSAIC_GPU_RUNTIME_LIB_PATH": str(runtime), "MOSAIC_GPU_DUMP_TO": str(folder)}
+    os.environ |= {"MOSAIC_GPU_DUMP_PTX": "1", "MOSAIC_GPU_DUMP_PTXAS": "1"}
+    os.environ.setdefault("CUDA_ROOT", "/usr/local/cuda")
+    ctypes.CDLL(str(stub), ctypes.RTLD_GLOBAL)
+    library = ctypes.CDLL(str(next(wheels.glob("jax_plugins/xla_cuda*/xla_cuda_plugin.so"))))
+    library.MosaicGpuCompile.argtypes = [ctypes.c_char_p, ctypes.c_int]
+    library.MosaicGpuCompile.restype = ctypes.c_void_p
+    return library.MosaicGpuCompile
+
+
+def mosaic_modules(operation, ir):
+    """The serialized module of every Mosaic GPU call below an operation."""
+    for region in operation.regions:
+        for block in region.blocks:
+            for op in block.operations:
+                if op.operation.name == "stablehlo.custom_call" and "mosaic_gpu" in str(
+                    op.attributes["call_target_name"]
+                ):
+                    name = next(n for n in ("mhlo.backend_config", "backend_config") if n in op.attributes)
+                    yield ir.StringAttr(ir.DictAttr(op.attributes[name])["module"]).value_bytes
+                yield from mosaic_modules(op.operation, ir)
+
+
+def instructions(sass):
+    """Opcodes in order, and the loops among them as pairs of first and last index."""
+    labels, code, loops = {}, [], []
+    for line in sass.splitlines():
+        if label := re.match(r"^(\.L_x_\d+):", line):
+            labels[label[1]] = len(code)
+        if op := re.match(r"^\s+/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)(.*)", line):
+            code.append(op[1])
+            target = re.search(r"`\((\.L_x_\d+)\)", op[2])
+            if op[1].startswith("BRA") and target and target[1] in labels:
+                loops.append((labels[target[1]], len(code) - 1))
+    return code, loops
+
+
+def describe(fn, args, elements, compile_fn, folder, disassembler):
+    """A row of the table for each kernel of `fn`; `elements` are those a thread takes a step of the stream."""
+    import jax
+    from jax._src.lib.mlir import ir
+
+    module = jax.jit(fn).trace(*args).lower(lowering_platforms=("cuda",)).compiler_ir()
+    for assembly in mosaic_modules(module.operation, ir):
+        for old in (*folder.glob("*.ptx"), *folder.glob("*.ptxas")):
+            old.unlink()
+        terminal, silence = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+        os.dup2(silence, 2)
+        try:
+            if not compile_fn(assembly, len(assembly)):
+                raise RuntimeError("the compiler refused the kernel")
+        finally:
+            os.dup2(terminal, 2)
+        log, ptx = next(folder.glob("*.ptxas")).read_text(), next(folder.glob("*.ptx"))
+        cubin = folder / "kernel.cubin"
+        subprocess.run(["ptxas", "-arch=sm_90a", ptx, "-o", cubin], check=True, capture_output=True)
+        sass = subprocess.run([disassembler, "-c", cubin], check=True, capture_output=True, text=True).stdout
+        code, loops = instructions(sass)
+        # The streaming loops hold exponentials, wide loads, and no loop or barrier of their own.
+        stream = [code[a : b + 1] for a, b in loops]
+        stream = [
+            body
+            for body in stream
+            if body.count("MUFU.EX2") >= elements and not any(op.startswith(("BAR", "SHFL")) for op in body)
+        ]
+        body = min(stream, key=len) if stream else []
+        loads = collections.Counter(op for op in body if op.startswith("LDG"))
+        yield {
+            "registers": int(re.search(r"Used (\d+) registers", log)[1]),
+            "spilled": sum(map(int, re.findall(r"(\d+) bytes spill", log))),
+            "stack": int(re.search(r"(\d+) bytes stack", log)[1]),
+            "instructions": len(code),
+            "loads": " ".join(f"{n} {op}" for op, n in loads.items()),
+            "per element": f"{len(body) / elements:.2f}" if body else "",
+        }
+
+
+def cases():
+    """Names, functions, arguments and elements a thread and step, at real shapes."""
+    import jax
+    import jax.numpy as jnp
+
+    import pallas_kernels as pk
+
+    def arg(*shape, dtype=jnp.float32):
+        return jax.ShapeDtypeStruct(shape, dtype)
+
+    def token(b, k, v, dtype, what=""):
+        filters = [pk.Filter(), pk.Filter()]
+        if "filters" in what or "greedy" in what:
+            greedy = arg(b, dtype=bool) if "greedy" in what else None
+            filters = [pk.Filter(arg(b), arg(b, rows), greedy) for rows in (k + 1, k)]
+        fn = functools.partial(pk.verify_token, largest_normalizer=128.0)
+        normalizers = arg(b, k) if "normalizers" in what else None
+        ints = [arg(b, k, dtype=jnp.int32), arg(b, dtype=jnp.int32)]
+        logits = [arg(b, k + 1, v, dtype=dtype), arg(b, k, v, dtype=dtype)]
+        args = logits[0], filters[0], logits[1], filters[1], normalizers, *ints, arg(b, k), arg(b, 2)
+        return f"token B{b} K{k} V{v} {dtype.__name__} {what}", fn, args, 64 * 2 // jnp.dtype(dtype).itemsize
+
+    yield token(64, 4, 151936, jnp.bfloat16)
+    yield token(64, 4, 151936, jnp.bfloat16, "normalizers")
+    yield token(64, 4, 151936, jnp.bfloat16, "filters")
+    yield token(64, 4, 151936, jnp.bfloat16, "greedy filters")
+    yield token(64, 4, 151935, jnp.bfloat16, "normalizers")
+    yield token(64, 4, 128256, jnp.float16, "normalizers")
+    yield token(64, 4, 128256, jnp.float32, "normalizers")
+    # Rows of which a block takes a step or two: the loop is unrolled, and not found.
+    yield token(64, 4, 50257, jnp.bfloat16, "normalizers")
+    yield token(256, 8, 32000, jnp.bfloat16, "normalizers")
+    yield token(1, 4, 256000, jnp.bfloat16)
+    b, k, v = 64, 4, 151936
+    sigmoid = functools.partial(pk.verify_sigmoid, alpha=-1e4, beta=1e4)
+    logits = [arg(b, k + 1, v, dtype=jnp.bfloat16), arg(b, k, v, dtype=jnp.bfloat16)]
+    rest = arg(b, k, dtype=jnp.int32), arg(b, dtype=jnp.int32), arg(b, k), arg(b, 2)
+    yield "sigmoid B64 K4 V151936 bfloat16", sigmoid, (logits[0], pk.Filter(), logits[1], pk.Filter(), *rest), 64
+
+
+def main():
+    wheels = pathlib.Path(sys.argv[1])
+    import jax
+
+    with tempfile.TemporaryDirectory() as name:
+        folder = pathlib.Path(name)
+        compile_fn = load_compiler(wheels, folder)
+        disassembler = next(path for path in wheels.rglob("nvdisasm") if path.is_file())
+        disassembler.chmod(0o755)
+        print(f"JAX {jax.__version__}; compiled for sm_90a without a GPU. Instructions an element: SASS instructions")
+        print("in the streaming loop over the elements that one pass of it takes.\n")
+        header = ["registers", "spilled", "stack", "instructions", "loads", "per element"]
+        print("| kernel | " + " | ".join(header[:-2]) + " | loads in the streaming loop | instructions an element |")
+        print("|---" * (len(header) + 1) + "|")
+        for name, fn, args, elements in cases():
+            for row in describe(fn, args, elements, compile_fn, folder, disassembler):
+                print(f"| {name} | " + " | ".join(str(row[h]) for h in header) + " |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,202 @@
+"""Contenders timed in turn, round by round, and what is written about it."""
+
+import datetime
+import json
+import os
+import platform
+import shlex
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+
+ROOT = Path(__file__).parents[1]
+RESULTS = Path(__file__).parent / "results"
+PEERS_PYTHON = ROOT / ".venv-peers" / "bin" / "python"
+# Worker threads of the one before may spin for some milliseconds when they have nothing to do.
+SETTLE_SECONDS = 0.02
+
+
+class Contender(NamedTuple):
+    """One of those compared.
+
+    Attributes:
+      name: What it is called in the results.
+      run_fn: Runs it on the inputs of these numbers, one after the other: the seconds of each, and what it made.
+    """
+
+    name: str
+    run_fn: Callable[[Sequence[int]], tuple[list[float], list[Any]]]
+
+
+def jax_contender(name: str, fn: Callable[..., Any], arguments_fn: Callable[[int], tuple]) -> Contender:
+    """A contender in this process. Arguments are made, and results waited for, as STYLE asks: outside and inside."""
+
+    def run(indices):
+        seconds, made = [], []
+        for index in indices:
+            arguments = jax.block_until_ready(arguments_fn(index))
+            began = time.perf_counter()
+            result = jax.block_until_ready(fn(*arguments))
+            seconds.append(time.perf_counter() - began)
+            made.append(result)
+        return seconds, made
+
+    return Contender(name, run)
+
+
+class Peers:
+    """The process that holds the contenders which need torch."""
+
+    def __init__(self):
+        server = Path(__file__).parent / "peers" / "server.py"
+        self._process = subprocess.Popen(
+            [PEERS_PYTHON, server], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        self.about = {}
+
+    @staticmethod
+    def are_installed() -> bool:
+        """Whether peers/make_env.sh has run."""
+        return PEERS_PYTHON.exists()
+
+    def contender(self, name: str, kind: str, *, num_threads: int | None = None, **arguments: Any) -> Contender:
+        """Has the process ready a contender; see peers/server.py for the kinds. None: its default threads."""
+        request = {"prepare": name, "kind": kind, "arguments": arguments, "num_threads": num_threads}
+        self.about = self._ask(request)
+
+        def run(indices):
+            answer = self._ask({"run": name, "indices": list(indices)})
+            return answer["seconds"], answer["made"]
+
+        return Contender(name, run)
+
+    def _ask(self, request: dict) -> dict:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(json.dumps(request) + "\n")
+        self._process.stdin.flush()
+        line = self._process.stdout.readline()
+        if not line:
+            raise RuntimeError("The peers' process ended; its last words stand above.")
+        return json.loads(line)
+
+    @property
+    def pid(self) -> int:
+        """Of the process."""
+        return self._process.pid
+
+    def close(self) -> None:
+        """Ends the process."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait()
+
+
+def alternate(
+    contenders: Iterable[Contender], indices_fn: Callable[[int, int], Sequence[int]], *, rounds: int, discard: int = 0
+) -> dict[str, list[list[float]]]:
+    """Seconds of each call, by contender and round.
+
+    Each round runs all contenders, beginning with another one each time. `indices_fn(round, turn)`, turns being
+    counted over all rounds, says which inputs a contender runs on; the first `discard` of them do not count, so that
+    it does not pay for what ran before it.
+    """
+    contenders = list(contenders)
+    seconds = {contender.name: [] for contender in contenders}
+    for i in range(rounds):
+        first = i % len(contenders)
+        for j, contender in enumerate(contenders[first:] + contenders[:first]):
+            time.sleep(SETTLE_SECONDS)
+            measured, _ = contender.run_fn(indices_fn(i, i * len(contenders) + j))
+            seconds[contender.name].append(measured[discard:])
+    return seconds
+
+
+def summary(seconds: dict[str, list[list[float]]], references: dict[str, str]) -> dict[str, dict[str, Any]]:
+    """Of each contender: the rounds' medians, their spread, and that of their ratios to its reference's."""
+    medians = {name: [statistics.median(burst) for burst in rounds] for name, rounds in seconds.items()}
+    result = {}
+    for name, values in medians.items():
+        ratios = [value / other for value, other in zip(values, medians[references[name]], strict=True)]
+        result[name] = {"seconds": spread(values), "reference": references[name], "times_reference": spread(ratios)}
+        result[name]["rounds"] = values
+    return result
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    """Median, and first and last decile."""
+    low, *_, high = statistics.quantiles(values, n=10, method="inclusive") if len(values) > 1 else (values[0],) * 2
+    return {"median": statistics.median(values), "p10": low, "p90": high}
+
+
+class Watch:
+    """How busy others keep the machine: contenders with threads that wait for one another suffer most from it."""
+
+    def __init__(self, *pids: int):
+        self._pids = os.getpid(), *pids
+        self._began = self._now()
+
+    def _now(self) -> tuple[float, float]:
+        ticks = os.sysconf("SC_CLK_TCK")
+        user, nice, system, _, _, *rest = map(int, Path("/proc/stat").read_text().split(maxsplit=9)[1:9])
+        stats = (Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split() for pid in self._pids)
+        own = sum(int(fields[11]) + int(fields[12]) for fields in stats)
+        return time.perf_counter(), (user + nice + system + sum(rest) - own) / ticks
+
+    def others(self) -> float:
+        """Cores that all but these processes used on average since this was made."""
+        seconds, busy = (now - then for now, then in zip(self._now(), self._began, strict=True))
+        return busy / seconds
+
+
+def environment() -> dict[str, Any]:
+    """The device, the versions and the command."""
+    device = jax.devices()[0]
+    names = [line.split(":")[1].strip() for line in _cpu_info() if line.startswith("model name")]
+    return {
+        "device": device.device_kind if device.platform != "cpu" else (names or [platform.machine()])[0],
+        "platform": device.platform,
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "date": datetime.date.today().isoformat(),
+        "command": shlex.join(["python", f"bench/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
+        "versions": {"python": platform.python_version()} | {n: version(n) for n in ("specsamp", "jax", "jaxlib")},
+    }
+
+
+def _cpu_info() -> list[str]:
+    file = Path("/proc/cpuinfo")
+    return file.read_text().splitlines() if file.exists() else []
+
+
+def environment_lines(about: dict[str, Any]) -> list[str]:
+    """`environment()` in Markdown, with the peers' own `about` inside it where they took part."""
+    versions = dict(about["versions"])
+    if peers := about.get("peers"):
+        versions |= {f"{name} (peers)" if name in versions else name: v for name, v in peers["versions"].items()}
+    return [
+        f"{about['device']}, {about['cores']} cores, of which other processes used {about['others']:.2f} meanwhile, "
+        f"{about['date']}. " + ", ".join(f"{name} {v}" for name, v in versions.items()) + ".",
+        "",
+        f"    {about['command']}",
+    ]
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """A Markdown table, the first column to the left."""
+    lines = ["| " + " | ".join(cells) + " |" for cells in (header, *rows)]
+    return [lines[0], "|---|" + "---:|" * (len(header) - 1), *lines[1:]]
+
+
+def write(out: Path, results: dict[str, Any], lines: Sequence[str]) -> None:
+    """Writes OUT.json and OUT.md, and says the latter."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.with_suffix(".json").write_text(json.dumps(results, indent=1) + "\n")
+    out.with_suffix(".md").write_text("\n".join(lines) + "\n")
+    print("\n".join(lines))

@@ -1,0 +1,34 @@
+"""Sums and maxima over the vocabulary whose bits depend on the row alone, not on how many rows there are."""
+
+from collections.abc import Callable
+
+import jax.numpy as jnp
+from jaxtyping import Array
+
+SMALL = 8192
+"""Below so many elements a row, XLA's CPU backend decides by the size of the whole array how to add and which
+exponential to fuse with the addition (seen in jaxlib 0.11.2 and 0.12.0.1, up to 3,000): a row's bits would
+depend on its neighbours. Such rows are folded in halves, element by element, in an order written here."""
+
+
+def row_sum(values: Array, vocab_size: int) -> Array:
+    """Sums over the last axis; `vocab_size` is how many elements the row has over all its axes."""
+    return values.sum(-1) if vocab_size >= SMALL else _fold(jnp.add, values, 0)
+
+
+def row_max(values: Array, vocab_size: int) -> Array:
+    """Maxima over the last axis; NaN where there is one. A maximum has the same bits in any order, but XLA
+    would fuse what follows it, and that has not."""
+    return values.max(-1) if vocab_size >= SMALL else _fold(jnp.maximum, values, -jnp.inf)
+
+
+def _fold(fn: Callable[[Array, Array], Array], values: Array, neutral: int | float) -> Array:
+    """The last axis folded in halves, after padding it to a power of two."""
+    size = values.shape[-1]
+    width = 1 << (size - 1).bit_length()
+    padding = [(0, 0)] * (values.ndim - 1) + [(0, width - size)]
+    values = jnp.pad(values, padding, constant_values=neutral)
+    while width > 1:
+        width //= 2
+        values = fn(values[..., :width], values[..., width:])
+    return values[..., 0]

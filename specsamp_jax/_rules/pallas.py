@@ -1,0 +1,114 @@
+"""The GPU kernels behind the signatures of the cores: same arrays and uniforms in, same tokens out."""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+import pallas_kernels
+from specsamp_jax import _distributions as dist
+from specsamp_jax._filters import Filter
+from specsamp_jax._rules import _steps as steps
+from specsamp_jax._rules import sigmoid as sigmoid_rule
+from specsamp_jax._types import Draft, Verification
+
+
+def why_not(target_logits: Float[Array, "B K1 V"], draft: Draft) -> str | None:
+    """What keeps the kernels from taking these arrays, whatever the platform; None where nothing does."""
+    for name, logits in (("target_logits", target_logits), ("draft.logits", draft.logits)):
+        if logits is None:
+            continue
+        if logits.dtype not in (jnp.bfloat16, jnp.float16, jnp.float32):
+            return f"{name} of bfloat16, float16 or float32; got {logits.dtype}"
+        if logits.size >= 2**31:
+            return f"{name} of fewer than 2**31 elements; got {logits.size}"
+    if dist.TILE != pallas_kernels.TILE:
+        return f"tiles of {pallas_kernels.TILE} elements; the cores use {dist.TILE}"
+    return None
+
+
+def verify_token(
+    target_logits: Float[Array, "B K1 V"],
+    target_filter: Filter,
+    draft: Draft,
+    draft_filter: Filter,
+    uniforms: steps.Uniforms,
+) -> Verification:
+    """The token rule in one kernel; see `token.verify_token`, which it equals up to rounding.
+
+    `log_probs` and `accept_prob` come from the hardware's exponential and logarithm, good to about 1e-6.
+    """
+    tokens = draft.tokens
+    drafted = steps.draft_mask(tokens)
+    result = pallas_kernels.verify_token(
+        _at_least_a_tile(target_logits),
+        pallas_kernels.Filter(*target_filter),
+        _at_least_a_tile(draft.logits),
+        pallas_kernels.Filter(*draft_filter),
+        draft.log_normalizers,
+        tokens,
+        drafted.sum(1, dtype=jnp.int32),
+        jnp.log(uniforms.accept),
+        uniforms.emit,
+        largest_normalizer=dist.LARGEST_LOG_NORMALIZER,
+    )
+    return steps.pack(
+        tokens,
+        result.num_accepted,
+        result.token,
+        result.draft_log_probs,
+        result.log_prob,
+        jnp.where(drafted, jnp.exp(jnp.minimum(result.log_ratios, 0)), 0),
+        steps.status(result.degenerate_target, result.degenerate_draft, result.empty_residual),
+    )
+
+
+def verify_sigmoid(
+    target_logits: Float[Array, "B K1 V"],
+    target_filter: Filter,
+    draft: Draft,
+    draft_filter: Filter,
+    uniforms: steps.Uniforms,
+    *,
+    alpha: int | float,
+    beta: int | float,
+) -> Verification:
+    """The sigmoid rule in one kernel; see `sigmoid.verify_sigmoid`, which it equals up to rounding.
+
+    Where a target row may be greedy it is the core itself. `log_probs` are the core's: XLA drops them, and
+    the pass over all rows that they take, where they are not used.
+    """
+    if target_filter.greedy is not None:
+        core = sigmoid_rule.verify_sigmoid
+        return core(target_logits, target_filter, draft, draft_filter, uniforms, alpha=alpha, beta=beta)
+    tokens = draft.tokens
+    drafted = steps.draft_mask(tokens)
+    result = pallas_kernels.verify_sigmoid(
+        _at_least_a_tile(target_logits),
+        pallas_kernels.Filter(*target_filter),
+        _at_least_a_tile(draft.logits),
+        pallas_kernels.Filter(*draft_filter),
+        tokens,
+        drafted.sum(1, dtype=jnp.int32),
+        uniforms.accept,
+        uniforms.emit,
+        alpha=alpha,
+        beta=beta,
+    )
+    target = dist.target_rows(target_logits, target_filter)
+    last = target.take(result.num_accepted)
+    return steps.pack(
+        tokens,
+        result.num_accepted,
+        result.token,
+        dist.log_prob(target.first(tokens.shape[1]), tokens),
+        dist.log_prob(last, result.token[:, None])[:, 0],
+        jnp.where(drafted, result.accept_prob, 0),
+        steps.status(result.degenerate_target, result.degenerate_draft, result.empty_residual),
+    )
+
+
+def _at_least_a_tile(logits: Float[Array, "B R V"] | None) -> Float[Array, "B R W"] | None:
+    """The logits themselves, or, of a vocabulary smaller than a tile, with -inf up to one."""
+    if logits is None or logits.shape[-1] >= pallas_kernels.TILE:
+        return logits
+    missing = pallas_kernels.TILE - logits.shape[-1]
+    return jnp.pad(logits, ((0, 0), (0, 0), (0, missing)), constant_values=-jnp.inf)

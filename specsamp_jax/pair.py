@@ -1,0 +1,42 @@
+"""The small trained pair that comes with the package: a target, its drafter, and their tokenizer."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+from tokenizers import Tokenizer
+
+from specsamp_jax import corpus
+from specsamp_jax._types import Model
+from specsamp_jax.models import load_checkpoint
+
+ASSETS = Path(__file__).parent / "assets"
+
+
+class Pair(NamedTuple):
+    """A target, a drafter a tenth of its size, and what turns text into their tokens and back.
+
+    Attributes:
+      target: 7.0 million parameters, trained on docstrings.
+      drafter: 0.69 million, distilled from the target.
+      tokenizer: Byte-level BPE of 4,096 tokens; `end_token` begins every text.
+      end_token: The token that begins a text, and ends the one before it.
+    """
+
+    target: Model
+    drafter: Model
+    tokenizer: Tokenizer
+    end_token: int
+
+    def encode(self, text: str) -> list[int]:
+        """The tokens of a text's beginning."""
+        return [self.end_token, *self.tokenizer.encode(text).ids]
+
+
+def load_pair() -> Pair:
+    """The pair, in float32.
+
+    How it was trained, and what was measured on text that it never saw, stands in assets/training.json.
+    """
+    tokenizer = Tokenizer.from_file(str(corpus.TOKENIZER_FILE))
+    (end_token,) = tokenizer.encode(corpus.END_TOKEN).ids
+    return Pair(load_checkpoint(ASSETS / "target"), load_checkpoint(ASSETS / "drafter"), tokenizer, end_token)

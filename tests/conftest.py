@@ -1,0 +1,27 @@
+"""What several test files share."""
+
+import numpy as np
+import oracle
+import pytest
+
+FALSE_ALARM = 1e-4
+"""How often a chi-square test fails though the law is right. Keys are fixed, so a test that passes keeps passing."""
+
+
+@pytest.fixture(scope="session")
+def assert_law():
+    """A function that holds drawn rows of tokens, -1 behind their end, against a law of `oracle`."""
+
+    def assert_law(tokens, law):
+        drawn, counts = np.unique(np.asarray(tokens), axis=0, return_counts=True)
+        observed = {
+            tuple(int(t) for t in row if t >= 0): count for row, count in zip(drawn.tolist(), counts, strict=True)
+        }
+        assert observed.keys() <= law.keys(), "something was emitted that has probability zero"
+        cells = sorted(law)
+        p_value = oracle.chi_square(
+            np.array([observed.get(cell, 0) for cell in cells]), np.array([law[cell] for cell in cells])
+        )
+        assert p_value > FALSE_ALARM
+
+    return assert_law

@@ -1,0 +1,71 @@
+"""The sigmoid kernel returns the XLA core's tokens on the same uniforms."""
+
+import jax
+import jax.numpy as jnp
+import kernel_cases as cases
+import pytest
+
+from pallas_kernels import _config as config
+from specsamp_jax._filters import Filter
+from specsamp_jax._rules import _steps as steps
+from specsamp_jax._rules import pallas, sigmoid
+from specsamp_jax._types import DEGENERATE_DRAFT, DEGENERATE_TARGET, Draft
+
+
+@pytest.fixture
+def check(interpreted, monkeypatch):
+    if not cases.ON_GPU:
+        monkeypatch.setattr(config, "choose", lambda *shape: config.Config(2))
+
+    def check(args, alpha=-1e4, beta=1e4):
+        with interpreted():
+            got = jax.block_until_ready(pallas.verify_sigmoid(*args, alpha=alpha, beta=beta))
+        expected = sigmoid.verify_sigmoid(*args, alpha=alpha, beta=beta)
+        cases.assert_same(got, expected)
+        return got
+
+    return check
+
+
+@pytest.mark.parametrize(("alpha", "beta"), [(-1e4, 1e4), (-5.0, 5.0), (12.0, 13.0)])
+def test_equals_xla(check, alpha, beta):
+    check(cases.random_case(1, 3, 2, 2051, dtype=jnp.bfloat16), alpha, beta)
+
+
+def test_equals_xla_filtered(check):
+    args = cases.random_case(2, 3, 2, 1040, sampling=cases.ALL_FILTERS, draft_sampling=cases.GREEDY_FIRST)
+    check((args[0], args[1]._replace(greedy=None), *args[2:]), 4.0, 5.0)
+
+
+def test_equals_xla_one_hot(check):
+    check(cases.random_case(3, 3, 2, 1025, kind="one_hot"), 4.0, 5.0)
+
+
+def test_no_drafts_at_all(check):
+    target, target_filter, _, _, uniforms = cases.random_case(6, 3, 0, 1500)
+    check((target, target_filter, Draft(jnp.zeros((3, 0), jnp.int32)), Filter(), uniforms))
+
+
+def test_ragged_and_degenerate(check):
+    target, target_filter, draft, draft_filter, uniforms = cases.random_case(7, 6, 2, 1100)
+    tokens = draft.tokens.at[0].set(-1).at[1, 1].set(-1).at[2, 0].set(1100)
+    # Steep sigmoids and u just below 1: drafts are rejected.
+    uniforms = uniforms._replace(accept=jnp.full((6, 2), 0.99))
+    target = target.at[3, :, 5].set(jnp.inf).at[4].set(-jnp.inf)
+    logits = draft.logits.at[5, :, 3].set(jnp.inf)
+    got = check((target, target_filter, Draft(tokens, logits), draft_filter, uniforms), 12.0, 13.0)
+    assert got.status[3] & DEGENERATE_TARGET
+    assert got.status[4] & DEGENERATE_TARGET
+    assert got.status[5] == DEGENERATE_DRAFT
+
+
+def test_not_a_number(interpreted):
+    # By hand: XLA's maximum of many rows forgets a NaN on CPUs, so that the core does not say what is right.
+    target = jnp.zeros((1, 1, 1100)).at[0, 0, 5].set(jnp.nan).at[0, 0, 102].set(1.0)
+    uniforms = steps.Uniforms(jnp.zeros((1, 0)), jnp.full((1, 2), 0.5))
+    with interpreted():
+        got = pallas.verify_sigmoid(
+            target, Filter(), Draft(jnp.zeros((1, 0), jnp.int32)), Filter(), uniforms, alpha=-1e4, beta=1e4
+        )
+    assert got.tokens.tolist() == [[102]]
+    assert got.status.tolist() == [DEGENERATE_TARGET]

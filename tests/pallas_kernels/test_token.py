@@ -1,0 +1,155 @@
+"""The token kernel returns the XLA core's tokens on the same uniforms."""
+
+import jax
+import jax.numpy as jnp
+import kernel_cases as cases
+import pytest
+
+from pallas_kernels import _config as config
+from specsamp_jax._filters import Filter
+from specsamp_jax._rules import _steps as steps
+from specsamp_jax._rules import pallas, token
+from specsamp_jax._types import DEGENERATE_DRAFT, DEGENERATE_TARGET, EMPTY_RESIDUAL, Draft
+
+
+@pytest.fixture
+def run(request, interpreted, monkeypatch):
+    """The kernel, with two blocks a sequence (or as many as the test says) where it is interpreted."""
+    cluster = getattr(request, "param", 2)
+    if not cases.ON_GPU:
+        monkeypatch.setattr(config, "choose", lambda *shape: config.Config(cluster))
+
+    def run(*args):
+        with interpreted():
+            return jax.block_until_ready(pallas.verify_token(*args))
+
+    return run
+
+
+def check(run, args):
+    got, expected = run(*args), token.verify_token(*args)
+    cases.assert_same(got, expected)
+    return got
+
+
+@pytest.mark.parametrize(
+    ("vocab_size", "dtype", "kind"),
+    [
+        (1024, jnp.float32, "logits"),
+        (2056, jnp.bfloat16, "normalizers"),
+        (9001, jnp.bfloat16, "logits"),
+        (8193, jnp.float16, "one_hot"),
+        (37, jnp.float32, "normalizers"),
+    ],
+)
+def test_equals_xla(run, vocab_size, dtype, kind):
+    check(run, cases.random_case(vocab_size, 3, 2, vocab_size, dtype=dtype, kind=kind))
+
+
+@pytest.mark.parametrize("run", [1, 4], indirect=True)
+def test_equals_xla_for_any_number_of_blocks(run):
+    check(run, cases.random_case(1, 2, 2, 4097, dtype=jnp.bfloat16))
+
+
+@pytest.mark.parametrize("kind", ["logits", "normalizers", "one_hot"])
+@pytest.mark.parametrize("sampling", [cases.ALL_FILTERS, cases.GREEDY_FIRST], ids=["filters", "greedy"])
+def test_equals_xla_filtered(run, kind, sampling):
+    draft_sampling = None if kind == "one_hot" else sampling
+    check(run, cases.random_case(3, 3, 2, 1029, sampling=sampling, draft_sampling=draft_sampling, kind=kind))
+
+
+def test_filters_of_target_alone(run):
+    check(run, cases.random_case(4, 3, 2, 1040, dtype=jnp.bfloat16, sampling=cases.ALL_FILTERS))
+
+
+def test_ragged_and_out_of_range(run):
+    target, target_filter, draft, draft_filter, uniforms = cases.random_case(5, 4, 3, 1025)
+    tokens = draft.tokens.at[0].set(-1).at[1, 1:].set(-1).at[2, 0].set(1025).at[3, 1].set(-1)
+    # What was not drafted is not read.
+    logits = draft.logits.at[0].set(jnp.nan)
+    got = check(run, (target, target_filter, Draft(tokens, logits), draft_filter, uniforms))
+    assert got.status.tolist() == [0, 0, DEGENERATE_DRAFT, 0]
+
+
+def test_no_drafts_at_all(run):
+    target, target_filter, _, _, uniforms = cases.random_case(6, 3, 0, 1500)
+    tokens = jnp.zeros((3, 0), jnp.int32)
+    check(run, (target, target_filter, Draft(tokens), Filter(), uniforms))
+    check(run, (target, target_filter, Draft(tokens, target[:, :0]), Filter(), uniforms))
+
+
+def test_degenerate_rows(run):
+    target, target_filter, draft, draft_filter, uniforms = cases.random_case(7, 6, 2, 1100)
+    target = target.at[0, 0, 5].set(jnp.nan).at[1, 1, 7].set(jnp.inf).at[2, 0].set(-jnp.inf).at[3, 2, 0].set(jnp.nan)
+    logits = draft.logits.at[4, 0, 3].set(jnp.nan).at[5, 1].set(-jnp.inf)
+    uniforms = uniforms._replace(accept=jnp.zeros_like(uniforms.accept))
+    got = check(run, (target, target_filter, Draft(draft.tokens, logits), draft_filter, uniforms))
+    assert got.status.tolist() == [DEGENERATE_TARGET] * 4 + [DEGENERATE_DRAFT] * 2
+
+
+def test_degenerate_greedy_rows(run):
+    target, target_filter, draft, draft_filter, uniforms = cases.random_case(
+        8, 3, 1, 1100, sampling=cases.GREEDY_FIRST._replace(temperature=jnp.zeros(3))
+    )
+    target = target.at[0, 0, 5].set(jnp.nan).at[1, 0, 7].set(jnp.inf).at[2, 0].set(-jnp.inf)
+    check(run, (target, target_filter, draft, draft_filter, uniforms))
+
+
+def test_greedy_ties_take_the_first(run):
+    target = jnp.zeros((1, 2, 1030)).at[0, :, 600].set(4.0).at[0, :, 77].set(4.0)
+    for drafted, accepted in ((77, 1), (600, 0)):
+        args = target, Filter(jnp.ones(1), None, jnp.array([True])), Draft(jnp.array([[drafted]])), Filter()
+        got = check(run, (*args, steps.Uniforms(jnp.full((1, 1), 0.9), jnp.full((1, 2), 0.5))))
+        assert got.num_accepted.tolist() == [accepted]
+        assert got.tokens[0].tolist() == [77, 77 if accepted else -1]
+
+
+def test_boundary_uniforms(run):
+    # Three tokens with weight, in three tiles: u = 0 takes the first, u just below 1 the last.
+    target = jnp.full((2, 2, 2600), -jnp.inf).at[:, :, jnp.array([9, 1100, 2599])].set(0.0)
+    below_one = 1 - 2.0**-24
+    emit = jnp.array([[0.0, 0.0], [below_one, below_one]])
+    for accept in (0.0, below_one):
+        uniforms = steps.Uniforms(jnp.full((2, 1), accept), emit)
+        got = check(run, (target, Filter(), Draft(jnp.array([[9], [9]])), Filter(), uniforms))
+        accepted = accept < 1 / 3
+        last = got.tokens[jnp.arange(2), got.num_accepted].tolist()
+        assert last == ([9, 2599] if accepted else [1100, 2599])
+
+
+def test_probability_zero_is_never_accepted(run):
+    target = jnp.full((1, 2, 1024), -jnp.inf).at[:, :, 3].set(0.0)
+    uniforms = steps.Uniforms(jnp.zeros((1, 1)), jnp.zeros((1, 2)))
+    got = check(run, (target, Filter(), Draft(jnp.array([[4]])), Filter(), uniforms))
+    assert got.tokens.tolist() == [[3, -1]]
+
+
+def test_empty_residual_emits_from_target(run):
+    # p = q to the last bit, and a draft whose own q is overstated so that it is rejected.
+    target, target_filter, draft, draft_filter, uniforms = cases.random_case(9, 2, 1, 1300)
+    target = target.at[:, 1].set(target[:, 0])
+    normalizers = jax.nn.logsumexp(target[:, :1], -1) - 2.0
+    uniforms = uniforms._replace(accept=jnp.full((2, 1), 0.9))
+    got = check(
+        run, (target, target_filter, Draft(draft.tokens, target[:, :1], None, normalizers), draft_filter, uniforms)
+    )
+    assert got.status.tolist() == [EMPTY_RESIDUAL] * 2
+
+
+def test_equal_models_accept_everything(run):
+    target, target_filter, draft, draft_filter, uniforms = cases.random_case(10, 2, 3, 1500)
+    uniforms = uniforms._replace(accept=jnp.full((2, 3), 1 - 2.0**-24))
+    got = check(run, (target, target_filter, Draft(draft.tokens, target[:, :3]), draft_filter, uniforms))
+    assert got.num_accepted.tolist() == [3, 3]
+
+
+def test_early_exit_decides_the_same(interpreted, monkeypatch):
+    monkeypatch.setattr(config, "choose", lambda *shape: config.Config(2, early_exit=True))
+    args = cases.random_case(11, 4, 3, 1100)
+    with interpreted():
+        got = jax.block_until_ready(pallas.verify_token(*args))
+    expected = token.verify_token(*args)
+    # Past the first rejection nothing was read, and acceptance reads 0.
+    read = jnp.arange(3) <= expected.num_accepted[:, None]
+    expected = expected._replace(accept_prob=jnp.where(read, expected.accept_prob, 0))
+    cases.assert_same(got, expected)

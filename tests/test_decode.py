@@ -1,0 +1,253 @@
+"""The decoding loop on models that are tables: bookkeeping, ends, rows, statistics, traces."""
+
+import functools
+import inspect
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tables
+
+import specsamp_jax as ss
+
+TARGET, DRAFT = tables.model(tables.table(0)), tables.model(tables.table(1))
+PROMPT = np.array([[1, 2, 3], [2, 0, 0], [3, 1, 0]])
+PROMPT_LENGTHS = np.array([3, 1, 2])
+DRAFTERS = {"model": DRAFT, "ngram": ss.NGramDrafter(), "none": None}
+generate = functools.partial(ss.generate, target=TARGET, draft=DRAFT, num_draft=3, max_new_tokens=12)
+
+
+advance = jax.jit(functools.partial(ss.step, target=TARGET, draft=DRAFT, num_draft=3))
+
+
+@jax.jit
+def start(prompt, prompt_lengths=None):
+    options = {"num_draft": 3, "max_new_tokens": 12, "prompt_lengths": prompt_lengths}
+    return ss.init(prompt, target=TARGET, draft=DRAFT, **options)
+
+
+def keys(num=3, seed=0):
+    return jax.random.split(jax.random.key(seed), num)
+
+
+def greedy_text(prompt, num_new):
+    text = list(prompt)
+    for _ in range(num_new):
+        text.append(int(np.argmax(tables.logits_after(tables.table(0), text))))
+    return text
+
+
+@pytest.mark.parametrize(
+    ("name", "num_draft"),
+    [("model", 0), ("model", 3), ("model", ss.HeuristicNumDraft(2, lengths=(1, 3))), ("ngram", 3), ("none", 3)],
+)
+def test_greedy_text_is_the_targets_own(name, num_draft):
+    sampling = ss.SamplingParams(temperature=0.0)
+    options = {"draft": DRAFTERS[name], "num_draft": num_draft, "prompt_lengths": PROMPT_LENGTHS}
+    result = generate(jax.random.key(0), PROMPT, sampling=sampling, **options)
+    for row, length in enumerate(PROMPT_LENGTHS):
+        expected = greedy_text(PROMPT[row, :length], 12)
+        assert result.tokens[row, : length + 12].tolist() == expected
+        assert (result.tokens[row, length + 12 :] == ss.PAD_TOKEN).all()
+    assert (result.lengths == PROMPT_LENGTHS + 12).all()
+    assert (result.log_probs == 0).all()
+
+
+def test_log_probs_are_the_targets():
+    sampling = ss.SamplingParams(temperature=0.7, top_k=3)
+    result = generate(jax.random.key(1), PROMPT, prompt_lengths=PROMPT_LENGTHS, sampling=sampling)
+    for row, (start, end) in enumerate(zip(PROMPT_LENGTHS, result.lengths, strict=True)):
+        text = result.tokens[row].tolist()
+        for i in range(start, end):
+            logits = tables.logits_after(tables.table(0), text[:i]).astype(np.float64) / 0.7
+            logits[np.argsort(logits)[0]] = -np.inf
+            expected = logits[text[i]] - np.log(np.exp(logits).sum())
+            np.testing.assert_allclose(result.log_probs[row, i], expected, rtol=1e-5, atol=1e-6)
+        outside = np.r_[result.log_probs[row, :start], result.log_probs[row, end:]]
+        assert (outside == 0).all()
+
+
+@pytest.mark.parametrize("eos_token", [2, [2, 3]])
+def test_a_row_ends_with_its_first_end_token(eos_token):
+    ends = np.atleast_1d(eos_token)
+    cut_inside = False
+    for seed in range(6):
+        result = generate(keys(seed=seed), PROMPT, prompt_lengths=PROMPT_LENGTHS, eos_token=eos_token)
+        free = generate(keys(seed=seed), PROMPT, prompt_lengths=PROMPT_LENGTHS)
+        for row, start in enumerate(PROMPT_LENGTHS):
+            new = free.tokens[row, start : start + 12]
+            hits = np.flatnonzero(np.isin(new, ends))
+            length = start + (hits[0] + 1 if len(hits) else 12)
+            assert result.lengths[row] == length
+            # Until it ends, a row is the same whether it will end or not.
+            assert (result.tokens[row, :length] == free.tokens[row, :length]).all()
+            assert (result.tokens[row, length:] == ss.PAD_TOKEN).all()
+            assert (result.log_probs[row, length:] == 0).all()
+            cut_inside |= bool(len(hits))
+    assert cut_inside
+
+
+@pytest.mark.parametrize("max_new_tokens", [1, 5])
+def test_nothing_is_written_past_the_limit(max_new_tokens):
+    result = generate(keys(), PROMPT, draft=TARGET, num_draft=8, max_new_tokens=max_new_tokens)
+    assert result.tokens.shape == result.log_probs.shape == (3, 3 + max_new_tokens)
+    assert (result.lengths == 3 + max_new_tokens).all()
+    assert (result.tokens >= 0).all()
+    # The target drafting for itself is always accepted: one step does it.
+    assert result.stats.num_steps == 1
+
+
+@pytest.mark.parametrize(
+    ("draft", "num_draft"), [(DRAFT, ss.HeuristicNumDraft(2, lengths=(1, 3))), (ss.NGramDrafter(), 3)]
+)
+def test_a_row_with_its_own_key_does_not_depend_on_its_neighbours(draft, num_draft):
+    options = {"draft": draft, "num_draft": num_draft}
+    together = generate(keys(), PROMPT, prompt_lengths=PROMPT_LENGTHS, **options)
+    order = np.array([2, 0])
+    others = generate(keys()[order], PROMPT[order], prompt_lengths=PROMPT_LENGTHS[order], **options)
+    assert (together.tokens[order] == others.tokens).all()
+    assert (together.log_probs[order] == others.log_probs).all()
+    # Nor on what stands behind its prompt.
+    noise = np.where(np.arange(3) < PROMPT_LENGTHS[:, None], PROMPT, 3)
+    again = generate(keys(), noise, prompt_lengths=PROMPT_LENGTHS, **options)
+    assert (together.tokens == again.tokens).all()
+
+
+def test_statistics_count_what_happened():
+    result = generate(jax.random.key(5), PROMPT, prompt_lengths=PROMPT_LENGTHS)
+    stats = result.stats
+    assert (stats.num_emitted == result.lengths - PROMPT_LENGTHS).all()
+    assert (stats.num_accepted <= stats.num_drafted).all()
+    assert (np.diff(stats.num_accepted) <= 0).all()
+    # A row takes at most 12 steps, and drafts at three positions in each.
+    assert stats.num_drafted[0] == stats.num_drafted[2] <= 36
+    assert 12 / 4 <= stats.num_steps <= 12
+    alone = generate(jax.random.key(5), PROMPT, draft=None)
+    assert alone.stats.num_steps == 12
+    assert alone.stats.num_drafted.shape == (0,)
+
+
+def test_acceptance_by_position_is_that_of_the_steps():
+    state = start(PROMPT)
+    drafted, accepted = np.zeros(3, int), np.zeros(3, int)
+    while not state.finished.all():
+        state, info = advance(jax.random.key(5), state)
+        for num_drafted, num_accepted in zip(info.num_drafted, info.num_accepted, strict=True):
+            drafted[:num_drafted] += 1
+            accepted[:num_accepted] += 1
+    stats = generate(jax.random.key(5), PROMPT).stats
+    assert stats.num_drafted.tolist() == drafted.tolist()
+    assert stats.num_accepted.tolist() == accepted.tolist()
+
+
+@pytest.mark.parametrize("draft", [DRAFT, None], ids=["model", "none"])
+def test_stream_goes_where_generate_goes(draft):
+    options = {"draft": draft, "prompt_lengths": PROMPT_LENGTHS, "eos_token": 2}
+    whole = generate(keys(), PROMPT, **options)
+    stream = ss.stream(keys(), PROMPT, target=TARGET, num_draft=3, max_new_tokens=12, **options)
+    before = jnp.asarray(PROMPT_LENGTHS)
+    for num_steps, item in enumerate(stream, start=1):
+        assert item.stats.num_steps == num_steps
+        assert (item.lengths >= before).all()
+        assert (item.lengths > before).any()
+        for row, length in enumerate(item.lengths):
+            assert (item.tokens[row, :length] == whole.tokens[row, :length]).all()
+            assert (item.tokens[row, length:] == ss.PAD_TOKEN).all()
+        before = item.lengths
+    assert jax.tree.all(jax.tree.map(lambda a, b: (a == b).all(), item, whole))
+
+
+def test_a_step_tells_what_each_row_gained():
+    state = start(PROMPT, PROMPT_LENGTHS)
+    gained = [[] for _ in PROMPT]
+    for _ in range(12):
+        state, info = advance(keys(), state)
+        for row, num in enumerate(info.num_tokens):
+            assert (info.tokens[row, num:] == ss.PAD_TOKEN).all()
+            gained[row] += info.tokens[row, :num].tolist()
+    assert state.finished.all()
+    for row, begin in enumerate(PROMPT_LENGTHS):
+        assert state.tokens[row, begin : begin + 12].tolist() == gained[row]
+    after, info = advance(keys(), state)
+    assert (info.num_tokens == 0).all()
+    assert (after.tokens == state.tokens).all()
+
+
+def test_logits_are_processed_with_the_text_so_far():
+    def never_twice(tokens, lengths, logits):
+        last = jnp.take_along_axis(tokens, lengths[:, None] - 1, axis=1)
+        # Nothing may stand behind the text, or a rule could read what is not written yet.
+        behind = jnp.where(jnp.arange(tokens.shape[1]) >= lengths[:, None], tokens, ss.PAD_TOKEN)
+        broken = (behind != ss.PAD_TOKEN).any(1)[:, None]
+        return jnp.where((jnp.arange(tables.VOCAB) == last) | broken, -jnp.inf, logits)
+
+    options = {"prompt_lengths": PROMPT_LENGTHS, "process_logits_fn": never_twice}
+    for draft in DRAFTERS.values():
+        result = generate(keys(), PROMPT, draft=draft, **options)
+        for row, start in enumerate(PROMPT_LENGTHS):
+            text = np.asarray(result.tokens[row, : result.lengths[row]])
+            assert (text[start:] != text[start - 1 : -1]).all()
+            assert np.isfinite(result.log_probs[row]).all()
+    self_drafted = generate(keys(), PROMPT, draft=TARGET, **options)
+    assert (self_drafted.stats.num_accepted == self_drafted.stats.num_drafted).all()
+
+
+def test_one_trace_serves_other_numbers():
+    traces = []
+
+    def counted(table, tokens, positions, cache):
+        traces.append(tokens.shape)
+        return tables.apply_fn(table, tokens, positions, cache)
+
+    target = ss.Model(TARGET.params, counted, tables.init_cache_fn)
+    run = functools.partial(generate, target=target)
+    run(keys(), PROMPT, sampling=ss.SamplingParams(0.5, top_p=0.9), eos_token=2)
+    once = len(traces)
+    target = ss.Model(TARGET.params * 2, counted, tables.init_cache_fn)
+    result = generate(keys(), PROMPT + 0, target=target, sampling=ss.SamplingParams(0.8, top_p=0.5), eos_token=1)
+    assert len(traces) == once
+    assert result.lengths.shape == (3,)
+
+
+def test_a_step_moves_nothing_to_the_host():
+    state = start(PROMPT)
+    key = jax.random.key(0)
+    advance(key, state)
+    with jax.transfer_guard("disallow"):
+        advance(key, state)
+
+
+def test_it_runs_inside_another_program():
+    @jax.jit
+    def outer(key, prompt):
+        return jax.vmap(lambda k: generate(k, prompt).tokens)(jax.random.split(key, 2))
+
+    inner = [generate(k, PROMPT).tokens for k in jax.random.split(jax.random.key(3), 2)]
+    assert (outer(jax.random.key(3), PROMPT) == jnp.stack(inner)).all()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"prompt": np.array([1, 2])}, r"prompt must be token ids of shape \[B, P\].*got int32\[2\].*\[1, P\]"),
+        ({"prompt": np.ones((2, 3), np.float32)}, r"prompt must be token ids.*got float32\[2, 3\]"),
+        ({"prompt": np.zeros((2, 0), int)}, "at least one a row"),
+        ({"prompt_lengths": np.array([0, 1, 2])}, r"prompt_lengths must be from 1 to P = 3; got \[0 1 2\]"),
+        ({"prompt_lengths": np.array([1, 2])}, r"prompt_lengths must have shape \[B\] = \[3\]"),
+        ({"target": tables.apply_fn}, "target must be a Model; got function.*adapters"),
+        ({"draft": "small"}, "draft must be a Model, a drafter with `propose`, or None; got str"),
+        ({"num_draft": -1}, "num_draft must be at least 0; got -1"),
+        ({"num_draft": 2.0}, "num_draft must be a Python int or HeuristicNumDraft"),
+        ({"max_new_tokens": 0}, "max_new_tokens must be a Python int of at least 1; got 0"),
+        ({"sampling": ss.SamplingParams(temperature=-1.0)}, "sampling.temperature must be in"),
+        ({"key": jax.random.PRNGKey(0)}, "key must be a typed key"),
+    ],
+)
+@pytest.mark.parametrize("fn", [ss.generate, ss.stream])
+def test_a_wrong_argument_is_told_in_a_sentence(fn, change, message):
+    arguments = {"key": jax.random.key(0), "prompt": PROMPT, "target": TARGET, "draft": DRAFT, "max_new_tokens": 4}
+    arguments |= change
+    key, prompt = arguments.pop("key"), arguments.pop("prompt")
+    with pytest.raises(ValueError, match=message):
+        list(inspect.unwrap(fn)(key, prompt, **arguments))

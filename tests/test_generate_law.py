@@ -1,0 +1,56 @@
+"""What the whole loop emits follows the target's law: enumerated, chi-square.
+
+False alarms: 1e-4 a test, for fixed keys.
+"""
+
+import jax
+import numpy as np
+import pytest
+import tables
+
+import oracle
+import specsamp_jax as ss
+
+NUM_SAMPLES, NUM_NEW = 40_000, 3
+FALSE_ALARM = 1e-4
+TARGET, DRAFT = tables.table(3, 1.0), tables.table(4, 1.0)
+
+
+def law(prompt, **sampling):
+    def target(prefix):
+        return oracle.distribution(tables.logits_after(TARGET, [*prompt, *prefix]).astype(np.float64), **sampling)
+
+    return oracle.target_law(target, NUM_NEW)
+
+
+@pytest.mark.parametrize(
+    ("draft", "num_draft", "sampling"),
+    [
+        (tables.model(DRAFT), 2, {}),
+        (tables.model(DRAFT), 2, {"temperature": 0.8, "top_k": 3, "top_p": 0.85}),
+        (ss.ModelDrafter(tables.model(DRAFT), ss.SamplingParams(temperature=0.5)), 2, {"min_p": 0.1}),
+        (tables.model(DRAFT), ss.HeuristicNumDraft(2, lengths=(1, 3)), {}),
+        (ss.NGramDrafter(), 2, {}),
+    ],
+    ids=["model", "filtered", "colder drafter", "heuristic", "ngram"],
+)
+def test_the_loop_emits_the_targets_law(draft, num_draft, sampling):
+    prompt = [1, 2, 1, 2, 1]
+    result = ss.generate(
+        jax.random.key(11),
+        np.broadcast_to(prompt, (NUM_SAMPLES, len(prompt))),
+        target=tables.model(TARGET),
+        draft=draft,
+        num_draft=num_draft,
+        max_new_tokens=NUM_NEW,
+        sampling=ss.SamplingParams(**sampling),
+    )
+    expected = law(prompt, **sampling)
+    cells = {text: i for i, text in enumerate(expected)}
+    texts, counts = np.unique(np.asarray(result.tokens[:, len(prompt) :]), axis=0, return_counts=True)
+    observed = np.zeros(len(cells))
+    observed[[cells[tuple(text.tolist())] for text in texts]] = counts
+    assert oracle.chi_square(observed, np.array(list(expected.values()))) > FALSE_ALARM
+    # Chance was at work: drafts were accepted, and drafts were rejected.
+    accepted, drafted = result.stats.num_accepted.sum(), result.stats.num_drafted.sum()
+    assert 0.02 * drafted < accepted < 0.98 * drafted

@@ -1,0 +1,220 @@
+"""What a row emits depends on that row alone; one function whatever transforms it, and whatever its types."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import specsamp_jax as ss
+
+B, K = 8, 3
+
+
+@jax.jit
+def step(keys, target_logits, draft, sampling):
+    return ss.verify(keys, target_logits, draft, sampling)
+
+
+@jax.jit
+def sample(keys, logits, sampling):
+    return ss.sample(keys, logits, sampling)
+
+
+def arrays(num_rows=B):
+    """Rows with every filter, some, none, and a greedy one."""
+    rows = [[0.7, 50, 0.9, 0.02], [1, 0, 1, 0], [0, 0, 1, 0], [1.3, 0, 0.8, 0], [1, 3, 1, 0], [0.4, 0, 1, 0.1]] * 2
+    columns = zip(*rows[:num_rows], strict=True)
+    return ss.SamplingParams(*(jnp.array(c, t) for c, t in zip(columns, "fiff", strict=True)))
+
+
+def random_batch(vocab_size, dtype=jnp.float32):
+    """Keys, target and draft of B rows: one is NaN, one has no residual, one normalizers that are too large to use."""
+    rng = np.random.default_rng(vocab_size)
+    target = rng.normal(size=(B, K + 1, vocab_size)) * 2
+    logits = target[:, :K] + rng.normal(size=(B, K, vocab_size)) * 0.5
+    tokens = np.where(rng.random((B, K)) < 0.7, target[:, :K].argmax(-1), rng.integers(vocab_size, size=(B, K)))
+    tokens[4, 1:] = -1
+    normalizers = np.logaddexp.reduce(logits, axis=-1)
+    target[5, 1] = np.nan
+    logits[6] = target[6, :K]
+    normalizers[6] -= 5
+    logits[7] += 200
+    normalizers[7] += 200
+    draft = ss.Draft(jnp.asarray(tokens, jnp.int32), jnp.asarray(logits, dtype), None, jnp.asarray(normalizers, "f"))
+    return jax.random.split(jax.random.key(vocab_size), B), jnp.asarray(target, dtype), draft
+
+
+def take(rows, tree):
+    return jax.tree.map(lambda array: array[jnp.array(rows)], tree)
+
+
+def pad(columns, target, draft):
+    """The same rows with more columns in which nothing was drafted, and with other logits there."""
+
+    def more(array, value):
+        return jnp.pad(array, ((0, 0), (0, columns)) + ((0, 0),) * (array.ndim - 2), constant_values=value)
+
+    normalizers = None if draft.log_normalizers is None else more(draft.log_normalizers, 3)
+    return more(target, 5), draft._replace(
+        tokens=more(draft.tokens, -1), logits=more(draft.logits, 7), log_normalizers=normalizers
+    )
+
+
+def assert_same_bits(result, expected, num_columns):
+    for name in ("num_accepted", "status"):
+        assert np.array_equal(getattr(result, name), getattr(expected, name))
+    for name, width in (("tokens", num_columns + 1), ("log_probs", num_columns + 1), ("accept_prob", num_columns)):
+        ours, theirs = (np.asarray(getattr(r, name))[:, :width] for r in (result, expected))
+        assert ours.tobytes() == theirs.tobytes(), name
+    assert np.all(result.tokens[:, num_columns + 1 :] == -1)
+    assert not np.any(result.log_probs[:, num_columns + 1 :])
+    assert not np.any(result.accept_prob[:, num_columns:])
+
+
+# Below 4,096 elements in all, and above it, XLA adds in another order; 151,936 is Qwen's vocabulary.
+@pytest.mark.parametrize(
+    ("vocab_size", "dtype", "filtered", "places"),
+    [
+        (29, "float32", True, [([3], 0), ([5, 0, 7], 2)]),
+        (1000, "float32", True, [([3], 0), ([5, 0, 7], 2)]),
+        (1000, "bfloat16", False, [([0], 0), ([6, 7, 3], 1)]),
+        (5000, "float32", False, [([1], 2)]),
+        (5000, "bfloat16", True, [([1], 0)]),
+        (151_936, "float32", True, [([0], 0)]),
+    ],
+)
+def test_the_same_row_gives_the_same_bits_anywhere(vocab_size, dtype, filtered, places):
+    keys, target, draft = random_batch(vocab_size, dtype)
+    sampling = arrays() if filtered else None
+    if filtered:
+        draft = draft._replace(sampling=sampling, log_normalizers=None)
+    expected = step(keys, target, draft, sampling)
+    backwards = list(range(B))[::-1]
+    assert_same_bits(
+        step(*take(backwards, (keys, target, draft)), take(backwards, sampling)), take(backwards, expected), K
+    )
+    for rows, columns in places:
+        padded = pad(columns, *take(rows, (target, draft)))
+        assert_same_bits(step(keys[jnp.array(rows)], *padded, take(rows, sampling)), take(rows, expected), K)
+
+
+@pytest.mark.parametrize("vocab_size", [1000, 50_257])
+def test_the_same_row_samples_the_same_bits_anywhere(vocab_size):
+    keys, target, _ = random_batch(vocab_size)
+    logits = target[:, 1]
+    expected = sample(keys, logits, arrays())
+    for rows in ([3], [5, 0, 7]):
+        result = sample(keys[jnp.array(rows)], logits[jnp.array(rows)], take(rows, arrays()))
+        for ours, theirs in zip(result, take(rows, expected), strict=True):
+            assert np.asarray(ours).tobytes() == np.asarray(theirs).tobytes()
+
+
+def test_rows_do_not_influence_each_other():
+    keys, target, draft = random_batch(29)
+    draft = draft._replace(sampling=arrays(), log_normalizers=None)
+    expected = step(keys, target, draft, arrays())
+    for values in (jnp.nan, jnp.inf, -jnp.inf, 1e30):
+        others = jnp.array([0, 2, 4, 6])
+        result = step(
+            keys.at[others].set(jax.random.key(9)),
+            target.at[others].set(values),
+            draft._replace(logits=draft.logits.at[others].set(values), tokens=draft.tokens.at[others].set(28)),
+            arrays(),
+        )
+        kept = [1, 3, 5, 7]
+        assert_same_bits(take(kept, result), take(kept, expected), K)
+
+
+def test_nothing_drafted_and_room_for_nothing_are_the_same():
+    keys, target, draft = random_batch(29)
+    nothing = draft._replace(tokens=-jnp.ones_like(draft.tokens), sampling=arrays(), log_normalizers=None)
+    without_room = step(keys, target[:, :1], ss.Draft(draft.tokens[:, :0]), arrays())
+    assert without_room.tokens.shape == (B, 1)
+    assert without_room.accept_prob.shape == (B, 0)
+    assert not np.any(without_room.num_accepted)
+    assert_same_bits(step(keys, target, nothing, arrays()), without_room, 0)
+    # K = 0 of a drafter with logits.
+    empty = ss.Draft(draft.tokens[:, :0], draft.logits[:, :0], arrays(), draft.log_normalizers[:, :0])
+    assert_same_bits(step(keys, target[:, :1], empty, arrays()), without_room, 0)
+
+
+def test_one_key_is_the_same_as_that_key_folded_with_each_row():
+    _, target, draft = random_batch(29)
+    key = jax.random.key(3)
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(B))
+    assert_same_bits(step(key, target, draft, None), step(keys, target, draft, None), K)
+
+
+def test_vmap_and_scan_are_loops():
+    keys, target, draft = random_batch(29)
+    draft = draft._replace(sampling=arrays(), log_normalizers=None)
+    cases = jax.tree.map(lambda a: a.reshape(2, B // 2, *a.shape[1:]), (keys, target, draft, arrays()))
+    looped = [step(*jax.tree.map(lambda a, i=i: a[i], cases)) for i in range(2)]
+    mapped = jax.jit(jax.vmap(ss.verify))(*cases)
+    scanned = jax.jit(lambda xs: jax.lax.scan(lambda carry, x: (carry, ss.verify(*x)), 0, xs)[1])(cases)
+    for i in range(2):
+        for result in (mapped, scanned):
+            assert_same_bits(take(i, result), looped[i], K)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_narrow_logits_are_what_they_are_in_float32(dtype):
+    keys, target, draft = random_batch(29, dtype)
+    draft = draft._replace(sampling=arrays(), log_normalizers=None)
+    narrow = step(keys, target, draft, arrays())
+    wide = step(keys, target.astype("float32"), draft._replace(logits=draft.logits.astype("float32")), arrays())
+    assert np.array_equal(narrow.tokens, wide.tokens)
+    assert narrow.log_probs.dtype == narrow.accept_prob.dtype == jnp.float32
+    np.testing.assert_allclose(narrow.log_probs, wide.log_probs, rtol=1e-6, atol=1e-6)
+
+
+def test_float64_is_verified_in_float64():
+    with jax.enable_x64(True):
+        rng = np.random.default_rng(0)
+        target = jnp.asarray(rng.normal(size=(B, K + 1, 29)))
+        draft = ss.Draft(jnp.asarray(rng.integers(29, size=(B, K))), jnp.asarray(rng.normal(size=(B, K, 29))))
+        assert target.dtype == jnp.float64
+        result = step(jax.random.key(0), target, draft, None)
+        assert result.log_probs.dtype == result.accept_prob.dtype == jnp.float64
+        log_p, log_q = (np.asarray(jax.nn.log_softmax(z)) for z in (target, draft.logits))
+        b, i = np.ogrid[:B, :K]
+        ratio = np.exp(log_p[b, i, draft.tokens] - log_q[b, i, draft.tokens])
+        np.testing.assert_allclose(result.accept_prob, np.minimum(ratio, 1), rtol=1e-12)
+        first = np.asarray(result.tokens[:, 0])
+        np.testing.assert_allclose(result.log_probs[:, 0], log_p[range(B), 0, first], rtol=1e-12)
+        token, log_normalizers = sample(jax.random.key(0), target[:, 0], None)
+        assert log_normalizers.dtype == jnp.float64
+        np.testing.assert_allclose(log_normalizers, jax.nn.logsumexp(target[:, 0], axis=-1), rtol=1e-12)
+        assert np.all((token >= 0) & (token < 29))
+
+
+@pytest.mark.parametrize("tokens_dtype", ["int8", "int16"])
+def test_narrow_draft_tokens_make_no_narrow_emission(tokens_dtype):
+    keys, target, draft = random_batch(1000)
+    draft = ss.Draft(jnp.minimum(draft.tokens, 100).astype(tokens_dtype), draft.logits)
+    narrow, wide = (
+        step(keys, target, draft._replace(tokens=draft.tokens.astype(t)), None) for t in (tokens_dtype, "i4")
+    )
+    assert np.array_equal(narrow.tokens, wide.tokens)
+    assert np.all(narrow.tokens < 1000)
+    assert narrow.tokens.max() > 127
+
+
+@pytest.mark.parametrize("setting", [(0.7, 5, 0.9, 0.02), (0.0, 0, 1.0, 0.0), (1.0, 0, 1.0, 0.0)])
+def test_parameters_as_numbers_scalars_and_rows_are_the_same(setting):
+    keys, target, draft = random_batch(29)
+    draft = draft._replace(log_normalizers=None)
+
+    def with_sampling(params):
+        return step(keys, target, draft._replace(sampling=params), params)
+
+    rows = with_sampling(ss.SamplingParams(*(jnp.full(B, x, t) for x, t in zip(setting, "fiff", strict=True))))
+    scalars = with_sampling(ss.SamplingParams(*(jnp.array(x, t) for x, t in zip(setting, "fiff", strict=True))))
+    params = ss.SamplingParams(*setting)
+    numbers = jax.jit(lambda: ss.verify(keys, target, draft._replace(sampling=params), params))()
+    assert_same_bits(scalars, rows, K)
+    assert np.array_equal(numbers.tokens, rows.tokens)
+    assert np.array_equal(numbers.status, rows.status)
+    np.testing.assert_allclose(numbers.log_probs, rows.log_probs, rtol=1e-5, atol=1e-6)
+    if setting == (1.0, 0, 1.0, 0.0):
+        assert np.array_equal(step(keys, target, draft, None).tokens, rows.tokens)
