@@ -100,10 +100,11 @@ def specsamp_arrays(sets: Sets) -> Call:
 
 
 def specsamp_sigmoid(sets: Sets) -> Call:
-    """The paper's approximation, which is not the target's distribution."""
+    """The paper's approximation, which is not the target's distribution. Its log-probabilities would read all rows."""
 
     def verify(key, i):
-        return ss.verify_sigmoid(key, i.target_logits, ss.Draft(i.draft_tokens, i.draft_logits))
+        result = ss.verify_sigmoid(key, i.target_logits, ss.Draft(i.draft_tokens, i.draft_logits))
+        return result.tokens, result.num_accepted
 
     return jax.jit(verify), sets.pick
 

@@ -187,7 +187,7 @@ class Tile(NamedTuple):
 
     vec: int
     first: jax.Array
-    index: jax.Array
+    place: jax.Array
     inside: jax.Array
 
 

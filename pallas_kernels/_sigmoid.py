@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from pallas_kernels import _rows as rows
 from pallas_kernels import _token as token_rule
-from pallas_kernels._token import Filter
+from pallas_kernels._launch import Filter, launch, make_operands
 
 
 class SigmoidResult(NamedTuple):
@@ -55,11 +55,11 @@ def verify_sigmoid(
     """
     if target_filter.greedy is not None:
         raise NotImplementedError("the sigmoid kernel takes no greedy target rows")
-    operands = token_rule.make_operands(
+    operands = make_operands(
         target_logits, target_filter, draft_logits, draft_filter, None, tokens, num_drafted, accept_uniforms, uniforms
     )
     sequence_type = functools.partial(_Sequence, alpha=float(alpha), beta=float(beta))
-    out = token_rule.launch(sequence_type, operands, target_logits.shape)
+    out = launch(sequence_type, operands, target_logits.shape)
     ints = out.ints
     return SigmoidResult(
         num_accepted=ints[:, 0],
@@ -92,7 +92,7 @@ class _Sequence(token_rule.Sequence):
         state = lax.fori_loop(0, self.num_drafted, self._decide, start) if self.num_draft else start
         self._write_sums(state)
         self._meet()
-        pl.when(self.block == 0)(lambda: self._emit(state))
+        pl.when(self.block == 0)(lambda: self._finish(state))
 
     def _sigmoid(self, t):
         return 1 / (1 + jnp.exp2(-t * rows.LOG2_E))
@@ -164,17 +164,17 @@ class _Sequence(token_rule.Sequence):
         has_q = self.inputs.draft is not None and not target_only
         x_p, x_q, tile, at = self._load(state, tile_number, has_q)
         z_p, weights, _, kept_p = self._scores(x_p, self._filter("target", state.num_accepted))
-        if has_q:
+        if x_q is not None:
             z_q, score_q, rest_q, kept_q = self._scores(x_q, self._filter("draft", at))
             # Of two sigmoids that are close, a - b loses digits; -a (1 - b) expm1(z_q - z_p) does not.
             exact = -weights * rest_q * _expm1((z_q - z_p) * (1 / self.width))
             residual = jnp.maximum(jnp.where(kept_p & kept_q, exact, weights - score_q), 0.0)
             until = jnp.where(state.rejecting & (state.certain < 0), self.vocab_size, 0)
-            weights = jnp.where(tile.index < until, residual, weights)
+            weights = jnp.where(tile.place < until, residual, weights)
         if not target_only:
             # The draft is certain of a token, and scores one there: no more than that is left of p.
             without = jnp.where(state.rejecting, state.certain, -1)
-            weights = jnp.where(tile.index == without, 0.0, weights)
+            weights = jnp.where(tile.place == without, 0.0, weights)
         return jnp.where(tile.inside, weights, 0.0), tile, x_p, x_q
 
     def _write_sums(self, state):
@@ -198,7 +198,7 @@ class _Sequence(token_rule.Sequence):
         for slot, top in enumerate(tops):
             out.largest[self.sequence, slot, self.block] = top
 
-    def _emit(self, state):
+    def _finish(self, state):
         out, sequence = self.results, self.sequence
 
         def infinite(slot):

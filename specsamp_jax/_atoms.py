@@ -20,6 +20,12 @@ def accept_prob(
       ValueError: The shapes do not fit, or the logits are of no floating-point type.
 
     Source: Leviathan et al. (2023, arXiv 2211.17192, section 2.3).
+
+    Example:
+      >>> import jax.numpy as jnp, specsamp_jax as ss
+      >>> p, q = jnp.log(jnp.array([0.25, 0.75])), jnp.log(jnp.array([0.5, 0.5]))
+      >>> ss.accept_prob(p, q, jnp.array(0)).round(2).item()
+      0.5
     """
     _checks.pair(target_logits, draft_logits)
     if jnp.shape(tokens) != target_logits.shape[:-1]:
@@ -41,6 +47,12 @@ def residual_logits(target_logits: Float[Array, "*b V"], draft_logits: Float[Arr
       ValueError: The shapes do not fit, or the logits are of no floating-point type.
 
     Source: Leviathan et al. (2023, arXiv 2211.17192, section 2.3).
+
+    Example:
+      >>> import jax.numpy as jnp, specsamp_jax as ss
+      >>> p, q = jnp.log(jnp.array([0.25, 0.75])), jnp.log(jnp.array([0.5, 0.5]))
+      >>> jnp.exp(ss.residual_logits(p, q)).round(2).tolist()
+      [0.0, 0.25]
     """
     _checks.pair(target_logits, draft_logits)
     log_p, log_q = (jax.nn.log_softmax(wide(logits)) for logits in (target_logits, draft_logits))
@@ -58,6 +70,12 @@ def acceptance_rate(target_logits: Float[Array, "*b V"], draft_logits: Float[Arr
       ValueError: The shapes do not fit, or the logits are of no floating-point type.
 
     Source: Leviathan et al. (2023, arXiv 2211.17192, theorem 3.5).
+
+    Example:
+      >>> import jax.numpy as jnp, specsamp_jax as ss
+      >>> p, q = jnp.log(jnp.array([0.25, 0.75])), jnp.log(jnp.array([0.5, 0.5]))
+      >>> ss.acceptance_rate(p, q).round(2).item()
+      0.75
     """
     _checks.pair(target_logits, draft_logits)
     return jnp.minimum(jax.nn.softmax(wide(target_logits)), jax.nn.softmax(wide(draft_logits))).sum(-1)
@@ -71,6 +89,11 @@ def expected_num_tokens(acceptance_rate: ArrayLike, num_draft: ArrayLike) -> Flo
       num_draft: K, drafted tokens a step.
 
     Source: Leviathan et al. (2023, arXiv 2211.17192, equation 1).
+
+    Example:
+      >>> import specsamp_jax as ss
+      >>> ss.expected_num_tokens(0.5, 2).item()
+      1.75
     """
     rate = jnp.asarray(acceptance_rate, jnp.promote_types(jnp.result_type(acceptance_rate), jnp.float32))
     certain = rate == 1

@@ -94,10 +94,13 @@ def draft_rows(draft: Draft, filter: Filter) -> Rows:
 
 def _offset_and_log_sum(logits: Float[Array, "B R V"], filter: Filter) -> tuple[Array, Array]:
     """Offset and log_sum of every row: one pass for the maximum, one for the sum."""
-    if filter.cutoff is None:
-        # No comparison in sight: XLA fuses the whole of it, for all rows at once.
-        return _log_sum(logits, filter.scale, None)
-    return map_rows(lambda row, cutoff: _log_sum(row, filter.scale, cutoff), logits, filter.cutoff)
+    if filter.cutoff is not None:
+        return map_rows(lambda row, cutoff: _log_sum(row, filter.scale, cutoff), logits, filter.cutoff)
+    if logits.dtype == jnp.float16:
+        # XLA's CPU backend widens float16 into a temporary before it reduces it: a row at a time, then.
+        return map_rows(lambda row: _log_sum(row, filter.scale, None), logits)
+    # No comparison in sight: XLA fuses the whole of it, for all rows at once.
+    return _log_sum(logits, filter.scale, None)
 
 
 def _log_sum(logits: Array, scale: Float[Array, "B"] | None, cutoff: Array | None) -> tuple[Array, Array]:

@@ -17,8 +17,10 @@ def row_sum(values: Array, vocab_size: int) -> Array:
 
 
 def row_max(values: Array, vocab_size: int) -> Array:
-    """Maxima over the last axis; NaN where there is one. A maximum has the same bits in any order, but XLA
-    would fuse what follows it, and that has not."""
+    """Maxima over the last axis; NaN where there is one.
+
+    A maximum has the same bits in any order, but XLA would fuse what follows it, and that has not.
+    """
     return values.max(-1) if vocab_size >= SMALL else _fold(jnp.maximum, values, -jnp.inf)
 
 

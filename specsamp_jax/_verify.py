@@ -100,6 +100,14 @@ def verify_sigmoid(
       NotImplementedError: As in `verify`.
 
     Source: Wagner et al. (2024, arXiv 2406.11016).
+
+    Example:
+      >>> import jax, jax.numpy as jnp, specsamp_jax as ss
+      >>> target_logits = jnp.log(jnp.array([[[0.1, 0.9], [0.5, 0.5]]]))
+      >>> draft = ss.Draft(jnp.array([[0]]), logits=jnp.log(jnp.array([[[0.9, 0.1]]])))
+      >>> result = ss.verify_sigmoid(jax.random.key(0), target_logits, draft)
+      >>> print(f"{result.accept_prob[0, 0]:.4f}, where p/q is {0.1 / 0.9:.4f}")
+      1.0000, where p/q is 0.1111
     """
     if not beta > alpha:
         raise ValueError(f"beta must be above alpha; got alpha = {alpha}, beta = {beta}. Are they swapped?")
@@ -125,6 +133,12 @@ def sample(
 
     Raises:
       ValueError: An argument has a wrong shape, type or value.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, specsamp_jax as ss
+      >>> tokens, _ = ss.sample(jax.random.key(0), jnp.array([[0.0, 3.0]]), ss.SamplingParams(temperature=0.0))
+      >>> int(tokens[0])
+      1
     """
     _checks.logits("logits", logits, "B V")
     batch_size, vocab_size = logits.shape

@@ -46,7 +46,7 @@ def test_the_sigmoid_rule_says_that_it_is_approximate(monkeypatch, capsys):
         (("generate",), "Missing option '--prompt'."),
         (("generate", "--prompt", "a", "--num-draft", "-1"), "'--num-draft': -1 is not in the range 0<=x<=32."),
         (("generate", "--prompt", "a", "--top-p", "1.5"), "'--top-p': 1.5 is not in the range 0<=x<=1."),
-        (("generate", "--prompt", "a", "--temperature", "hot"), "'hot' is not a valid float."),
+        (("generate", "--prompt", "a", "--temperature", "hot"), "'hot' is not a valid float range."),
         (("generate", "--prompt", "a", "--verify", "block"), "'block' is not one of 'token', 'sigmoid'."),
         (("generate", "--prompt", "a", "--sead", "1"), "No such option"),
         (("dance",), "No such command 'dance'."),
@@ -68,7 +68,8 @@ def test_the_demo_shows_a_text_a_race_and_a_check(monkeypatch, capsys):
     assert status == 0
     assert "a docstring from a file that was not trained on" in text
     alone, speculative = (re.search(rf"{name} +(\d+) +([\d.]+)", text) for name in ("target alone", "with 4 drafts"))
-    assert alone and speculative
+    assert alone
+    assert speculative
     assert float(alone[2]) == 1.0
     assert 1.2 < float(speculative[2]) <= 5
     check = re.search(r"chi-square [\d.]+ on \d+ degrees of freedom, p = ([\d.]+): (.*)", text)

@@ -1,5 +1,6 @@
 """Temperature, top-k, top-p and min-p, against the oracle's distributions."""
 
+import functools
 import itertools
 
 import jax
@@ -25,6 +26,9 @@ def probs(logits, sampling):
 
 
 jit_probs = jax.jit(probs)
+# Where the same was compiled with all its optimisations, once is enough.
+quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+quick_probs = quick_jit(probs)
 
 
 def probs_of(rows, settings, dtype=jnp.float32):
@@ -158,7 +162,7 @@ def test_the_hottest_temperatures_make_all_finite_logits_equal(temperature):
 def test_a_vocabulary_of_one():
     settings = [OFF, {**OFF, "temperature": 0.0}, {"temperature": 0.5, "top_k": 1, "top_p": 0.5, "min_p": 0.5}]
     for logit in (0.0, -1e30, 5.0):
-        assert jit_probs(jnp.full((3, 1), logit), as_arrays(settings)).tolist() == [[1.0]] * 3
+        assert quick_probs(jnp.full((3, 1), logit), as_arrays(settings)).tolist() == [[1.0]] * 3
 
 
 @pytest.mark.parametrize(
@@ -168,7 +172,7 @@ def test_a_vocabulary_of_one():
 )
 def test_numbers_and_arrays_mean_the_same(setting):
     logits = np.stack(list(KINDS.values()))
-    as_numbers = jax.jit(lambda z: probs(z, ss.SamplingParams(**setting)))(logits)
+    as_numbers = quick_jit(lambda z: probs(z, ss.SamplingParams(**setting)))(logits)
     np.testing.assert_allclose(as_numbers, probs_of(logits, [{**OFF, **setting}] * len(logits)), rtol=1e-6)
 
 
@@ -177,9 +181,9 @@ def test_a_scalar_array_and_a_numpy_number_stand_for_every_row():
     setting = {"temperature": 0.7, "top_k": 5, "top_p": 0.9, "min_p": 0.05}
     expected = probs_of(logits, [setting] * 2)
     scalars = ss.SamplingParams(*(field[0] for field in as_arrays([setting])))
-    np.testing.assert_allclose(jit_probs(jnp.asarray(logits), scalars), expected, rtol=1e-6)
+    np.testing.assert_allclose(quick_probs(jnp.asarray(logits), scalars), expected, rtol=1e-6)
     numbers = ss.SamplingParams(np.float32(0.7), np.int32(5), np.float32(0.9), np.float32(0.05))
-    np.testing.assert_allclose(jax.jit(lambda z: probs(z, numbers))(logits), expected, rtol=1e-6)
+    np.testing.assert_allclose(quick_jit(lambda z: probs(z, numbers))(logits), expected, rtol=1e-6)
 
 
 def test_shifted_logits_keep_the_same_tokens():
@@ -194,7 +198,7 @@ def test_float64_is_filtered_in_float64():
         row = np.random.default_rng(2).normal(size=V)
         setting = {"temperature": 0.7, "top_k": 9, "top_p": 0.875, "min_p": 0.0625}
         params = ss.SamplingParams(*(jnp.array([value]) for value in setting.values()))
-        result = jit_probs(jnp.asarray(row)[None], params)
+        result = quick_probs(jnp.asarray(row)[None], params)
         assert result.dtype == jnp.float64
         np.testing.assert_allclose(result[0], oracle.distribution(row, **setting), rtol=1e-12)
 
@@ -203,7 +207,7 @@ def test_filters_of_more_than_one_row_a_sequence():
     logits = jnp.asarray(np.random.default_rng(3).normal(size=(2, 3, V)), jnp.float32)
     settings = [{**OFF, "top_k": 2, "temperature": 0.5}, {**OFF, "top_p": 0.6}]
 
-    @jax.jit
+    @quick_jit
     def log_probs(logits, sampling):
         rows = dist.target_rows(logits, make_filter(logits, sampling))
         tokens = jnp.broadcast_to(jnp.arange(3), logits.shape[:2])

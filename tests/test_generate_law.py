@@ -5,10 +5,10 @@ False alarms: 1e-4 a test, for fixed keys.
 
 import jax
 import numpy as np
+import oracle
 import pytest
 import tables
 
-import oracle
 import specsamp_jax as ss
 
 NUM_SAMPLES, NUM_NEW = 40_000, 3

@@ -17,6 +17,7 @@ import re
 import subprocess
 import sys
 import tempfile
+from typing import Any
 
 DRIVER = r"""
 typedef int R;
@@ -137,11 +138,11 @@ def cases():
 
     import pallas_kernels as pk
 
-    def arg(*shape, dtype=jnp.float32):
+    def arg(*shape, dtype: Any = jnp.float32) -> Any:
         return jax.ShapeDtypeStruct(shape, dtype)
 
     def token(b, k, v, dtype, what=""):
-        filters = [pk.Filter(), pk.Filter()]
+        filters: list[Any] = [pk.Filter(), pk.Filter()]
         if "filters" in what or "greedy" in what:
             greedy = arg(b, dtype=bool) if "greedy" in what else None
             filters = [pk.Filter(arg(b), arg(b, rows), greedy) for rows in (k + 1, k)]

@@ -41,7 +41,13 @@ POINTS = [
     (64, 4, 256000, "bfloat16", "normalizers"),
     (256, 8, 32000, "bfloat16", "logits"),
 ]
-CLUSTERS = [((1, 4, 151936), (8, 16)), ((8, 4, 151936), (8, 16)), ((64, 4, 151936), (2, 4, 8, 16))]
+VARIANTS = {
+    (1, 4, 151936): [config.Config(8), config.Config(16)],
+    (8, 4, 151936): [config.Config(8), config.Config(16)],
+    (64, 4, 151936): [config.Config(cluster) for cluster in (4, 6, 8)],
+    (256, 8, 151936): [config.Config(cluster, early_exit) for early_exit in (True, False) for cluster in (1, 2, 4)],
+}
+"""Other block sizes, timed with normalizers handed over."""
 
 
 def floor_us(batch_size, num_draft, vocab_size, dtype, kind):
@@ -53,7 +59,7 @@ def floor_us(batch_size, num_draft, vocab_size, dtype, kind):
 def measure(fn, sets, rounds):
     """Launches of one call and the median of the calls' device times, in microseconds."""
     jax.block_until_ready([fn(*s) for s in sets])
-    cupti = profiler.mosaic_gpu_lib._mosaic_gpu_ext
+    cupti = profiler.mosaic_gpu_lib._mosaic_gpu_ext  # pyright: ignore[reportPrivateImportUsage]
     cupti._cupti_init()
     try:
         jax.block_until_ready([fn(*s) for _ in range(rounds) for s in sets])
@@ -115,20 +121,17 @@ def main():
         sets = make_sets(point)
         for name, core in CORES.items():
             run(point, name, core, sets)
-        for shape, clusters in CLUSTERS:
-            if shape == point[:3] and point[4] == "normalizers":
-                for cluster in clusters:
-                    if cluster == choose(*shape).cluster or time.time() > deadline:
-                        continue
-                    config.choose = lambda *_, cluster=cluster: config.Config(cluster)
-                    # A function of its own, so that it is traced again.
-                    run(point, f"kernel, {cluster} blocks", lambda *a: pallas.verify_token(*a), sets)
-                config.choose = choose
+        for chosen in VARIANTS.get(point[:3], []) if point[4] == "normalizers" else []:
+            if chosen == choose(*point[:3]) or time.time() > deadline:
+                continue
+            config.choose = lambda *_, chosen=chosen: chosen
+            name = f"kernel, {chosen.cluster} blocks{' early' * chosen.early_exit}"
+            # A function of its own, so that it is traced again.
+            run(point, name, lambda *a: pallas.verify_token(*a), sets)
+            config.choose = choose
         del sets
 
-    print(
-        f"\n{'B':>4} {'K':>2} {'V':>7} {'type':9} {'draft':12} {'what':20} {'us':>9} {'floor':>8} {'times':>6} {'launches':>8} {'b2b us':>8}"
-    )
+    print("\n   B  K       V type      draft        what                        us    floor  times launches   b2b us")
     for row in rows:
         b, k, v, dtype, kind = row["point"]
         start = f"{b:4} {k:2} {v:7} {dtype:9} {kind:12} {row['name']:20}"

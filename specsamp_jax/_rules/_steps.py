@@ -104,8 +104,5 @@ def status(
     degenerate_target: Bool[Array, "B"], degenerate_draft: Bool[Array, "B"], empty: Bool[Array, "B"]
 ) -> Int[Array, "B"]:
     """The sum of the flags that hold."""
-    return (
-        jnp.where(degenerate_target, DEGENERATE_TARGET, 0)
-        + jnp.where(degenerate_draft, DEGENERATE_DRAFT, 0)
-        + jnp.where(empty, EMPTY_RESIDUAL, 0)
-    )
+    flags = {DEGENERATE_TARGET: degenerate_target, DEGENERATE_DRAFT: degenerate_draft, EMPTY_RESIDUAL: empty}
+    return sum((flag * holds.astype(jnp.int32) for flag, holds in flags.items()), jnp.int32(0))

@@ -18,8 +18,8 @@ def why_not(target_logits: Float[Array, "B K1 V"], draft: Draft) -> str | None:
             continue
         if logits.dtype not in (jnp.bfloat16, jnp.float16, jnp.float32):
             return f"{name} of bfloat16, float16 or float32; got {logits.dtype}"
-        if logits.size >= 2**31:
-            return f"{name} of fewer than 2**31 elements; got {logits.size}"
+        if logits.size >= 2**31 - 2**16:
+            return f"{name} of fewer than 2**31 - 2**16 elements; got {logits.size}"
     if dist.TILE != pallas_kernels.TILE:
         return f"tiles of {pallas_kernels.TILE} elements; the cores use {dist.TILE}"
     return None
@@ -41,7 +41,7 @@ def verify_token(
     result = pallas_kernels.verify_token(
         _at_least_a_tile(target_logits),
         pallas_kernels.Filter(*target_filter),
-        _at_least_a_tile(draft.logits),
+        None if draft.logits is None else _at_least_a_tile(draft.logits),
         pallas_kernels.Filter(*draft_filter),
         draft.log_normalizers,
         tokens,
@@ -84,7 +84,7 @@ def verify_sigmoid(
     result = pallas_kernels.verify_sigmoid(
         _at_least_a_tile(target_logits),
         pallas_kernels.Filter(*target_filter),
-        _at_least_a_tile(draft.logits),
+        None if draft.logits is None else _at_least_a_tile(draft.logits),
         pallas_kernels.Filter(*draft_filter),
         tokens,
         drafted.sum(1, dtype=jnp.int32),
@@ -106,9 +106,9 @@ def verify_sigmoid(
     )
 
 
-def _at_least_a_tile(logits: Float[Array, "B R V"] | None) -> Float[Array, "B R W"] | None:
+def _at_least_a_tile(logits: Float[Array, "B R V"]) -> Float[Array, "B R W"]:
     """The logits themselves, or, of a vocabulary smaller than a tile, with -inf up to one."""
-    if logits is None or logits.shape[-1] >= pallas_kernels.TILE:
+    if logits.shape[-1] >= pallas_kernels.TILE:
         return logits
     missing = pallas_kernels.TILE - logits.shape[-1]
     return jnp.pad(logits, ((0, 0), (0, 0), (0, missing)), constant_values=-jnp.inf)

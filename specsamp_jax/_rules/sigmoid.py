@@ -60,7 +60,7 @@ def verify_sigmoid(
         dist.log_prob(scored, tokens),
         dist.log_prob(target.take(num_accepted), token[:, None])[:, 0],
         accept_prob,
-        steps.status(last.degenerate[:, 0], distrusted[:, 0], rejecting[:, 0] & empty),
+        steps.status(last.degenerate[:, 0], distrusted[:, 0], (rejecting & ~last.degenerate)[:, 0] & empty),
     )
 
 
@@ -73,7 +73,9 @@ def _score(z: Array, alpha: int | float, beta: int | float) -> Array:
     return jax.nn.sigmoid((z - alpha) / (beta - alpha))
 
 
-def _token_score(rows: dist.Rows, tokens: Int[Array, "B R"], alpha: int | float, beta: int | float) -> Float[Array, "B R"]:
+def _token_score(
+    rows: dist.Rows, tokens: Int[Array, "B R"], alpha: int | float, beta: int | float
+) -> Float[Array, "B R"]:
     """The score of one token a row."""
     absolute = rows._replace(offset=jnp.zeros_like(rows.offset))
     score = _score(dist.token_logits(absolute, tokens), alpha, beta)
@@ -101,7 +103,9 @@ def _scores(row: dist.Rows, vocab_size: int, alpha: int | float, beta: int | flo
     return scores if row.certain is None else jnp.where(row.certain < 0, scores, index == row.certain)
 
 
-def _residual(p: dist.Rows, q: dist.Rows, vocab_size: int, alpha: int | float, beta: int | float) -> Float[Array, "B V"]:
+def _residual(
+    p: dist.Rows, q: dist.Rows, vocab_size: int, alpha: int | float, beta: int | float
+) -> Float[Array, "B V"]:
     """max(0, s_p - s_q) of one row a sequence.
 
     Between two sigmoids a and b apart by 1e-4 a subtraction would leave three digits; the same difference is

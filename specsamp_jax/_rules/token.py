@@ -55,6 +55,6 @@ def verify_token(
     status = steps.status(
         steps.in_use(target.degenerate, num_accepted),
         steps.in_use(drafted & ~trusted, num_accepted),
-        rejecting[:, 0] & empty,
+        (rejecting & ~last.degenerate)[:, 0] & empty,
     )
     return steps.pack(tokens, num_accepted, token, log_p, log_prob, accept_prob, status)

@@ -46,7 +46,7 @@ def test_equals_xla(run, vocab_size, dtype, kind):
     check(run, cases.random_case(vocab_size, 3, 2, vocab_size, dtype=dtype, kind=kind))
 
 
-@pytest.mark.parametrize("run", [1, 4], indirect=True)
+@pytest.mark.parametrize("run", [1, 3], indirect=True)
 def test_equals_xla_for_any_number_of_blocks(run):
     check(run, cases.random_case(1, 2, 2, 4097, dtype=jnp.bfloat16))
 
@@ -96,8 +96,9 @@ def test_degenerate_greedy_rows(run):
 
 
 def test_greedy_ties_take_the_first(run):
-    target = jnp.zeros((1, 2, 1030)).at[0, :, 600].set(4.0).at[0, :, 77].set(4.0)
-    for drafted, accepted in ((77, 1), (600, 0)):
+    # Two equal logits that one lane sees, 512 places apart.
+    target = jnp.zeros((1, 2, 1030)).at[0, :, 589].set(4.0).at[0, :, 77].set(4.0)
+    for drafted, accepted in ((77, 1), (589, 0)):
         args = target, Filter(jnp.ones(1), None, jnp.array([True])), Draft(jnp.array([[drafted]])), Filter()
         got = check(run, (*args, steps.Uniforms(jnp.full((1, 1), 0.9), jnp.full((1, 2), 0.5))))
         assert got.num_accepted.tolist() == [accepted]
