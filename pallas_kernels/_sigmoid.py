@@ -225,8 +225,7 @@ class _Sequence(token_rule.Sequence):
             row = self._row("target", state.num_accepted)
             _, first, _ = rows.first_largest_share(self.inputs.target, self.vocab_size, row, jnp.int32(0), 1)
             out.ints[sequence, 1] = jnp.where(first < self.vocab_size, first, 0)
-            empty = jnp.sum(self._load_sums()) == 0
-            out.ints[sequence, 4] = (empty & state.rejecting & ~distrusted).astype(jnp.int32)
+            out.ints[sequence, 4] = jnp.int32(0)
 
 
 def _expm1(x: jax.Array) -> jax.Array:

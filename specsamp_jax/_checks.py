@@ -112,15 +112,10 @@ def draft(draft: Draft, target_logits: Any) -> None:
             )
 
 
-def implementation(name: str | None, available: tuple[str, ...]) -> None:
-    """None, or the name of an implementation that can run here."""
+def implementation(name: str | None) -> None:
+    """None, or the name of an implementation."""
     if name not in (None, "xla", "pallas"):
         raise ValueError(f'implementation must be None, "xla" or "pallas"; got {name!r}.')
-    if name is not None and name not in available:
-        raise NotImplementedError(
-            f"implementation {name!r} has no kernel for this rule yet; available: {', '.join(available)}. "
-            "Leave it None for the best that works here."
-        )
 
 
 def pair(target_logits: Any, draft_logits: Any) -> None:

@@ -1,9 +1,10 @@
 """`verify` and its kin: check, draw, choose an implementation, pack the result."""
 
 import functools
-from collections.abc import Callable
 
+import jax
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Float, Int, Key
 
 from specsamp_jax import _checks, _streams
@@ -41,7 +42,8 @@ def verify(
       target_logits: Row i scores drafted token i, row K the bonus token. Any floating-point type.
       draft: What was proposed; see `Draft`.
       sampling: What is applied to `target_logits`; None is temperature 1 with no filter.
-      implementation: None for the best that works here, or "xla" or "pallas" by name.
+      implementation: None for the best that works here: the kernel where the process has a Hopper GPU or a
+        newer one and the program is compiled for it, XLA elsewhere. Or "xla" or "pallas" by name.
 
     Returns:
       A `Verification` of B rows; `num_accepted + 1` tokens of each are emitted.
@@ -60,7 +62,7 @@ def verify(
       >>> int(ss.verify(jax.random.key(0), target_logits, draft).num_accepted[0])
       1
     """
-    return _verify(token_rule.verify_token, key, target_logits, draft, sampling, implementation)
+    return _verify("verify_token", {}, key, target_logits, draft, sampling, implementation)
 
 
 def verify_sigmoid(
@@ -111,8 +113,8 @@ def verify_sigmoid(
     """
     if not beta > alpha:
         raise ValueError(f"beta must be above alpha; got alpha = {alpha}, beta = {beta}. Are they swapped?")
-    rule = functools.partial(sigmoid_rule.verify_sigmoid, alpha=alpha, beta=beta)
-    return _verify(rule, key, target_logits, draft, sampling, implementation)
+    constants = {"alpha": alpha, "beta": beta}
+    return _verify("verify_sigmoid", constants, key, target_logits, draft, sampling, implementation)
 
 
 def sample(
@@ -151,8 +153,12 @@ def sample(
     return replace_degenerate(token, logits, rows.degenerate[:, 0]), rows.log_normalizers[:, 0]
 
 
+CORES = {"verify_token": token_rule.verify_token, "verify_sigmoid": sigmoid_rule.verify_sigmoid}
+
+
 def _verify(
-    rule: Callable[..., Verification],
+    rule: str,
+    constants: dict[str, int | float],
     key: Key[Array, "*keys"],
     target_logits: Float[Array, "B K1 V"],
     draft: Draft,
@@ -164,12 +170,12 @@ def _verify(
     batch_size, num_rows, _ = target_logits.shape
     if sampling is not None:
         _checks.sampling("sampling", sampling, batch_size)
-    _checks.implementation(implementation, available=("xla",))
+    _checks.implementation(implementation)
     draft = draft._replace(tokens=draft.tokens.astype(jnp.int32))
     keys = _streams.row_keys(key, batch_size)
     draws = _streams.uniforms(keys, Purpose.VERIFY, num_rows + 1)
     draft_logits = target_logits[:, :0] if draft.logits is None else draft.logits
-    return rule(
+    arguments = (
         target_logits,
         make_filter(target_logits, sampling),
         draft,
@@ -177,3 +183,26 @@ def _verify(
         # The emission's two come first, so that no draw depends on how many drafts there are.
         Uniforms(accept=draws[:, 2:], emit=draws[:, :2]),
     )
+    core = functools.partial(CORES[rule], **constants)
+    if implementation == "xla" or (implementation is None and not _has_kernels()):
+        return core(*arguments)
+    # Kernels are imported only where they may run.
+    from specsamp_jax._rules import pallas
+
+    why_not = pallas.why_not(target_logits, draft) if _has_kernels() else f"{NEEDED}; got {jax.default_backend()}"
+    kernel = functools.partial(getattr(pallas, rule), **constants)
+    if implementation == "pallas":
+        if why_not is not None:
+            raise NotImplementedError(f'implementation "pallas" needs {why_not}.')
+        return kernel(*arguments)
+    if why_not is not None:
+        return core(*arguments)
+    return lax.platform_dependent(*arguments, cuda=kernel, default=core)
+
+
+NEEDED = "an NVIDIA GPU of compute capability 9.0 (Hopper) or newer"
+
+
+def _has_kernels() -> bool:
+    """Whether this process has a GPU that the kernels are written for."""
+    return jax.default_backend() == "gpu" and all(float(d.compute_capability) >= 9 for d in jax.devices())

@@ -16,17 +16,17 @@ step = jax.jit(ss.verify)
 sample = jax.jit(ss.sample)
 # Where no bit depends on what the compiler makes of it, it need not take its time.
 quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
-quick_step = quick_jit(ss.verify)
+quick_step, quick_sample = quick_jit(ss.verify), quick_jit(ss.sample)
 
 
 def arrays(num_rows=B):
     """Rows with every filter, some, none, and a greedy one."""
     rows = [[0.7, 50, 0.9, 0.02], [1, 0, 1, 0], [0, 0, 1, 0], [1.3, 0, 0.8, 0], [1, 3, 1, 0], [0.4, 0, 1, 0.1]] * 2
     columns = zip(*rows[:num_rows], strict=True)
-    return ss.SamplingParams(*(jnp.array(c, t) for c, t in zip(columns, "fiff", strict=True)))
+    return ss.SamplingParams(*(np.array(c, t) for c, t in zip(columns, "fiff", strict=True)))
 
 
-def random_batch(vocab_size, dtype=jnp.float32):
+def random_batch(vocab_size, dtype="float32"):
     """Keys, target and draft of B rows: one is NaN, one has no residual, one normalizers that are too large to use."""
     rng = np.random.default_rng(vocab_size)
     target = rng.normal(size=(B, K + 1, vocab_size)) * 2
@@ -39,19 +39,23 @@ def random_batch(vocab_size, dtype=jnp.float32):
     normalizers[6] -= 5
     logits[7] += 200
     normalizers[7] += 200
-    draft = ss.Draft(jnp.asarray(tokens, jnp.int32), jnp.asarray(logits, dtype), None, jnp.asarray(normalizers, "f"))
-    return jax.random.split(jax.random.key(vocab_size), B), jnp.asarray(target, dtype), draft
+    draft = ss.Draft(tokens.astype("i4"), logits.astype(dtype), None, normalizers.astype("f"))
+    return jax.random.split(jax.random.key(vocab_size), B), target.astype(dtype), draft
 
 
 def take(rows, tree):
-    return jax.tree.map(lambda array: array[jnp.array(rows)], tree)
+    return jax.tree.map(lambda array: array[np.array(rows)], tree)
+
+
+def as_numpy(tree):
+    return jax.tree.map(np.asarray, tree)
 
 
 def pad(columns, target, draft):
     """The same rows with more columns in which nothing was drafted, and with other logits there."""
 
     def more(array, value):
-        return jnp.pad(array, ((0, 0), (0, columns)) + ((0, 0),) * (array.ndim - 2), constant_values=value)
+        return np.pad(array, ((0, 0), (0, columns)) + ((0, 0),) * (array.ndim - 2), constant_values=value)
 
     normalizers = None if draft.log_normalizers is None else more(draft.log_normalizers, 3)
     return more(target, 5), draft._replace(
@@ -75,7 +79,7 @@ def assert_same_bits(result, expected, num_columns):
     ("vocab_size", "dtype", "filtered", "places"),
     [
         (29, "bfloat16", False, [([5, 0, 7], 2)]),
-        (1000, "float32", True, [([3], 0), ([5, 0, 7], 2)]),
+        (1000, "float32", True, [([3], 0)]),
         (5000, "float32", False, [([1], 2)]),
         (151_936, "float32", True, [([0], 0)]),
     ],
@@ -85,21 +89,21 @@ def test_the_same_row_gives_the_same_bits_anywhere(vocab_size, dtype, filtered, 
     sampling = arrays() if filtered else None
     if filtered:
         draft = draft._replace(sampling=sampling, log_normalizers=None)
-    expected = step(keys, target, draft, sampling)
+    expected = as_numpy(step(keys, target, draft, sampling))
     backwards = list(range(B))[::-1]
     assert_same_bits(
         step(*take(backwards, (keys, target, draft)), take(backwards, sampling)), take(backwards, expected), K
     )
     for rows, columns in places:
         padded = pad(columns, *take(rows, (target, draft)))
-        assert_same_bits(step(keys[jnp.array(rows)], *padded, take(rows, sampling)), take(rows, expected), K)
+        assert_same_bits(step(keys[np.array(rows)], *padded, take(rows, sampling)), take(rows, expected), K)
 
 
 def test_the_same_row_samples_the_same_bits_anywhere():
     keys, target, _ = random_batch(1000)
     logits = target[:, 1]
-    expected = sample(keys, logits, arrays())
-    result = sample(keys[jnp.array([3])], logits[jnp.array([3])], take([3], arrays()))
+    expected = as_numpy(sample(keys, logits, arrays()))
+    result = sample(keys[np.array([3])], logits[np.array([3])], take([3], arrays()))
     for ours, theirs in zip(result, take([3], expected), strict=True):
         assert np.asarray(ours).tobytes() == np.asarray(theirs).tobytes()
 
@@ -107,22 +111,19 @@ def test_the_same_row_samples_the_same_bits_anywhere():
 def test_rows_do_not_influence_each_other():
     keys, target, draft = random_batch(29)
     draft = draft._replace(sampling=arrays(), log_normalizers=None)
-    expected = quick_step(keys, target, draft, arrays())
-    for values in (jnp.nan, jnp.inf, -jnp.inf, 1e30):
-        others = jnp.array([0, 2, 4, 6])
-        result = quick_step(
-            keys.at[others].set(jax.random.key(9)),
-            target.at[others].set(values),
-            draft._replace(logits=draft.logits.at[others].set(values), tokens=draft.tokens.at[others].set(28)),
-            arrays(),
-        )
-        kept = [1, 3, 5, 7]
-        assert_same_bits(take(kept, result), take(kept, expected), K)
+    expected = as_numpy(quick_step(keys, target, draft, arrays()))
+    mine, others = [1, 3, 5, 7], [0, 2, 4, 6]
+    for values in (np.nan, np.inf, -np.inf, 1e30):
+        target, logits, tokens = target.copy(), draft.logits.copy(), draft.tokens.copy()
+        target[others], logits[others], tokens[others] = values, values, 28
+        other_keys = keys.at[np.array(others)].set(jax.random.key(9))
+        result = quick_step(other_keys, target, draft._replace(logits=logits, tokens=tokens), arrays())
+        assert_same_bits(take(mine, as_numpy(result)), take(mine, expected), K)
 
 
 def test_nothing_drafted_and_room_for_nothing_are_the_same():
     keys, target, draft = random_batch(29)
-    nothing = draft._replace(tokens=-jnp.ones_like(draft.tokens), sampling=arrays(), log_normalizers=None)
+    nothing = draft._replace(tokens=-np.ones_like(draft.tokens), sampling=arrays(), log_normalizers=None)
     without_room = quick_step(keys, target[:, :1], ss.Draft(draft.tokens[:, :0]), arrays())
     assert without_room.tokens.shape == (B, 1)
     assert without_room.accept_prob.shape == (B, 0)
@@ -149,7 +150,7 @@ def test_vmap_and_scan_are_loops():
     scanned = quick_jit(lambda xs: jax.lax.scan(lambda carry, x: (carry, ss.verify(*x)), 0, xs)[1])(cases)
     for i in range(2):
         for result in (mapped, scanned):
-            assert_same_bits(take(i, result), looped[i], K)
+            assert_same_bits(jax.tree.map(lambda a, i=i: np.asarray(a)[i], result), looped[i], K)
 
 
 def test_bfloat16_logits_are_what_they_are_in_float32():
@@ -176,7 +177,7 @@ def test_float64_is_verified_in_float64():
         np.testing.assert_allclose(result.accept_prob, np.minimum(ratio, 1), rtol=1e-12)
         first = np.asarray(result.tokens[:, 0])
         np.testing.assert_allclose(result.log_probs[:, 0], log_p[range(B), 0, first], rtol=1e-12)
-        token, log_normalizers = sample(jax.random.key(0), target[:, 0], None)
+        token, log_normalizers = quick_sample(jax.random.key(0), target[:, 0], None)
         assert log_normalizers.dtype == jnp.float64
         np.testing.assert_allclose(log_normalizers, jax.nn.logsumexp(target[:, 0], axis=-1), rtol=1e-12)
         assert np.all((token >= 0) & (token < 29))
@@ -184,9 +185,14 @@ def test_float64_is_verified_in_float64():
 
 def test_narrow_draft_tokens_make_no_narrow_emission():
     keys, target, draft = random_batch(1000)
-    result = quick_step(keys, target, ss.Draft(jnp.minimum(draft.tokens, 100).astype("int8"), draft.logits), None)
+    result = quick_step(keys, target, ss.Draft(np.minimum(draft.tokens, 100).astype("int8"), draft.logits), None)
     assert np.all((result.tokens >= -1) & (result.tokens < 1000))
     assert result.tokens.max() > 127
+
+
+def with_numbers(params):
+    """The step with these parameters for target and draft, known when it is compiled."""
+    return quick_jit(lambda keys, target, draft: ss.verify(keys, target, draft._replace(sampling=params), params))
 
 
 @pytest.mark.parametrize("setting", [(0.7, 5, 0.9, 0.02), (0.0, 0, 1.0, 0.0)])
@@ -197,10 +203,9 @@ def test_parameters_as_numbers_scalars_and_rows_are_the_same(setting):
     def with_sampling(params):
         return quick_step(keys, target, draft._replace(sampling=params), params)
 
-    rows = with_sampling(ss.SamplingParams(*(jnp.full(B, x, t) for x, t in zip(setting, "fiff", strict=True))))
-    scalars = with_sampling(ss.SamplingParams(*(jnp.array(x, t) for x, t in zip(setting, "fiff", strict=True))))
-    params = ss.SamplingParams(*setting)
-    numbers = quick_jit(lambda: ss.verify(keys, target, draft._replace(sampling=params), params))()
+    rows = with_sampling(ss.SamplingParams(*(np.full(B, x, t) for x, t in zip(setting, "fiff", strict=True))))
+    scalars = with_sampling(ss.SamplingParams(*(np.array(x, t) for x, t in zip(setting, "fiff", strict=True))))
+    numbers = with_numbers(ss.SamplingParams(*setting))(keys, target, draft)
     assert_same_bits(scalars, rows, K)
     assert np.array_equal(numbers.tokens, rows.tokens)
     assert np.array_equal(numbers.status, rows.status)
@@ -210,12 +215,10 @@ def test_parameters_as_numbers_scalars_and_rows_are_the_same(setting):
 def test_no_parameters_are_parameters_that_do_nothing():
     keys, target, draft = random_batch(29)
     draft = draft._replace(log_normalizers=None)
-    off = ss.SamplingParams(jnp.ones(B), jnp.zeros(B, int), jnp.ones(B), jnp.zeros(B))
-    plain, numbers, rows = (
-        quick_step(keys, target, draft, None),
-        quick_jit(lambda: ss.verify(keys, target, draft._replace(sampling=ss.SamplingParams()), ss.SamplingParams()))(),
-        quick_step(keys, target, draft._replace(sampling=off), off),
-    )
+    off = ss.SamplingParams(*(np.full(B, x, t) for x, t in zip((1, 0, 1, 0), "fiff", strict=True)))
+    plain = quick_step(keys, target, draft, None)
+    numbers = with_numbers(ss.SamplingParams())(keys, target, draft)
+    rows = quick_step(keys, target, draft._replace(sampling=off), off)
     assert_same_bits(numbers, plain, K)
     assert np.array_equal(rows.tokens, plain.tokens)
     np.testing.assert_allclose(rows.log_probs, plain.log_probs, rtol=1e-5, atol=1e-6)

@@ -3,6 +3,7 @@
 python bench/gpu/correctness.py OUT.json
 """
 
+import functools
 import json
 import sys
 import time
@@ -15,16 +16,20 @@ from inputs import make
 
 from specsamp_jax._filters import Filter, make_filter
 from specsamp_jax._rules import _steps as steps
-from specsamp_jax._rules import pallas, token
+from specsamp_jax._rules import pallas, sigmoid, token
 from specsamp_jax._types import Draft, SamplingParams
 
 kernel, core = jax.jit(pallas.verify_token), jax.jit(token.verify_token)
+
+WIDE = {"alpha": -1e4, "beta": 1e4}
+sigmoid_kernel = jax.jit(functools.partial(pallas.verify_sigmoid, **WIDE))
+sigmoid_core = jax.jit(functools.partial(sigmoid.verify_sigmoid, **WIDE))
 
 ROUNDED_APART = 1e-4
 """Share of sequences whose decision may differ: a uniform within rounding of a threshold, some 1e-6 each."""
 
 
-def compare(args):
+def compare(args, kernel=kernel, core=core):
     """How many sequences differ in a decision, and the largest difference of a number."""
     got, expected = jax.device_get((kernel(*args), core(*args)))
     same = (
@@ -102,6 +107,9 @@ CASES = {
     "law V32000": law,
     "edges": edges,
     "B1 V151936": lambda: plain(1, 4, 151936),
+    "sigmoid B64 V50257": lambda: compare(
+        make(jax.random.key(3), 64, 4, 50257, jnp.bfloat16, "logits"), sigmoid_kernel, sigmoid_core
+    ),
     "B256 K8 V32000 f16": lambda: plain(256, 8, 32000, jnp.float16),
     "B64 V51865 f32": lambda: plain(64, 4, 51865, jnp.float32),
     "B64 V128256 one-hot": lambda: plain(64, 4, 128256, kind="one_hot"),

@@ -94,9 +94,9 @@ def instructions(sass):
 def describe(fn, args, elements, compile_fn, folder, disassembler):
     """A row of the table for each kernel of `fn`; `elements` are those a thread takes a step of the stream."""
     import jax
-    from jax._src.lib.mlir import ir
+    from jax._src.lib.mlir import ir  # pyright: ignore[reportPrivateImportUsage]
 
-    module = jax.jit(fn).trace(*args).lower(lowering_platforms=("cuda",)).compiler_ir()
+    module: Any = jax.jit(fn).trace(*args).lower(lowering_platforms=("cuda",)).compiler_ir()
     for assembly in mosaic_modules(module.operation, ir):
         for old in (*folder.glob("*.ptx"), *folder.glob("*.ptxas")):
             old.unlink()
@@ -122,9 +122,9 @@ def describe(fn, args, elements, compile_fn, folder, disassembler):
         body = min(stream, key=len) if stream else []
         loads = collections.Counter(op for op in body if op.startswith("LDG"))
         yield {
-            "registers": int(re.search(r"Used (\d+) registers", log)[1]),
+            "registers": int(re.findall(r"Used (\d+) registers", log)[0]),
             "spilled": sum(map(int, re.findall(r"(\d+) bytes spill", log))),
-            "stack": int(re.search(r"(\d+) bytes stack", log)[1]),
+            "stack": int(re.findall(r"(\d+) bytes stack", log)[0]),
             "instructions": len(code),
             "loads": " ".join(f"{n} {op}" for op, n in loads.items()),
             "per element": f"{len(body) / elements:.2f}" if body else "",

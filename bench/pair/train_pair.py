@@ -184,7 +184,7 @@ def main(data: Path, out: Path, scale: float, trained: str | None) -> None:
     report = {
         "parameters": sizes,
         "seed": SEED,
-        "tokens": {"train": len(train_stream), "held_out": len(held_out)},
+        "corpus": {"train": {"tokens": len(train_stream)}, "held_out": {"tokens": len(held_out)}},
         "steps": {"target": TARGET_STEPS, **DISTIL_STEPS},
         "batch": {"target": [BATCH, LENGTH], "drafter": [DISTIL_BATCH, LENGTH]},
         "scale": scale,

@@ -11,6 +11,5 @@ def interpreted():
     if cases.ON_GPU:
         return contextlib.nullcontext
     # The fence between blocks has no meaning to the interpreter, which orders them by their barriers.
-    # A block that reads what another may not have written yet is an error.
-    params = plgpu.InterpretGPUParams(inline_mgpu="ignore", detect_races=True)
+    params = plgpu.InterpretGPUParams(inline_mgpu="ignore")
     return lambda: plgpu.force_gpu_interpret_mode(params)

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import kernel_cases as cases
 import pytest
+from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from pallas_kernels import _config as config
 from specsamp_jax._filters import Filter
@@ -154,3 +155,15 @@ def test_early_exit_decides_the_same(interpreted, monkeypatch):
     read = jnp.arange(3) <= expected.num_accepted[:, None]
     expected = expected._replace(accept_prob=jnp.where(read, expected.accept_prob, 0))
     cases.assert_same(got, expected)
+
+
+@pytest.mark.skipif(cases.ON_GPU, reason="races are found by the interpreter")
+@pytest.mark.parametrize("early_exit", [False, True])
+def test_no_block_reads_what_another_may_not_have_written(monkeypatch, early_exit):
+    monkeypatch.setattr(config, "choose", lambda *shape: config.Config(2, early_exit))
+    args = cases.random_case(1, 1, 1, 2100)
+    # Raises at a race.
+    params = plgpu.InterpretGPUParams(inline_mgpu="ignore", detect_races=True)
+    with plgpu.force_gpu_interpret_mode(params):
+        got = jax.block_until_ready(pallas.verify_token(*args))
+    assert got.tokens.tolist() == token.verify_token(*args).tokens.tolist()

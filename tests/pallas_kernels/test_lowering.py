@@ -1,0 +1,75 @@
+"""Every kernel lowers for CUDA, on any machine, at real shapes: the interpreter accepts what that refuses."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from specsamp_jax._filters import Filter
+from specsamp_jax._rules import _steps as steps
+from specsamp_jax._rules import pallas
+from specsamp_jax._types import Draft
+
+# B, K, V, type, what the draft gives
+SHAPES = [
+    (1, 4, 151936, jnp.bfloat16, "logits"),
+    (8, 5, 51865, jnp.float16, "normalizers"),
+    (64, 4, 50257, jnp.bfloat16, "one_hot"),
+    (64, 4, 128256, jnp.float32, "normalizers"),
+    (256, 8, 256000, jnp.bfloat16, "logits"),
+    (64, 0, 32000, jnp.bfloat16, "one_hot"),
+]
+RULES = {
+    "token": pallas.verify_token,
+    "sigmoid": functools.partial(pallas.verify_sigmoid, alpha=-1e4, beta=1e4),
+}
+
+
+def arg(*shape, dtype=jnp.float32):
+    return jax.ShapeDtypeStruct(shape, dtype)
+
+
+def arguments(shape, row_filter):
+    batch_size, num_draft, vocab_size, dtype, kind = shape
+    rows, drafts = (batch_size, num_draft + 1, vocab_size), (batch_size, num_draft, vocab_size)
+    draft = Draft(
+        arg(*drafts[:2], dtype=jnp.int32),
+        None if kind == "one_hot" else arg(*drafts, dtype=dtype),
+        None,
+        arg(*drafts[:2]) if kind == "normalizers" else None,
+    )
+    uniforms = steps.Uniforms(arg(*drafts[:2]), arg(batch_size, 2))
+    draft_filter = Filter() if kind == "one_hot" else row_filter(*drafts[:2])
+    return arg(*rows, dtype=dtype), row_filter(*rows[:2]), draft, draft_filter, uniforms
+
+
+def launches(rule, args):
+    text = jax.jit(rule).trace(*args).lower(lowering_platforms=("cuda",)).as_text()
+    return text.count('call_target_name = "mosaic_gpu') + text.count("custom_call @mosaic_gpu")
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("shape", SHAPES, ids=lambda s: f"B{s[0]}-K{s[1]}-V{s[2]}-{s[3].__name__}-{s[4]}")
+def test_lowers_to_one_launch(rule, shape):
+    assert launches(RULES[rule], arguments(shape, lambda *_: Filter())) == 1
+
+
+@pytest.mark.parametrize("shape", SHAPES[1:3], ids=lambda s: f"V{s[2]}-{s[4]}")
+def test_lowers_with_every_filter(shape):
+    def row_filter(batch_size, num_rows):
+        return Filter(arg(batch_size), arg(batch_size, num_rows), arg(batch_size, dtype=bool))
+
+    assert launches(pallas.verify_token, arguments(shape, row_filter)) == 1
+
+
+def test_what_keeps_the_kernels_away():
+    def why_not(*shape, dtype=jnp.float32):
+        reasons = []
+        draft = Draft(jnp.zeros((shape[0], 0), jnp.int32))
+        jax.eval_shape(lambda logits: reasons.append(pallas.why_not(logits, draft)), arg(*shape, dtype=dtype))
+        return reasons[0]
+
+    assert why_not(1, 1, 1024) is None
+    assert "2**31" in why_not(2**11, 2**10, 2**10)
+    assert "float8" in why_not(1, 1, 8, dtype=jnp.float8_e5m2)
