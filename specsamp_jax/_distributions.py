@@ -109,7 +109,8 @@ def _log_sum(logits: Array, scale: Float[Array, "B"] | None, cutoff: Array | Non
     offset = wide(row_max(logits, logits.shape[-1]))
     weights = jnp.exp(_scaled(wide(logits) - offset[..., None], scale))
     if cutoff is not None:
-        weights = jnp.where(wide(logits) >= cutoff[..., None], weights, 0)
+        # Not `logits >= cutoff`: NaN must stay in the sum, for a maximum on a CPU may not show it.
+        weights = jnp.where(wide(logits) < cutoff[..., None], 0, weights)
     return offset, jnp.log(row_sum(weights, logits.shape[-1]))
 
 

@@ -17,7 +17,7 @@ def row_sum(values: Array, vocab_size: int) -> Array:
 
 
 def row_max(values: Array, vocab_size: int) -> Array:
-    """Maxima over the last axis; NaN where there is one.
+    """Maxima over the last axis. NaN among the values may or may not show: XLA's CPU backend drops it in long rows.
 
     A maximum has the same bits in any order, but XLA would fuse what follows it, and that has not.
     """

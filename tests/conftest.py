@@ -13,7 +13,12 @@ def assert_law():
     """A function that holds drawn rows of tokens, -1 behind their end, against a law of `oracle`."""
 
     def assert_law(tokens, law):
-        drawn, counts = np.unique(np.asarray(tokens), axis=0, return_counts=True)
+        tokens = np.asarray(tokens)
+        # One number a row: many times faster to count than rows.
+        _, first, counts = np.unique(
+            (tokens + 1) @ 100 ** np.arange(tokens.shape[1]), return_index=True, return_counts=True
+        )
+        drawn = tokens[first]
         observed = {
             tuple(int(t) for t in row if t >= 0): count for row, count in zip(drawn.tolist(), counts, strict=True)
         }

@@ -66,7 +66,9 @@ def verify_sigmoid(
 
 def _degenerate(row: dist.Rows) -> Bool[Array, "B 1"]:
     """Where a row's scores make no distribution: NaN or +inf among the logits, or none above -inf."""
-    return jnp.zeros(row.offset.shape, bool) if row.logits is None else ~jnp.isfinite(row.logits.max(-1))
+    if row.logits is None:
+        return jnp.zeros(row.offset.shape, bool)
+    return ~jnp.isfinite(row.logits.max(-1)) | jnp.isnan(row.logits).any(-1)
 
 
 def _score(z: Array, alpha: int | float, beta: int | float) -> Array:

@@ -1,5 +1,7 @@
 """The token kernel returns the XLA core's tokens on the same uniforms."""
 
+import os
+
 import jax
 import jax.numpy as jnp
 import kernel_cases as cases
@@ -47,7 +49,11 @@ def test_equals_xla(run, vocab_size, dtype, kind):
     check(run, cases.random_case(vocab_size, 3, 2, vocab_size, dtype=dtype, kind=kind))
 
 
-@pytest.mark.parametrize("run", [1, 3], indirect=True)
+# The interpreter gives each block that waits a thread of its own out of one a core, and would wait for ever.
+FEW_CORES = pytest.mark.skipif((os.cpu_count() or 1) < 4, reason="three interpreted blocks want more cores")
+
+
+@pytest.mark.parametrize("run", [1, pytest.param(3, marks=FEW_CORES)], indirect=True)
 def test_equals_xla_for_any_number_of_blocks(run):
     check(run, cases.random_case(1, 2, 2, 4097, dtype=jnp.bfloat16))
 
