@@ -19,8 +19,8 @@ MAX_LOADS = 8
 """Vectors a thread asks for before it needs the first: 16 KiB in flight a block, several blocks a processor."""
 
 
-RESIDENT = 3 * 132
-"""Blocks at work at once: three of up to 170 registers a thread on each of an H200's processors."""
+RESIDENT = 2 * 132
+"""Blocks at work at once: two on each processor of a Hopper GPU. Three fit, and are slower: see bench/NOTES.md."""
 
 CLUSTERS = 16, 12, 8, 6, 4, 3, 2
 """Blocks a sequence, from as many as the hardware lets wait for each other."""

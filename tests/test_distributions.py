@@ -14,6 +14,13 @@ BELOW_ONE = 1 - 2.0**-24
 """The largest uniform there is."""
 
 sample_index = jax.jit(dist.sample_index)
+target_rows = jax.jit(dist.target_rows)
+log_prob = jax.jit(dist.log_prob)
+
+
+@jax.jit
+def sample_weights(weights, uniforms):
+    return dist.sample_weights(weights, dist.tile_sums(weights), uniforms)
 
 
 def index_of(weights, uniforms):
@@ -66,7 +73,7 @@ def test_two_levels_agree_with_the_oracle(vocab_size):
     weights = weights.astype(np.float32)
     uniforms = rng.random((num_rows, 2)).astype(np.float32)
     uniforms[::5, 0], uniforms[::7, 1], uniforms[1::5, 0], uniforms[1::7, 1] = 0, 0, BELOW_ONE, BELOW_ONE
-    drawn = jax.jit(lambda w, u: dist.sample_weights(w, dist.tile_sums(w), u))(weights, uniforms)
+    drawn = sample_weights(weights, uniforms)
     compared = 0
     for row, (u_tile, u_element), token in zip(weights, uniforms, drawn.tolist(), strict=True):
         assert row[token] > 0
@@ -77,14 +84,15 @@ def test_two_levels_agree_with_the_oracle(vocab_size):
 
 
 def test_a_tile_without_weight_is_never_entered():
-    weights = jnp.zeros((3, 3 * dist.TILE)).at[:, dist.TILE + 3].set(1e-20)
-    uniforms = jnp.array([[0, 0], [0.5, 0.5], [BELOW_ONE, BELOW_ONE]])
-    assert dist.sample_weights(weights, dist.tile_sums(weights), uniforms).tolist() == [dist.TILE + 3] * 3
+    weights = np.zeros((3, 3 * dist.TILE), np.float32)
+    weights[:, dist.TILE + 3] = 1e-20
+    uniforms = np.array([[0, 0], [0.5, 0.5], [BELOW_ONE, BELOW_ONE]], np.float32)
+    assert sample_weights(weights, uniforms).tolist() == [dist.TILE + 3] * 3
 
 
 def test_tile_sums_of_a_last_short_tile():
-    weights = jnp.ones((2, dist.TILE + 3))
-    assert dist.tile_sums(weights).tolist() == [[dist.TILE, 3]] * 2
+    weights = np.ones((2, dist.TILE + 3), np.float32)
+    assert jax.jit(dist.tile_sums)(weights).tolist() == [[dist.TILE, 3]] * 2
 
 
 def test_two_levels_keep_rare_tokens_as_frequent_as_they_are():
@@ -94,9 +102,7 @@ def test_two_levels_keep_rare_tokens_as_frequent_as_they_are():
     weights[:1000] = (1 - 2.0**-20) / 1000
     weights[-4:] = 2.0**-22
     uniforms = np.stack(np.meshgrid([BELOW_ONE], (np.arange(400) + 0.5) / 400), -1).reshape(-1, 2)
-    drawn = dist.sample_weights(
-        jnp.tile(weights, (400, 1)), dist.tile_sums(jnp.tile(weights, (400, 1))), jnp.asarray(uniforms, jnp.float32)
-    )
+    drawn = sample_weights(np.tile(weights, (400, 1)), uniforms.astype(np.float32))
     assert np.bincount(drawn, minlength=len(weights))[-4:].tolist() == [100] * 4
 
 
@@ -127,34 +133,34 @@ def test_log_probs_normalizers_and_probs_of_one_row_agree():
 
 def test_log_prob_of_what_is_no_token_or_in_no_distribution():
     logits = jnp.array([[[0.0, 1.0]], [[jnp.nan, 1.0]], [[jnp.inf, 1.0]], [[-jnp.inf, -jnp.inf]]])
-    rows = dist.target_rows(logits, Filter())
+    rows = target_rows(logits, Filter())
     assert rows.degenerate[:, 0].tolist() == [False, True, True, True]
     for token in (-1, 2, 1000):
-        assert dist.log_prob(rows, jnp.full((4, 1), token))[:, 0].tolist() == [-np.inf] * 4
-    assert dist.log_prob(rows, jnp.ones((4, 1), int))[1:, 0].tolist() == [-np.inf] * 3
+        assert log_prob(rows, jnp.full((4, 1), token))[:, 0].tolist() == [-np.inf] * 4
+    assert log_prob(rows, jnp.ones((4, 1), int))[1:, 0].tolist() == [-np.inf] * 3
 
 
 def test_no_log_prob_is_above_zero():
     # One token has all but nothing of the mass, and its logit is large: logit - logsumexp may round above 0.
     logits = jnp.asarray(np.random.default_rng(2).normal(size=(200, 1, 8)), jnp.float32).at[:, 0, 0].add(100)
-    rows = dist.target_rows(logits, Filter())
+    rows = target_rows(logits, Filter())
     normalizers = rows.log_normalizers
     draft = ss.Draft(jnp.zeros((200, 1), int), logits, None, normalizers - 1e-5)
     for each in (rows, dist.draft_rows(draft, Filter())):
-        assert dist.log_prob(each, jnp.zeros((200, 1), int)).max() <= 0
+        assert log_prob(each, jnp.zeros((200, 1), int)).max() <= 0
 
 
 def test_a_greedy_target_row_is_certain_of_its_first_largest_logit():
     logits = jnp.array([[[1.0, 2.0, 2.0]], [[1.0, 2.0, 2.0]]])
-    rows = dist.target_rows(logits, make_filter(logits, ss.SamplingParams(temperature=jnp.array([0.0, 1.0]))))
+    rows = target_rows(logits, make_filter(logits, ss.SamplingParams(temperature=jnp.array([0.0, 1.0]))))
     assert dist.probs(rows, 3)[0].tolist() == [0, 1, 0]
-    assert dist.log_prob(rows, jnp.array([[1], [1]]))[0, 0] == 0
-    assert dist.log_prob(rows, jnp.array([[2], [2]]))[0, 0] == -np.inf
+    assert log_prob(rows, jnp.array([[1], [1]]))[0, 0] == 0
+    assert log_prob(rows, jnp.array([[2], [2]]))[0, 0] == -np.inf
     np.testing.assert_allclose(dist.probs(rows, 3)[1], jax.nn.softmax(logits[1, 0]), rtol=1e-6)
 
 
 def test_a_draft_without_logits_is_certain_of_its_tokens():
     rows = dist.draft_rows(ss.Draft(jnp.array([[2, -1]])), Filter())
-    assert dist.log_prob(rows, jnp.array([[2, 0]]))[0, 0] == 0
-    assert dist.log_prob(rows, jnp.array([[1, 0]]))[0, 0] == -np.inf
+    assert log_prob(rows, jnp.array([[2, 0]]))[0, 0] == 0
+    assert log_prob(rows, jnp.array([[1, 0]]))[0, 0] == -np.inf
     assert dist.probs(rows.take(jnp.array([0])), 4).tolist() == [[0, 0, 1, 0]]

@@ -82,6 +82,7 @@ def assert_same_bits(result, expected, num_columns):
         (1000, "float32", True, [([3], 0)]),
         (5000, "float32", False, [([1], 2)]),
         (151_936, "float32", True, [([0], 0)]),
+        (151_936, "bfloat16", False, [([0], 0)]),
     ],
 )
 def test_the_same_row_gives_the_same_bits_anywhere(vocab_size, dtype, filtered, places):
@@ -139,6 +140,7 @@ def test_nothing_drafted_and_room_for_nothing_are_the_same():
 
 def test_one_key_is_the_same_as_that_key_folded_with_each_row():
     _, target, draft = random_batch(29)
+    draft = draft._replace(log_normalizers=None)
     key = jax.random.key(3)
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(B))
     assert_same_bits(quick_step(key, target, draft, None), quick_step(keys, target, draft, None), K)
@@ -199,7 +201,7 @@ def with_numbers(params):
 
 
 @pytest.mark.parametrize("setting", [(0.7, 5, 0.9, 0.02), (0.0, 0, 1.0, 0.0)])
-def test_parameters_as_numbers_scalars_and_rows_are_the_same(setting):
+def test_parameters_as_numbers_and_as_rows_are_the_same(setting):
     keys, target, draft = random_batch(29)
     draft = draft._replace(log_normalizers=None)
 
@@ -207,9 +209,7 @@ def test_parameters_as_numbers_scalars_and_rows_are_the_same(setting):
         return quick_step(keys, target, draft._replace(sampling=params), params)
 
     rows = with_sampling(ss.SamplingParams(*(np.full(B, x, t) for x, t in zip(setting, "fiff", strict=True))))
-    scalars = with_sampling(ss.SamplingParams(*(np.array(x, t) for x, t in zip(setting, "fiff", strict=True))))
     numbers = with_numbers(ss.SamplingParams(*setting))(keys, target, draft)
-    assert_same_bits(scalars, rows, K)
     assert np.array_equal(numbers.tokens, rows.tokens)
     assert np.array_equal(numbers.status, rows.status)
     np.testing.assert_allclose(numbers.log_probs, rows.log_probs, rtol=1e-5, atol=1e-6)

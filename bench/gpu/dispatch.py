@@ -19,14 +19,15 @@ def main() -> None:
     draft = ss.Draft(jax.random.categorical(keys[2], logits.astype(jnp.float32)), logits)
     for rule in (ss.verify, ss.verify_sigmoid):
         program = jax.jit(rule, static_argnames="implementation")
-        text = program.lower(keys[3], target, draft).compile().as_text()
+        text = program.lower(keys[3], target, draft).compile().as_text() or ""
         best, xla = (program(keys[3], target, draft, implementation=name) for name in (None, "xla"))
         same = bool((best.tokens == xla.tokens).all())
         print(f"{rule.__name__}: kernel in the program {'mosaic_gpu' in text}, tokens as XLA's {same}")
-        assert same and "mosaic_gpu" in text
+        assert same
+        assert "mosaic_gpu" in text
 
     pair = load_pair()
-    prompt = np.array([pair.encode("Return the smallest"), pair.encode("Compute the largest")])
+    prompt = np.array([pair.encode("Return the smallest")] * 2)
     for temperature in (0.0, 1.0):
         texts = {}
         for name, draft_model in (("speculative", pair.drafter), ("alone", None)):

@@ -11,6 +11,8 @@ from specsamp_jax._rules import _steps as steps
 from specsamp_jax._rules import pallas, sigmoid
 from specsamp_jax._types import DEGENERATE_DRAFT, DEGENERATE_TARGET, Draft
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def check(interpreted, monkeypatch):

@@ -14,6 +14,8 @@ from specsamp_jax._rules import _steps as steps
 from specsamp_jax._rules import pallas, token
 from specsamp_jax._types import DEGENERATE_DRAFT, DEGENERATE_TARGET, EMPTY_RESIDUAL, Draft
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def run(request, interpreted, monkeypatch):
