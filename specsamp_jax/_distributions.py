@@ -8,7 +8,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from specsamp_jax._filters import Filter, map_rows, wide
-from specsamp_jax._reduce import row_max, row_sum
+from specsamp_jax._reduce import SMALL, row_max, row_sum
 from specsamp_jax._types import Draft
 
 TILE = 1024
@@ -81,7 +81,7 @@ def draft_rows(draft: Draft, filter: Filter) -> Rows:
         offset, log_sum = _offset_and_log_sum(logits, filter)
     else:
         known = draft.log_normalizers.astype(wide(logits[:0]).dtype)
-        coarse = jnp.isfinite(known) & (jnp.abs(known) > LARGEST_LOG_NORMALIZER)
+        coarse = ~(jnp.abs(known) <= LARGEST_LOG_NORMALIZER)
 
         def read_again():
             computed = _offset_and_log_sum(logits, filter)
@@ -96,8 +96,8 @@ def _offset_and_log_sum(logits: Float[Array, "B R V"], filter: Filter) -> tuple[
     """Offset and log_sum of every row: one pass for the maximum, one for the sum."""
     if filter.cutoff is not None:
         return map_rows(lambda row, cutoff: _log_sum(row, filter.scale, cutoff), logits, filter.cutoff)
-    if logits.dtype == jnp.float16:
-        # XLA's CPU backend widens float16 into a temporary before it reduces it: a row at a time, then.
+    if logits.dtype == jnp.float16 or logits.shape[-1] < SMALL:
+        # XLA's CPU backend widens float16 into a temporary before it reduces it, and a fold is one: a row at a time.
         return map_rows(lambda row: _log_sum(row, filter.scale, None), logits)
     # No comparison in sight: XLA fuses the whole of it, for all rows at once.
     return _log_sum(logits, filter.scale, None)
