@@ -144,6 +144,35 @@ def test_ties_at_the_cutoff_are_kept_together():
     np.testing.assert_allclose(results[:, 1:], [[2 / 9, 2 / 9, 2 / 9, 3 / 9]] * 3, rtol=1e-6)
 
 
+@pytest.mark.parametrize("name", ["top_p", "min_p"])
+@pytest.mark.parametrize("temperature", [1.0, 0.5])
+def test_each_token_is_kept_from_its_own_threshold_on(name, temperature):
+    row = KINDS["normal"]
+    p = np.sort(oracle.distribution(row.astype(float), temperature))[::-1]
+    # Those that float32 can tell from their neighbours.
+    n = 1 + np.flatnonzero(p[1:] > 1e-3)
+    # With n tokens kept the mass is sum(p[:n]), and the last has the share p[n-1] / p[0] of the largest.
+    thresholds, beyond = (np.cumsum(p), n + 1) if name == "top_p" else (p / p[0], n - 1)
+    for share, num_kept in ((1 - 1e-5, n), (1 + 1e-5, beyond)):
+        settings = [{**OFF, "temperature": temperature, name: float(thresholds[i - 1] * share)} for i in n]
+        kept = probs_of([row] * len(n), settings) > 0
+        # 1 is the most that the first token's own share can be.
+        assert np.array_equal(kept.sum(1), np.maximum(num_kept, 1))
+
+
+def test_values_out_of_range_that_no_check_could_see_have_a_result_too():
+    greedy = [
+        {**OFF, "temperature": -1.0},
+        {**OFF, "temperature": np.nan},
+        {**OFF, "min_p": 1.5},
+        {**OFF, "top_p": -0.5},
+    ]
+    off = [{**OFF, "top_k": -3}, {**OFF, "top_p": 1.5}]
+    row = KINDS["normal"]
+    assert np.all(probs_of([row] * 4, greedy) == oracle.one_hot(row.argmax(), V))
+    np.testing.assert_allclose(probs_of([row] * 2, off), [oracle.distribution(row.astype(float))] * 2, rtol=1e-5)
+
+
 def test_greedy_takes_the_first_of_equal_largest_logits():
     logits = [[1.0, 3.0, 3.0, 3.0], [2.0, 2.0, 2.0, 2.0], [-np.inf, -5.0, -5.0, -9.0]]
     assert probs_of(logits, [{**OFF, "temperature": t} for t in (0.0, 0.0, 1e-39)]).tolist() == [
