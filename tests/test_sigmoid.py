@@ -8,9 +8,9 @@ import pytest
 
 import specsamp_jax as ss
 from specsamp_jax import _distributions as dist
-from specsamp_jax._filters import make_filter
+from specsamp_jax._filters import Filter, make_filter
+from specsamp_jax._rules import sigmoid as sigmoid_rule
 from specsamp_jax._rules._steps import Uniforms
-from specsamp_jax._rules.sigmoid import verify_sigmoid
 
 B, K, V, TILE = 256, 3, 29, 8
 ALPHA, BETA = 1.0, 2.5
@@ -43,7 +43,9 @@ def rule(alpha, beta):
         filters = make_filter(target_logits, sampling), make_filter(draft.logits, draft.sampling)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(dist, "TILE", TILE)
-            return verify_sigmoid(target_logits, filters[0], draft, filters[1], uniforms, alpha=alpha, beta=beta)
+            return sigmoid_rule.verify_sigmoid(
+                target_logits, filters[0], draft, filters[1], uniforms, alpha=alpha, beta=beta
+            )
 
     return rule
 
@@ -113,6 +115,18 @@ def test_random_rows_agree_with_the_oracle(case, rule, alpha, beta):
         np.testing.assert_allclose(result.log_probs[b, : n + 1], expected, rtol=1e-5, atol=2e-5)
         assert result.status[b] == 0
     assert compared > 0.8 * B
+
+
+def test_the_residual_of_nearly_equal_scores_keeps_its_digits(case):
+    target, draft = case[0][:, :1], case[2].logits[:, :1]
+
+    @jax.jit
+    def weights(target, draft):
+        return sigmoid_rule._residual(*(dist.target_rows(z, Filter()) for z in (target, draft)), V, **RELEASED)
+
+    # At this width the scores differ by 1e-5: subtracted, they would agree to two digits.
+    for z_p, z_q, row in zip(target[:, 0], draft[:, 0], np.asarray(weights(target, draft), float), strict=True):
+        np.testing.assert_allclose(row / row.sum(), oracle.sigmoid_residual(z_p, z_q, **RELEASED), rtol=1e-4, atol=1e-9)
 
 
 # The law of what the library emits
