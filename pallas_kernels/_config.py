@@ -18,21 +18,24 @@ VECTOR_BYTES = 16
 MAX_LOADS = 8
 """Vectors a thread asks for before it needs the first: 16 KiB in flight a block, several blocks a processor."""
 
+PROCESSORS = 132
+"""Of a Hopper GPU."""
 
-RESIDENT = 2 * 132
-"""Blocks at work at once: two on each processor of a Hopper GPU. Three fit, and are slower: see bench/NOTES.md."""
-
-CLUSTERS = 16, 12, 8, 6, 4, 3, 2
+CLUSTERS = 16, 8, 4, 2
 """Blocks a sequence, from as many as the hardware lets wait for each other."""
+
+EARLY_EXIT_SEQUENCES = 128
+"""From so many sequences on, those that go on keep the machine busy while others have stopped."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """How one sequence is spread over the machine.
+    """How the work is spread over the machine.
 
     Attributes:
-      cluster: Blocks that work on one sequence, and may wait for each other.
-      early_exit: Whether rows are read one after the other until a draft is rejected, or all at once.
+      cluster: Blocks that finish one sequence together, and may wait for each other.
+      early_exit: Whether they read its rows too, one after the other until a draft is rejected, in one launch;
+        else all rows are read in a launch before it, each chunk of each row by a block of its own.
     """
 
     cluster: int
@@ -40,16 +43,21 @@ class Config:
 
 
 def choose(batch_size: int, num_draft: int, vocab_size: int) -> Config:
-    """The Config for B sequences of K drafts over V tokens: all blocks at once on the machine, or one a sequence.
-
-    Blocks of a second wave would find it half empty.
-    """
-    del num_draft
+    """The Config for B sequences of K drafts over V tokens."""
+    if batch_size >= EARLY_EXIT_SEQUENCES and num_draft > 1 and vocab_size >= 8 * TILE:
+        return Config(4, early_exit=True)
     for cluster in CLUSTERS:
-        # A block without a whole tile to itself has nothing to do.
-        if cluster * batch_size <= RESIDENT and cluster * TILE <= vocab_size:
+        if cluster * batch_size <= 2 * PROCESSORS and cluster * TILE <= vocab_size:
             return Config(cluster)
     return Config(1)
+
+
+def choose_sigmoid(batch_size: int, vocab_size: int) -> int:
+    """Blocks a sequence of the sigmoid rule."""
+    for cluster in CLUSTERS:
+        if cluster * batch_size <= 4 * PROCESSORS and cluster * TILE <= vocab_size:
+            return cluster
+    return 1
 
 
 def vector_size(dtype: DTypeLike) -> int:
@@ -62,6 +70,49 @@ def row_vector_size(dtype: DTypeLike, vocab_size: int) -> int:
     return math.gcd(vector_size(dtype), vocab_size)
 
 
-def num_loads(dtype: DTypeLike, vocab_size: int) -> int:
-    """Vectors a thread loads a step; a row has at least one step."""
-    return max(1, min(MAX_LOADS, vocab_size // (THREADS * vector_size(dtype))))
+@dataclasses.dataclass(frozen=True)
+class Chunks:
+    """How a row is cut for reading: chunks of a few vectors a thread, the last one possibly shorter.
+
+    Attributes:
+      vec: Elements of a vector.
+      lanes: Elements of a vector a thread, over the block.
+      num_loads: Vectors a thread loads for a whole chunk.
+      size: Elements of a chunk.
+      count: Chunks of a row; where rows do not begin at a vector, one more may be needed.
+      whole: Chunks that lie in their row whatever its alignment is.
+      rest: Vectors a thread loads for a chunk that may not.
+      aligned: Whether every row begins at a vector.
+    """
+
+    vec: int
+    lanes: int
+    num_loads: int
+    size: int
+    count: int
+    whole: int
+    rest: int
+    aligned: bool
+
+    @property
+    def tiles(self) -> int:
+        """Tiles of a chunk where chunks are whole tiles of their row, else 0."""
+        return self.size // TILE if self.aligned and self.size % TILE == 0 else 0
+
+
+def chunks(dtype: DTypeLike, vocab_size: int) -> Chunks:
+    """How rows of V elements are cut."""
+    vec = vector_size(dtype)
+    lanes = THREADS * vec
+    num_loads = max(1, min(MAX_LOADS, vocab_size // lanes))
+    size = num_loads * lanes
+    aligned = vocab_size % vec == 0
+    longest = vocab_size + (0 if aligned else vec - 1)
+    whole = vocab_size // size
+    rest = -(-(vocab_size - whole * size) // lanes) if aligned else num_loads
+    return Chunks(vec, lanes, num_loads, size, -(-longest // size), whole, rest, aligned)
+
+
+def span(dtype: DTypeLike) -> int:
+    """Tiles whose weights are added up together when a row is read a second time."""
+    return MAX_LOADS * THREADS * vector_size(dtype) // TILE

@@ -1,4 +1,4 @@
-"""A launch of one cluster of blocks a sequence: what goes in, what comes out, and how blocks wait."""
+"""What goes into a kernel and comes out of it, and how its blocks are launched and wait."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -24,8 +24,22 @@ class Filter(NamedTuple):
     greedy: Bool[Array, "B"] | None = None
 
 
+class Flags(NamedTuple):
+    """What is added to `status`.
+
+    Attributes:
+      degenerate_target: A target row in use holds NaN or +inf, or keeps nothing.
+      degenerate_draft: The same of a draft row, or it gives its drafted token no probability.
+      empty_residual: A draft was rejected where max(p - q, 0) is zero to the last bit.
+    """
+
+    degenerate_target: int
+    degenerate_draft: int
+    empty_residual: int
+
+
 class Operands(NamedTuple):
-    """The kernel's inputs; rows of logits lie in flat arrays."""
+    """The inputs; rows of logits lie in flat arrays."""
 
     target: Any
     target_scale: Any
@@ -37,104 +51,117 @@ class Operands(NamedTuple):
     draft_greedy: Any
     normalizers: Any
     tokens: Any
-    num_drafted: Any
-    log_uniforms: Any
-    uniforms: Any
+    accept: Any
+    emit: Any
+
+
+class Partials(NamedTuple):
+    """What is known of every chunk of R rows a sequence: the largest logit, the sum beside it, or where it is."""
+
+    top: Any
+    total: Any
+    first: Any
 
 
 class Results(NamedTuple):
-    """The kernel's outputs; the last ones are where blocks of a cluster read what others wrote."""
+    """The outputs, and `sums`: where the first block of a cluster reads what the others wrote."""
 
-    ints: Any
-    log_prob: Any
-    draft_log_probs: Any
-    log_ratios: Any
-    largest: Any
-    total: Any
-    first: Any
+    tokens: Any
+    num_accepted: Any
+    log_probs: Any
+    accept_prob: Any
+    status: Any
     sums: Any
 
 
-def flatten(logits: Float[Array, "B R V"]) -> Float[Array, "N"]:
-    """Rows one after the other; no copy."""
-    return logits.reshape(-1)
-
-
 def make_operands(
-    target_logits,
-    target_filter,
-    draft_logits,
-    draft_filter,
-    log_normalizers,
-    tokens,
-    num_drafted,
-    log_uniforms,
-    uniforms,
+    target_logits, target_filter, draft_logits, draft_filter, log_normalizers, tokens, accept, emit
 ) -> Operands:
-    """The kernel's inputs, of the types it wants; no row is copied."""
+    """The inputs, of the types that the kernels want; no row is copied."""
     num_draft = tokens.shape[1]
     if draft_logits is None or num_draft == 0:
         draft_logits, log_normalizers, draft_filter = None, None, Filter()
 
-    def wide(x, dtype):
+    def wide(x, dtype=jnp.float32):
         return None if x is None else x.astype(dtype)
 
     return Operands(
-        target=flatten(target_logits),
-        target_scale=wide(target_filter.scale, jnp.float32),
-        target_cutoff=wide(target_filter.cutoff, jnp.float32),
+        target=target_logits.reshape(-1),
+        target_scale=wide(target_filter.scale),
+        target_cutoff=wide(target_filter.cutoff),
         target_greedy=wide(target_filter.greedy, jnp.int32),
-        draft=None if draft_logits is None else flatten(draft_logits),
-        draft_scale=wide(draft_filter.scale, jnp.float32),
-        draft_cutoff=wide(draft_filter.cutoff, jnp.float32),
+        draft=None if draft_logits is None else draft_logits.reshape(-1),
+        draft_scale=wide(draft_filter.scale),
+        draft_cutoff=wide(draft_filter.cutoff),
         draft_greedy=wide(draft_filter.greedy, jnp.int32),
-        normalizers=wide(log_normalizers, jnp.float32),
-        tokens=tokens.astype(jnp.int32) if num_draft else None,
-        num_drafted=num_drafted.astype(jnp.int32),
-        log_uniforms=log_uniforms.astype(jnp.float32) if num_draft else None,
-        uniforms=uniforms.astype(jnp.float32),
+        normalizers=wide(log_normalizers),
+        tokens=wide(tokens, jnp.int32) if num_draft else None,
+        accept=wide(accept) if num_draft else None,
+        emit=wide(emit),
     )
 
 
-def launch(sequence_type: Callable[..., Any], operands: Operands, shape: tuple[int, ...]) -> Results:
-    """Runs `sequence_type(...).run()` in every block of a cluster a sequence."""
-    batch_size, num_rows, vocab_size = shape
-    num_draft = num_rows - 1
-    chosen = config.choose(batch_size, num_draft, vocab_size)
-    num_tiles = -(-vocab_size // config.TILE)
-    # A power of two for the bisection, and at least one element a thread.
-    num_sums = max(config.THREADS, 1 << (num_tiles - 1).bit_length())
-    cluster = chosen.cluster
-    drafts = (batch_size, max(num_draft, 1))
-    shares = (batch_size, 2 * num_rows, cluster)
-    out_type = Results(
-        ints=jax.ShapeDtypeStruct((batch_size, 5), jnp.int32),
-        log_prob=jax.ShapeDtypeStruct((batch_size,), jnp.float32),
-        draft_log_probs=jax.ShapeDtypeStruct(drafts, jnp.float32),
-        log_ratios=jax.ShapeDtypeStruct(drafts, jnp.float32),
-        largest=jax.ShapeDtypeStruct(shares, jnp.float32),
-        total=jax.ShapeDtypeStruct(shares, jnp.float32),
-        first=jax.ShapeDtypeStruct(shares, jnp.int32),
-        sums=jax.ShapeDtypeStruct((batch_size, num_sums), jnp.float32),
+def lane_width(count: int) -> int:
+    """The least power of two of elements that a block loads at once, one or more a thread."""
+    return max(config.THREADS, 1 << (count - 1).bit_length())
+
+
+def partials(batch_size: int, num_rows: int, dtype: Any, vocab_size: int) -> Partials:
+    """Room for what is known of every chunk."""
+    shape = batch_size, num_rows, lane_width(config.chunks(dtype, vocab_size).count)
+    return Partials(
+        jax.ShapeDtypeStruct(shape, jnp.float32),
+        jax.ShapeDtypeStruct(shape, jnp.float32),
+        jax.ShapeDtypeStruct(shape, jnp.int32),
     )
-    given, structure = jax.tree.flatten(operands)
 
-    def body(*refs):
-        barrier = refs[-1]
-        inputs = jax.tree.unflatten(structure, refs[: len(given)])
-        sequence_type(inputs, Results(*refs[len(given) : -1]), barrier, vocab_size, chosen).run()
 
+def results(batch_size: int, num_draft: int, dtype: Any, vocab_size: int) -> Results:
+    """Room for what is decided."""
+    num_sums = -(-vocab_size // (config.TILE * config.span(dtype)))
+    return Results(
+        tokens=jax.ShapeDtypeStruct((batch_size, num_draft + 1), jnp.int32),
+        num_accepted=jax.ShapeDtypeStruct((batch_size,), jnp.int32),
+        log_probs=jax.ShapeDtypeStruct((batch_size, num_draft + 1), jnp.float32),
+        accept_prob=jax.ShapeDtypeStruct((batch_size, max(num_draft, 1)), jnp.float32),
+        status=jax.ShapeDtypeStruct((batch_size,), jnp.int32),
+        sums=jax.ShapeDtypeStruct((batch_size, lane_width(num_sums)), jnp.float32),
+    )
+
+
+def launch(body: Callable[..., None], inputs: Any, outputs: Any, grid: dict[str, int], cluster: int | None = None):
+    """Runs `body(inputs, outputs, barrier)` in every block of the grid, and returns the outputs.
+
+    With a cluster the blocks of one place in the grid are numbered along the axis "block" and have a barrier.
+    """
+    given, structure = jax.tree.flatten(inputs)
+    wanted, out_structure = jax.tree.flatten(outputs)
+
+    def flat_body(*refs):
+        barrier = None if cluster is None else refs[-1]
+        rest = refs if cluster is None else refs[:-1]
+        body(
+            jax.tree.unflatten(structure, rest[: len(given)]),
+            jax.tree.unflatten(out_structure, rest[len(given) :]),
+            barrier,
+        )
+
+    options: dict[str, Any] = {}
+    if cluster is not None:
+        options = {
+            "cluster": (cluster,),
+            "cluster_names": ("block",),
+            "scratch_types": [plgpu.ClusterBarrier(collective_axes=("block",))],
+        }
     kernel = plgpu.kernel(
-        body,
-        out_type=tuple(out_type),
-        grid=(batch_size,),
-        grid_names=("sequence",),
-        cluster=(cluster,),
-        cluster_names=("block",),
-        scratch_types=[plgpu.ClusterBarrier(collective_axes=("block",))],
+        flat_body,
+        out_type=tuple(wanted),
+        grid=tuple(grid.values()),
+        grid_names=tuple(grid),
         compiler_params=plgpu.CompilerParams(approx_math=True),
+        **options,
     )
-    return Results(*kernel(*given))
+    return jax.tree.unflatten(out_structure, kernel(*given))
 
 
 def fence():

@@ -13,7 +13,7 @@ NOISE = 0.5
 """Two normal logits apart by this much share 2 Phi(-NOISE / 2) = .80 of their mass."""
 
 
-@functools.partial(jax.jit, static_argnums=(1, 2, 3, 4, 5))
+@functools.partial(jax.jit, static_argnames=("batch_size", "num_draft", "vocab_size", "dtype", "kind"))
 def make(key, batch_size, num_draft, vocab_size, dtype, kind):
     """Arguments of a core; kind is "logits", "normalizers" (handed over) or "one_hot"."""
     keys = jax.random.split(key, 5)

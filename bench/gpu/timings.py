@@ -1,19 +1,25 @@
 """Device times of the kernels and of the XLA core, by CUPTI, inputs rotated past the L2.
 
-    python bench/gpu/timings.py OUT.json SECONDS
+    python bench/gpu/timings.py OUT.json SECONDS [PART OF A POINT]
+    python bench/gpu/timings.py OUT.json SECONDS host
 
 A time is the sum of the device times of a call's kernels, the median over calls; gaps between launches are not
-in it. `back to back` is the host's clock over many calls in flight, divided by their number: dispatch included.
+in it. With `host` it is the host's clock over many calls in flight, divided by their number: dispatch included.
 """
 
+import concurrent.futures
+import functools
 import json
+import os
 import statistics
 import sys
 import time
 import traceback
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import paper
 from inputs import make
 from jax.experimental.mosaic.gpu import profiler
 
@@ -30,31 +36,30 @@ WIDE = {"alpha": -1e4, "beta": 1e4}
 CORES = {
     "kernel": pallas.verify_token,
     "xla": token.verify_token,
+    "paper's baseline": paper.baseline,
+    "paper's exact": paper.exact,
     # What is decided, without log_probs: those read all rows.
     "sigmoid kernel": lambda *args: pallas.verify_sigmoid(*args, **WIDE)[:2],
     "sigmoid xla": lambda *args: sigmoid.verify_sigmoid(*args, **WIDE)[:2],
 }
+VOCABULARIES = 151936, 32000, 51864, 128256, 256000
 POINTS = [
-    (64, 4, 151936, "bfloat16", "normalizers"),
-    (64, 4, 151936, "bfloat16", "logits"),
-    (1, 4, 151936, "bfloat16", "normalizers"),
-    (8, 4, 151936, "bfloat16", "normalizers"),
-    (256, 8, 151936, "bfloat16", "normalizers"),
-    (8, 4, 151936, "bfloat16", "logits"),
-    (64, 4, 32000, "bfloat16", "normalizers"),
-    (64, 4, 51865, "bfloat16", "normalizers"),
-    (64, 4, 128256, "float32", "logits"),
-    (64, 4, 51864, "bfloat16", "normalizers"),
-    (64, 4, 256000, "bfloat16", "normalizers"),
-    (256, 8, 32000, "bfloat16", "logits"),
+    (batch_size, num_draft, vocab_size, dtype, kind)
+    for dtype in ("bfloat16", "float32")
+    for vocab_size in VOCABULARIES
+    for num_draft in (4, 8)
+    for batch_size in (1, 8, 64, 256)
+    for kind in ("normalizers", "logits")
+    # The rest of the table reads the draft's rows at one K only.
+    if kind == "normalizers" or num_draft == 4
 ]
 VARIANTS = {
-    (1, 4, 151936): [config.Config(8), config.Config(16)],
-    (8, 4, 151936): [config.Config(8), config.Config(16)],
-    (64, 4, 151936): [config.Config(cluster) for cluster in (4, 6, 8)],
-    (256, 8, 151936): [config.Config(cluster, early_exit) for early_exit in (True, False) for cluster in (1, 2, 4)],
+    1: [config.Config(cluster) for cluster in (8, 16)],
+    8: [config.Config(cluster) for cluster in (4, 8, 16)],
+    64: [config.Config(cluster) for cluster in (2, 4, 8)] + [config.Config(8, early_exit=True)],
+    256: [config.Config(cluster, True) for cluster in (2, 4, 8)] + [config.Config(cluster) for cluster in (1, 2)],
 }
-"""Other block sizes, timed with normalizers handed over."""
+"""Other block sizes, by batch size, timed at the first vocabulary with normalizers handed over."""
 
 
 def floor_us(batch_size, num_draft, vocab_size, dtype, kind, name="kernel"):
@@ -78,24 +83,30 @@ def measure(fn, sets, rounds):
         launches = cupti._cupti_get_timings(True)
     calls = rounds * len(sets)
     each = len(launches) // calls
+    # Where a branch is taken in some calls only, there is no call to tell apart: the mean.
     if each * calls != len(launches):
-        raise RuntimeError(f"{len(launches)} launches in {calls} calls")
+        times = [1e3 * sum(ms for _, ms in launches) / calls]
+        return {"us": round(times[0], 2), "mean": True, "launches": round(len(launches) / calls, 1), "kernels": []}
     parts = [launches[i * each : (i + 1) * each] for i in range(calls)]
     times = [1e3 * sum(ms for _, ms in part) for part in parts]
     names = [
         (name[:40], round(1e3 * statistics.median(part[i][1] for part in parts), 2))
         for i, (name, _) in enumerate(parts[0])
     ]
-    start = time.perf_counter()
-    jax.block_until_ready([fn(*s) for _ in range(rounds) for s in sets])
-    host = 1e6 * (time.perf_counter() - start) / calls
     return {
         "us": round(statistics.median(times), 2),
         "fastest_us": round(min(times), 2),
         "launches": each,
         "kernels": names,
-        "back_to_back_us": round(host, 1),
     }
+
+
+def measure_host(fn, sets, rounds):
+    """The host's clock over many calls in flight, divided by their number: dispatch included."""
+    jax.block_until_ready([fn(*s) for s in sets])
+    start = time.perf_counter()
+    jax.block_until_ready([fn(*s) for _ in range(rounds) for s in sets])
+    return {"back_to_back_us": round(1e6 * (time.perf_counter() - start) / (rounds * len(sets)), 1)}
 
 
 def make_sets(point):
@@ -105,54 +116,86 @@ def make_sets(point):
     return [make(jax.random.key(i), batch_size, num_draft, vocab_size, jnp.dtype(dtype), kind) for i in range(count)]
 
 
+def contenders(point):
+    """Names and functions for one point; a function of its own for each, so that none is a trace of another."""
+    batch_size, _, vocab_size, _, kind = point
+    names = [n for n in CORES if kind == "logits" or not n.startswith("paper")]
+    names = [n for n in names if kind == "normalizers" or not n.startswith("sigmoid")]
+    found: dict[str, Any] = {name: (CORES[name], None) for name in names}
+    if vocab_size == VOCABULARIES[0] and kind == "normalizers":
+        for variant in VARIANTS[batch_size]:
+            if variant != config.choose(*point[:3]):
+                name = f"kernel, cluster {variant.cluster}{', early exit' * variant.early_exit}"
+                found[name] = lambda *args: pallas.verify_token(*args), variant
+    return found
+
+
+def compiled(point, wanted):
+    """The contenders compiled, as many at a time as the machine has cores."""
+    args = jax.eval_shape(
+        functools.partial(
+            make, batch_size=point[0], num_draft=point[1], vocab_size=point[2], dtype=jnp.dtype(point[3]), kind=point[4]
+        ),
+        jax.random.key(0),
+    )
+    lowered = {}
+    choose = config.choose
+    for name, (fn, variant) in wanted.items():
+        if variant is not None:
+            config.choose = lambda *_, variant=variant: variant
+        try:
+            lowered[name] = jax.jit(fn).lower(*args)
+        finally:
+            config.choose = choose
+    return {name: POOL.submit(program.compile) for name, program in lowered.items()}
+
+
+POOL = concurrent.futures.ThreadPoolExecutor(os.cpu_count())
+
+
 def main():
     path, deadline = sys.argv[1], time.time() + float(sys.argv[2])
+    select, measure_fn = (sys.argv[3], measure) if sys.argv[3:] != ["host"] else ("", measure_host)
+    points = [p for p in POINTS if select in "-".join(map(str, p))]
+    if measure_fn is measure_host:
+        points = [p for p in POINTS[:15] if p[4] == "normalizers" and p[1] == 4]
     rows = []
 
     def record(row):
         rows.append(row)
-        print(json.dumps(row), flush=True)
+        print(json.dumps({k: v for k, v in row.items() if k != "kernels"}), flush=True)
         with open(path, "w") as file:
-            json.dump({"device": jax.devices()[0].device_kind, "jax": jax.__version__, "rows": rows}, file, indent=1)
+            about = {"device": jax.devices()[0].device_kind, "jax": jax.__version__}
+            json.dump(about | {"xla_flags": os.environ.get("XLA_FLAGS", ""), "rows": rows}, file, indent=1)
 
-    def run(point, name, fn, sets):
-        row = {"point": point, "name": name, "floor_us": round(floor_us(*point, name=name), 2)}
-        try:
-            row |= measure(jax.jit(fn), sets, max(2, 24 // len(sets)))
-        except Exception as error:
-            traceback.print_exc()
-            row["error"] = repr(error)[:300]
-        record(row)
-
-    choose = config.choose
-    for point in POINTS:
+    waiting = {point: compiled(point, contenders(point)) for point in points[:2]}
+    for index, point in enumerate(points):
         if time.time() > deadline:
             print("out of time before", point)
             break
+        for later in points[index + 1 : index + 4]:
+            if later not in waiting:
+                waiting[later] = compiled(later, contenders(later))
         sets = make_sets(point)
-        for name, core in CORES.items():
-            run(point, name, core, sets)
-        for chosen in VARIANTS.get(point[:3], []) if point[4] == "normalizers" else []:
-            if chosen == choose(*point[:3]) or time.time() > deadline:
-                continue
-            config.choose = lambda *_, chosen=chosen: chosen
-            name = f"kernel, {chosen.cluster} blocks{' early' * chosen.early_exit}"
-            # A function of its own, so that it is traced again.
-            run(point, name, lambda *a: pallas.verify_token(*a), sets)
-            config.choose = choose
+        for name, program in waiting.pop(point).items():
+            row = {"point": point, "name": name, "floor_us": round(floor_us(*point, name=name), 2)}
+            try:
+                row |= measure_fn(program.result(), sets, max(2, 24 // len(sets)))
+            except Exception as error:
+                traceback.print_exc()
+                row["error"] = repr(error)[:300]
+            record(row)
         del sets
 
-    print("\n   B  K       V type      draft        what                        us    floor  times launches   b2b us")
+    print("\n   B  K       V type      draft        what                              us    floor  times launches")
     for row in rows:
         b, k, v, dtype, kind = row["point"]
-        start = f"{b:4} {k:2} {v:7} {dtype:9} {kind:12} {row['name']:20}"
-        if "error" in row:
-            print(start, row["error"][:60])
+        start = f"{b:4} {k:2} {v:7} {dtype:9} {kind:12} {row['name']:26}"
+        if "us" in row:
+            times = row["us"] / row["floor_us"]
+            print(f"{start} {row['us']:9.2f} {row['floor_us']:8.2f} {times:6.2f} {row['launches']:8}")
         else:
-            print(
-                f"{start} {row['us']:9.2f} {row['floor_us']:8.2f} {row['us'] / row['floor_us']:6.2f}"
-                f" {row['launches']:8} {row['back_to_back_us']:8.1f}"
-            )
+            print(start, row.get("error", row.get("back_to_back_us")))
 
 
 if __name__ == "__main__":

@@ -8,7 +8,9 @@ from specsamp_jax import _distributions as dist
 from specsamp_jax._filters import Filter
 from specsamp_jax._rules import _steps as steps
 from specsamp_jax._rules import sigmoid as sigmoid_rule
-from specsamp_jax._types import Draft, Verification
+from specsamp_jax._types import DEGENERATE_DRAFT, DEGENERATE_TARGET, EMPTY_RESIDUAL, Draft, Verification
+
+FLAGS = pallas_kernels.Flags(DEGENERATE_TARGET, DEGENERATE_DRAFT, EMPTY_RESIDUAL)
 
 
 def why_not(target_logits: Float[Array, "B K1 V"], draft: Draft) -> str | None:
@@ -36,29 +38,19 @@ def verify_token(
 
     `log_probs` and `accept_prob` come from the hardware's exponential and logarithm, good to about 1e-6.
     """
-    tokens = draft.tokens
-    drafted = steps.draft_mask(tokens)
     result = pallas_kernels.verify_token(
         _at_least_a_tile(target_logits),
         pallas_kernels.Filter(*target_filter),
         None if draft.logits is None else _at_least_a_tile(draft.logits),
         pallas_kernels.Filter(*draft_filter),
         draft.log_normalizers,
-        tokens,
-        drafted.sum(1, dtype=jnp.int32),
-        jnp.log(uniforms.accept),
+        draft.tokens,
+        uniforms.accept,
         uniforms.emit,
         largest_normalizer=dist.LARGEST_LOG_NORMALIZER,
+        flags=FLAGS,
     )
-    return steps.pack(
-        tokens,
-        result.num_accepted,
-        result.token,
-        result.draft_log_probs,
-        result.log_prob,
-        jnp.where(drafted, jnp.exp(jnp.minimum(result.log_ratios, 0)), 0),
-        steps.status(result.degenerate_target, result.degenerate_draft, result.empty_residual),
-    )
+    return Verification(result.tokens, result.num_accepted, result.log_probs, result.accept_prob, result.status)
 
 
 def verify_sigmoid(
@@ -80,30 +72,30 @@ def verify_sigmoid(
         core = sigmoid_rule.verify_sigmoid
         return core(target_logits, target_filter, draft, draft_filter, uniforms, alpha=alpha, beta=beta)
     tokens = draft.tokens
-    drafted = steps.draft_mask(tokens)
     result = pallas_kernels.verify_sigmoid(
         _at_least_a_tile(target_logits),
         pallas_kernels.Filter(*target_filter),
         None if draft.logits is None else _at_least_a_tile(draft.logits),
         pallas_kernels.Filter(*draft_filter),
         tokens,
-        drafted.sum(1, dtype=jnp.int32),
         uniforms.accept,
         uniforms.emit,
         alpha=alpha,
         beta=beta,
+        flags=FLAGS,
     )
-    target = dist.target_rows(target_logits, target_filter)
-    last = target.take(result.num_accepted)
-    return steps.pack(
+    target, num_accepted = dist.target_rows(target_logits, target_filter), result.num_accepted
+    last_token = jnp.take_along_axis(result.tokens, num_accepted[:, None], axis=1)
+    log_probs = steps.pack(
         tokens,
-        result.num_accepted,
-        result.token,
+        num_accepted,
+        last_token[:, 0],
         dist.log_prob(target.first(tokens.shape[1]), tokens),
-        dist.log_prob(last, result.token[:, None])[:, 0],
-        jnp.where(drafted, result.accept_prob, 0),
-        steps.status(result.degenerate_target, result.degenerate_draft, result.empty_residual),
-    )
+        dist.log_prob(target.take(num_accepted), last_token)[:, 0],
+        result.accept_prob,
+        result.status,
+    ).log_probs
+    return Verification(result.tokens, num_accepted, log_probs, result.accept_prob, result.status)
 
 
 def _at_least_a_tile(logits: Float[Array, "B R V"]) -> Float[Array, "B R W"]:

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from pallas_kernels import _config as config
 from specsamp_jax._filters import Filter
 from specsamp_jax._rules import _steps as steps
 from specsamp_jax._rules import pallas
@@ -51,8 +52,9 @@ def launches(rule, args):
 
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda s: f"B{s[0]}-K{s[1]}-V{s[2]}-{s[3].__name__}-{s[4]}")
-def test_lowers_to_one_launch(rule, shape):
-    assert launches(RULES[rule], arguments(shape, lambda *_: Filter())) == 1
+def test_lowers_to_one_launch_or_two(rule, shape):
+    one = rule == "sigmoid" or config.choose(*shape[:3]).early_exit
+    assert launches(RULES[rule], arguments(shape, lambda *_: Filter())) == 2 - one
 
 
 @pytest.mark.parametrize("shape", SHAPES[1:3], ids=lambda s: f"V{s[2]}-{s[4]}")
@@ -60,7 +62,7 @@ def test_lowers_with_every_filter(shape):
     def row_filter(batch_size, num_rows):
         return Filter(arg(batch_size), arg(batch_size, num_rows), arg(batch_size, dtype=bool))
 
-    assert launches(pallas.verify_token, arguments(shape, row_filter)) == 1
+    assert launches(pallas.verify_token, arguments(shape, row_filter)) == 2
 
 
 def test_what_keeps_the_kernels_away():
