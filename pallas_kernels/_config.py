@@ -94,11 +94,6 @@ class Chunks:
     rest: int
     aligned: bool
 
-    @property
-    def tiles(self) -> int:
-        """Tiles of a chunk where chunks are whole tiles of their row, else 0."""
-        return self.size // TILE if self.aligned and self.size % TILE == 0 else 0
-
 
 def chunks(dtype: DTypeLike, vocab_size: int) -> Chunks:
     """How rows of V elements are cut."""
@@ -111,8 +106,3 @@ def chunks(dtype: DTypeLike, vocab_size: int) -> Chunks:
     whole = vocab_size // size
     rest = -(-(vocab_size - whole * size) // lanes) if aligned else num_loads
     return Chunks(vec, lanes, num_loads, size, -(-longest // size), whole, rest, aligned)
-
-
-def span(dtype: DTypeLike) -> int:
-    """Tiles whose weights are added up together when a row is read a second time."""
-    return MAX_LOADS * THREADS * vector_size(dtype) // TILE

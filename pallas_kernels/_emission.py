@@ -1,4 +1,8 @@
-"""The second half of every rule: one token by the weights of one row, found in three levels."""
+"""The second half of every rule: one token by the weights of one row, its tile first and then its place.
+
+Code that runs once is fetched from memory as it runs, some 5 ns an instruction: loops are loops here, and not
+unrolled, wherever that is shorter.
+"""
 
 import functools
 from typing import Any
@@ -6,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from pallas_kernels import _chunks as chunks
@@ -14,6 +19,9 @@ from pallas_kernels import _rows as rows
 from pallas_kernels._launch import Operands, Results, fence
 from pallas_kernels._sequence import Sequence
 
+TILES_AT_ONCE = 4
+"""Tiles whose loads are in flight together when a row is read a second time."""
+
 
 class Emission(Sequence):
     """One sequence, and the blocks of a cluster that finish it. A rule says what its weights are.
@@ -21,15 +29,14 @@ class Emission(Sequence):
     Attributes:
       results: Of all sequences.
       cluster: Blocks of the cluster; `block` is the number of this one.
-      span: Tiles whose weights are added up together.
+      num_tiles: Tiles of a row.
     """
 
     def __init__(self, inputs: Operands, results: Results, barrier: Any, vocab_size: int, cluster: int):
         super().__init__(inputs, vocab_size)
         self.results, self.barrier, self.cluster = results, barrier, cluster
         self.block = lax.axis_index("block")
-        self.span = config.span(inputs.target.dtype)
-        self.num_sums = -(-vocab_size // (self.span * config.TILE))
+        self.num_tiles = -(-vocab_size // config.TILE)
 
     def weights(self, state: Any, number: jax.Array, target_only: bool = False) -> tuple[jax.Array, rows.Tile]:
         """[TILE] weights of the emitting row, and where they stand."""
@@ -59,38 +66,51 @@ class Emission(Sequence):
         tile = rows.tile_at(number, self.vocab_size, places)
         return [rows.load_tile(ref, self.vocab_size, r, tile) for ref, r in places], tile
 
-    def sum_span(self, state: Any, number: jax.Array, target_only: bool = False):
-        """Writes the sum of weights of one span of tiles of the emitting row."""
-        tiles = [self.weights(state, number * self.span + j, target_only)[0] for j in range(self.span)]
-        self.results.sums[self.sequence, number] = jnp.sum(functools.reduce(jnp.add, tiles))
+    def sum_tiles(self, state: Any):
+        """Writes this block's share of the tile sums of the emitting row. A tile past the last adds up to 0."""
 
-    def lanes(self, ref: Any, at: tuple[Any, ...], count: Any, nothing: float | int) -> jax.Array:
-        """The first `count` elements of a short row, and `nothing` behind them."""
+        def some(target_only, group):
+            numbers = [group * TILES_AT_ONCE + j for j in range(TILES_AT_ONCE)]
+            for number, weights in zip(numbers, [self.weights(state, n, target_only)[0] for n in numbers], strict=True):
+                self.results.sums[self.sequence, number] = jnp.sum(weights)
+
+        def all_of_it(target_only):
+            self.share(-(-self.num_tiles // TILES_AT_ONCE), functools.partial(some, target_only))
+
+        if self.num_draft:
+            pl.when(state.rejecting)(lambda: all_of_it(False))
+        # The draft's row is of no interest where none of its tokens was rejected.
+        pl.when(~state.rejecting)(lambda: all_of_it(True))
+
+    def sum_target_tiles(self, state: Any):
+        """Writes all tile sums of the target alone, by one block: the rare case of an empty residual."""
+
+        def one(number, carry):
+            self.results.sums[self.sequence, number] = jnp.sum(self.weights(state, number, target_only=True)[0])
+            return carry
+
+        lax.fori_loop(0, self.num_tiles, one, jnp.int32(0))
+        fence()
+
+    def lanes(self, ref: Any, at: tuple[Any, ...]) -> jax.Array:
+        """A row of a small array, one element or a few a thread."""
         width = ref.shape[-1]
-        layout = plgpu.Layout.WG_STRIDED((width,), vec_size=width // config.THREADS)
         # L2 -> registers: [width].
-        values = plgpu.load(ref.at[at], layout=layout)
+        return plgpu.load(ref.at[at], layout=plgpu.Layout.WG_STRIDED((width,), vec_size=width // config.THREADS))
+
+    def sums(self) -> jax.Array:
+        """What `sum_tiles` wrote, and zeros behind it."""
+        sums = self.lanes(self.results.sums, (self.sequence,))
+        width = sums.shape[0]
+        layout = plgpu.Layout.WG_STRIDED((width,), vec_size=width // config.THREADS)
         lane = plgpu.broadcasted_iota(jnp.int32, (width,), 0, layout=layout)
-        return jnp.where(lane < count, values, plgpu.layout_cast(jnp.full((width,), nothing, ref.dtype), layout))
+        return jnp.where(lane < self.num_tiles, sums, 0.0)
 
-    def sums(self, count: Any) -> jax.Array:
-        """What `sum_span` wrote of the first spans."""
-        return self.lanes(self.results.sums, (self.sequence,), count, 0.0)
-
-    def sample(self, state: Any, sums: jax.Array, target_only: bool = False) -> jax.Array:
-        """A token: a span of tiles by the first uniform, a tile of it by the same, an element by the second."""
-        wanted = self.inputs.emit[self.sequence, 0] * jnp.sum(sums)
-        number, running = rows.search(sums, wanted)
-        tile, found = number * self.span, jnp.bool_(False)
-        for j in range(self.span):
-            here = jnp.sum(self.weights(state, number * self.span + j, target_only)[0])
-            running = running + here
-            # Where rounding leaves none, the last of them that has weight.
-            tile = jnp.where(~found & (here > 0), number * self.span + j, tile)
-            found = found | ((here > 0) & (running > wanted))
-        weights, place = self.weights(state, tile, target_only)
-        index, _ = rows.search(weights, self.inputs.emit[self.sequence, 1] * jnp.sum(weights))
-        return place.first * place.vec + index
+    def sample(self, state: Any) -> jax.Array:
+        """A token: a tile by the first uniform, an element of it by the second."""
+        number = rows.search(self.sums(), self.inputs.emit[self.sequence, 0])
+        weights, tile = self.weights(state, number)
+        return tile.first * tile.vec + rows.search(weights, self.inputs.emit[self.sequence, 1])
 
     def first_number(self, row: jax.Array) -> jax.Array:
         """The first largest logit that is a number, of a row that makes no distribution; 0 where none is."""
@@ -104,10 +124,27 @@ class Emission(Sequence):
 
         return lax.fori_loop(0, self.num_chunks("target"), one, (jnp.float32(-jnp.inf), jnp.int32(0)))[1]
 
-    def write(self, count: jax.Array, drafts: list[jax.Array], token: jax.Array, status: jax.Array):
-        """The accepted drafts, then the token, then padding."""
+    def write_last(self, count: jax.Array, token: jax.Array, flags: tuple[int, ...], holds: tuple[Any, ...]):
+        """The last token, behind `count` accepted drafts; and the status, a sum of the flags that hold."""
         out, sequence = self.results, self.sequence
-        for i, drafted in enumerate([*drafts, token]):
-            out.tokens[sequence, i] = jnp.where(i < count, drafted, jnp.where(i == count, token, -1))
+        out.tokens[sequence, count] = token
         out.num_accepted[sequence] = count
-        out.status[sequence] = status
+        held = [jnp.where(hold, flag, 0) for flag, hold in zip(flags, holds, strict=True)]
+        out.status[sequence] = sum(held, jnp.int32(0))
+
+    def write_drafts(self, count: jax.Array, others: Any):
+        """The accepted drafts, and padding behind the last token, by the last block; `others(i)` writes the rest."""
+
+        def one(i, carry):
+            token = self.inputs.tokens[self.sequence, self.draft_row(i)] if self.num_draft else jnp.int32(-1)
+
+            @pl.when(i != count)
+            def _():
+                self.results.tokens[self.sequence, i] = jnp.where(i < count, token, -1)
+
+            others(i)
+            return carry
+
+        @pl.when(self.block == self.cluster - 1)
+        def _():
+            lax.fori_loop(0, self.num_draft + 1, one, jnp.int32(0))

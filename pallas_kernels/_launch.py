@@ -56,11 +56,45 @@ class Operands(NamedTuple):
 
 
 class Partials(NamedTuple):
-    """What is known of every chunk of R rows a sequence: the largest logit, the sum beside it, or where it is."""
+    """What is known of every chunk of every row: the largest logit, the sum beside it, or where it is.
+
+    Each is `[B, chunks, THREADS]`, a row a lane.
+    """
 
     top: Any
     total: Any
     first: Any
+
+
+class Facts(NamedTuple):
+    """What is looked up once for every drafted token, each `[B, THREADS]`, a row a lane."""
+
+    token: Any
+    target_logit: Any
+    draft_logit: Any
+    accept: Any
+    normalizer: Any
+
+
+class Known(NamedTuple):
+    """All that reading leaves behind."""
+
+    target: Partials
+    draft: Partials | None
+    facts: Facts
+
+
+class Tables(NamedTuple):
+    """Numbers of every row, `[B, blocks of the cluster, THREADS]`: written a row a lane, read by the row's number."""
+
+    p_offset: Any
+    p_log_sum: Any
+    p_certain: Any
+    q_offset: Any
+    q_log_sum: Any
+    log_p: Any
+    log_q: Any
+    accept_prob: Any
 
 
 class Results(NamedTuple):
@@ -101,31 +135,36 @@ def make_operands(
     )
 
 
-def lane_width(count: int) -> int:
-    """The least power of two of elements that a block loads at once, one or more a thread."""
-    return max(config.THREADS, 1 << (count - 1).bit_length())
-
-
-def partials(batch_size: int, num_rows: int, dtype: Any, vocab_size: int) -> Partials:
+def partials(batch_size: int, dtype: Any, vocab_size: int) -> Partials:
     """Room for what is known of every chunk."""
-    shape = batch_size, num_rows, lane_width(config.chunks(dtype, vocab_size).count)
-    return Partials(
-        jax.ShapeDtypeStruct(shape, jnp.float32),
-        jax.ShapeDtypeStruct(shape, jnp.float32),
-        jax.ShapeDtypeStruct(shape, jnp.int32),
-    )
+    shape = batch_size, config.chunks(dtype, vocab_size).count, config.THREADS
+    return Partials(*(jax.ShapeDtypeStruct(shape, of) for of in (jnp.float32, jnp.float32, jnp.int32)))
 
 
-def results(batch_size: int, num_draft: int, dtype: Any, vocab_size: int) -> Results:
+def facts(batch_size: int) -> Facts:
+    """Room for what is looked up."""
+    shape = batch_size, config.THREADS
+    return Facts(jax.ShapeDtypeStruct(shape, jnp.int32), *(jax.ShapeDtypeStruct(shape, jnp.float32),) * 4)
+
+
+def tables(batch_size: int, cluster: int) -> Tables:
+    """Room for the tables."""
+    shape = batch_size, cluster, config.THREADS
+    room = Tables(*(jax.ShapeDtypeStruct(shape, jnp.float32),) * len(Tables._fields))
+    return room._replace(p_certain=jax.ShapeDtypeStruct(shape, jnp.int32))
+
+
+def results(batch_size: int, num_draft: int, vocab_size: int) -> Results:
     """Room for what is decided."""
-    num_sums = -(-vocab_size // (config.TILE * config.span(dtype)))
+    num_tiles = -(-vocab_size // config.TILE)
     return Results(
         tokens=jax.ShapeDtypeStruct((batch_size, num_draft + 1), jnp.int32),
         num_accepted=jax.ShapeDtypeStruct((batch_size,), jnp.int32),
         log_probs=jax.ShapeDtypeStruct((batch_size, num_draft + 1), jnp.float32),
         accept_prob=jax.ShapeDtypeStruct((batch_size, max(num_draft, 1)), jnp.float32),
         status=jax.ShapeDtypeStruct((batch_size,), jnp.int32),
-        sums=jax.ShapeDtypeStruct((batch_size, lane_width(num_sums)), jnp.float32),
+        # Some tiles are added up at once, and the search wants a power of two.
+        sums=jax.ShapeDtypeStruct((batch_size, max(config.THREADS, 1 << num_tiles.bit_length())), jnp.float32),
     )
 
 

@@ -73,8 +73,8 @@ def load_tile(ref: Any, vocab_size: int, row: jax.Array, tile: Tile) -> jax.Arra
     return plgpu.load(ref.at[at], layout=layout).astype(jnp.float32)
 
 
-def search(weights: jax.Array, wanted: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The first index at which the running sum of [n] weights exceeds `wanted`, n = 2**k, and the sum before it.
+def search(weights: jax.Array, uniform: jax.Array) -> jax.Array:
+    """The first index at which the running sum of [n] weights exceeds `uniform` times their total, n = 2**k.
 
     The running sum at an index is a sum of all weights, those after it replaced by zero: always over the same
     tree, so that it never decreases, and by bisection, since the compiler has no running sums. Where rounding
@@ -82,16 +82,15 @@ def search(weights: jax.Array, wanted: jax.Array) -> tuple[jax.Array, jax.Array]
     """
     n = weights.shape[0]
     index = lax.broadcasted_iota(jnp.int32, (n,), 0)
+    wanted = uniform * jnp.sum(weights)
 
-    def halve(_, bounds):
-        low, high, before = bounds
+    # As a loop with no known end: unrolled, its code would take longer to fetch than to run.
+    def halve(bounds):
+        low, high = bounds
         middle = (low + high) // 2
-        running = jnp.sum(jnp.where(index <= middle, weights, 0.0))
-        beyond = running > wanted
-        before = jnp.where(beyond, before, running)
-        return jnp.where(beyond, low, middle + 1), jnp.where(beyond, middle, high), before
+        beyond = jnp.sum(jnp.where(index <= middle, weights, 0.0)) > wanted
+        return jnp.where(beyond, low, middle + 1), jnp.where(beyond, middle, high)
 
-    start = jnp.int32(0), jnp.int32(n - 1), jnp.float32(0)
-    low, _, before = lax.fori_loop(0, n.bit_length() - 1, halve, start)
+    low, _ = lax.while_loop(lambda bounds: bounds[0] < bounds[1], halve, (jnp.int32(0), jnp.int32(n - 1)))
     last = jnp.max(jnp.where(weights > 0, index, -1))
-    return jnp.maximum(jnp.minimum(low, last), 0), before
+    return jnp.maximum(jnp.minimum(low, last), 0)

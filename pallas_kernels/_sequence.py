@@ -9,7 +9,7 @@ from jax.experimental import pallas as pl
 
 from pallas_kernels import _chunks as chunks
 from pallas_kernels import _config as config
-from pallas_kernels._launch import Operands, Partials
+from pallas_kernels._launch import Facts, Operands, Partials
 
 
 class Sequence:
@@ -27,14 +27,25 @@ class Sequence:
         self.num_draft = 0 if inputs.tokens is None else inputs.tokens.shape[1]
         self.sequence = lax.axis_index("sequence")
 
-    def tokens(self) -> tuple[list[jax.Array], jax.Array]:
-        """All K tokens, and how many of them were drafted: those before the first negative one."""
-        tokens = [self.inputs.tokens[self.sequence, i] for i in range(self.num_draft)]
-        count, going = jnp.int32(0), jnp.bool_(True)
-        for token in tokens:
-            going = going & (token >= 0)
-            count = count + going.astype(jnp.int32)
-        return tokens, count
+    def is_drafted(self, row: jax.Array) -> jax.Array:
+        """Whether the first `row` tokens were all drafted."""
+        holds = jnp.bool_(True)
+        for i in range(self.num_draft):
+            holds = holds & ((self.inputs.tokens[self.sequence, i] >= 0) | (i >= row))
+        return holds
+
+    def look_up(self, row: jax.Array, facts: Facts):
+        """Writes down what is to be known of one drafted token; a logit of -inf where it has none."""
+        inputs, place = self.inputs, (self.sequence, row)
+        token = inputs.tokens[place]
+        facts.token[place] = token
+        facts.accept[place] = inputs.accept[place]
+        for of in ("target", "draft"):
+            if getattr(inputs, of) is not None:
+                x, outside = self.logit(of, row, token)
+                getattr(facts, f"{of}_logit")[place] = jnp.where(outside, -jnp.inf, x)
+        if inputs.normalizers is not None:
+            facts.normalizer[place] = inputs.normalizers[place]
 
     def filter(self, of: str, row: Any) -> tuple[Any, Any]:
         """Scale and cutoff of a row of the target or the draft."""
@@ -66,7 +77,7 @@ class Sequence:
 
     def read(self, of: str, row: Any, chunk: Any, known: Partials):
         """Reads one chunk of a row, and writes down what is to be known of it."""
-        ref, place = getattr(self.inputs, of), (self.sequence, row, chunk)
+        ref, place = getattr(self.inputs, of), (self.sequence, chunk, row)
         flat_row = self.row(of, row)
 
         def soft():

@@ -1,17 +1,18 @@
 """The sigmoid rule in one launch: gathers, then one pair of rows a sequence."""
 
+import functools
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jax.experimental import pallas as pl
+from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array, Float, Int
 
 from pallas_kernels import _config as config
 from pallas_kernels import _launch as launching
 from pallas_kernels import _rows as rows
-from pallas_kernels._emission import Emission
+from pallas_kernels._emission import TILES_AT_ONCE, Emission
 from pallas_kernels._launch import Filter, Flags, make_operands
 
 
@@ -55,7 +56,7 @@ def verify_sigmoid(
     batch_size, num_rows, vocab_size = target_logits.shape
     num_draft = num_rows - 1
     operands = make_operands(target_logits, target_filter, draft_logits, draft_filter, None, tokens, accept, emit)
-    results = launching.results(batch_size, num_draft, operands.target.dtype, vocab_size)
+    results = launching.results(batch_size, num_draft, vocab_size)
     cluster = config.choose_sigmoid(batch_size, vocab_size)
     tops = jax.ShapeDtypeStruct((batch_size, 2, results.sums.shape[1]), jnp.float32)
 
@@ -86,8 +87,11 @@ class _Sigmoid(Emission):
 
     def run(self):
         state = self._decide()
-        self.share(self.num_sums, lambda number: self._sum_span(state, number))
+        if self.num_draft:
+            pl.when(state.rejecting)(lambda: self._sum_share(state, False))
+        pl.when(~state.rejecting)(lambda: self._sum_share(state, True))
         self.meet()
+        self.write_drafts(state.num_accepted, lambda i: None)
         pl.when(self.block == 0)(lambda: self._finish(state))
 
     def _score(self, z):
@@ -100,10 +104,14 @@ class _Sigmoid(Emission):
         return jnp.where(outside | (x == -jnp.inf), 0.0, self._score(x if scale is None else x * scale))
 
     def _decide(self):
-        self.drafted, num_drafted = self.tokens()
         state = _State(jnp.bool_(True), jnp.int32(0), jnp.bool_(False), jnp.int32(-1))
+        tokens = [self.inputs.tokens[self.sequence, i] for i in range(self.num_draft)]
+        num_drafted, counting = jnp.int32(0), jnp.bool_(True)
+        for token in tokens:
+            counting = counting & (token >= 0)
+            num_drafted = num_drafted + counting.astype(jnp.int32)
         # All logits are asked for before the first is needed.
-        scores = [self._scores_of(row, token) for row, token in enumerate(self.drafted)]
+        scores = [self._scores_of(row, token) for row, token in enumerate(tokens)]
         for row, (s_p, s_q, certain) in enumerate(scores):
             drafted = row < num_drafted
             usable = drafted & (s_p > 0)
@@ -166,47 +174,43 @@ class _Sigmoid(Emission):
             weights = jnp.where(tile.place == without, 0.0, weights)
         return jnp.where(tile.inside, weights, 0.0), tile, loaded
 
-    def _sum_span(self, state, number):
-        """Writes the sum of weights of a span of tiles, and the largest logits on the way: NaN where one is."""
-        total, tops = None, None
-        for j in range(self.span):
-            weights, tile, loaded = self._weights_and_logits(state, number * self.span + j)
-            loaded = [jnp.where(tile.inside, x, -jnp.inf) for x in loaded]
-            total = weights if total is None else total + weights
-            tops = loaded if tops is None else [jnp.maximum(a, b) for a, b in zip(tops, loaded, strict=True)]
-        self.results.sums[self.sequence, number] = jnp.sum(total)
-        for slot, top in enumerate(tops or []):
-            self.tops[self.sequence, slot, number] = jnp.max(top)
+    def _sum_share(self, state, target_only):
+        """Writes this block's tile sums, and the largest logits on the way: NaN where one is."""
+        at_once = 1 if not target_only else TILES_AT_ONCE
+
+        def some(group):
+            numbers = [group * at_once + j for j in range(at_once)]
+            tiles = [self._weights_and_logits(state, number, target_only) for number in numbers]
+            for number, (weights, tile, loaded) in zip(numbers, tiles, strict=True):
+                self.results.sums[self.sequence, number] = jnp.sum(weights)
+                for slot, x in enumerate(loaded):
+                    self.tops[self.sequence, slot, number] = jnp.max(jnp.where(tile.inside, x, -jnp.inf))
+
+        self.share(-(-self.num_tiles // at_once), some)
 
     def _is_degenerate(self, slot):
-        top = jnp.max(self.lanes(self.tops, (self.sequence, slot), self.num_sums, -jnp.inf))
-        return ~(jnp.abs(top) < jnp.inf)
+        tops = self.lanes(self.tops, (self.sequence, slot))
+        width = tops.shape[0]
+        layout = plgpu.Layout.WG_STRIDED((width,), vec_size=width // config.THREADS)
+        lane = plgpu.broadcasted_iota(jnp.int32, (width,), 0, layout=layout)
+        return ~(jnp.abs(jnp.max(jnp.where(lane < self.num_tiles, tops, -jnp.inf))) < jnp.inf)
 
     def _finish(self, state):
         degenerate = self._is_degenerate(0)
         distrusted = state.rejecting & self._is_degenerate(1) if self.has_draft else jnp.bool_(False)
-
-        def finish(token, empty):
-            holds = zip(self.flags, (degenerate, distrusted, empty), strict=True)
-            status = sum((jnp.where(held, flag, 0) for flag, held in holds), jnp.int32(0))
-            self.write(state.num_accepted, self.drafted, token, status)
+        write = functools.partial(self.write_last, state.num_accepted)
 
         @pl.when(degenerate)
         def _():
-            finish(self.first_number(state.num_accepted), jnp.bool_(False))
+            write(self.first_number(state.num_accepted), self.flags, (True, distrusted, False))
 
         @pl.when(~degenerate)
         def _():
-            empty = jnp.sum(self.sums(self.num_sums)) == 0
+            empty = jnp.sum(self.sums()) == 0
             alone = empty | distrusted
-
-            @pl.when(alone)
-            def _():
-                lax.fori_loop(0, self.num_sums, lambda i, c: (self.sum_span(state, i, True), c)[1], jnp.int32(0))
-                launching.fence()
-
-            token = self.sample(state._replace(rejecting=state.rejecting & ~alone), self.sums(self.num_sums))
-            finish(token, empty & state.rejecting & ~distrusted)
+            pl.when(alone)(lambda: self.sum_target_tiles(state))
+            token = self.sample(state._replace(rejecting=state.rejecting & ~alone))
+            write(token, self.flags, (False, distrusted, empty & state.rejecting & ~distrusted))
 
 
 def _expm1(x: jax.Array) -> jax.Array:

@@ -1,7 +1,6 @@
 """The token rule: all rows are read in one launch and decided on in another, or both in one."""
 
-import functools
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax.numpy as jnp
 from jax import lax
@@ -11,7 +10,7 @@ from jaxtyping import Array, Float, Int
 from pallas_kernels import _config as config
 from pallas_kernels import _launch as launching
 from pallas_kernels._decision import Decision
-from pallas_kernels._launch import Filter, Flags, Operands, Partials, make_operands
+from pallas_kernels._launch import Filter, Flags, Known, Operands, make_operands
 from pallas_kernels._sequence import Sequence
 
 
@@ -60,61 +59,70 @@ def verify_token(
     """
     batch_size, num_rows, vocab_size = target_logits.shape
     num_draft = num_rows - 1
+    if num_draft > MAX_DRAFTS:
+        raise ValueError(f"the kernel takes at most {MAX_DRAFTS} drafts; got {num_draft}")
     operands = make_operands(
         target_logits, target_filter, draft_logits, draft_filter, log_normalizers, tokens, accept, emit
     )
     chosen = config.choose(batch_size, num_draft, vocab_size)
     early_exit = chosen.early_exit and num_draft > 0
-    room = functools.partial(launching.partials, batch_size, vocab_size=vocab_size)
-    target_room = room(num_rows, operands.target.dtype)
-    draft_room = None if operands.draft is None else room(num_draft, operands.draft.dtype)
-    results = launching.results(batch_size, num_draft, operands.target.dtype, vocab_size)
-    decision = functools.partial(Decision, largest_normalizer=largest_normalizer, flags=flags)
+    draft = None if operands.draft is None else launching.partials(batch_size, operands.draft.dtype, vocab_size)
+    room = Known(launching.partials(batch_size, operands.target.dtype, vocab_size), draft, launching.facts(batch_size))
+    # The draft's rows are read with the target's, or where normalizers cannot be used, or not at all.
+    unread = room._replace(draft=None) if operands.normalizers is not None else room
+    read = None if early_exit else _read(operands, num_rows, unread, vocab_size)
+    if early_exit:
+        scratch = room
+    else:
+        scratch = Known(None, room.draft, None) if operands.normalizers is not None else Known(None, None, None)
 
     def finish(given, made, barrier):
         operands, read = given
-        out, scratch = made
-        known = [a if a is not None else b for a, b in zip(read, scratch, strict=True)]
-        sequence = decision(operands, out, barrier, vocab_size, chosen.cluster, known)
+        out, scratch, tables = made
+        if read is not None:
+            scratch = Known(*(b if a is None else a for a, b in zip(read, scratch, strict=True)))
+        sequence = Decision(
+            *(operands, out, barrier, vocab_size, chosen.cluster, scratch, tables),
+            largest_normalizer=largest_normalizer,
+            flags=flags,
+        )
         sequence.read_and_emit() if early_exit else sequence.emit()
 
-    if early_exit:
-        read, scratch = (None, None), (target_room, draft_room)
-    elif operands.draft is None or operands.normalizers is not None:
-        read, scratch = (_read(operands, target_room, None, vocab_size)[0], None), (None, draft_room)
-    else:
-        read, scratch = _read(operands, target_room, draft_room, vocab_size), (None, None)
-    given, made = (operands, read), (results, scratch)
-    out, _ = launching.launch(finish, given, made, {"sequence": batch_size}, chosen.cluster)
+    made = launching.results(batch_size, num_draft, vocab_size), scratch, launching.tables(batch_size, chosen.cluster)
+    out, *_ = launching.launch(finish, (operands, read), made, {"sequence": batch_size}, chosen.cluster)
     return TokenResult(*out[:3], out.accept_prob[:, :num_draft], out.status)
 
 
-def _read(operands: Operands, target_room: Partials, draft_room: Partials | None, vocab_size: int) -> Any:
-    """Every chunk of every row that is drafted, each by a block of its own; what is to be known of them."""
-    batch_size, num_rows, _ = target_room.top.shape
-    num_draft = num_rows - 1
-    # What reading does not need is no input, so that XLA need not have made it.
-    needed = operands._replace(normalizers=None, accept=None, emit=None)
-    if draft_room is None:
-        needed = needed._replace(draft=None, draft_scale=None, draft_cutoff=None, draft_greedy=None)
+def _read(operands: Operands, num_rows: int, room: Known, vocab_size: int) -> Known:
+    """Every chunk of every row that is drafted, each by a block of its own; and each drafted token's facts."""
+    num_draft, batch_size = num_rows - 1, operands.emit.shape[0]
+
+    refs = [operands.target] if room.draft is None else [operands.target, operands.draft]
+    count = max(config.chunks(ref.dtype, vocab_size).count for ref in refs)
+    num_slots = num_rows + (0 if room.draft is None else num_draft)
 
     def body(operands, known, barrier):
         del barrier
         sequence = Sequence(operands, vocab_size)
         slot, chunk = lax.axis_index("row"), lax.axis_index("chunk")
-        _, num_drafted = sequence.tokens()
-        num_needed = jnp.where(slot <= num_draft, slot, slot - num_draft)
 
-        @pl.when(num_drafted >= num_needed)
+        if num_draft:
+            # By blocks of their own: others would wait for it before they read.
+            @pl.when((chunk == count) & (slot < num_draft))
+            def _():
+                sequence.look_up(slot, known.facts)
+
+        @pl.when(sequence.is_drafted(jnp.where(slot <= num_draft, slot, slot - num_draft)))
         def _():
             of_target = (slot <= num_draft) & (chunk < sequence.num_chunks("target"))
-            pl.when(of_target)(lambda: sequence.read("target", slot, chunk, known[0]))
-            if draft_room is not None:
+            pl.when(of_target)(lambda: sequence.read("target", slot, chunk, known.target))
+            if known.draft is not None:
                 of_draft = (slot > num_draft) & (chunk < sequence.num_chunks("draft"))
-                pl.when(of_draft)(lambda: sequence.read("draft", slot - num_draft - 1, chunk, known[1]))
+                pl.when(of_draft)(lambda: sequence.read("draft", slot - num_draft - 1, chunk, known.draft))
 
-    refs = [operands.target] if draft_room is None else [operands.target, operands.draft]
-    count = max(config.chunks(ref.dtype, vocab_size).count for ref in refs)
-    num_slots = num_rows + (0 if draft_room is None else num_draft)
-    grid = {"sequence": batch_size, "row": num_slots, "chunk": count}
-    return launching.launch(body, needed, (target_room, draft_room), grid)
+    grid = {"sequence": batch_size, "row": num_slots, "chunk": count + (num_draft > 0)}
+    return launching.launch(body, operands, room, grid)
+
+
+MAX_DRAFTS = config.THREADS - 1
+"""Rows are decided on at once, a row a thread, the bonus row among them."""
