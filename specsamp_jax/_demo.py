@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from tokenizers import Tokenizer
-from tokenizers.decoders import DecodeStream
 
 from specsamp_jax import corpus
 from specsamp_jax._decode import generate
@@ -18,6 +17,7 @@ from specsamp_jax._step import init, step
 from specsamp_jax._types import SamplingParams, Stats, Verification
 from specsamp_jax._verify import verify
 from specsamp_jax.pair import Pair
+from specsamp_jax.text import TextStream
 
 NUM_DRAFT = 4
 PROMPT_TOKENS, NEW_TOKENS, NUM_PROMPTS = 32, 128, 8
@@ -64,14 +64,17 @@ def continuation(
     )
     options = {"sampling": sampling, "num_draft": num_draft, "eos_token": pair.end_token, "verify_fn": verify_fn}
     advance = jax.jit(lambda state, target, draft: step(key, state, target=target, draft=draft, **options))
-    stream = DecodeStream(skip_special_tokens=True)
+    stream, kind = TextStream(pair.tokenizer, tokens), "bonus"
     while not bool(state.finished[0]):
         state, info = advance(state, pair.target, pair.drafter)
         last = "bonus" if info.num_accepted[0] == info.num_drafted[0] else "residual"
         for i, token in enumerate(info.tokens[0, : int(info.num_tokens[0])].tolist()):
+            kind = "accepted" if i < info.num_accepted[0] else last
             # A token may be a part of a character: the stream hands out whole ones.
-            if text := stream.step(pair.tokenizer, token):
-                yield text, "accepted" if i < info.num_accepted[0] else last
+            if text := stream.push([token]):
+                yield text, kind
+    if text := stream.flush():
+        yield text, kind
 
 
 class Run(NamedTuple):
