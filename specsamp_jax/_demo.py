@@ -2,7 +2,7 @@
 
 import functools
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import jax
@@ -13,9 +13,9 @@ from tokenizers import Tokenizer
 
 from specsamp_jax import corpus
 from specsamp_jax._decode import generate
+from specsamp_jax._generation import acceptance
 from specsamp_jax._step import init, step
-from specsamp_jax._types import SamplingParams, Stats, Verification
-from specsamp_jax._verify import verify
+from specsamp_jax._types import Stats
 from specsamp_jax.pair import Pair
 from specsamp_jax.text import TextStream
 
@@ -44,26 +44,20 @@ def held_out_prompts(pair: Pair, seed: int) -> list[Prompt]:
     return [long_enough[i] for i in chosen]
 
 
-def continuation(
-    pair: Pair,
-    tokens: Sequence[int],
-    key: jax.Array,
-    *,
-    sampling: SamplingParams = SamplingParams(),
-    num_draft: int = NUM_DRAFT,
-    max_new_tokens: int = NEW_TOKENS,
-    verify_fn: Callable[..., Verification] = verify,
-) -> Iterator[tuple[str, str]]:
+def continuation(pair: Pair, tokens: Sequence[int], key: jax.Array) -> Iterator[tuple[str, str]]:
     """Yields pieces of text as they are emitted, each with what it is: accepted, residual or bonus."""
     state = init(
         jnp.asarray([tokens]),
         target=pair.target,
         draft=pair.drafter,
-        num_draft=num_draft,
-        max_new_tokens=max_new_tokens,
+        num_draft=NUM_DRAFT,
+        max_new_tokens=NEW_TOKENS,
     )
-    options = {"sampling": sampling, "num_draft": num_draft, "eos_token": pair.end_token, "verify_fn": verify_fn}
-    advance = jax.jit(lambda state, target, draft: step(key, state, target=target, draft=draft, **options))
+
+    @jax.jit
+    def advance(state, target, draft):
+        return step(key, state, target=target, draft=draft, num_draft=NUM_DRAFT, eos_token=pair.end_token)
+
     stream, kind = TextStream(pair.tokenizer, tokens), "bonus"
     while not bool(state.finished[0]):
         state, info = advance(state, pair.target, pair.drafter)
@@ -114,10 +108,7 @@ def race(pair: Pair, prompts: Sequence[Prompt], seed: int) -> tuple[Run, Run]:
 def _summary(name: str, seconds: float, stats: Sequence[Stats]) -> Run:
     emitted = sum(int(s.num_emitted.sum()) for s in stats)
     drafted, accepted = (np.sum(counts, axis=0) for counts in zip(*(s[2:] for s in stats), strict=True))
-    # A position is tried only where all drafts before it were accepted.
-    tried = np.concatenate([drafted[:1], accepted[:-1]])
-    acceptance = (accepted / np.maximum(tried, 1)).tolist()
-    return Run(name, emitted / seconds, emitted / sum(int(s.num_steps) for s in stats), acceptance)
+    return Run(name, emitted / seconds, emitted / sum(int(s.num_steps) for s in stats), acceptance(drafted, accepted))
 
 
 class Check(NamedTuple):

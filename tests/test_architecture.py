@@ -25,7 +25,8 @@ LAYERS = [
     {"_decode"},
     {"models", "train", "corpus", "text"},
     {"pair"},
-    {"_demo"},
+    {"_generation"},
+    {"_demo", "_generate_cli"},
     {"cli"},
 ]
 """The modules and packages of specsamp_jax from the ground up: each imports from below itself only."""
@@ -83,7 +84,7 @@ def test_imports_go_down_only(path):
         ("safetensors", {"models"}),
         ("tokenizers", {"pair", "_demo", "text"}),
         ("jinja2", {"text"}),
-        ("click", {"cli"}),
+        ("click", {"cli", "_generate_cli"}),
         ("pallas_kernels", {"_rules"}),
     ],
 )

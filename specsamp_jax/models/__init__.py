@@ -7,3 +7,5 @@ from specsamp_jax.models.checkpoints import load_module as load_module
 from specsamp_jax.models.checkpoints import save_checkpoint as save_checkpoint
 from specsamp_jax.models.llama import Llama as Llama
 from specsamp_jax.models.llama import LlamaConfig as LlamaConfig
+from specsamp_jax.models.vocab import vocab_size as vocab_size
+from specsamp_jax.models.vocab import with_vocab_size as with_vocab_size
