@@ -10,6 +10,7 @@ from specsamp_jax._types import Model
 from specsamp_jax.models import load_checkpoint
 
 ASSETS = Path(__file__).parent / "assets"
+"""The folder of the tokenizer, and of `target` and `drafter`, both checkpoints in Hugging Face's layout."""
 
 
 class Pair(NamedTuple):
@@ -36,6 +37,11 @@ def load_pair() -> Pair:
     """The pair, in float32.
 
     How it was trained, and what was measured on text that it never saw, stands in assets/training.json.
+
+    Example:
+      >>> pair = load_pair()
+      >>> pair.encode("Return the"), pair.tokenizer.decode([843, 269])
+      ([0, 843, 269], 'Return the')
     """
     tokenizer = Tokenizer.from_file(str(corpus.TOKENIZER_FILE))
     (end_token,) = tokenizer.encode(corpus.END_TOKEN).ids
