@@ -83,6 +83,8 @@ def generate_command(
     for note in [*setup.notes, f"loaded in {time.perf_counter() - began:.1f} s, now compiling"]:
         _say(note)
     _say(_generation.describe(sampling, setup.eos_token))
+    if setup.max_length is not None and padded.shape[1] + max_new_tokens > setup.max_length:
+        _say(f"the target was trained on texts of up to {setup.max_length} tokens, and this one may become longer")
     if rule == "sigmoid":
         _say("the sigmoid rule is approximate: its text follows the drafter more than the target")
     meter = _generation.Meter(

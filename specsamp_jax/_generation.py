@@ -27,6 +27,7 @@ class Setup(NamedTuple):
       tokenizer: Of both.
       sampling: As the target's folder wants it.
       eos_token: The end tokens, possibly none.
+      max_length: The longest text that the target was trained on, where its folder says so.
       notes: What is worth knowing about it, in sentences.
     """
 
@@ -35,6 +36,7 @@ class Setup(NamedTuple):
     tokenizer: CheckpointTokenizer
     sampling: SamplingParams
     eos_token: tuple[int, ...]
+    max_length: int | None
     notes: list[str]
 
 
@@ -68,25 +70,31 @@ def load(target: Path | None, draft: str | None, tokenizer: Path | None, *, dtyp
             check_vocabularies(text.tokenizer, load_tokenizer(draft_folder).tokenizer)
         else:
             notes.append(f"{draft_folder} has no tokenizer.json: its tokens are taken to be the target's")
+    max_length = _read(target / "config.json").get("max_position_embeddings")
     model = load_checkpoint(target, dtype=dtype)
     if draft_folder is None:
         if draft is None:
             notes.append("there is no drafter: the target decodes alone")
-        return Setup(model, NGramDrafter() if draft == NGRAM else None, text, sampling, eos_token, notes)
+        drafter = NGramDrafter() if draft == NGRAM else None
+        return Setup(model, drafter, text, sampling, eos_token, max_length, notes)
     drafter, size = load_checkpoint(draft_folder, dtype=dtype), vocab_size(model)
     if vocab_size(drafter) != size:
         notes.append(f"the target has {size} logits and the draft {vocab_size(drafter)}: the draft's are made to fit")
-    return Setup(model, with_vocab_size(drafter, size), text, sampling, eos_token, notes)
+    return Setup(model, with_vocab_size(drafter, size), text, sampling, eos_token, max_length, notes)
 
 
 def _defaults(folder: Path) -> tuple[SamplingParams, tuple[int, ...]]:
     """How the folder's model wants to be sampled, and its end tokens."""
     for name in ("generation_config.json", "config.json"):
-        values = json.loads((folder / name).read_text()) if (folder / name).exists() else {}
-        tokens = values.get("eos_token_id")
+        tokens = _read(folder / name).get("eos_token_id")
         if tokens is not None:
             return SamplingParams(), tuple(tokens) if isinstance(tokens, list) else (tokens,)
     return SamplingParams(), ()
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """What a JSON file says; nothing, where there is none."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
 def pad(prompts: Sequence[Sequence[int]], num_tokens: int) -> tuple[np.ndarray, np.ndarray]:

@@ -115,6 +115,10 @@ def test_an_interrupt_ends_the_line_and_tells_what_was_counted(monkeypatch, caps
     status, text, progress = run(monkeypatch, capsys, "generate", "--target", folders / "target", "--prompt", "the")
     assert (status, text) == (130, "thex\n")
     assert "1 tokens in 1 steps of the target" in progress
+    assert "longer" not in progress
+    options = ["--prompt", "the", "--max-new-tokens", 2047]
+    progress = run(monkeypatch, capsys, "generate", "--target", folders / "target", *options)[2]
+    assert "the target was trained on texts of up to 2048 tokens, and this one may become longer" in progress
     assert "there is no drafter: the target decodes alone" in progress
 
 
