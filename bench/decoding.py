@@ -31,7 +31,7 @@ class Pair(NamedTuple):
 
 def load_pair() -> Pair:
     """The pair in the package."""
-    return Pair(load_checkpoint(ASSETS / "target"), load_checkpoint(ASSETS / "drafter"))
+    return Pair(*(load_checkpoint(ASSETS / name, dtype=jnp.float32) for name in ("target", "drafter")))
 
 
 def held_out_prompts(num: int, batch_size: int) -> list[np.ndarray]:
