@@ -100,7 +100,11 @@ def _read_header(path: Path) -> dict[str, Stored]:
             names = set(file.keys())
     except FileNotFoundError:
         pickled = sorted(path.parent.glob("pytorch_model*.bin"))
-        hint = f" {pickled[0].name} is a pickle; transformers' save_pretrained makes one of it." if pickled else ""
+        hint = (
+            f" {pickled[0].name} is a pickle; transformers' save_pretrained writes safetensors of it."
+            if pickled
+            else ""
+        )
         raise ValueError(f"A checkpoint must hold {path.name}, but there is no {path}.{hint}") from None
     except safetensors.SafetensorError as error:
         raise ValueError(f"{path} is no whole safetensors file: {error}.") from error
