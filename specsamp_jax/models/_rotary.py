@@ -61,7 +61,7 @@ class Llama3Scaling(_Scaling):
     factor: float
     low_freq_factor: float
     high_freq_factor: float
-    original_max_position_embeddings: float
+    original_max_position_embeddings: int
 
     def __post_init__(self):
         super().__post_init__()
@@ -108,16 +108,18 @@ def read_rope(values: Mapping[str, Any]) -> dict[str, Any]:
     if kinds or kind not in ("default", *_SCALINGS):
         known = ", ".join(map(repr, ("default", *_SCALINGS)))
         raise ValueError(f"rope_type must be one of {known}, got {kind!r}; other scalings are not supported.")
-    fields = [] if kind == "default" else [field.name for field in dataclasses.fields(_SCALINGS[kind])]
-    if unknown := sorted(settings.keys() - set(fields)):
+    fields: dict[str, Any] = {}
+    if kind != "default":
+        fields = {field.name: field.type for field in dataclasses.fields(_SCALINGS[kind])}
+    if unknown := sorted(settings.keys() - fields.keys()):
         raise ValueError(f"rope scaling {kind!r} must not hold {', '.join(unknown)}, got {settings!r}.")
     if missing := [name for name in fields if name not in settings]:
         raise ValueError(f"rope scaling {kind!r} must hold {', '.join(missing)}, got {settings!r}.")
     for key, value in settings.items():
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise ValueError(f"{key} of rope scaling {kind!r} must be a number, got {value!r}.")
-    numbers = {key: float(value) for key, value in settings.items()}
-    return {**theta, "rope_scaling": None if kind == "default" else _SCALINGS[kind](**numbers)}
+        settings[key] = fields[key](value)
+    return {**theta, "rope_scaling": None if kind == "default" else _SCALINGS[kind](**settings)}
 
 
 def rotary_angles(

@@ -69,7 +69,7 @@ class Gemma2Config(GemmaConfig):
     model_type: ClassVar = "gemma2"
     architecture: ClassVar = "Gemma2ForCausalLM"
 
-    query_pre_attn_scalar: float = 256.0
+    query_pre_attn_scalar: int = 256
     sliding_window: int | None = 4096
     layer_types: tuple[str, ...] | None = None
     attn_logit_softcapping: float | None = 50.0

@@ -59,13 +59,13 @@ def test_scaling_of_either_age(kind):
     del values["rope_theta"]
     new = LlamaConfig.from_dict({**values, "rope_parameters": {kind: "llama3", "rope_theta": 500.0, **LLAMA3}})
     assert old == new
-    assert new.rope_scaling == Llama3Scaling(8.0, 1.0, 4.0, 8192.0)
+    assert new.rope_scaling == Llama3Scaling(8.0, 1.0, 4.0, 8192)
     assert hash(old) == hash(new)
 
 
 def test_the_angles_of_llama3():
     # theta 10^4, 8 features: 1, 0.1, 0.01, 0.001 radians a position are 1304, 130, 13 and 1.3 turns over 8192.
-    scaling = Llama3Scaling(8.0, 2.0, 14.0, 8192.0)
+    scaling = Llama3Scaling(8.0, 2.0, 14.0, 8192)
     _, sine = rotary_angles(jnp.array([[1]]), 8, 1e4, scaling)
     turns = 8192 * 0.01 / (2 * np.pi)
     fast = (turns - 2) / 12

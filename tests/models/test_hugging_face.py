@@ -136,7 +136,7 @@ def first_layer(name):
         ("gemma2", {"layer_types": ("full_attention", "sliding_attention", "full_attention")}),
         ("gemma2", {"attn_logit_softcapping": None}),
         ("gemma2", {"final_logit_softcapping": None}),
-        ("gemma2", {"query_pre_attn_scalar": 8.0}),
+        ("gemma2", {"query_pre_attn_scalar": 8}),
     ],
 )
 def test_what_a_setting_does_is_large_enough_to_be_seen(name, changes):
