@@ -37,7 +37,8 @@ FOLDER = click.Path(path_type=Path)
 @click.option("--min-p", type=click.FloatRange(0, 1), help="0 is off.")
 @click.option("--seed", type=click.IntRange(0, 2**31 - 1), default=0, show_default=True, help="Of all the chance.")
 @click.option("--verify", "rule", type=click.Choice(list(RULES)), default="token", show_default=True)
-@click.option("--dtype", type=click.Choice(DTYPES), default=DTYPES[0], show_default=True, help="To compute in.")
+@click.option("--dtype", type=click.Choice(DTYPES), help="To compute in; the checkpoint's own if none.")
+@click.option("--ignore", multiple=True, help="A setting of generation_config.json that is to be left out.")
 def generate_command(
     target: Path | None,
     draft: str | None,
@@ -54,7 +55,8 @@ def generate_command(
     min_p: float | None,
     seed: int,
     rule: str,
-    dtype: str,
+    dtype: str | None,
+    ignore: tuple[str, ...],
 ) -> None:
     """Continue texts, or answer in a chat, with a target and a drafter of your own or with the trained pair.
 
@@ -71,7 +73,7 @@ def generate_command(
         raise click.UsageError("'--draft' and '--tokenizer' go with '--target', which is missing.")
     began, texts = time.perf_counter(), [*prompts, *(file.read() for file in files)]
     try:
-        setup = _generation.load(target, draft, tokenizer, dtype=dtype)
+        setup = _generation.load(target, draft, tokenizer, dtype=dtype, ignore=ignore)
         before = [] if system is None else [{"role": "system", "content": system}]
         tokens = [setup.tokenizer.encode(text) for text in texts]
         tokens += [setup.tokenizer.encode_chat([*before, {"role": "user", "content": said}]) for said in chats]

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from specsamp_jax._drafters import Drafter, NGramDrafter
 from specsamp_jax._types import Generation, Model, SamplingParams, Stats
-from specsamp_jax.models import load_checkpoint, vocab_size, with_vocab_size
+from specsamp_jax.models import load_checkpoint, load_generation_config, vocab_size, with_vocab_size
 from specsamp_jax.pair import ASSETS
 from specsamp_jax.text import CheckpointTokenizer, TextStream, check_vocabularies, load_tokenizer
 
@@ -40,21 +40,29 @@ class Setup(NamedTuple):
     notes: list[str]
 
 
-def load(target: Path | None, draft: str | None, tokenizer: Path | None, *, dtype: str = "float32") -> Setup:
+def load(
+    target: Path | None,
+    draft: str | None,
+    tokenizer: Path | None,
+    *,
+    dtype: str | None = None,
+    ignore: Collection[str] = (),
+) -> Setup:
     """Returns the models in the folders `target` and `draft` with their tokenizer.
 
     Args:
       target: A checkpoint's folder. None: the trained pair that comes with the package.
       draft: A checkpoint's folder, `NGRAM`, or None for the target alone (with the trained pair: its drafter).
       tokenizer: The folder of the tokenizer of both, where it is not the target's own.
-      dtype: What the models compute in.
+      dtype: What the models compute in. None: the type of their files; with the trained pair, float32.
+      ignore: Settings of the target's generation_config.json that are left out.
 
     Raises:
       ValueError: A folder is missing or broken, or the two do not share a vocabulary.
     """
     if target is None:
         target, tokenizer = ASSETS / "target", ASSETS
-        draft = draft or str(ASSETS / "drafter")
+        draft, dtype = draft or str(ASSETS / "drafter"), dtype or "float32"
     draft_folder = None if draft in (None, NGRAM) else Path(draft)
     for option, folder in (("--target", target), ("--draft", draft_folder), ("--tokenizer", tokenizer)):
         if folder is not None and not folder.is_dir():
@@ -62,7 +70,7 @@ def load(target: Path | None, draft: str | None, tokenizer: Path | None, *, dtyp
     notes = []
     # What is small is read first: a mistake is told before gigabytes are.
     text = load_tokenizer(tokenizer or target)
-    sampling, eos_token = _defaults(target)
+    sampling, eos_token = load_generation_config(target, ignore=ignore)
     if not eos_token and text.eos_token is not None:
         eos_token = (text.eos_token,)
     if draft_folder is not None and tokenizer is None:
@@ -70,7 +78,8 @@ def load(target: Path | None, draft: str | None, tokenizer: Path | None, *, dtyp
             check_vocabularies(text.tokenizer, load_tokenizer(draft_folder).tokenizer)
         else:
             notes.append(f"{draft_folder} has no tokenizer.json: its tokens are taken to be the target's")
-    max_length = _read(target / "config.json").get("max_position_embeddings")
+    # Not the config's attribute: not every family's has one.
+    max_length = json.loads((target / "config.json").read_text()).get("max_position_embeddings")
     model = load_checkpoint(target, dtype=dtype)
     if draft_folder is None:
         if draft is None:
@@ -81,20 +90,6 @@ def load(target: Path | None, draft: str | None, tokenizer: Path | None, *, dtyp
     if vocab_size(drafter) != size:
         notes.append(f"the target has {size} logits and the draft {vocab_size(drafter)}: the draft's are made to fit")
     return Setup(model, with_vocab_size(drafter, size), text, sampling, eos_token, max_length, notes)
-
-
-def _defaults(folder: Path) -> tuple[SamplingParams, tuple[int, ...]]:
-    """How the folder's model wants to be sampled, and its end tokens."""
-    for name in ("generation_config.json", "config.json"):
-        tokens = _read(folder / name).get("eos_token_id")
-        if tokens is not None:
-            return SamplingParams(), tuple(tokens) if isinstance(tokens, list) else (tokens,)
-    return SamplingParams(), ()
-
-
-def _read(path: Path) -> dict[str, Any]:
-    """What a JSON file says; nothing, where there is none."""
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
 def pad(prompts: Sequence[Sequence[int]], num_tokens: int) -> tuple[np.ndarray, np.ndarray]:

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import NamedTuple
 
+import jax.numpy as jnp
 from tokenizers import Tokenizer
 
 from specsamp_jax import corpus
@@ -45,4 +46,5 @@ def load_pair() -> Pair:
     """
     tokenizer = Tokenizer.from_file(str(corpus.TOKENIZER_FILE))
     (end_token,) = tokenizer.encode(corpus.END_TOKEN).ids
-    return Pair(load_checkpoint(ASSETS / "target"), load_checkpoint(ASSETS / "drafter"), tokenizer, end_token)
+    target, drafter = (load_checkpoint(ASSETS / name, dtype=jnp.float32) for name in ("target", "drafter"))
+    return Pair(target, drafter, tokenizer, end_token)

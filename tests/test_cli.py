@@ -201,6 +201,18 @@ def test_end_tokens_are_the_checkpoint_s(folders, tmp_path):
     assert ends() == (8, 9)
 
 
+def test_sampling_is_the_checkpoint_s_but_for_what_is_given(monkeypatch, capsys, folders, tmp_path):
+    folder = Path(shutil.copytree(folders / "target", tmp_path / "copy"))
+    values = {"do_sample": True, "temperature": 0.5, "top_k": 20, "repetition_penalty": 1.1}
+    (folder / "generation_config.json").write_text(json.dumps(values))
+    options = ["generate", "--target", folder, "--prompt", "the", "--max-new-tokens", 1, "--top-k", 3]
+    assert_complains(run(monkeypatch, capsys, *options), "repetition_penalty = 1.1, which is not supported")
+    monkeypatch.setattr(_generate_cli, "stream", lambda *arguments, **options: iter(()))
+    status, _, progress = run(monkeypatch, capsys, *options, "--ignore", "repetition_penalty")
+    assert status == 0
+    assert "temperature 0.5, top-k 3, top-p 1.0, min-p 0.0; ends at token 281" in progress
+
+
 def test_a_drafter_without_a_tokenizer_is_taken_at_its_word(folders, tmp_path):
     folder = Path(shutil.copytree(folders / "draft", tmp_path / "copy"))
     (folder / "tokenizer.json").unlink()
