@@ -70,8 +70,8 @@ def load(target: Path | None, draft: str | None, tokenizer: Path | None, *, dtyp
             check_vocabularies(text.tokenizer, load_tokenizer(draft_folder).tokenizer)
         else:
             notes.append(f"{draft_folder} has no tokenizer.json: its tokens are taken to be the target's")
-    max_length = _read(target / "config.json").get("max_position_embeddings")
     model = load_checkpoint(target, dtype=dtype)
+    max_length = _read(target / "config.json").get("max_position_embeddings")
     if draft_folder is None:
         if draft is None:
             notes.append("there is no drafter: the target decodes alone")
@@ -94,7 +94,10 @@ def _defaults(folder: Path) -> tuple[SamplingParams, tuple[int, ...]]:
 
 def _read(path: Path) -> dict[str, Any]:
     """What a JSON file says; nothing, where there is none."""
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    try:
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    except ValueError as error:
+        raise ValueError(f"{path} must be a JSON object, but it cannot be parsed: {error}.") from error
 
 
 def pad(prompts: Sequence[Sequence[int]], num_tokens: int) -> tuple[np.ndarray, np.ndarray]:
