@@ -78,9 +78,8 @@ def load(
             check_vocabularies(text.tokenizer, load_tokenizer(draft_folder).tokenizer)
         else:
             notes.append(f"{draft_folder} has no tokenizer.json: its tokens are taken to be the target's")
-    # Not the config's attribute: not every family's has one.
-    max_length = json.loads((target / "config.json").read_text()).get("max_position_embeddings")
     model = load_checkpoint(target, dtype=dtype)
+    max_length = json.loads((target / "config.json").read_text(encoding="utf-8")).get("max_position_embeddings")
     if draft_folder is None:
         if draft is None:
             notes.append("there is no drafter: the target decodes alone")
