@@ -19,7 +19,7 @@ prompts = functools.cache(decoding.held_out_prompts)
 def test_decode(benchmark, environment, batch_size, name):
     texts = prompts(10, batch_size)
     contender = decoding.generate_contender(name, pair(), texts)
-    counts = decoding.check(contender, texts)
+    counts = decoding.check(contender, texts, pair().vocab_size)
     turn = itertools.count()
 
     benchmark.group = f"batch {batch_size}"

@@ -12,30 +12,16 @@ import timing
 from decoding import MAX_NEW_TOKENS, NUM_DRAFT
 
 REFERENCE = "speculative"
-# Of transformers: drafts a step, and torch's threads (None: its default, which for models so small may be too many).
-PEERS = {
-    "transformers_assisted": (NUM_DRAFT, None),
-    "transformers_assisted_1_thread": (NUM_DRAFT, 1),
-    "transformers_generate": (None, None),
-    "transformers_generate_1_thread": (None, 1),
-}
 GOAL = 3.0  # times the tokens a second of its assisted generation
 
 
 def compare(pair: decoding.Pair, peers: timing.Peers | None, batch_size: int, *, rounds: int) -> dict[str, Any]:
-    """Checks, then times, all contenders: each round continues another prompt, the same for all."""
+    """Times all contenders on held-out prompts, and the parts of a step."""
     prompts = decoding.held_out_prompts(rounds, batch_size)
     contenders = [decoding.generate_contender(name, pair, prompts) for name in decoding.options(pair)]
-    for name, (num_draft, num_threads) in PEERS.items():
-        if peers and (num_draft is None or batch_size == 1):
-            options = decoding.peer_options(prompts, num_draft)
-            contenders.append(peers.contender(name, "generate", num_threads=num_threads, **options))
-    counted = {c.name: decoding.statistics(decoding.check(c, prompts)) for c in contenders}
-    seconds = timing.alternate(contenders, lambda i, _: [i], rounds=rounds)
-    result = timing.summary(seconds, dict.fromkeys(seconds, REFERENCE))
-    for name, entry in result.items():
-        rates = [batch_size * MAX_NEW_TOKENS / value for value in entry["rounds"]]
-        entry |= {"tokens_a_second": timing.spread(rates), **counted[name]}
+    if peers:
+        contenders += decoding.peer_contenders(pair, prompts, peers)
+    result = decoding.race(contenders, pair, prompts, reference=REFERENCE)
     parts = decoding.parts(pair, prompts[0], num_loops=max(2, 5 * rounds), repeats=5)
     return {"contenders": result, "parts": parts}
 

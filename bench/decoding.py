@@ -1,16 +1,17 @@
-"""The trained pair on held-out text: who is compared on decoding, and what each part of a step takes."""
+"""A target and its drafter: who is compared on decoding, and what each part of a step takes."""
 
 import functools
 import json
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from timing import Contender, jax_contender
+from timing import Contender, Peers, alternate, jax_contender, spread, summary
 from tokenizers import Tokenizer
 
 import specsamp_jax as ss
@@ -18,20 +19,31 @@ from specsamp_jax import corpus
 from specsamp_jax.models import load_checkpoint
 
 ASSETS = corpus.TOKENIZER_FILE.parent
-VOCAB_SIZE = json.loads((ASSETS / "target" / "config.json").read_text())["vocab_size"]
 PROMPT_LENGTH, MAX_NEW_TOKENS, NUM_DRAFT = 32, 128, 4
 
 
 class Pair(NamedTuple):
-    """The trained models, in float32."""
+    """Two models in float32.
+
+    Attributes:
+      target: The larger one.
+      drafter: The smaller one.
+      folders: Their checkpoints, which the peers load.
+      vocab_size: Of both.
+    """
 
     target: ss.Model
     drafter: ss.Model
+    folders: tuple[Path, Path]
+    vocab_size: int
 
 
-def load_pair() -> Pair:
-    """The pair in the package."""
-    return Pair(load_checkpoint(ASSETS / "target"), load_checkpoint(ASSETS / "drafter"))
+def load_pair(folder: Path = ASSETS) -> Pair:
+    """The checkpoints `target` and `drafter` in a folder; the package's own unless one is given."""
+    folders = folder / "target", folder / "drafter"
+    vocab_size = json.loads((folders[0] / "config.json").read_text())["vocab_size"]
+    target, drafter = (load_checkpoint(path, dtype=jnp.float32) for path in folders)
+    return Pair(target, drafter, folders, vocab_size)
 
 
 def held_out_prompts(num: int, batch_size: int) -> list[np.ndarray]:
@@ -68,25 +80,56 @@ def generate_contender(name: str, pair: Pair, prompts: list[np.ndarray]) -> Cont
     return jax_contender(name, run, arguments)
 
 
-def peer_options(prompts: list[np.ndarray], num_draft: int | None) -> dict[str, Any]:
-    """The same for transformers' `generate`; see peers/server.py."""
+# Of transformers: drafts a step, and torch's threads (None: its default, which for models so small may be too many).
+PEERS = {
+    "transformers_assisted": (NUM_DRAFT, None),
+    "transformers_assisted_1_thread": (NUM_DRAFT, 1),
+    "transformers_generate": (None, None),
+    "transformers_generate_1_thread": (None, 1),
+}
+
+
+def peer_contenders(pair: Pair, prompts: list[np.ndarray], peers: Peers) -> list[Contender]:
+    """The `generate` of transformers with its assistant, which does batch 1 only, and without."""
+    return [
+        peers.contender(name, "generate", num_threads=num_threads, **peer_options(pair, prompts, num_draft))
+        for name, (num_draft, num_threads) in PEERS.items()
+        if num_draft is None or len(prompts[0]) == 1
+    ]
+
+
+def peer_options(pair: Pair, prompts: list[np.ndarray], num_draft: int | None) -> dict[str, Any]:
+    """The same settings for transformers' `generate`; see peers/server.py."""
     return {
-        "target": str(ASSETS / "target"),
-        "drafter": str(ASSETS / "drafter"),
+        "target": str(pair.folders[0]),
+        "drafter": str(pair.folders[1]),
         "prompts": [prompt.tolist() for prompt in prompts],
         "num_draft": num_draft,
         "max_new_tokens": MAX_NEW_TOKENS,
     }
 
 
-def check(contender: Contender, prompts: list[np.ndarray]) -> list[dict[str, Any]]:
+def race(
+    contenders: list[Contender], pair: Pair, prompts: list[np.ndarray], *, reference: str
+) -> dict[str, dict[str, Any]]:
+    """Checks, then times, all contenders: each round continues another prompt, the same for all."""
+    counted = {c.name: statistics(check(c, prompts, pair.vocab_size)) for c in contenders}
+    seconds = alternate(contenders, lambda i, _: [i], rounds=len(prompts))
+    result = summary(seconds, dict.fromkeys(seconds, reference))
+    for name, entry in result.items():
+        rates = [len(prompts[0]) * MAX_NEW_TOKENS / value for value in entry["rounds"]]
+        entry |= {"tokens_a_second": spread(rates), **counted[name]}
+    return result
+
+
+def check(contender: Contender, prompts: list[np.ndarray], vocab_size: int) -> list[dict[str, Any]]:
     """What a contender did for each prompt, counted, once it proved to be the prompt and 128 tokens more."""
     counts = []
     _, results = contender.run_fn(range(len(prompts)))
     for prompt, result in zip(prompts, results, strict=True):
         peer = isinstance(result, dict)
         text = np.asarray(result["tokens"] if peer else result.tokens)
-        valid = (text >= 0) & (text < VOCAB_SIZE)
+        valid = (text >= 0) & (text < vocab_size)
         right_shape = text.shape == (len(prompt), PROMPT_LENGTH + MAX_NEW_TOKENS)
         if not (right_shape and valid.all() and (text[:, :PROMPT_LENGTH] == prompt).all()):
             raise ValueError(f"{contender.name} made {text}, which is not {prompt} and {MAX_NEW_TOKENS} tokens more.")
@@ -152,7 +195,7 @@ def parts(pair: Pair, prompt: np.ndarray, *, num_loops: int, repeats: int) -> di
         )
         return result.tokens
 
-    rotated = jax.random.normal(jax.random.key(1), (8, batch_size, NUM_DRAFT + 1, VOCAB_SIZE))
+    rotated = jax.random.normal(jax.random.key(1), (8, batch_size, NUM_DRAFT + 1, pair.vocab_size))
     logits = rotated, rotated[:, :, 1:], jax.nn.logsumexp(rotated[:, :, 1:], axis=-1)
     tokens = jnp.ones((batch_size, room), jnp.int32)
     loops: dict[str, tuple[Callable, Any, Any]] = {

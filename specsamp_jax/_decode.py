@@ -58,6 +58,16 @@ def generate(
       ValueError: An argument has a wrong shape, type or value.
 
     Source: Leviathan et al. (2023, arXiv 2211.17192); the loop of Chen et al. (2023, arXiv 2302.01318).
+
+    Example:
+      >>> import jax, jax.numpy as jnp, specsamp_jax as ss
+      >>> def bigrams(table, tokens, positions, cache):
+      ...     return table[tokens], cache  # the logits after a token hang on that token alone
+      >>> table = jnp.where(jnp.eye(5, k=1), 9.0, -9.0)  # each token is followed by the next number
+      >>> target = ss.Model(table, bigrams, lambda batch_size, max_length: ())
+      >>> text = ss.generate(jax.random.key(0), jnp.array([[1]]), target=target, draft=target, max_new_tokens=3)
+      >>> text.tokens.tolist(), text.stats.num_steps.item()
+      ([[1, 2, 3, 4]], 1)
     """
     _checks.generate(prompt, target, draft, num_draft, max_new_tokens, prompt_lengths)
     _checks.sampling("sampling", sampling, prompt.shape[0])
@@ -98,6 +108,16 @@ def stream(
 
     Between two items each row gained the tokens between its old and its new length. Arguments, tokens and
     errors are those of `generate`.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, specsamp_jax as ss
+      >>> def bigrams(table, tokens, positions, cache):
+      ...     return table[tokens], cache
+      >>> table = jnp.where(jnp.eye(5, k=1), 9.0, -9.0)
+      >>> target = ss.Model(table, bigrams, lambda batch_size, max_length: ())
+      >>> steps = ss.stream(jax.random.key(0), jnp.array([[1]]), target=target, draft=None, max_new_tokens=2)
+      >>> [step.tokens.tolist() for step in steps]
+      [[[1, 2, -1]], [[1, 2, 3]]]
     """
     _checks.generate(prompt, target, draft, num_draft, max_new_tokens, prompt_lengths)
     _checks.sampling("sampling", sampling, prompt.shape[0])

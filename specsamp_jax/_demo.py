@@ -2,7 +2,7 @@
 
 import functools
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import jax
@@ -10,14 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from tokenizers import Tokenizer
-from tokenizers.decoders import DecodeStream
 
 from specsamp_jax import corpus
 from specsamp_jax._decode import generate
+from specsamp_jax._generation import acceptance
 from specsamp_jax._step import init, step
-from specsamp_jax._types import SamplingParams, Stats, Verification
-from specsamp_jax._verify import verify
+from specsamp_jax._types import Stats
 from specsamp_jax.pair import Pair
+from specsamp_jax.text import TextStream
 
 NUM_DRAFT = 4
 PROMPT_TOKENS, NEW_TOKENS, NUM_PROMPTS = 32, 128, 8
@@ -44,34 +44,31 @@ def held_out_prompts(pair: Pair, seed: int) -> list[Prompt]:
     return [long_enough[i] for i in chosen]
 
 
-def continuation(
-    pair: Pair,
-    tokens: Sequence[int],
-    key: jax.Array,
-    *,
-    sampling: SamplingParams = SamplingParams(),
-    num_draft: int = NUM_DRAFT,
-    max_new_tokens: int = NEW_TOKENS,
-    verify_fn: Callable[..., Verification] = verify,
-) -> Iterator[tuple[str, str]]:
+def continuation(pair: Pair, tokens: Sequence[int], key: jax.Array) -> Iterator[tuple[str, str]]:
     """Yields pieces of text as they are emitted, each with what it is: accepted, residual or bonus."""
     state = init(
         jnp.asarray([tokens]),
         target=pair.target,
         draft=pair.drafter,
-        num_draft=num_draft,
-        max_new_tokens=max_new_tokens,
+        num_draft=NUM_DRAFT,
+        max_new_tokens=NEW_TOKENS,
     )
-    options = {"sampling": sampling, "num_draft": num_draft, "eos_token": pair.end_token, "verify_fn": verify_fn}
-    advance = jax.jit(lambda state, target, draft: step(key, state, target=target, draft=draft, **options))
-    stream = DecodeStream(skip_special_tokens=True)
+
+    @jax.jit
+    def advance(state, target, draft):
+        return step(key, state, target=target, draft=draft, num_draft=NUM_DRAFT, eos_token=pair.end_token)
+
+    stream, kind = TextStream(pair.tokenizer, tokens), "bonus"
     while not bool(state.finished[0]):
         state, info = advance(state, pair.target, pair.drafter)
         last = "bonus" if info.num_accepted[0] == info.num_drafted[0] else "residual"
         for i, token in enumerate(info.tokens[0, : int(info.num_tokens[0])].tolist()):
+            kind = "accepted" if i < info.num_accepted[0] else last
             # A token may be a part of a character: the stream hands out whole ones.
-            if text := stream.step(pair.tokenizer, token):
-                yield text, "accepted" if i < info.num_accepted[0] else last
+            if text := stream.push([token]):
+                yield text, kind
+    if text := stream.flush():
+        yield text, kind
 
 
 class Run(NamedTuple):
@@ -111,10 +108,7 @@ def race(pair: Pair, prompts: Sequence[Prompt], seed: int) -> tuple[Run, Run]:
 def _summary(name: str, seconds: float, stats: Sequence[Stats]) -> Run:
     emitted = sum(int(s.num_emitted.sum()) for s in stats)
     drafted, accepted = (np.sum(counts, axis=0) for counts in zip(*(s[2:] for s in stats), strict=True))
-    # A position is tried only where all drafts before it were accepted.
-    tried = np.concatenate([drafted[:1], accepted[:-1]])
-    acceptance = (accepted / np.maximum(tried, 1)).tolist()
-    return Run(name, emitted / seconds, emitted / sum(int(s.num_steps) for s in stats), acceptance)
+    return Run(name, emitted / seconds, emitted / sum(int(s.num_steps) for s in stats), acceptance(drafted, accepted))
 
 
 class Check(NamedTuple):

@@ -70,7 +70,17 @@ def init(
     max_new_tokens: int,
     prompt_lengths: Int[Array | np.ndarray, "B"] | None = None,
 ) -> DecodeState:
-    """The state before the first step: both models have seen the prompts. Arguments are those of `generate`."""
+    """The state before the first step: both models have seen the prompts. Arguments are those of `generate`.
+
+    Example:
+      >>> import jax.numpy as jnp, specsamp_jax as ss
+      >>> def bigrams(table, tokens, positions, cache):
+      ...     return table[tokens], cache
+      >>> target = ss.Model(jnp.eye(5), bigrams, lambda batch_size, max_length: ())
+      >>> state = ss.init(jnp.array([[1, 2]]), target=target, draft=None, max_new_tokens=2)
+      >>> state.tokens.tolist(), state.lengths.tolist(), state.limits.tolist()
+      ([[1, 2, -1, -1]], [2], [4])
+    """
     _checks.generate(prompt, target, draft, num_draft, max_new_tokens, prompt_lengths)
     batch_size, width = prompt.shape
     drafter, num_draft = resolve(draft, num_draft)
@@ -111,6 +121,18 @@ def step(
 
     What a row draws depends on its key and its length, so the same `key` serves every step. Arguments are
     those of `generate`; `num_draft` and `draft` must be those of `init`.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, specsamp_jax as ss
+      >>> def bigrams(table, tokens, positions, cache):
+      ...     return table[tokens], cache
+      >>> table = jnp.where(jnp.eye(5, k=1), 9.0, -9.0)
+      >>> models = {"target": ss.Model(table, bigrams, lambda batch_size, max_length: ()), "draft": ss.NGramDrafter()}
+      >>> state = ss.init(jnp.array([[1, 2, 1]]), **models, num_draft=2, max_new_tokens=4)
+      >>> step = jax.jit(lambda key, state: ss.step(key, state, **models, num_draft=2))
+      >>> state, info = step(jax.random.key(0), state)
+      >>> info.tokens.tolist(), info.num_drafted.tolist(), info.num_accepted.tolist()
+      ([[2, 3, -1]], [2], [1])
     """
     batch_size = state.tokens.shape[0]
     keys = _streams.fold_in(_streams.row_keys(key, batch_size), state.lengths)

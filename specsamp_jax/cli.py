@@ -3,26 +3,27 @@
 import itertools
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import click
 import jax
 
 from specsamp_jax import _demo
-from specsamp_jax._types import SamplingParams, Verification
-from specsamp_jax._verify import verify, verify_sigmoid
+from specsamp_jax._generate_cli import generate_command
 from specsamp_jax.pair import load_pair
 
 FALSE_ALARM = 1e-3  # how often the demo may cry wolf, over seeds
 COLOURS = {"accepted": "green", "residual": "red", "bonus": "cyan"}
-RULES: dict[str, Callable[..., Verification]] = {"token": verify, "sigmoid": verify_sigmoid}
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="specsamp")
 def cli() -> None:
     """Exact speculative sampling in JAX."""
+
+
+cli.add_command(generate_command)
 
 
 @cli.command()
@@ -62,52 +63,6 @@ def demo(seed: int) -> None:
         f"\nchi-square {check.statistic:.1f} on {check.degrees} degrees of freedom, p = {check.p_value:.3f}: {verdict}"
     )
     click.echo(f"{time.perf_counter() - began:.0f} seconds in all")
-
-
-@cli.command()
-@click.option("--prompt", required=True, help="The text to continue.")
-@click.option("--max-new-tokens", type=click.IntRange(1, 2048), default=128, show_default=True)
-@click.option("--num-draft", type=click.IntRange(0, 32), default=4, show_default=True, help="0: the target alone.")
-@click.option("--temperature", type=click.FloatRange(0), default=1.0, show_default=True, help="0 is greedy.")
-@click.option("--top-k", type=click.IntRange(0), default=0, show_default=True, help="0 is off.")
-@click.option("--top-p", type=click.FloatRange(0, 1), default=1.0, show_default=True, help="1 is off.")
-@click.option("--min-p", type=click.FloatRange(0, 1), default=0.0, show_default=True, help="0 is off.")
-@click.option("--seed", type=click.IntRange(0, 2**31 - 1), default=0, show_default=True, help="Of all the chance.")
-@click.option("--verify", "rule", type=click.Choice(list(RULES)), default="token", show_default=True)
-def generate(
-    prompt: str,
-    max_new_tokens: int,
-    num_draft: int,
-    temperature: float,
-    top_k: int,
-    top_p: float,
-    min_p: float,
-    seed: int,
-    rule: str,
-) -> None:
-    """Continue a text with the trained pair.
-
-    The text goes to standard output as it is accepted, all else to standard error.
-    """
-    if rule == "sigmoid":
-        click.echo("the sigmoid rule is approximate: its text follows the drafter more than the target", err=True)
-    with doing("loading and compiling"):
-        pair = load_pair()
-        pieces = primed(
-            _demo.continuation(
-                pair,
-                pair.encode(prompt),
-                jax.random.key(seed),
-                sampling=SamplingParams(temperature, top_k, top_p, min_p),
-                num_draft=num_draft,
-                max_new_tokens=max_new_tokens,
-                verify_fn=RULES[rule],
-            )
-        )
-    click.echo(prompt, nl=False)
-    for text, _ in pieces:
-        click.echo(text, nl=False)
-    click.echo()
 
 
 @contextmanager

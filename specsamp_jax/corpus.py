@@ -16,7 +16,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 END_TOKEN = "<|end|>"
+"""Begins every document, and ends the one before it."""
+
 TOKENIZER_FILE = Path(__file__).parent / "assets" / "tokenizer.json"
+"""The tokenizer that was trained on the corpus."""
 
 # Other packages, which inside the standard library's folder are not the standard library's, and tests, whose
 # docstrings are mostly fixtures.

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import NamedTuple
 
+import jax.numpy as jnp
 from tokenizers import Tokenizer
 
 from specsamp_jax import corpus
@@ -10,6 +11,7 @@ from specsamp_jax._types import Model
 from specsamp_jax.models import load_checkpoint
 
 ASSETS = Path(__file__).parent / "assets"
+"""The folder of the tokenizer, and of `target` and `drafter`, both checkpoints in Hugging Face's layout."""
 
 
 class Pair(NamedTuple):
@@ -36,7 +38,13 @@ def load_pair() -> Pair:
     """The pair, in float32.
 
     How it was trained, and what was measured on text that it never saw, stands in assets/training.json.
+
+    Example:
+      >>> pair = load_pair()
+      >>> pair.encode("Return the"), pair.tokenizer.decode([843, 269])
+      ([0, 843, 269], 'Return the')
     """
     tokenizer = Tokenizer.from_file(str(corpus.TOKENIZER_FILE))
     (end_token,) = tokenizer.encode(corpus.END_TOKEN).ids
-    return Pair(load_checkpoint(ASSETS / "target"), load_checkpoint(ASSETS / "drafter"), tokenizer, end_token)
+    target, drafter = (load_checkpoint(ASSETS / name, dtype=jnp.float32) for name in ("target", "drafter"))
+    return Pair(target, drafter, tokenizer, end_token)

@@ -23,9 +23,10 @@ LAYERS = [
     {"_drafters"},
     {"_step"},
     {"_decode"},
-    {"models", "train", "corpus"},
+    {"models", "train", "corpus", "text"},
     {"pair"},
-    {"_demo"},
+    {"_generation"},
+    {"_demo", "_generate_cli"},
     {"cli"},
 ]
 """The modules and packages of specsamp_jax from the ground up: each imports from below itself only."""
@@ -81,8 +82,9 @@ def test_imports_go_down_only(path):
         ("flax", {"models", "train"}),
         ("optax", {"train"}),
         ("safetensors", {"models"}),
-        ("tokenizers", {"pair", "_demo"}),
-        ("click", {"cli"}),
+        ("tokenizers", {"pair", "_demo", "text"}),
+        ("jinja2", {"text"}),
+        ("click", {"cli", "_generate_cli"}),
         ("pallas_kernels", {"_rules"}),
     ],
 )

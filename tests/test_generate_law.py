@@ -10,6 +10,7 @@ import pytest
 import tables
 
 import specsamp_jax as ss
+from specsamp_jax.models import with_vocab_size
 
 NUM_SAMPLES, NUM_NEW = 40_000, 3
 FALSE_ALARM = 1e-4
@@ -31,8 +32,10 @@ def law(prompt, **sampling):
         (ss.ModelDrafter(tables.model(DRAFT), ss.SamplingParams(temperature=0.5)), 2, {"min_p": 0.1}),
         (tables.model(DRAFT), ss.HeuristicNumDraft(2, lengths=(1, 3)), {}),
         (ss.NGramDrafter(), 2, {}),
+        (with_vocab_size(tables.model(DRAFT[:3, :3, :3]), tables.VOCAB), 2, {}),
+        (with_vocab_size(tables.model(np.pad(DRAFT, (0, 2), constant_values=2.0)), tables.VOCAB), 2, {"top_p": 0.9}),
     ],
-    ids=["model", "filtered", "colder drafter", "heuristic", "ngram"],
+    ids=["model", "filtered", "colder drafter", "heuristic", "ngram", "fewer tokens", "more tokens"],
 )
 def test_the_loop_emits_the_targets_law(draft, num_draft, sampling):
     prompt = [1, 2, 1, 2, 1]

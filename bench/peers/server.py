@@ -41,7 +41,7 @@ class Generate:
 
     def __init__(self, target: str, drafter: str, prompts: list, num_draft: int | None, max_new_tokens: int):
         self.target, self.drafter = (
-            transformers.LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+            transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
             for folder in (target, drafter)
         )
         self.prompts = [torch.tensor(prompt) for prompt in prompts]

@@ -68,6 +68,10 @@ def write_positions(
     return jax.vmap(write_row)(slots, new.astype(slots.dtype), positions)
 
 
-def causal_mask(positions: Int[Array, "B T"], num_slots: int) -> Bool[Array, "B T {num_slots}"]:
-    """Returns what each query may attend: the slots up to its own position, that one included."""
-    return jnp.arange(num_slots) <= positions[..., None]
+def causal_mask(
+    positions: Int[Array, "B T"], num_slots: int, window: int | None = None
+) -> Bool[Array, "B T {num_slots}"]:
+    """Returns what each query may attend: the slots up to its own position, or the last `window` of them."""
+    slots = jnp.arange(num_slots)
+    mask = slots <= positions[..., None]
+    return mask if window is None else mask & (slots > positions[..., None] - window)

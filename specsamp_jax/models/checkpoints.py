@@ -1,35 +1,67 @@
-"""Checkpoints in Hugging Face's layout: a folder with config.json and model.safetensors."""
+"""Checkpoints in Hugging Face's layout: a folder with config.json and safetensors files."""
 
+import collections
 import json
+import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-import safetensors
 import safetensors.numpy
 from flax import nnx
 from jax.typing import DTypeLike
 
 from specsamp_jax._types import Model
+from specsamp_jax.models._decoder import Decoder, checkpoint_layout
+from specsamp_jax.models._slots import Slot, fill
+from specsamp_jax.models._tensors import Stored, read_headers, read_json
 from specsamp_jax.models.adapters import from_nnx
-from specsamp_jax.models.llama import Llama, LlamaConfig, checkpoint_layout
+from specsamp_jax.models.gemma import Gemma, Gemma2, Gemma2Config, GemmaConfig
+from specsamp_jax.models.llama import Llama, LlamaConfig, Mistral, MistralConfig
+from specsamp_jax.models.qwen import Qwen2, Qwen2Config, Qwen3, Qwen3Config
 
 _CONFIG = "config.json"
 _TENSORS = "model.safetensors"
 
 
-def save_checkpoint(path: str | os.PathLike[str], module: Llama, *, dtype: DTypeLike = jnp.bfloat16) -> None:
-    """Writes `module` into the folder `path`, as `transformers.LlamaForCausalLM.from_pretrained` reads it.
+class Family(NamedTuple):
+    """One model type.
+
+    Attributes:
+      config: Has `from_dict` and `to_dict`, for config.json.
+      module: Made as `module(config, dtype=, param_dtype=, rngs=)`; has `config` and `dtype`.
+      layout: Yields a `Slot` for every parameter of a module.
+    """
+
+    config: Any
+    module: Callable[..., Any]
+    layout: Callable[[Any], Iterable[Slot]]
+
+
+FAMILIES = {
+    "llama": Family(LlamaConfig, Llama, checkpoint_layout),
+    "mistral": Family(MistralConfig, Mistral, checkpoint_layout),
+    "qwen2": Family(Qwen2Config, Qwen2, checkpoint_layout),
+    "qwen3": Family(Qwen3Config, Qwen3, checkpoint_layout),
+    "gemma": Family(GemmaConfig, Gemma, checkpoint_layout),
+    "gemma2": Family(Gemma2Config, Gemma2, checkpoint_layout),
+}
+"""The families by `model_type` of config.json."""
+
+
+def save_checkpoint(path: str | os.PathLike[str], module: Any, *, dtype: DTypeLike = jnp.bfloat16) -> None:
+    """Writes `module` into the folder `path`, as transformers' `from_pretrained` reads it.
 
     Args:
       path: The folder; made if it is not there. Files of the same names are replaced.
-      module: The model.
+      module: A module of any family here.
       dtype: What the tensors are written in.
     """
-    tensors = {}
-    for slot in checkpoint_layout(module):
+    family, tensors = FAMILIES[module.config.model_type], {}
+    for slot in family.layout(module):
         value = np.asarray(slot.param[...].astype(dtype))
         value = value.T if slot.transposed else value
         cuts = np.cumsum([shape[0] for shape in slot.tensors.values()])[:-1]
@@ -43,66 +75,56 @@ def save_checkpoint(path: str | os.PathLike[str], module: Llama, *, dtype: DType
     safetensors.numpy.save_file(tensors, path / _TENSORS, metadata={"format": "pt"})
 
 
-def load_checkpoint(path: str | os.PathLike[str], *, dtype: DTypeLike = jnp.float32) -> Model:
-    """Returns the model that the folder `path` holds, ready to decode.
+def load_checkpoint(path: str | os.PathLike[str], *, dtype: DTypeLike | None = None) -> Model:
+    """Returns the decoder-only model that the folder `path` holds, ready to decode.
+
+    The weights are read by memory map, each parameter into one buffer that on a CPU is the parameter itself; so
+    there are never more in memory than the model and, once more, its largest parameter. Llama 2 of 7 billion
+    parameters in bfloat16 is 13.5 GB and its largest parameter 0.26, which fits a host of 24 GB.
 
     Args:
-      path: A folder with `config.json` and `model.safetensors`, of the architecture LlamaForCausalLM.
-      dtype: What the parameters are kept in and computed with, whatever the file holds.
+      path: A folder with `config.json` of a model type in `FAMILIES`, and `model.safetensors`, or its shards with
+        `model.safetensors.index.json`.
+      dtype: What the parameters are kept in and computed with. None: each parameter keeps the type that it has in
+        the file, and it is computed in the type that most of the weights have.
 
     Raises:
-      ValueError: A file is missing, broken or of another architecture; a tensor is missing, superfluous, of
-        another shape than the config says, or no floating point. Nothing is loaded then.
+      ValueError: A file is missing, broken or of another architecture; the config holds a setting that is not
+        supported; a tensor is missing, superfluous, of another shape than the config says, or no floating
+        point. Nothing is loaded then. `rotary_emb.inv_freq`, and `lm_head.weight` where the head is the
+        embedding, are no superfluous tensors.
     """
-    return from_nnx(load_module(path, dtype=dtype))
+    module = load_module(path, dtype=dtype)
+    if not isinstance(module, Decoder):
+        raise ValueError(f"{path} must hold a decoder-only model, got a {type(module).__name__}; see load_module.")
+    return from_nnx(module)
 
 
-def load_module(path: str | os.PathLike[str], *, dtype: DTypeLike = jnp.float32) -> Llama:
-    """Returns the module that the folder `path` holds, to train it further; the rest is `load_checkpoint`."""
+def load_module(path: str | os.PathLike[str], *, dtype: DTypeLike | None = None) -> Any:
+    """Returns the module that the folder `path` holds, such as a `Llama`; the rest is `load_checkpoint`."""
     path = Path(path)
-    config = _read_config(path / _CONFIG)
-    module = nnx.eval_shape(lambda: Llama(config, dtype=dtype, param_dtype=dtype, rngs=nnx.Rngs(0)))
-    slots = list(checkpoint_layout(module))
-    shapes = {name: shape for slot in slots for name, shape in slot.tensors.items()}
-    tensors = _read_tensors(path / _TENSORS, shapes)
-    for slot in slots:
-        value = np.concatenate([tensors.pop(name) for name in slot.tensors])
-        slot.param.set_value(jnp.asarray(value.T if slot.transposed else value, dtype))
+    values = read_json(path / _CONFIG)
+    family = FAMILIES.get(values.get("model_type", ""))
+    if family is None:
+        known = ", ".join(map(repr, FAMILIES))
+        raise ValueError(
+            f"model_type must be one of {known}, got {values.get('model_type')!r} in {path / _CONFIG}; "
+            "other families cannot be loaded."
+        )
+    config = family.config.from_dict(values)
+    stored = read_headers(path)
+    if dtype is not None and not jnp.issubdtype(dtype, jnp.floating):
+        raise ValueError(f"dtype must be floating point, got {jnp.dtype(dtype)}.")
+    compute = _most_common(stored) if dtype is None else dtype
+    module = nnx.eval_shape(lambda: family.module(config, dtype=compute, param_dtype=compute, rngs=nnx.Rngs(0)))
+    fill(list(family.layout(module)), stored, dtype)
     return module
 
 
-def _read_config(path: Path) -> LlamaConfig:
-    try:
-        values = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise ValueError(f"A checkpoint must hold {path.name}, but there is no {path}.") from None
-    except ValueError as error:
-        raise ValueError(f"{path} must be a JSON object, but it cannot be parsed: {error}.") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"{path} must be a JSON object, got a {type(values).__name__}.")
-    return LlamaConfig.from_dict(values)
-
-
-def _read_tensors(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
-    """Returns the tensors of exactly these names and shapes, after all of them have been checked."""
-    try:
-        with safetensors.safe_open(path, framework="numpy") as file:
-            names = set(file.keys())
-            for name in shapes:
-                if name not in names:
-                    raise ValueError(f"{path} must hold the tensor {name}, which is missing.")
-            for name in sorted(names - set(shapes)):
-                raise ValueError(f"{path} holds the tensor {name}, which this model does not have.")
-            for name, shape in shapes.items():
-                found = file.get_slice(name)
-                if tuple(found.get_shape()) != shape:
-                    raise ValueError(
-                        f"{name} must have shape {shape} by the config, got {tuple(found.get_shape())} in {path}."
-                    )
-                if found.get_dtype() not in ("BF16", "F16", "F32", "F64"):
-                    raise ValueError(f"{name} must be floating point, got {found.get_dtype()} in {path}.")
-            return {name: file.get_tensor(name) for name in shapes}
-    except FileNotFoundError:
-        raise ValueError(f"A checkpoint must hold {path.name}, but there is no {path}.") from None
-    except safetensors.SafetensorError as error:
-        raise ValueError(f"{path} is no whole safetensors file: {error}.") from error
+def _most_common(stored: dict[str, Stored]) -> np.dtype:
+    """The type of most of the weights; float64 is float32."""
+    counts = collections.Counter()
+    for entry in stored.values():
+        if entry.numpy_dtype is not None:
+            counts[entry.kept_dtype] += math.prod(entry.shape)
+    return counts.most_common(1)[0][0] if counts else np.dtype(np.float32)

@@ -1,24 +1,38 @@
-"""The same weights give the same logits in the transformers library, float32, within 1e-4 of the largest."""
+"""What the transformers library computed with the checkpoints it wrote: see tests/fixtures/make_decoder_fixtures.py.
 
+Logits within 1e-4 of the largest in float32, read at once, token by token, and several at each row's own position;
+greedy text token by token, with speculation and without.
+"""
+
+import dataclasses
+import functools
 import os
 import subprocess
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import safetensors.numpy
+from flax import nnx
 from small_llama import SIZES, make_llama
 
-from specsamp_jax.models import load_checkpoint, save_checkpoint
+import specsamp_jax as ss
+from specsamp_jax.models import from_nnx, load_checkpoint, load_module, save_checkpoint
 
 ROOT = Path(__file__).parents[2]
-FIXTURES = ROOT / "tests" / "fixtures" / "llama"
+FIXTURES = ROOT / "tests" / "fixtures" / "decoders"
 PEERS_PYTHON = ROOT / ".venv-peers" / "bin" / "python"  # made by bench/peers/make_env.sh
+NAMES = ["llama", "llama_tied", "llama_linear", "llama3", "mistral", "qwen2", "qwen3", "gemma", "gemma2"]
+GREEDY = ["llama", "llama3", "qwen2", "qwen3", "gemma", "gemma2"]
+QUICK = {"xla_backend_optimization_level": 0}  # to compile
 
 TRANSFORMERS = """
 import sys, numpy, torch, transformers
 folder = sys.argv[1]
-model, info = transformers.LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+load = transformers.AutoModelForCausalLM.from_pretrained
+model, info = load(folder, dtype=torch.float32, attn_implementation="eager", output_loading_info=True)
 assert not any(info.values()), info
 tokens = torch.from_numpy(numpy.load(folder + "/tokens.npy")).long()
 with torch.no_grad():
@@ -26,29 +40,133 @@ with torch.no_grad():
 """
 
 
-def our_logits(folder, tokens):
-    model = load_checkpoint(folder)
+@functools.cache
+def expected(name):
+    with np.load(FIXTURES / name / "expected.npz") as made:
+        return dict(made)
+
+
+@functools.cache
+def loaded(name):
+    return load_checkpoint(FIXTURES / name)
+
+
+@functools.partial(jax.jit, compiler_options=QUICK)
+def apply(model, tokens, positions, cache):
+    return model.apply_fn(model.params, tokens, positions, cache)
+
+
+def all_logits(model, tokens):
     positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
-    logits, _ = model.apply_fn(model.params, jnp.asarray(tokens), positions, model.init_cache_fn(*tokens.shape))
-    return logits
+    return apply(model, jnp.asarray(tokens), positions, model.init_cache_fn(*tokens.shape))[0]
 
 
-def assert_same(logits, expected):
-    assert np.abs(expected).max() > 1
-    np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-4 * np.abs(expected).max())
+def assert_same(logits, wanted, rtol=1e-4):
+    assert np.abs(wanted).max() > 1
+    np.testing.assert_allclose(logits, wanted, rtol=0, atol=rtol * np.abs(wanted).max())
 
 
-@pytest.mark.parametrize("name", ["untied", "tied"])
-def test_their_checkpoint_with_us(name):
-    with np.load(FIXTURES / name / "logits.npz") as made:
-        assert_same(our_logits(FIXTURES / name, made["tokens"]), made["logits"])
+@pytest.mark.parametrize("name", NAMES)
+def test_logits_of_a_whole_text(name):
+    made = expected(name)
+    assert_same(all_logits(loaded(name), made["tokens"]), made["logits"])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_logits_one_token_at_a_time(name):
+    made, model = expected(name), loaded(name)
+    cache = model.init_cache_fn(made["tokens"].shape[0], 30)
+    for t in range(made["tokens"].shape[1]):
+        positions = jnp.full((3, 1), t)
+        logits, cache = apply(model, made["tokens"][:, t : t + 1], positions, cache)
+        assert_same(logits[:, 0], made["logits"][:, t])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_logits_of_drafts_at_each_rows_own_position_after_rejected_ones(name):
+    made, model = expected(name), loaded(name)
+    tokens, lengths, num = made["tokens"], np.array([2, 17, 11]), 5
+    # A prompt of each length, with other tokens behind it, as rejected drafts and padding leave them.
+    prompt = np.where(np.arange(24) < lengths[:, None], tokens, (tokens + 7) % 61)
+    positions = jnp.broadcast_to(jnp.arange(24), prompt.shape)
+    _, cache = apply(model, prompt, positions, model.init_cache_fn(3, 30))
+    positions = lengths[:, None] + np.arange(num)
+    logits, _ = apply(model, np.take_along_axis(tokens, positions, 1), jnp.asarray(positions), cache)
+    assert_same(logits, np.take_along_axis(made["logits"], positions[..., None], 1))
+
+
+@pytest.mark.parametrize(
+    ("name", "drafter"),
+    [(name, "first layer") for name in ("llama", "llama3", "qwen2", "qwen3", "gemma", "gemma2")]
+    + [("gemma2", "nobody")],
+)
+def test_greedy_text(name, drafter):
+    made, target = expected(name), loaded(name)
+    options = {"num_draft": 4, "max_new_tokens": 64, "sampling": ss.SamplingParams(temperature=0.0)}
+
+    @functools.partial(jax.jit, compiler_options=QUICK)
+    def generate(prompt, target, draft):
+        return ss.generate(jax.random.key(0), prompt, target=target, draft=draft, **options)
+
+    draft = None if drafter == "nobody" else first_layer(name)
+    result = generate(made["text"][:, : made["prompt_length"]], target, draft)
+    assert result.tokens.tolist() == made["text"].tolist()
+
+
+def first_layer(name):
+    """A smaller model: what is left of the target without its other layers."""
+    module = load_module(FIXTURES / name)
+    changes = {"num_hidden_layers": 1}
+    if module.config.model_type == "gemma2":
+        changes["layer_types"] = module.config.layer_types[:1]
+    smaller = type(module)(dataclasses.replace(module.config, **changes), rngs=nnx.Rngs(0))
+    module.blocks = nnx.List([module.blocks[0]])
+    nnx.update(smaller, nnx.state(module))
+    return from_nnx(smaller)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("llama_linear", {"rope_scaling": None}),
+        ("llama3", {"rope_scaling": None}),
+        ("mistral", {"sliding_window": None}),
+        ("mistral", {"sliding_window": 12}),
+        ("gemma2", {"sliding_window": 8}),
+        ("gemma2", {"layer_types": ("full_attention", "sliding_attention", "full_attention")}),
+        ("gemma2", {"attn_logit_softcapping": None}),
+        ("gemma2", {"final_logit_softcapping": None}),
+        ("gemma2", {"query_pre_attn_scalar": 8}),
+    ],
+)
+def test_what_a_setting_does_is_large_enough_to_be_seen(name, changes):
+    module, made = load_module(FIXTURES / name), expected(name)
+    other = type(module)(dataclasses.replace(module.config, **changes), rngs=nnx.Rngs(0))
+    nnx.update(other, nnx.state(module))
+    assert np.abs(all_logits(from_nnx(other), made["tokens"]) - made["logits"]).max() > 0.01
+
+
+@pytest.mark.parametrize(("dtype", "rtol"), [("bfloat16", 0.06), ("float16", 0.008)])
+@pytest.mark.parametrize("name", ["llama", "qwen2", "qwen3", "gemma2"])
+def test_half_precision(name, dtype, rtol, tmp_path):
+    # 2^-8 and 2^-11 a rounding, of which a token's way through 2 or 3 layers has some dozens: 15 of them at once.
+    made = expected(name)
+    tensors = safetensors.numpy.load_file(FIXTURES / name / "model.safetensors")
+    half = {key: np.asarray(value, jnp.dtype(dtype)) for key, value in tensors.items()}
+    safetensors.numpy.save_file(half, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text((FIXTURES / name / "config.json").read_text())
+    model = load_checkpoint(tmp_path)
+    assert {x.dtype for x in jax.tree.leaves(model.params)} == {jnp.dtype(dtype)}
+    assert {x.dtype for x in jax.tree.leaves(model.init_cache_fn(1, 1))} == {jnp.dtype(dtype)}
+    assert_same(all_logits(model, made["tokens"]), made["logits"], rtol)
 
 
 @pytest.mark.skipif(not PEERS_PYTHON.exists(), reason="needs the environment that bench/peers/make_env.sh makes")
-@pytest.mark.parametrize(("tied", "dtype"), [(False, jnp.float32), (True, jnp.bfloat16)])
-def test_our_checkpoint_with_them(tied, dtype, tmp_path):
-    save_checkpoint(tmp_path, make_llama(tie_word_embeddings=tied), dtype=dtype)
+@pytest.mark.parametrize("name", ["tied", "bfloat16", *NAMES[2:]])
+def test_our_checkpoint_with_them(name, tmp_path):
+    module = load_module(FIXTURES / name) if name in NAMES else make_llama(tie_word_embeddings=name == "tied")
+    save_checkpoint(tmp_path, module, dtype=jnp.bfloat16 if name == "bfloat16" else jnp.float32)
     tokens = np.random.default_rng(0).integers(SIZES["vocab_size"], size=(2, 19)).astype(np.int32)
     np.save(tmp_path / "tokens.npy", tokens)
     subprocess.run([PEERS_PYTHON, "-c", TRANSFORMERS, tmp_path], check=True, env={**os.environ, "HF_HUB_OFFLINE": "1"})
-    assert_same(our_logits(tmp_path, tokens), np.load(tmp_path / "logits.npy"))
+    assert_same(all_logits(load_checkpoint(tmp_path, dtype=jnp.float32), tokens), np.load(tmp_path / "logits.npy"))

@@ -269,9 +269,7 @@ def test_config_json_of_the_first_llama_has_no_key_value_heads():
     [
         ({"model_type": "mamba"}, "model_type must be 'llama', got 'mamba'"),
         ({"model_type": None}, "model_type must be 'llama', got None"),
-        ({"rope_scaling": {"type": "linear"}}, "rope_scaling must be None, got {'type': 'linear'}; this is not supp"),
-        ({"rope_parameters": {"rope_type": "llama3"}}, "rope_scaling must be None, got {'rope_type': 'llama3'}"),
-        ({"attention_bias": True}, "attention_bias must be False, got True; this is not supported yet."),
+        ({"attention_bias": True}, "attention_bias must be False, got True; this is not supported."),
         ({"mlp_bias": True}, "mlp_bias must be False, got True"),
         ({"hidden_act": "gelu"}, "hidden_act must be 'silu', got 'gelu'"),
         ({"quantization_config": {"bits": 4}}, "quantization_config must be None, got {'bits': 4}"),

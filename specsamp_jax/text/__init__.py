@@ -1,0 +1,7 @@
+"""Text for a checkpoint's models: its tokenizer, its chat template, and text that is shown while it grows."""
+
+from specsamp_jax.text.chat import render_chat as render_chat
+from specsamp_jax.text.stream import TextStream as TextStream
+from specsamp_jax.text.tokenizer import CheckpointTokenizer as CheckpointTokenizer
+from specsamp_jax.text.tokenizer import load_tokenizer as load_tokenizer
+from specsamp_jax.text.vocabulary import check_vocabularies as check_vocabularies

@@ -1,0 +1,139 @@
+"""config.json of every age and family: what it means, and what is refused."""
+
+import json
+import re
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from small_llama import SIZES
+
+from specsamp_jax.models import Gemma2Config, GemmaConfig, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
+from specsamp_jax.models._rotary import LinearScaling, Llama3Scaling, rotary_angles
+
+LLAMA3 = {
+    "factor": 8,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
+FAMILIES = [LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config, GemmaConfig, Gemma2Config]
+PUBLISHED = {"architectures": ["X"], "torch_dtype": "bfloat16", "transformers_version": "4.31.0", "use_cache": True}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_round_trip_through_json(family):
+    config = family(**SIZES, rope_scaling=LinearScaling(2.0))
+    assert family.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+def test_sheared_llama():
+    values = {
+        **PUBLISHED,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "hidden_act": "silu",
+        "hidden_size": 2048,
+        "initializer_range": 0.02,
+        "intermediate_size": 5504,
+        "max_position_embeddings": 4096,
+        "model_type": "llama",
+        "num_attention_heads": 16,
+        "num_hidden_layers": 24,
+        "pad_token_id": 0,
+        "pretraining_tp": 1,
+        "rms_norm_eps": 1e-05,
+        "rope_scaling": None,
+        "tie_word_embeddings": False,
+        "vocab_size": 32000,
+    }
+    config = LlamaConfig(32000, 2048, 5504, 24, 16, 16, rms_norm_eps=1e-5, max_position_embeddings=4096)
+    assert LlamaConfig.from_dict(values) == config
+    assert LlamaConfig.from_dict({**values, "num_key_value_heads": None}) == config
+
+
+@pytest.mark.parametrize("kind", ["rope_type", "type"])
+def test_scaling_of_either_age(kind):
+    values = {"model_type": "llama", **SIZES}
+    old = LlamaConfig.from_dict({**values, "rope_scaling": {kind: "llama3", **LLAMA3}})
+    del values["rope_theta"]
+    new = LlamaConfig.from_dict({**values, "rope_parameters": {kind: "llama3", "rope_theta": 500.0, **LLAMA3}})
+    assert old == new
+    assert new.rope_scaling == Llama3Scaling(8.0, 1.0, 4.0, 8192)
+    assert hash(old) == hash(new)
+
+
+def test_the_angles_of_llama3():
+    # theta 10^4, 8 features: 1, 0.1, 0.01, 0.001 radians a position are 1304, 130, 13 and 1.3 turns over 8192.
+    scaling = Llama3Scaling(8.0, 2.0, 14.0, 8192)
+    _, sine = rotary_angles(jnp.array([[1]]), 8, 1e4, scaling)
+    turns = 8192 * 0.01 / (2 * np.pi)
+    fast = (turns - 2) / 12
+    np.testing.assert_allclose(np.ravel(sine), np.sin([1, 0.1, 0.01 * (fast + (1 - fast) / 8), 0.001 / 8]), rtol=1e-6)
+
+
+def test_what_a_published_config_leaves_out():
+    sizes = {key: value for key, value in SIZES.items() if key not in ("head_dim", "rope_theta", "rms_norm_eps")}
+    gemma = GemmaConfig.from_dict({**PUBLISHED, **sizes, "model_type": "gemma", "hidden_act": "gelu"})
+    assert (gemma.tie_word_embeddings, gemma.head_size, gemma.rms_norm_eps) == (True, 256, 1e-6)
+    gemma2 = Gemma2Config.from_dict({**PUBLISHED, **sizes, "model_type": "gemma2", "cache_implementation": "hybrid"})
+    assert (gemma2.attn_logit_softcapping, gemma2.final_logit_softcapping) == (50.0, 30.0)
+    assert gemma2.windows == (4096, None)
+    qwen2 = Qwen2Config.from_dict(
+        {**PUBLISHED, **sizes, "model_type": "qwen2", "sliding_window": 32768, "max_window_layers": 1,
+         "use_sliding_window": False}
+    )  # fmt: skip
+    assert (qwen2.windows, qwen2.head_size, qwen2.tie_word_embeddings) == ((None, None), 4, False)
+    assert Qwen3Config.from_dict({**PUBLISHED, **sizes, "model_type": "qwen3"}).head_size == 128
+    assert MistralConfig.from_dict({**PUBLISHED, **sizes, "model_type": "mistral"}).windows == (4096, 4096)
+
+
+@pytest.mark.parametrize(
+    ("family", "changes", "sentence"),
+    [
+        (LlamaConfig, {"rope_scaling": {"type": "yarn", "factor": 2.0}}, "rope_type must be one of 'default', 'li"),
+        (LlamaConfig, {"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "got 'dynamic'; other scalings are n"),
+        (LlamaConfig, {"rope_scaling": {"type": "linear"}}, "rope scaling 'linear' must hold factor, got {}."),
+        (LlamaConfig, {"rope_scaling": {"type": "linear", "factor": 0}}, "factor of rope scaling 'linear' must be"),
+        (LlamaConfig, {"rope_scaling": {"type": "linear", "factor": "2"}}, "factor of rope scaling"),
+        (LlamaConfig, {"rope_scaling": {"type": "linear", "rope_type": "llama3"}}, "rope_type must be one of"),
+        (LlamaConfig, {"rope_scaling": {"rope_type": "llama3", "factor": 8}}, "must hold low_freq_factor, high"),
+        (
+            LlamaConfig,
+            {"rope_scaling": {"rope_type": "llama3", **LLAMA3, "high_freq_factor": 1.0}},
+            "high_freq_factor of rope scaling 'llama3' must be above low_freq_factor = 1.0, got 1.0.",
+        ),
+        (
+            LlamaConfig,
+            {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}},
+            "rope scaling 'default' must not hold partial_rotary_factor",
+        ),
+        (
+            LlamaConfig,
+            {"rope_parameters": {"rope_theta": 5.0}, "rope_scaling": {"type": "linear", "factor": 2.0}},
+            "The config must hold one of rope_scaling and rope_parameters",
+        ),
+        (LlamaConfig, {"rope_scaling": [1]}, "rope_scaling must be a JSON object, got [1]."),
+        (LlamaConfig, {"sliding_window": 4096}, "config.json holds sliding_window = 4096, which is not known here"),
+        (LlamaConfig, {"partial_rotary_factor": 0.5}, "config.json holds partial_rotary_factor = 0.5"),
+        (LlamaConfig, {"hidden_size": "64"}, "hidden_size must be an integer, got '64'."),
+        (LlamaConfig, {"hidden_size": True}, "hidden_size must be an integer, got True."),
+        (LlamaConfig, {"rms_norm_eps": None}, "rms_norm_eps must be a number, got None."),
+        (Qwen2Config, {"use_sliding_window": True}, "use_sliding_window must be False, got True; this is not support"),
+        (Qwen2Config, {"layer_types": ["sliding_attention"]}, "layer_types must be 'full_attention' only"),
+        (Qwen3Config, {"attention_bias": True}, "attention_bias must be False, got True"),
+        (GemmaConfig, {"hidden_act": "silu"}, "hidden_act must be 'gelu_pytorch_tanh', got 'silu'"),
+        (GemmaConfig, {"use_bidirectional_attention": True}, "use_bidirectional_attention must be None, got True"),
+        (Gemma2Config, {"layer_types": ["full_attention"]}, "layer_types must be one of full_attention and sliding_at"),
+        (Gemma2Config, {"sliding_window": 0}, "sliding_window must be above 0, got 0."),
+    ],
+)  # fmt: skip
+def test_what_is_refused(family, changes, sentence):
+    with pytest.raises(ValueError, match=re.escape(sentence)):
+        family.from_dict({**family(**SIZES).to_dict(), **changes})
+
+
+@pytest.mark.parametrize("off", [{"sliding_window": None}, {"moe": False}, {"_name_or_path": "somewhere"}])
+def test_what_is_off_is_allowed(off):
+    config = LlamaConfig(**SIZES)
+    assert LlamaConfig.from_dict({**config.to_dict(), **off}) == config

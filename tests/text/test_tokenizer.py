@@ -1,0 +1,184 @@
+"""Tokenizers of checkpoints and their chat templates, beside what the transformers library made of the same files."""
+
+import doctest
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from tokenizers import Tokenizer, models
+
+from specsamp_jax.pair import ASSETS, load_pair
+from specsamp_jax.text import chat, check_vocabularies, load_tokenizer, render_chat, tokenizer, vocabulary
+
+FIXTURES = Path(__file__).parents[1] / "fixtures" / "text"
+EXPECTED = json.loads((FIXTURES / "expected.json").read_text(encoding="utf-8"))
+USER = [{"role": "user", "content": "the"}]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A copy of the byte-level tokenizer, to be changed."""
+    return Path(shutil.copytree(FIXTURES / "byte_level", tmp_path / "copy"))
+
+
+def configure(folder, **values):
+    path = folder / "tokenizer_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+    return load_tokenizer(folder)
+
+
+# Texts
+
+
+@pytest.mark.parametrize("name", EXPECTED["texts"])
+def test_texts_have_the_tokens_that_transformers_gives_them(name):
+    loaded = load_tokenizer(FIXTURES / name)
+    assert loaded.bos_token == loaded.tokenizer.token_to_id("<bos>")
+    assert loaded.eos_token == loaded.tokenizer.token_to_id("<eos>")
+    for text, tokens, decoded in EXPECTED["texts"][name]:
+        assert loaded.encode(text) == tokens
+        assert loaded.decode(tokens) == decoded
+
+
+def test_the_trained_pair_s_tokenizer_puts_its_token_in_front():
+    pair, loaded = load_pair(), load_tokenizer(ASSETS)
+    assert loaded.encode("Return the") == pair.encode("Return the")
+    assert loaded.bos_token == loaded.eos_token == pair.end_token
+
+
+def test_a_begin_token_comes_once(folder):
+    # tokenizer.json has put it there.
+    assert configure(folder, add_bos_token=True).encode("the") == load_tokenizer(FIXTURES / "byte_level").encode("the")
+
+
+def test_special_tokens_may_be_objects_or_stand_in_a_file_of_their_own(folder):
+    assert configure(folder, eos_token={"content": "<|eot_id|>", "lstrip": False}).eos_token == 284
+    (folder / "tokenizer_config.json").unlink()
+    assert load_tokenizer(folder).eos_token is None
+    (folder / "special_tokens_map.json").write_text(json.dumps({"eos_token": {"content": "<eos>"}}))
+    assert load_tokenizer(folder).eos_token == 281
+
+
+def test_a_saved_length_cuts_and_fills_nothing(folder):
+    saved = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    saved.enable_truncation(2)
+    saved.enable_padding(length=9)
+    saved.save(str(folder / "tokenizer.json"))
+    for text, tokens, _ in EXPECTED["texts"]["byte_level"]:
+        assert load_tokenizer(folder).encode(text) == tokens
+
+
+# Conversations
+
+
+@pytest.mark.parametrize("name", EXPECTED["rendered"])
+@pytest.mark.parametrize("case", range(len(EXPECTED["conversations"])))
+def test_conversations_are_what_transformers_makes_of_them(folder, name, case):
+    shutil.copy(FIXTURES / "templates" / f"{name}.jinja", folder / "chat_template.jinja")
+    loaded, conversation, expected = load_tokenizer(folder), EXPECTED["conversations"][case], EXPECTED["rendered"][name]
+    if "refused" in expected[case]:
+        with pytest.raises(ValueError, match="The chat template refuses this conversation: ") as refusal:
+            loaded.encode_chat(**conversation)
+        assert str(refusal.value).endswith(expected[case]["refused"])
+    else:
+        options = {**loaded.special_tokens, **conversation}
+        assert render_chat(loaded.chat_templates["default"], **options) == expected[case]["text"]
+        assert loaded.encode_chat(**conversation) == expected[case]["tokens"]
+
+
+def test_where_templates_stand(folder):
+    named = [{"name": "default", "template": "one"}, {"name": "tool_use", "template": "tools"}]
+    (folder / "chat_template.json").write_text('{"chat_template": "zero"}')
+    assert load_tokenizer(folder).chat_templates == {"default": "zero"}
+    assert configure(folder, chat_template="one").chat_templates == {"default": "one"}
+    loaded = configure(folder, chat_template=named)
+    assert loaded.chat_templates == {"default": "one", "tool_use": "tools"}
+    texts = [loaded.decode(loaded.encode_chat(USER, **options)) for options in ({}, {"tools": [{}]})]
+    assert texts == ["one", "tools"]
+    assert loaded.decode(loaded.encode_chat(USER, template="tool_use")) == "tools"
+    (folder / "additional_chat_templates").mkdir()
+    (folder / "additional_chat_templates" / "rag.jinja").write_text("rag")
+    (folder / "chat_template.jinja").write_text("two")
+    assert load_tokenizer(folder).chat_templates == {"default": "two", "rag": "rag"}
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ ''.__class__.__mro__ }}",
+        "{{ messages.append(1) }}",
+        "{{ messages[0].update(role='a') }}",
+        "{{ render.__globals__ }}{{ raise_exception.__globals__['json'] }}",
+    ],
+)
+def test_a_template_can_do_nothing_but_write(template):
+    with pytest.raises(ValueError, match="refuses"):
+        render_chat(template, USER)
+
+
+@pytest.mark.parametrize(
+    ("template", "messages", "sentence"),
+    [
+        ("{% if %}", USER, "The chat template cannot be read: .*line 1"),
+        ("{{ messages[0].content + 1 }}", USER, "The chat template refuses this conversation: .*str"),
+        ("{{ messages[7].content.text }}", USER, "The chat template refuses this conversation: .*no element 7"),
+        ("", [], "messages must hold at least one message"),
+    ],
+)
+def test_a_template_that_fails_is_told_in_a_sentence(template, messages, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        render_chat(template, messages)
+
+
+# What is told of a wrong folder
+
+
+def test_wrong_folders_and_files_are_told(folder, tmp_path):
+    with pytest.raises(ValueError, match=r"there is no folder .*nowhere"):
+        load_tokenizer(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match=r"must hold the chat template 'default'; it holds none"):
+        load_tokenizer(folder).encode_chat(USER)
+    (folder / "tokenizer_config.json").write_text("[")
+    with pytest.raises(ValueError, match=r"tokenizer_config.json must be a JSON object, but it cannot be parsed"):
+        load_tokenizer(folder)
+    (folder / "tokenizer_config.json").write_text("[]")
+    with pytest.raises(ValueError, match=r"tokenizer_config.json must be a JSON object, got a list"):
+        load_tokenizer(folder)
+    (folder / "tokenizer.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"tokenizer.json is no tokenizer: "):
+        load_tokenizer(folder)
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(ValueError, match=r"must hold tokenizer.json, which is missing"):
+        load_tokenizer(folder)
+    (folder / "tokenizer.model").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"holds SentencePiece's tokenizer.model: transformers.AutoTokenizer"):
+        load_tokenizer(folder)
+
+
+def test_a_prompt_without_tokens_is_told(folder):
+    assert load_tokenizer(folder).encode("") == [280]
+    configure(folder, bos_token=None)
+    saved = json.loads((folder / "tokenizer.json").read_text())
+    (folder / "tokenizer.json").write_text(json.dumps({**saved, "post_processor": None}))
+    with pytest.raises(ValueError, match=r"The prompt '' has no token"):
+        load_tokenizer(folder).encode("")
+    (folder / "chat_template.jinja").write_text("")
+    with pytest.raises(ValueError, match=r"The conversation has no token"):
+        load_tokenizer(folder).encode_chat(USER)
+
+
+def test_vocabularies_that_differ_are_told():
+    def words(*names):
+        return Tokenizer(models.WordLevel({name: i for i, name in enumerate(names)}, names[0]))
+
+    check_vocabularies(words("a", "b", "c"), words("a", "b"))
+    check_vocabularies(words("a", "b"), words("a", "b", "c"))
+    sentence = "2 of 3 token ids differ, the first is 1, which is 'b' to the target and 'c' to the draft"
+    with pytest.raises(ValueError, match=sentence):
+        check_vocabularies(words("a", "b", "c"), words("a", "c", "b", "d"))
+
+
+@pytest.mark.parametrize(("module", "attempted"), [(chat, 3), (tokenizer, 3), (vocabulary, 3)])
+def test_the_examples(module, attempted):
+    assert doctest.testmod(module) == doctest.TestResults(failed=0, attempted=attempted)
