@@ -17,16 +17,20 @@ from specsamp_jax.models.llama import checkpoint_layout
 CONFIG = LlamaConfig(16_000, 1024, 2816, num_hidden_layers=7, num_attention_heads=16, num_key_value_heads=16)
 # The small one brings in all code and what tracing leaves behind.
 LOAD = """
-import json, resource, sys
+import json, sys
 import jax
 from specsamp_jax.models import load_checkpoint
 
+def memory(field):
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) for line in status if line.startswith(field))
+
 small, large = sys.argv[1:]
 load_checkpoint(small)
-with open("/proc/self/status") as status:
-    before = next(int(line.split()[1]) for line in status if line.startswith("VmRSS"))
+before = memory("VmRSS")
 model = load_checkpoint(large)
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+# Not getrusage's, which begins with what the parent had when it made this process.
+peak = memory("VmHWM")
 num_bytes = sum(x.nbytes for x in jax.tree.leaves(model.params))
 print(json.dumps({"peak": (peak - before) * 1024, "num_bytes": num_bytes}))
 """
