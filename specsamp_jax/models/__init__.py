@@ -7,3 +7,5 @@ from specsamp_jax.models.checkpoints import load_module as load_module
 from specsamp_jax.models.checkpoints import save_checkpoint as save_checkpoint
 from specsamp_jax.models.llama import Llama as Llama
 from specsamp_jax.models.llama import LlamaConfig as LlamaConfig
+from specsamp_jax.models.whisper import Whisper as Whisper
+from specsamp_jax.models.whisper import WhisperConfig as WhisperConfig

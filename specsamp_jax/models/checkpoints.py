@@ -2,8 +2,9 @@
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -13,15 +14,29 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from specsamp_jax._types import Model
+from specsamp_jax.models import llama, whisper, whisper_checkpoint
 from specsamp_jax.models.adapters import from_nnx
-from specsamp_jax.models.llama import Llama, LlamaConfig, checkpoint_layout
 
 _CONFIG = "config.json"
 _TENSORS = "model.safetensors"
 
 
-def save_checkpoint(path: str | os.PathLike[str], module: Llama, *, dtype: DTypeLike = jnp.bfloat16) -> None:
-    """Writes `module` into the folder `path`, as `transformers.LlamaForCausalLM.from_pretrained` reads it.
+class _Family(NamedTuple):
+    """How a model type becomes a module, and where that one's parameters stand."""
+
+    config: Any
+    module: Any
+    layout: Callable[[Any], Iterator[llama.Slot]]
+
+
+_FAMILIES = {
+    "llama": _Family(llama.LlamaConfig, llama.Llama, llama.checkpoint_layout),
+    "whisper": _Family(whisper.WhisperConfig, whisper.Whisper, whisper_checkpoint.checkpoint_layout),
+}
+
+
+def save_checkpoint(path: str | os.PathLike[str], module: nnx.Module, *, dtype: DTypeLike = jnp.bfloat16) -> None:
+    """Writes `module` into the folder `path`, as the family's `from_pretrained` in transformers reads it.
 
     Args:
       path: The folder; made if it is not there. Files of the same names are replaced.
@@ -29,7 +44,11 @@ def save_checkpoint(path: str | os.PathLike[str], module: Llama, *, dtype: DType
       dtype: What the tensors are written in.
     """
     tensors = {}
-    for slot in checkpoint_layout(module):
+    config = getattr(module, "config", None)
+    layout = next((family.layout for family in _FAMILIES.values() if isinstance(module, family.module)), None)
+    if config is None or layout is None:
+        raise ValueError(f"module must be of a family that has checkpoints, got {type(module).__name__}.")
+    for slot in layout(module):
         value = np.asarray(slot.param[...].astype(dtype))
         value = value.T if slot.transposed else value
         cuts = np.cumsum([shape[0] for shape in slot.tensors.values()])[:-1]
@@ -37,7 +56,7 @@ def save_checkpoint(path: str | os.PathLike[str], module: Llama, *, dtype: DType
             tensors[name] = np.ascontiguousarray(part)
     path = Path(path)
     path.mkdir(parents=True, exist_ok=True)
-    config = {**module.config.to_dict(), "dtype": jnp.dtype(dtype).name}
+    config = {**config.to_dict(), "dtype": jnp.dtype(dtype).name}
     (path / _CONFIG).write_text(json.dumps(config, indent=2) + "\n")
     # transformers refuses a file that does not say which framework's tensors it holds.
     safetensors.numpy.save_file(tensors, path / _TENSORS, metadata={"format": "pt"})
@@ -54,15 +73,20 @@ def load_checkpoint(path: str | os.PathLike[str], *, dtype: DTypeLike = jnp.floa
       ValueError: A file is missing, broken or of another architecture; a tensor is missing, superfluous, of
         another shape than the config says, or no floating point. Nothing is loaded then.
     """
-    return from_nnx(load_module(path, dtype=dtype))
+    module = load_module(path, dtype=dtype)
+    if isinstance(module, whisper.Whisper):
+        raise ValueError(
+            f"{path} holds a Whisper, whose text follows speech: load_module and decoder_model are for it."
+        )
+    return from_nnx(module)
 
 
-def load_module(path: str | os.PathLike[str], *, dtype: DTypeLike = jnp.float32) -> Llama:
+def load_module(path: str | os.PathLike[str], *, dtype: DTypeLike = jnp.float32) -> Any:
     """Returns the module that the folder `path` holds, to train it further; the rest is `load_checkpoint`."""
     path = Path(path)
-    config = _read_config(path / _CONFIG)
-    module = nnx.eval_shape(lambda: Llama(config, dtype=dtype, param_dtype=dtype, rngs=nnx.Rngs(0)))
-    slots = list(checkpoint_layout(module))
+    family, config = _read_config(path / _CONFIG)
+    module = nnx.eval_shape(lambda: family.module(config, dtype=dtype, param_dtype=dtype, rngs=nnx.Rngs(0)))
+    slots = list(family.layout(module))
     shapes = {name: shape for slot in slots for name, shape in slot.tensors.items()}
     tensors = _read_tensors(path / _TENSORS, shapes)
     for slot in slots:
@@ -71,7 +95,7 @@ def load_module(path: str | os.PathLike[str], *, dtype: DTypeLike = jnp.float32)
     return module
 
 
-def _read_config(path: Path) -> LlamaConfig:
+def _read_config(path: Path) -> tuple[_Family, Any]:
     try:
         values = json.loads(path.read_text())
     except FileNotFoundError:
@@ -80,7 +104,11 @@ def _read_config(path: Path) -> LlamaConfig:
         raise ValueError(f"{path} must be a JSON object, but it cannot be parsed: {error}.") from error
     if not isinstance(values, dict):
         raise ValueError(f"{path} must be a JSON object, got a {type(values).__name__}.")
-    return LlamaConfig.from_dict(values)
+    model_type = values.get("model_type")
+    if model_type not in _FAMILIES:
+        raise ValueError(f"model_type must be one of {', '.join(map(repr, _FAMILIES))}, got {model_type!r}.")
+    family = _FAMILIES[model_type]
+    return family, family.config.from_dict(values)
 
 
 def _read_tensors(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:

@@ -112,7 +112,7 @@ def test_broken_config(saved, text):
 def test_other_architecture(saved):
     file = saved / "config.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "model_type": "mamba"}))
-    refuses(saved, "model_type must be 'llama', got 'mamba'")
+    refuses(saved, "model_type must be one of 'llama', 'whisper', got 'mamba'")
 
 
 def test_other_sizes_name_a_tensor(saved):
