@@ -10,6 +10,7 @@ import click
 import jax
 
 from specsamp_jax import _demo
+from specsamp_jax._transcribe_cli import transcribe_command
 from specsamp_jax._types import SamplingParams, Verification
 from specsamp_jax._verify import verify, verify_sigmoid
 from specsamp_jax.pair import load_pair
@@ -23,6 +24,9 @@ RULES: dict[str, Callable[..., Verification]] = {"token": verify, "sigmoid": ver
 @click.version_option(package_name="specsamp")
 def cli() -> None:
     """Exact speculative sampling in JAX."""
+
+
+cli.add_command(transcribe_command)
 
 
 @cli.command()

@@ -19,6 +19,20 @@ _ENCODER_SIZES = (
 )
 
 
+def share_encoder(target: Whisper, draft: Whisper) -> str | None:
+    """Gives `draft` the encoder of `target` where it has the same one, so that it need run once and is held once.
+
+    Returns:
+      None where they are the same, else what differs first; then nothing is changed.
+    """
+    if draft.encoder is target.encoder:
+        return None
+    difference = encoder_difference(target, draft)
+    if difference is None:
+        draft.encoder = target.encoder
+    return difference
+
+
 def encoder_difference(first: Whisper, second: Whisper) -> str | None:
     """Returns what is the first thing that differs between two encoders; None where they compute the same.
 
