@@ -72,7 +72,7 @@ ProgressFn = Callable[[float, float], None]
 
 def transcribe(
     key: Key[Array, "*keys"],
-    waveforms: Sequence[Float[np.ndarray, "N"]],
+    waveforms: Sequence[Float[np.ndarray, "_"]],
     *,
     target: Speech,
     draft: Speech | Drafter | None,
@@ -106,7 +106,7 @@ def transcribe(
       language: A code such as "en". None: each utterance's own, the most probable language of its first window.
       task: "transcribe" or "translate" (into English). None: the former. English-only models take neither.
       timestamps: Whether to find the times of segments.
-      sampling: Applied to target and draft alike; greedy unless given.
+      sampling: Scalars, applied to target and draft alike; greedy unless given.
       max_new_tokens: The most tokens of a window. None: what the model's positions leave room for.
       batch_size: The most windows at once. Where fewer are left they are decoded in halvings of the first batch, so
         that a step is compiled for few sizes.
@@ -123,6 +123,8 @@ def transcribe(
         raise ValueError(f"max_new_tokens must be from 1 to {room}, for which there is room; got {max_new_tokens}.")
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1; got {batch_size}.")
+    if any(np.ndim(value) for value in sampling):
+        raise ValueError("sampling must hold scalars, for windows are not rows of a batch; got an array.")
     if isinstance(draft, Speech):
         check_pair(target, draft)
         share_encoder(target.module, draft.module)

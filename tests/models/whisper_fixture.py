@@ -13,7 +13,8 @@ from specsamp_jax.models.whisper_features import log_mel
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "whisper"
 sys.path.append(str(FIXTURES.parent))
 
-from whisper_audio import waveform  # noqa: E402
+from whisper_inputs import texts_and_logits as texts_and_logits  # noqa: E402
+from whisper_inputs import waveform as waveform  # noqa: E402
 
 SHORT = [waveform(1, 1.3), waveform(2, 2.0), waveform(3, 0.7)]
 LONG = [waveform(4, 5.0), waveform(5, 2.7)]
