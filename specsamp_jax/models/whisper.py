@@ -8,7 +8,7 @@ parameters hold each layer's keys and values of it, so that the decoder alone is
 import dataclasses
 import functools
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -60,6 +60,8 @@ class WhisperConfig:
       ValueError: Sizes that do not fit together.
     """
 
+    model_type: ClassVar[str] = "whisper"
+
     vocab_size: int = 51865
     num_mel_bins: int = 80
     d_model: int = 384
@@ -92,7 +94,7 @@ class WhisperConfig:
         """Returns what Hugging Face's config.json holds for this model."""
         return {
             "architectures": ["WhisperForConditionalGeneration"],
-            "model_type": "whisper",
+            "model_type": self.model_type,
             "is_encoder_decoder": True,
             **dataclasses.asdict(self),
             **_REQUIRED,
@@ -108,8 +110,8 @@ class WhisperConfig:
         Raises:
           ValueError: Another model type, or a setting that is not implemented.
         """
-        if values.get("model_type") != "whisper":
-            raise ValueError(f"model_type must be 'whisper', got {values.get('model_type')!r}.")
+        if values.get("model_type") != cls.model_type:
+            raise ValueError(f"model_type must be {cls.model_type!r}, got {values.get('model_type')!r}.")
         for key, required in _REQUIRED.items():
             if values.get(key, required) != required:
                 raise ValueError(f"{key} must be {required!r}, got {values[key]!r}; this is not supported.")

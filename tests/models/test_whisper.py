@@ -123,7 +123,7 @@ def test_padding_is_read_as_a_token_and_no_position_is_too_far():
 def test_a_distilled_drafter_has_the_encoder_of_its_target():
     assert encoder_difference(module("multilingual"), module("distilled")) is None
     assert encoder_difference(module("multilingual"), module("english")) == "num_mel_bins"
-    other = load_module(FIXTURES / "distilled")
+    other = load_module(FIXTURES / "distilled", dtype="float32")
     bias = other.encoder.blocks[1].mlp.down.bias
     bias.set_value(bias[...].at[3].add(1e-7))
     assert encoder_difference(module("multilingual"), other) == "model.encoder.layers.1.fc2.bias"
@@ -136,7 +136,7 @@ def test_a_distilled_drafter_has_the_encoder_of_its_target():
 
 def test_what_is_saved_is_loaded(tmp_path):
     save_checkpoint(tmp_path, module("multilingual"), dtype="float32")
-    loaded = load_module(tmp_path)
+    loaded = load_module(tmp_path, dtype="float32")
     assert loaded.config == module("multilingual").config
     jax.tree.map(
         np.testing.assert_array_equal,
@@ -146,7 +146,7 @@ def test_what_is_saved_is_loaded(tmp_path):
 
 
 def test_a_whisper_is_no_model_of_text_alone():
-    with pytest.raises(ValueError, match="holds a Whisper, whose text follows speech"):
+    with pytest.raises(ValueError, match="Whisper"):
         load_checkpoint(FIXTURES / "distilled")
 
 

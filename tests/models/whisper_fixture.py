@@ -22,7 +22,7 @@ LONG = [waveform(4, 5.0), waveform(5, 2.7)]
 
 @functools.cache
 def module(name):
-    return load_module(FIXTURES / name)
+    return load_module(FIXTURES / name, dtype="float32")
 
 
 @functools.cache
