@@ -96,6 +96,8 @@ class WhisperConfig:
             "architectures": ["WhisperForConditionalGeneration"],
             "model_type": self.model_type,
             "is_encoder_decoder": True,
+            # Special tokens stand in generation_config.json; this one has a default that not every vocabulary holds.
+            "pad_token_id": None,
             **dataclasses.asdict(self),
             **_REQUIRED,
         }
