@@ -145,8 +145,8 @@ def transcribe(
         states = encode(target.module, features)
         model = decoder_model(target.module, states)
         if settings.languages and any(languages[i] is None for i in rows):
-            for (start, i), code in zip(batch, _detect(target, model, len(batch)), strict=True):
-                languages[i] = code if start == 0 and languages[i] is None else languages[i]
+            for i, code in zip(rows, _detect(target, model, len(batch)), strict=True):
+                languages[i] = languages[i] or code
         prompts = np.array([settings.prompt(language=languages[i], task=task, timestamps=timestamps) for i in rows])
         result = generate(
             _streams.fold_in(keys[rows], jnp.asarray(starts)),

@@ -97,7 +97,9 @@ def test_an_encoder_of_its_own_changes_no_token():
     assert other.module.encoder is not speech("multilingual").module.encoder
     assert tokens(result) == expected_tokens(generated("multilingual")["texts"]["en transcribe"], 4, 60)
     shared = speech("distilled")
-    assert tokens(hear(draft=shared)) == tokens(result)
+    again = hear(draft=shared)
+    assert tokens(again) == tokens(result)
+    assert again.stats.num_accepted.tolist() != result.stats.num_accepted.tolist()  # it heard something else
     assert shared.module.encoder is speech("multilingual").module.encoder
 
 
@@ -145,6 +147,12 @@ def test_a_sampled_text_depends_on_its_own_key_and_place_alone():
     together = tokens(hear(keys, SHORT))
     assert tokens(hear(keys[::-1], SHORT[::-1])) == together[::-1]
     assert tokens(hear(jax.random.split(jax.random.key(1), 3), SHORT)) != together
+    # Two windows of one sound draw differently, and those of another utterance draw as before.
+    first, second = hear(keys[1:], [np.tile(SHORT[1], 2), SHORT[2]]).transcripts
+    (_, one), (_, other) = ((segment.start, segment.text) for segment in first.segments)
+    assert one != other
+    assert first.tokens[: len(together[1])].tolist() == together[1]
+    assert second.tokens.tolist() == together[2]
 
 
 def test_text_is_what_the_tokenizer_makes_of_it_without_what_is_special():
