@@ -227,7 +227,8 @@ class Whisper(nnx.Module):
       decoder: The decoder.
 
     Example:
-      >>> config = WhisperConfig(vocab_size=32, num_mel_bins=4, d_model=24, max_source_positions=10)
+      >>> sizes = {"num_mel_bins": 4, "d_model": 24, "encoder_layers": 1, "decoder_layers": 1}
+      >>> config = WhisperConfig(vocab_size=32, max_source_positions=10, **sizes)
       >>> module = Whisper(config, rngs=nnx.Rngs(0))
       >>> states = encode(module, jnp.zeros((1, 4, 20)))
       >>> model = decoder_model(module, states)
@@ -263,7 +264,7 @@ def sinusoids(num_positions: int, num_features: int, dtype: DTypeLike) -> Float[
 
 
 def encode(module: Whisper, features: Float[Array | np.ndarray, "B M F"]) -> Float[Array, "B S D"]:
-    """Returns the encoder's states of each window of features.
+    """Returns the encoder's states of each window of features; they do not depend on the other windows.
 
     Args:
       module: The model.
@@ -278,7 +279,9 @@ def encode(module: Whisper, features: Float[Array | np.ndarray, "B M F"]) -> Flo
             f"features must have shape [B, M, F] = [B, {expected[0]}, {expected[1]}] by the config, "
             f"got {list(features.shape)}."
         )
-    return _encode(*nnx.split(module.encoder), features)
+    graphdef, params = nnx.split(module.encoder)
+    # One window fills a device, and its scores are large (20 heads of 1500 x 1500 in float32): one after the other.
+    return jnp.concatenate([_encode(graphdef, params, features[i : i + 1]) for i in range(len(features))])
 
 
 def decoder_model(module: Whisper, states: Float[Array, "B S F"]) -> Model:

@@ -44,6 +44,12 @@ def test_encoder_states_are_theirs():
     assert_close(states("english")[:, ::31], outputs("english")["states"])
 
 
+def test_states_do_not_depend_on_the_batch():
+    heard = windows("multilingual", SHORT)
+    together = encode(module("multilingual"), heard)
+    np.testing.assert_array_equal(encode(module("multilingual"), heard[2:])[0], together[2])
+
+
 def test_logits_of_a_prefill_are_theirs():
     for name, stride in (("multilingual", 1), ("english", 7)):
         tokens, expected = outputs(name)["tokens"], outputs(name)["logits"]
