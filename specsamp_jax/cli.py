@@ -11,6 +11,7 @@ import jax
 
 from specsamp_jax import _demo
 from specsamp_jax._generate_cli import generate_command
+from specsamp_jax._transcribe_cli import transcribe_command
 from specsamp_jax.pair import load_pair
 
 FALSE_ALARM = 1e-3  # how often the demo may cry wolf, over seeds
@@ -24,6 +25,7 @@ def cli() -> None:
 
 
 cli.add_command(generate_command)
+cli.add_command(transcribe_command)
 
 
 @cli.command()

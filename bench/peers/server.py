@@ -70,7 +70,38 @@ class Generate:
         return seconds, {"tokens": text.tolist(), "num_steps": self.num_passes}
 
 
-KINDS = {"speculative_sampling": SpeculativeSampling, "generate": Generate}
+class WhisperGenerate:
+    """transformers' greedy `generate` of a Whisper, assisted by a decoder on the same encoder states if asked."""
+
+    def __init__(self, target: str, drafter: str, features: str, num_draft: int | None, max_new_tokens: int):
+        # It warns of max_length beside max_new_tokens in every step of the assistant.
+        transformers.utils.logging.set_verbosity_error()
+        self.target = transformers.WhisperForConditionalGeneration.from_pretrained(target, dtype=torch.float32).eval()
+        self.features = [torch.from_numpy(heard) for heard in np.load(features)]
+        self.options = {"language": "en", "task": "transcribe", "temperature": 0.0}
+        self.options |= {"max_new_tokens": max_new_tokens, "force_unique_generate_call": True}
+        if num_draft is not None:
+            assistant = transformers.WhisperForCausalLM.from_pretrained(drafter, dtype=torch.float32).eval()
+            config = assistant.generation_config
+            config.num_assistant_tokens, config.num_assistant_tokens_schedule = num_draft, "constant"
+            config.assistant_confidence_threshold = 0.0
+            self.options["assistant_model"] = assistant
+        self.num_passes = 0
+        self.target.model.decoder.register_forward_hook(self._count)
+
+    def _count(self, *_):
+        self.num_passes += 1
+
+    def __call__(self, index: int) -> tuple[float, dict]:
+        """Seconds, the text, and how many times the target's decoder ran."""
+        self.num_passes = 0
+        began = time.perf_counter()
+        text = self.target.generate(self.features[index % len(self.features)], **self.options)
+        seconds = time.perf_counter() - began
+        return seconds, {"tokens": text.tolist(), "num_steps": self.num_passes}
+
+
+KINDS = {"speculative_sampling": SpeculativeSampling, "generate": Generate, "whisper": WhisperGenerate}
 
 
 def main() -> None:

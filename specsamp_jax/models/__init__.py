@@ -22,3 +22,5 @@ from specsamp_jax.models.qwen import Qwen3 as Qwen3
 from specsamp_jax.models.qwen import Qwen3Config as Qwen3Config
 from specsamp_jax.models.vocab import vocab_size as vocab_size
 from specsamp_jax.models.vocab import with_vocab_size as with_vocab_size
+from specsamp_jax.models.whisper import Whisper as Whisper
+from specsamp_jax.models.whisper import WhisperConfig as WhisperConfig

@@ -15,6 +15,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from specsamp_jax._types import Model
+from specsamp_jax.models import whisper_checkpoint
 from specsamp_jax.models._decoder import Decoder, checkpoint_layout
 from specsamp_jax.models._slots import Slot, fill
 from specsamp_jax.models._tensors import Stored, read_headers, read_json
@@ -22,6 +23,7 @@ from specsamp_jax.models.adapters import from_nnx
 from specsamp_jax.models.gemma import Gemma, Gemma2, Gemma2Config, GemmaConfig
 from specsamp_jax.models.llama import Llama, LlamaConfig, Mistral, MistralConfig
 from specsamp_jax.models.qwen import Qwen2, Qwen2Config, Qwen3, Qwen3Config
+from specsamp_jax.models.whisper import Whisper, WhisperConfig
 
 _CONFIG = "config.json"
 _TENSORS = "model.safetensors"
@@ -48,6 +50,7 @@ FAMILIES = {
     "qwen3": Family(Qwen3Config, Qwen3, checkpoint_layout),
     "gemma": Family(GemmaConfig, Gemma, checkpoint_layout),
     "gemma2": Family(Gemma2Config, Gemma2, checkpoint_layout),
+    "whisper": Family(WhisperConfig, Whisper, whisper_checkpoint.checkpoint_layout),
 }
 """The families by `model_type` of config.json."""
 

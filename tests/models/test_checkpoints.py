@@ -115,7 +115,10 @@ def test_broken_config(saved, text):
 def test_other_architecture(saved):
     file = saved / "config.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "model_type": "mamba"}))
-    refuses(saved, "model_type must be one of 'llama', 'mistral', 'qwen2', 'qwen3', 'gemma', 'gemma2', got 'mamba' in")
+    refuses(
+        saved,
+        "model_type must be one of 'llama', 'mistral', 'qwen2', 'qwen3', 'gemma', 'gemma2', 'whisper', got 'mamba'",
+    )
 
 
 def test_other_sizes_name_a_tensor(saved):

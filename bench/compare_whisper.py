@@ -1,0 +1,197 @@
+"""Whisper with a distilled drafter, random weights, against transformers: writes results/whisper_DEVICE.{json,md}.
+
+python bench/compare_whisper.py
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+import jax
+import numpy as np
+import timing
+from flax import nnx
+
+import specsamp_jax as ss
+from specsamp_jax.models import load_module, save_checkpoint
+from specsamp_jax.models.whisper import Whisper, WhisperConfig, decoder_model, encode
+from specsamp_jax.models.whisper_checkpoint import share_encoder
+from specsamp_jax.models.whisper_settings import load_settings
+
+NUM_DRAFT, MAX_NEW_TOKENS = 5, 128
+QUIET = 0.05  # how loud the layers are that the drafter lacks: this sets how often it is right
+REFERENCE = "speculative"
+FOLDER = timing.ROOT / ".work" / "whisper"
+# A decoder's share of the weights, beside its head, as in Whisper small; vocabulary and width are smaller.
+CONFIG = WhisperConfig(
+    vocab_size=8192,
+    d_model=256,
+    encoder_layers=4,
+    encoder_attention_heads=4,
+    encoder_ffn_dim=1024,
+    decoder_layers=4,
+    decoder_attention_heads=4,
+    decoder_ffn_dim=1024,
+)
+DRAFT_LAYERS = 1
+FIRST_TIMESTAMP = CONFIG.vocab_size - 1501
+END, START, ENGLISH, TRANSCRIBE, NO_TIMESTAMPS = range(FIRST_TIMESTAMP - 5, FIRST_TIMESTAMP)
+SETTINGS = {
+    "decoder_start_token_id": START,
+    "eos_token_id": END,
+    "pad_token_id": END,
+    "bos_token_id": END,
+    "no_timestamps_token_id": NO_TIMESTAMPS,
+    "is_multilingual": True,
+    "lang_to_id": {"<|en|>": ENGLISH},
+    "task_to_id": {"transcribe": TRANSCRIBE},
+    # Not the end either: every run makes as many tokens.
+    "suppress_tokens": [END, START, ENGLISH, TRANSCRIBE],
+    "begin_suppress_tokens": [0],
+    "max_length": CONFIG.max_target_positions,
+}
+
+
+def make_pair() -> tuple[Path, Path]:
+    """Folders of a target and of the drafter that is its encoder and first decoder layer."""
+    target = Whisper(CONFIG, rngs=nnx.Rngs(0))
+    keys = iter(jax.random.split(jax.random.key(0), 200))
+
+    def draw(path, value):
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        if value.ndim == 1 or name == "encoder/positions":
+            return value
+        lacking = name.startswith("decoder/blocks/") and not name.startswith("decoder/blocks/0/")
+        scale = QUIET if lacking and ("/out/" in name or "/down/" in name) else 1.0
+        if name == "decoder/embedding":
+            scale = 0.1  # quieter than what its place and the sound say, or the tied head would say a token again
+        if name.endswith("weight"):
+            scale *= (value.size // value.shape[0] if "conv" in name else value.shape[0]) ** -0.5
+        return scale * jax.random.normal(next(keys), value.shape)
+
+    state = nnx.state(target)
+    nnx.replace_by_pure_dict(state, jax.tree.map_with_path(draw, nnx.to_pure_dict(state)))
+    nnx.update(target, state)
+    draft = Whisper(WhisperConfig(**{**vars(CONFIG), "decoder_layers": DRAFT_LAYERS}), rngs=nnx.Rngs(0))
+    draft.encoder = target.encoder
+    for name in ("embedding", "positions", "norm"):
+        setattr(draft.decoder, name, getattr(target.decoder, name))
+    draft.decoder.blocks = nnx.List(list(target.decoder.blocks)[:DRAFT_LAYERS])
+    folders = FOLDER / "target", FOLDER / "draft"
+    for folder, module in zip(folders, (target, draft), strict=True):
+        save_checkpoint(folder, module, dtype="float32")
+        (folder / "generation_config.json").write_text(json.dumps(SETTINGS))
+    return folders
+
+
+def contender(name: str, modules: tuple[Whisper, Whisper], features: np.ndarray) -> timing.Contender:
+    """Encoder and greedy decoding, of other utterances in each round."""
+    target, draft = modules
+    settings = load_settings(FOLDER / "target", CONFIG)
+    prompt = np.array([settings.prompt(language="en", task=None, timestamps=False)] * features.shape[1])
+    rules = settings.rules(prompt.shape[1], timestamps=False)
+
+    def run(key, heard):
+        states = encode(target, heard)
+        return ss.generate(
+            key,
+            prompt,
+            target=decoder_model(target, states),
+            draft=decoder_model(draft, states) if name == REFERENCE else None,
+            num_draft=NUM_DRAFT,
+            max_new_tokens=MAX_NEW_TOKENS,
+            sampling=ss.SamplingParams(temperature=0.0),
+            eos_token=settings.end_tokens,
+            process_logits_fn=rules,
+        )
+
+    return timing.jax_contender(name, run, lambda i: (jax.random.key(0), features[i % len(features)]))
+
+
+def compare(peers: timing.Peers | None, batch_size: int, *, rounds: int) -> dict[str, Any]:
+    """Checks that all make the same text, then times them: each round hears something else."""
+    rng = np.random.default_rng(batch_size)
+    shape = (rounds, batch_size, CONFIG.num_mel_bins, CONFIG.num_frames)
+    features = rng.normal(0, 0.5, shape).astype(np.float32)
+    np.save(FOLDER / "features.npy", features)
+    modules = load_module(FOLDER / "target", dtype="float32"), load_module(FOLDER / "draft", dtype="float32")
+    if share_encoder(*modules) is not None:
+        raise ValueError("The drafter must have the target's encoder.")
+    contenders = [contender(name, modules, features) for name in (REFERENCE, "target_alone")]
+    arguments = {"features": str(FOLDER / "features.npy"), "max_new_tokens": MAX_NEW_TOKENS}
+    arguments |= {"target": str(FOLDER / "target"), "drafter": str(FOLDER / "draft")}
+    for name, num_draft in (("transformers_assisted", NUM_DRAFT), ("transformers_generate", None)):
+        if peers and (num_draft is None or batch_size == 1):
+            contenders.append(peers.contender(f"{name}_{batch_size}", "whisper", num_draft=num_draft, **arguments))
+    counts, texts = {}, {}
+    for each in contenders:
+        _, made = each.run_fn(range(rounds))
+        peer = isinstance(made[0], dict)
+        texts[each.name] = np.array([m["tokens"] if peer else m.tokens for m in made])
+        steps = sum(m["num_steps"] if peer else int(m.stats.num_steps) for m in made)
+        counts[each.name] = {"tokens_a_step": rounds * MAX_NEW_TOKENS / steps}
+        if not peer and each.name == REFERENCE:
+            drafted, accepted = (
+                np.sum([getattr(m.stats, f"num_{n}") for m in made], 0) for n in ("drafted", "accepted")
+            )
+            counts[each.name]["accepted"] = (accepted / drafted).tolist()
+    for name, text in texts.items():
+        counts[name]["same_tokens"] = float((text == texts["target_alone"]).mean())
+    seconds = timing.alternate(contenders, lambda i, _: [i], rounds=rounds)
+    result = timing.summary(seconds, dict.fromkeys(seconds, REFERENCE))
+    for name, entry in result.items():
+        rates = [batch_size * MAX_NEW_TOKENS / value for value in entry["rounds"]]
+        entry |= {"tokens_a_second": timing.spread(rates), **counts[name]}
+    return result
+
+
+def batch_lines(batch_size: int, result: dict[str, Any]) -> list[str]:
+    """One batch size in Markdown."""
+    rows = [
+        [
+            name,
+            f"{entry['tokens_a_second']['median']:.0f}",
+            f"{entry['tokens_a_second']['p10']:.0f} to {entry['tokens_a_second']['p90']:.0f}",
+            f"{entry['times_reference']['median']:.2f} x",
+            f"{entry['tokens_a_step']:.2f}",
+            f"{entry['same_tokens']:.3f}",
+        ]
+        for name, entry in result.items()
+    ]
+    header = ["contender", "tokens/s", "p10 to p90", f"time of {REFERENCE}", "tokens a step", "same tokens"]
+    accepted = " ".join(f"{rate:.2f}" for rate in result[REFERENCE]["accepted"])
+    return [f"## Batch {batch_size}", "", *timing.table(header, rows), "", f"Accepted by position: {accepted}.", ""]
+
+
+NOTES = f"""\
+A random Whisper in float32, {CONFIG.encoder_layers} + {CONFIG.decoder_layers} layers of width {CONFIG.d_model},
+vocabulary {CONFIG.vocab_size}, windows of 30 s; its drafter has the same encoder and the first {DRAFT_LAYERS} of the
+decoder layers, of which the others are quiet, so that the drafter is often right. Greedy, K = {NUM_DRAFT},
+{MAX_NEW_TOKENS} tokens, suppressed tokens on; encoder and prefill are included; each round hears another random sound,
+the same for all. Their drafter shares the encoder's states as ours does. "same tokens": the share of tokens that are
+those of our target alone. Medians over the rounds, first and last decile."""
+
+
+@click.command()
+@click.option("--batch", "batch_sizes", multiple=True, type=int, default=[1, 8])
+@click.option("--rounds", default=6)
+@click.option("--out", type=click.Path(path_type=Path), help="Without suffix; results/whisper_DEVICE unless given.")
+def main(batch_sizes: tuple[int, ...], rounds: int, out: Path | None) -> None:
+    about = timing.environment()
+    make_pair()
+    peers = timing.Peers() if timing.Peers.are_installed() else None
+    watch = timing.Watch(*([peers.pid] if peers else []))
+    results = {batch_size: compare(peers, batch_size, rounds=rounds) for batch_size in batch_sizes}
+    about["others"] = watch.others()
+    if peers:
+        about["peers"] = peers.about
+        peers.close()
+    lines = ["# Whisper", "", *timing.environment_lines(about), "", *NOTES.splitlines(), ""]
+    for batch_size, result in results.items():
+        lines += batch_lines(batch_size, result)
+    timing.write(out or timing.RESULTS / f"whisper_{about['platform']}", {"about": about, "results": results}, lines)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,124 @@
+"""WAV files as waveforms of 16,000 samples a second."""
+
+import os
+import struct
+from math import gcd
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float
+
+from specsamp_jax.models.whisper_features import SAMPLE_RATE, checked
+
+_PCM, _FLOAT, _EXTENSIBLE = 1, 3, 0xFFFE  # format tags
+_UNKNOWN_SIZE = 0xFFFFFFFF  # of data written to a pipe
+
+# The interpolating filter: its zero crossings on each side, and Kaiser's beta for 80 dB of attenuation (Kaiser, 1974:
+# 0.1102 (80 - 8.7)). So its transition takes 8 % of the lower rate's band, and the cutoff is its middle.
+_ZERO_CROSSINGS, _BETA, _CUTOFF = 64, 7.857, 0.96
+_BLOCK = 1 << 12  # outputs computed at once, so that long sounds take little memory
+
+
+def load_wav(path: str | os.PathLike[str]) -> Float[np.ndarray, "N"]:
+    """Returns the sound of a WAV file, float32 from -1 to 1, its channels averaged, at 16,000 samples a second.
+
+    Args:
+      path: A RIFF file of PCM with 8, 16, 24 or 32 bits, or of floating point with 32 or 64.
+
+    Raises:
+      ValueError: No such file, another format, or one that is cut off.
+    """
+    path = Path(path)
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}.") from error
+    if content[:4] != b"RIFF" or content[8:12] != b"WAVE":
+        raise ValueError(f"{path} must be a WAV file, but does not begin as one; other formats can be converted to it.")
+    chunks = _chunks(path, content)
+    for name in (b"fmt ", b"data"):
+        if name not in chunks:
+            raise ValueError(f"{path} must hold a chunk {name.decode()!r}, which is missing.")
+    described = chunks[b"fmt "]
+    if len(described) < 16:
+        raise ValueError(f"The chunk 'fmt ' of {path} must have at least 16 bytes, got {len(described)}.")
+    tag, num_channels, rate, _, frame_size, bits = struct.unpack_from("<HHIIHH", described)
+    if tag == _EXTENSIBLE and len(described) >= 26:
+        (tag,) = struct.unpack_from("<H", described, 24)  # the first bytes of a longer name
+    if (tag, bits) not in {(_PCM, 8), (_PCM, 16), (_PCM, 24), (_PCM, 32), (_FLOAT, 32), (_FLOAT, 64)}:
+        raise ValueError(
+            f"{path} must be PCM of 8, 16, 24 or 32 bits or floats of 32 or 64, got format {tag} of {bits} bits."
+        )
+    if not num_channels or not rate or frame_size != num_channels * bits // 8:
+        raise ValueError(
+            f"{path} must have channels, a rate and frames that fit: got {num_channels} channels of {bits} bits at "
+            f"{rate} a second in frames of {frame_size} bytes."
+        )
+    data = chunks[b"data"]
+    samples = _samples(data[: len(data) - len(data) % frame_size], tag, bits).reshape(-1, num_channels)
+    return resample(checked(str(path), samples.mean(1, dtype=np.float32)), rate)
+
+
+def resample(waveform: Float[np.ndarray, "N"], rate: int) -> Float[np.ndarray, "M"]:
+    """Returns a waveform at 16,000 samples a second, float32; `ceil(N * 16000 / rate)` samples.
+
+    Sample m is the band-limited interpolation of the waveform at `m * rate / 16000`: a sinc that lets pass what lies
+    below both rates' halves, under a Kaiser window. Outside the waveform there is silence.
+
+    Args:
+      waveform: The samples.
+      rate: How many of them are a second.
+
+    Source: Crochiere and Rabiner (1983), Multirate Digital Signal Processing, section 2.3.
+    """
+    if rate == SAMPLE_RATE:
+        return waveform.astype(np.float32)
+    divisor = gcd(rate, SAMPLE_RATE)
+    up, down = SAMPLE_RATE // divisor, rate // divisor
+    # In steps of the input's samples: the sinc is stretched where the output's rate is the lower one.
+    band = _CUTOFF * min(1.0, SAMPLE_RATE / rate)
+    reach = int(np.ceil(_ZERO_CROSSINGS * max(1.0, rate / SAMPLE_RATE)))
+    offsets = np.arange(-reach + 1, reach + 1)
+    padded = np.pad(waveform.astype(np.float64), (reach - 1, reach))
+    windows = np.lib.stride_tricks.sliding_window_view(padded, 2 * reach)
+    made = np.empty(-(-waveform.size * up // down), np.float32)
+    # Outputs m, m + up, ... stand at the same place between two inputs: one set of taps is for all of them.
+    for m in range(min(up, made.size)):
+        whole, phase = divmod(m * down, up)
+        distance = phase / up - offsets
+        taps = band * np.sinc(band * distance) * np.i0(_BETA * np.sqrt(np.maximum(1 - (distance / reach) ** 2, 0)))
+        taps /= np.i0(_BETA)
+        outputs, inputs = made[m::up], windows[whole::down]
+        for i in range(0, outputs.size, _BLOCK):
+            outputs[i : i + _BLOCK] = inputs[i : i + _BLOCK][: outputs.size - i] @ taps
+    return made
+
+
+def _chunks(path: Path, content: bytes) -> dict[bytes, bytes]:
+    """The first chunk of each name, up to the sound."""
+    found, position = {}, 12
+    while position + 8 <= len(content) and b"data" not in found:
+        name, size = struct.unpack_from("<4sI", content, position)
+        position += 8
+        if name == b"data" and size == _UNKNOWN_SIZE:
+            size = len(content) - position
+        if position + size > len(content):
+            raise ValueError(
+                f"{path} is cut off: its chunk {name.decode('latin-1')!r} must have {size} bytes, got "
+                f"{len(content) - position}."
+            )
+        found.setdefault(name, content[position : position + size])
+        position += size + size % 2
+    return found
+
+
+def _samples(data: bytes, tag: int, bits: int) -> Float[np.ndarray, "N"]:
+    if tag == _FLOAT:
+        return np.frombuffer(data, f"<f{bits // 8}").astype(np.float32)
+    if bits == 8:  # without sign, around 128
+        return (np.frombuffer(data, np.uint8).astype(np.float32) - 128) / 128
+    if bits == 24:  # the upper three bytes of four
+        wide = np.zeros((len(data) // 3, 4), np.uint8)
+        wide[:, 1:] = np.frombuffer(data, np.uint8).reshape(-1, 3)
+        return (wide.view("<i4")[:, 0] / 2**31).astype(np.float32)
+    return (np.frombuffer(data, f"<i{bits // 8}") / 2.0 ** (bits - 1)).astype(np.float32)

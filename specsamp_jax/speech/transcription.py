@@ -1,0 +1,253 @@
+"""Transcription of many utterances at once, by speculative decoding."""
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, Key
+
+from specsamp_jax import _streams
+from specsamp_jax._decode import generate
+from specsamp_jax._drafters import Drafter
+from specsamp_jax._num_draft import NumDraft, compiled_lengths
+from specsamp_jax._step import VerifyFn
+from specsamp_jax._types import Model, SamplingParams, Stats
+from specsamp_jax._verify import verify
+from specsamp_jax.models.whisper import decoder_model, encode
+from specsamp_jax.models.whisper_checkpoint import share_encoder
+from specsamp_jax.models.whisper_features import HOP, SAMPLE_RATE, checked
+from specsamp_jax.speech.checkpoint import Speech
+from specsamp_jax.speech.windows import FixedWindows, Piece, SlidingWindows
+
+
+class Segment(NamedTuple):
+    """What was said in a span of time.
+
+    Attributes:
+      start: Seconds from the beginning of the sound.
+      end: Seconds from the beginning of the sound.
+      text: What was said.
+    """
+
+    start: float
+    end: float
+    text: str
+
+
+class Transcript(NamedTuple):
+    """What was said in one utterance.
+
+    Attributes:
+      text: The whole of it.
+      segments: Its parts: between timestamps where there are any, else each window's.
+      tokens: The generated tokens behind that text, timestamps included, prompts and end tokens not.
+      language: The code of the language, given or detected; None from an English-only model.
+    """
+
+    text: str
+    segments: tuple[Segment, ...]
+    tokens: Int[np.ndarray, "n"]
+    language: str | None
+
+
+class Transcription(NamedTuple):
+    """All utterances, and what the decoding loops counted.
+
+    Attributes:
+      transcripts: One an utterance.
+      stats: Sums over all batches of windows: steps, tokens emitted by each of N utterances, drafts verified and
+        accepted at each of K draft positions.
+    """
+
+    transcripts: tuple[Transcript, ...]
+    stats: Stats
+
+
+ProgressFn = Callable[[float, float], None]
+"""`(seconds heard, seconds in all)`, called after each batch of windows."""
+
+
+def transcribe(
+    key: Key[Array, "*keys"],
+    waveforms: Sequence[Float[np.ndarray, "_"]],
+    *,
+    target: Speech,
+    draft: Speech | Drafter | None,
+    num_draft: NumDraft = 5,
+    language: str | None = None,
+    task: str | None = None,
+    timestamps: bool = False,
+    sampling: SamplingParams = SamplingParams(temperature=0.0),
+    max_new_tokens: int | None = None,
+    batch_size: int = 8,
+    verify_fn: VerifyFn = verify,
+    progress_fn: ProgressFn | None = None,
+) -> Transcription:
+    """The text of each utterance, distributed as the target's own.
+
+    Up to `batch_size` windows are decoded together, of one utterance or of several; windows of 30 s in all published
+    models. Without timestamps they stand side by side. With timestamps each begins where the last segment of the one
+    before ended, so that an utterance has one window in a batch. No window knows the text of another one, and none is
+    decoded again at a higher temperature.
+
+    The drafter uses the target's encoder, once for both, where it has the same; see `share_encoder`.
+
+    Args:
+      key: One typed threefry key, or one an utterance. What a window says depends on its utterance's key and its
+        place, not on the batch.
+      waveforms: Samples from -1 to 1, 16,000 a second; see `load_wav`.
+      target: The model whose distribution is sampled.
+      draft: Who proposes: a smaller Whisper with the same vocabulary, a drafter that needs no speech such as
+        `NGramDrafter`, or None.
+      num_draft: Tokens drafted a step.
+      language: A code such as "en". None: each utterance's own, the most probable language of its first window.
+      task: "transcribe" or "translate" (into English). None: the former. English-only models take neither.
+      timestamps: Whether to find the times of segments.
+      sampling: Scalars, applied to target and draft alike; greedy unless given.
+      max_new_tokens: The most tokens of a window. None: what the model's positions leave room for.
+      batch_size: The most windows at once. Where fewer are left they are decoded in halvings of the first batch, so
+        that a step is compiled for few sizes.
+      verify_fn: The rule, with the signature of `verify`.
+      progress_fn: See `ProgressFn`.
+
+    Raises:
+      ValueError: Arguments that do not fit the models, or models that do not fit each other.
+    """
+    settings, config = target.settings, target.module.config
+    settings.check(language=language, task=task, timestamps=timestamps)
+    room = settings.max_length - settings.prompt_length(timestamps=timestamps)
+    if max_new_tokens is not None and not 1 <= max_new_tokens <= room:
+        raise ValueError(f"max_new_tokens must be from 1 to {room}, for which there is room; got {max_new_tokens}.")
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1; got {batch_size}.")
+    if any(np.ndim(value) for value in sampling):
+        raise ValueError("sampling must hold scalars, for windows are not rows of a batch; got an array.")
+    if isinstance(draft, Speech):
+        check_pair(target, draft)
+        share_encoder(target.module, draft.module)
+    keys = _streams.row_keys(key, len(waveforms))
+    sounds = [_sound(f"waveforms[{i}]", waveform, target, timestamps) for i, waveform in enumerate(waveforms)]
+
+    languages = [language] * len(sounds)
+    pieces: list[list[tuple[int, Piece]]] = [[] for _ in sounds]
+    num_heard = [0] * len(sounds)
+    counts = _no_counts(len(sounds), 0 if draft is None else compiled_lengths(num_draft)[-1])
+    # First windows first: an utterance's language is known before its later windows are asked.
+    queue = deque(sorted((start, i) for i, sound in enumerate(sounds) for start in sound.starts))
+    size = min(batch_size, len(queue))
+    while queue:
+        batch = [queue.popleft() for _ in range(_fitting(size, len(queue)))]
+        starts, rows = (np.array(column) for column in zip(*batch, strict=True))
+        features = np.stack([sounds[i].features(start) for start, i in batch])
+        states = encode(target.module, features)
+        model = decoder_model(target.module, states)
+        if settings.languages and any(languages[i] is None for i in rows):
+            for i, code in zip(rows, _detect(target, model, len(batch)), strict=True):
+                languages[i] = languages[i] or code
+        prompts = np.array([settings.prompt(language=languages[i], task=task, timestamps=timestamps) for i in rows])
+        result = generate(
+            _streams.fold_in(keys[rows], jnp.asarray(starts)),
+            prompts,
+            target=model,
+            draft=_drafter(target, draft, features, states),
+            num_draft=num_draft,
+            max_new_tokens=max_new_tokens or room,
+            sampling=sampling,
+            eos_token=settings.end_tokens,
+            verify_fn=verify_fn,
+            process_logits_fn=settings.rules(prompts.shape[1], timestamps=timestamps),
+        )
+        result = jax.device_get(result)
+        counts = _add(counts, result.stats, rows)
+        for (start, i), tokens, length in zip(batch, result.tokens, result.lengths, strict=True):
+            tokens = tokens[prompts.shape[1] : length]
+            found, following = sounds[i].split(tokens[~np.isin(tokens, settings.end_tokens)], start)
+            pieces[i] += [(start, piece) for piece in found]
+            num_heard[i] = min(start + config.num_frames, sounds[i].num_frames)
+            if following is not None:
+                num_heard[i] = following
+                queue.append((following, i))
+        if progress_fn is not None:
+            progress_fn(_seconds(sum(num_heard)), _seconds(sum(sound.num_frames for sound in sounds)))
+    transcripts = (_transcript(target, found, code) for found, code in zip(pieces, languages, strict=True))
+    return Transcription(tuple(transcripts), counts)
+
+
+def check_pair(target: Speech, draft: Speech) -> None:
+    """Raises ValueError where `draft` cannot draft for `target`."""
+    for name in ("vocab_size", "num_mel_bins", "max_source_positions", "max_target_positions"):
+        ours, theirs = getattr(target.module.config, name), getattr(draft.module.config, name)
+        if ours != theirs:
+            raise ValueError(f"{name} of the drafter must be the target's, {ours}; got {theirs}.")
+
+
+def _sound(name: str, waveform: np.ndarray, target: Speech, timestamps: bool) -> FixedWindows | SlidingWindows:
+    waveform = checked(name, waveform)
+    if timestamps and target.settings.first_timestamp is not None:
+        return SlidingWindows(waveform, target.module.config, target.settings.first_timestamp)
+    return FixedWindows(waveform, target.module.config)
+
+
+def _fitting(size: int, num_ready: int) -> int:
+    """The largest that is ready of a size, its half, the half of that: a step is compiled for each."""
+    while size > num_ready:
+        size = (size + 1) // 2
+    return size
+
+
+def _drafter(target: Speech, draft: Speech | Drafter | None, features: np.ndarray, states: Array):
+    if not isinstance(draft, Speech):
+        return draft
+    shared = draft.module.encoder is target.module.encoder
+    return decoder_model(draft.module, states if shared else encode(draft.module, features))
+
+
+def _detect(target: Speech, model: Model, batch_size: int) -> list[str]:
+    """The most probable language of each row, by what the model says behind the start token alone."""
+    codes, tokens = zip(*target.settings.languages, strict=True)
+    start = jnp.full((batch_size, 1), target.settings.start_token)
+    best = np.argmax(np.asarray(_first_logits(model, start))[:, list(tokens)], axis=1)
+    return [codes[i] for i in best]
+
+
+@jax.jit
+def _first_logits(model: Model, start: Int[Array, "B 1"]) -> Float[Array, "B V"]:
+    logits, _ = model.apply_fn(model.params, start, jnp.zeros_like(start), model.init_cache_fn(start.shape[0], 1))
+    return logits[:, 0]
+
+
+def _no_counts(num_utterances: int, num_draft: int) -> Stats:
+    return Stats(*(jnp.zeros(shape, jnp.int32) for shape in ((), num_utterances, num_draft, num_draft)))
+
+
+def _add(counts: Stats, new: Stats, rows: Int[np.ndarray, "B"]) -> Stats:
+    num_emitted = counts.num_emitted.at[rows].add(new.num_emitted)
+    return Stats(
+        counts.num_steps + new.num_steps,
+        num_emitted,
+        counts.num_drafted + new.num_drafted,
+        counts.num_accepted + new.num_accepted,
+    )
+
+
+def _transcript(target: Speech, pieces: list[tuple[int, Piece]], language: str | None) -> Transcript:
+    settings = target.settings
+    texts = []
+    for _, piece in pieces:
+        said = (
+            piece.tokens if settings.first_timestamp is None else piece.tokens[piece.tokens < settings.first_timestamp]
+        )
+        texts.append(target.tokenizer.decode(said.tolist(), skip_special_tokens=True))
+    segments = (
+        Segment(_seconds(start + piece.start), _seconds(start + piece.end), text.strip())
+        for (start, piece), text in zip(pieces, texts, strict=True)
+    )
+    tokens = np.concatenate([np.zeros(0, np.int32), *(piece.tokens for _, piece in pieces)])
+    return Transcript("".join(texts).strip(), tuple(segments), tokens, language)
+
+
+def _seconds(num_frames: int) -> float:
+    return num_frames * HOP / SAMPLE_RATE
