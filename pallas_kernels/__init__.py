@@ -1,5 +1,6 @@
 """GPU kernels of speculative sampling: arrays in, arrays out. Knows JAX only."""
 
+from pallas_kernels._config import MAX_DRAFTS as MAX_DRAFTS
 from pallas_kernels._config import TILE as TILE
 from pallas_kernels._launch import Filter as Filter
 from pallas_kernels._launch import Flags as Flags

@@ -12,6 +12,9 @@ TILE = 1024
 THREADS = 128
 """Threads of a warpgroup; a block is one."""
 
+MAX_DRAFTS = THREADS - 1
+"""Rows are decided on at once, a row a thread, the bonus row among them."""
+
 VECTOR_BYTES = 16
 """The widest load of one thread."""
 

@@ -41,9 +41,9 @@ class Decision(Emission):
     """
 
     def __init__(
-        self, inputs, results, barrier, vocab_size, cluster, known: Known, tables: Tables, *, largest_normalizer, flags
+        self, inputs, results, *place: Any, known: Known, tables: Tables, largest_normalizer: float, flags: Flags
     ):
-        super().__init__(inputs, results, barrier, vocab_size, cluster)
+        super().__init__(inputs, results, *place)
         self.known, self.tables = known, tables
         self.largest_normalizer, self.flags = largest_normalizer, Flags(*flags)
 
@@ -76,7 +76,7 @@ class Decision(Emission):
             # As many accepted as rows were read: the next row is wanted, the bonus row at the latest.
             return state.num_accepted == row
 
-        start = jax.tree.map(lambda dtype: jnp.zeros((), dtype), _State(*_STATE_TYPES))
+        start = _State(*(jnp.zeros((), dtype) for dtype in _STATE_TYPES))
         self._emit(lax.while_loop(wanted, body, (jnp.int32(0), start))[1])
 
     def _read_draft(self, row):

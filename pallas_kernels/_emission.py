@@ -94,17 +94,18 @@ class Emission(Sequence):
 
     def lanes(self, ref: Any, at: tuple[Any, ...]) -> jax.Array:
         """A row of a small array, one element or a few a thread."""
-        width = ref.shape[-1]
         # L2 -> registers: [width].
-        return plgpu.load(ref.at[at], layout=plgpu.Layout.WG_STRIDED((width,), vec_size=width // config.THREADS))
+        return plgpu.load(ref.at[at], layout=_small(ref.shape[-1]))
+
+    def by_tile(self, ref: Any, at: tuple[Any, ...], nothing: float) -> jax.Array:
+        """A number of every tile, and `nothing` behind them."""
+        width = ref.shape[-1]
+        lane = plgpu.broadcasted_iota(jnp.int32, (width,), 0, layout=_small(width))
+        return jnp.where(lane < self.num_tiles, self.lanes(ref, at), nothing)
 
     def sums(self) -> jax.Array:
         """What `sum_tiles` wrote, and zeros behind it."""
-        sums = self.lanes(self.results.sums, (self.sequence,))
-        width = sums.shape[0]
-        layout = plgpu.Layout.WG_STRIDED((width,), vec_size=width // config.THREADS)
-        lane = plgpu.broadcasted_iota(jnp.int32, (width,), 0, layout=layout)
-        return jnp.where(lane < self.num_tiles, sums, 0.0)
+        return self.by_tile(self.results.sums, (self.sequence,), 0.0)
 
     def sample(self, state: Any) -> jax.Array:
         """A token: a tile by the first uniform, an element of it by the second."""
@@ -148,3 +149,8 @@ class Emission(Sequence):
         @pl.when(self.block == self.cluster - 1)
         def _():
             lax.fori_loop(0, self.num_draft + 1, one, jnp.int32(0))
+
+
+def _small(width: int) -> Any:
+    """The layout of a small array of 32-bit numbers."""
+    return plgpu.Layout.WG_STRIDED((width,), vec_size=min(config.vector_size(jnp.float32), width // config.THREADS))

@@ -77,11 +77,11 @@ class Facts(NamedTuple):
 
 
 class Known(NamedTuple):
-    """All that reading leaves behind."""
+    """All that reading leaves behind: two `Partials` and `Facts`."""
 
-    target: Partials
-    draft: Partials | None
-    facts: Facts
+    target: Any
+    draft: Any
+    facts: Any
 
 
 class Tables(NamedTuple):

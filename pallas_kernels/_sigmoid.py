@@ -6,7 +6,6 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
-from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array, Float, Int
 
 from pallas_kernels import _config as config
@@ -61,7 +60,9 @@ def verify_sigmoid(
     tops = jax.ShapeDtypeStruct((batch_size, 2, results.sums.shape[1]), jnp.float32)
 
     def body(operands, made, barrier):
-        _Sigmoid(operands, *made, barrier, vocab_size, cluster, alpha=alpha, beta=beta, flags=flags).run()
+        out, tops = made
+        place = barrier, vocab_size, cluster
+        _Sigmoid(operands, out, *place, tops=tops, alpha=alpha, beta=beta, flags=flags).run()
 
     out, _ = launching.launch(body, operands, (results, tops), {"sequence": batch_size}, cluster)
     return SigmoidResult(out.tokens, out.num_accepted, out.accept_prob[:, :num_draft], out.status)
@@ -79,8 +80,8 @@ class _State(NamedTuple):
 class _Sigmoid(Emission):
     """One sequence under the sigmoid rule; `tops` are the largest logits of spans of tiles of both rows."""
 
-    def __init__(self, inputs, results, tops, barrier, vocab_size, cluster, *, alpha, beta, flags):
-        super().__init__(inputs, results, barrier, vocab_size, cluster)
+    def __init__(self, inputs, results, *place, tops, alpha, beta, flags):
+        super().__init__(inputs, results, *place)
         self.tops, self.flags = tops, flags
         self.alpha, self.width = float(alpha), float(beta - alpha)
         self.has_draft = inputs.draft is not None
@@ -189,11 +190,8 @@ class _Sigmoid(Emission):
         self.share(-(-self.num_tiles // at_once), some)
 
     def _is_degenerate(self, slot):
-        tops = self.lanes(self.tops, (self.sequence, slot))
-        width = tops.shape[0]
-        layout = plgpu.Layout.WG_STRIDED((width,), vec_size=width // config.THREADS)
-        lane = plgpu.broadcasted_iota(jnp.int32, (width,), 0, layout=layout)
-        return ~(jnp.abs(jnp.max(jnp.where(lane < self.num_tiles, tops, -jnp.inf))) < jnp.inf)
+        top = jnp.max(self.by_tile(self.tops, (self.sequence, slot), -jnp.inf))
+        return ~(jnp.abs(top) < jnp.inf)
 
     def _finish(self, state):
         degenerate = self._is_degenerate(0)

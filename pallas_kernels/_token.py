@@ -1,5 +1,6 @@
 """The token rule: all rows are read in one launch and decided on in another, or both in one."""
 
+import functools
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -59,8 +60,6 @@ def verify_token(
     """
     batch_size, num_rows, vocab_size = target_logits.shape
     num_draft = num_rows - 1
-    if num_draft > MAX_DRAFTS:
-        raise ValueError(f"the kernel takes at most {MAX_DRAFTS} drafts; got {num_draft}")
     operands = make_operands(
         target_logits, target_filter, draft_logits, draft_filter, log_normalizers, tokens, accept, emit
     )
@@ -69,23 +68,19 @@ def verify_token(
     draft = None if operands.draft is None else launching.partials(batch_size, operands.draft.dtype, vocab_size)
     room = Known(launching.partials(batch_size, operands.target.dtype, vocab_size), draft, launching.facts(batch_size))
     # The draft's rows are read with the target's, or where normalizers cannot be used, or not at all.
-    unread = room._replace(draft=None) if operands.normalizers is not None else room
+    handed_over = operands.normalizers is not None
+    unread = room._replace(draft=None) if handed_over else room
     read = None if early_exit else _read(operands, num_rows, unread, vocab_size)
-    if early_exit:
-        scratch = room
-    else:
-        scratch = Known(None, room.draft, None) if operands.normalizers is not None else Known(None, None, None)
+    scratch = room if early_exit else room.draft if handed_over else None
+
+    decision = functools.partial(Decision, largest_normalizer=largest_normalizer, flags=flags)
 
     def finish(given, made, barrier):
         operands, read = given
         out, scratch, tables = made
-        if read is not None:
-            scratch = Known(*(b if a is None else a for a, b in zip(read, scratch, strict=True)))
-        sequence = Decision(
-            *(operands, out, barrier, vocab_size, chosen.cluster, scratch, tables),
-            largest_normalizer=largest_normalizer,
-            flags=flags,
-        )
+        known = scratch if early_exit else read._replace(draft=scratch) if handed_over else read
+        place = barrier, vocab_size, chosen.cluster
+        sequence = decision(operands, out, *place, known=known, tables=tables)
         sequence.read_and_emit() if early_exit else sequence.emit()
 
     made = launching.results(batch_size, num_draft, vocab_size), scratch, launching.tables(batch_size, chosen.cluster)
@@ -122,7 +117,3 @@ def _read(operands: Operands, num_rows: int, room: Known, vocab_size: int) -> Kn
 
     grid = {"sequence": batch_size, "row": num_slots, "chunk": count + (num_draft > 0)}
     return launching.launch(body, operands, room, grid)
-
-
-MAX_DRAFTS = config.THREADS - 1
-"""Rows are decided on at once, a row a thread, the bonus row among them."""

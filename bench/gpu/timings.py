@@ -1,6 +1,6 @@
 """Device times of the kernels and of the XLA core, by CUPTI, inputs rotated past the L2.
 
-    python bench/gpu/timings.py OUT.json SECONDS [PART OF A POINT]
+    python bench/gpu/timings.py OUT.json SECONDS 0/6     # the first of every six points: six processes share the work
     python bench/gpu/timings.py OUT.json SECONDS host
 
 A time is the sum of the device times of a call's kernels, the median over calls; gaps between launches are not
@@ -8,6 +8,7 @@ in it. With `host` it is the host's clock over many calls in flight, divided by 
 """
 
 import concurrent.futures
+import fcntl
 import functools
 import json
 import os
@@ -28,9 +29,6 @@ from specsamp_jax._rules import pallas, sigmoid, token
 
 ROTATED = 240e6
 """Bytes of inputs in rotation: four times the L2."""
-
-BANDWIDTH = 4.3e12
-"""Bytes a second that others measured on an H200, read and written: the floor's only ingredient."""
 
 WIDE = {"alpha": -1e4, "beta": 1e4}
 CORES = {
@@ -54,22 +52,29 @@ POINTS = [
     if kind == "normalizers" or num_draft == 4
 ]
 VARIANTS = {
-    1: [config.Config(cluster) for cluster in (8, 16)],
-    8: [config.Config(cluster) for cluster in (4, 8, 16)],
-    64: [config.Config(cluster) for cluster in (2, 4, 8)] + [config.Config(8, early_exit=True)],
-    256: [config.Config(cluster, True) for cluster in (2, 4, 8)] + [config.Config(cluster) for cluster in (1, 2)],
+    1: [config.Config(8)],
+    8: [config.Config(8)],
+    64: [config.Config(2), config.Config(8), config.Config(8, early_exit=True)],
+    256: [config.Config(2, early_exit=True), config.Config(1)],
 }
 """Other block sizes, by batch size, timed at the first vocabulary with normalizers handed over."""
 
 
-def floor_us(batch_size, num_draft, vocab_size, dtype, kind, name="kernel"):
-    """Time of the bytes that must be read: all rows once, or the target's, and a pair again after a rejection.
+def floor_bytes(batch_size, num_draft, vocab_size, dtype, kind, name="kernel"):
+    """Bytes that must be read: all rows once, or the target's, and a pair again after a rejection.
 
     Of the sigmoid rule one row: with a wide sigmoid nearly every draft is accepted.
     """
     rows = 2 * num_draft + 1 if kind == "logits" else num_draft + 1 + 2 * (1 - 0.8**num_draft)
     rows = 1 if name.startswith("sigmoid") else rows
-    return 1e6 * batch_size * rows * vocab_size * jnp.dtype(dtype).itemsize / BANDWIDTH
+    return batch_size * rows * vocab_size * jnp.dtype(dtype).itemsize
+
+
+def measure_copy():
+    """Bytes a second of a copy on this card, read and written."""
+    x = jnp.zeros((2**30,), jnp.bfloat16)
+    us = measure(jax.jit(lambda x: x + 1).lower(x).compile(), [(x,)], 20)["us"]
+    return 2 * x.nbytes / us * 1e6
 
 
 def measure(fn, sets, rounds):
@@ -154,48 +159,45 @@ POOL = concurrent.futures.ThreadPoolExecutor(os.cpu_count())
 
 
 def main():
-    path, deadline = sys.argv[1], time.time() + float(sys.argv[2])
-    select, measure_fn = (sys.argv[3], measure) if sys.argv[3:] != ["host"] else ("", measure_host)
-    points = [p for p in POINTS if select in "-".join(map(str, p))]
-    if measure_fn is measure_host:
-        points = [p for p in POINTS[:15] if p[4] == "normalizers" and p[1] == 4]
-    rows = []
-
-    def record(row):
-        rows.append(row)
-        print(json.dumps({k: v for k, v in row.items() if k != "kernels"}), flush=True)
-        with open(path, "w") as file:
-            about = {"device": jax.devices()[0].device_kind, "jax": jax.__version__}
-            json.dump(about | {"xla_flags": os.environ.get("XLA_FLAGS", ""), "rows": rows}, file, indent=1)
-
-    waiting = {point: compiled(point, contenders(point)) for point in points[:2]}
+    path, deadline, part = sys.argv[1], time.time() + float(sys.argv[2]), sys.argv[3]
+    about: dict[str, Any] = {"device": jax.devices()[0].device_kind, "jax": jax.__version__, "rows": []}
+    about["xla_flags"] = os.environ.get("XLA_FLAGS", "")
+    points, measure_fn = [p for p in POINTS if p[4] == "normalizers" and p[1] == 4][:3], measure_host
+    if part != "host":
+        index, count = map(int, part.split("/"))
+        points, measure_fn = POINTS[index::count], measure
     for index, point in enumerate(points):
         if time.time() > deadline:
             print("out of time before", point)
             break
-        for later in points[index + 1 : index + 4]:
-            if later not in waiting:
-                waiting[later] = compiled(later, contenders(later))
-        sets = make_sets(point)
-        for name, program in waiting.pop(point).items():
-            row = {"point": point, "name": name, "floor_us": round(floor_us(*point, name=name), 2)}
-            try:
-                row |= measure_fn(program.result(), sets, max(2, 24 // len(sets)))
-            except Exception as error:
-                traceback.print_exc()
-                row["error"] = repr(error)[:300]
-            record(row)
-        del sets
-
-    print("\n   B  K       V type      draft        what                              us    floor  times launches")
-    for row in rows:
-        b, k, v, dtype, kind = row["point"]
-        start = f"{b:4} {k:2} {v:7} {dtype:9} {kind:12} {row['name']:26}"
-        if "us" in row:
-            times = row["us"] / row["floor_us"]
-            print(f"{start} {row['us']:9.2f} {row['floor_us']:8.2f} {times:6.2f} {row['launches']:8}")
-        else:
-            print(start, row.get("error", row.get("back_to_back_us")))
+        wanted = contenders(point)
+        if measure_fn is measure_host:
+            wanted = {name: wanted[name] for name in ("kernel", "xla")}
+        programs = compiled(point, wanted)
+        programs = {name: program.result() for name, program in programs.items()}
+        # Other processes compile meanwhile, but one at a time uses the GPU.
+        with open("/tmp/specsamp-gpu.lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if index == 0 and measure_fn is measure:
+                about["copy"] = measure_copy()
+            sets = make_sets(point)
+            for name, program in programs.items():
+                row: dict[str, Any] = {"point": point, "name": name, "bytes": floor_bytes(*point, name=name)}
+                try:
+                    row |= measure_fn(program, sets, max(2, 24 // len(sets)))
+                except Exception as error:
+                    traceback.print_exc()
+                    row["error"] = repr(error)[:300]
+                about["rows"].append(row)
+            jax.block_until_ready(sets)
+            del sets
+        print(
+            point,
+            {r["name"]: r.get("us", r.get("back_to_back_us")) for r in about["rows"][-len(programs) :]},
+            flush=True,
+        )
+        with open(path, "w") as file:
+            json.dump(about, file, indent=1)
 
 
 if __name__ == "__main__":

@@ -6,9 +6,9 @@ python bench/gpu/torch_step.py OUT.json
 import json
 import sys
 
-import torch
-from torch.profiler import ProfilerActivity, profile
-from transformers.generation.utils import _speculative_sampling
+import torch  # pyright: ignore[reportMissingImports]
+from torch.profiler import ProfilerActivity, profile  # pyright: ignore[reportMissingImports]
+from transformers.generation.utils import _speculative_sampling  # pyright: ignore[reportMissingImports]
 
 POINTS = [(k, v, dtype) for dtype in ("bfloat16", "float32") for v in (32000, 128256, 151936) for k in (4, 8)]
 CALLS = 30

@@ -22,6 +22,8 @@ def why_not(target_logits: Float[Array, "B K1 V"], draft: Draft) -> str | None:
             return f"{name} of bfloat16, float16 or float32; got {logits.dtype}"
         if logits.size >= 2**31 - 2**16:
             return f"{name} of fewer than 2**31 - 2**16 elements; got {logits.size}"
+    if draft.tokens.shape[1] > pallas_kernels.MAX_DRAFTS:
+        return f"at most {pallas_kernels.MAX_DRAFTS} drafts; got {draft.tokens.shape[1]}"
     if dist.TILE != pallas_kernels.TILE:
         return f"tiles of {pallas_kernels.TILE} elements; the cores use {dist.TILE}"
     return None

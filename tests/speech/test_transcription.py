@@ -222,4 +222,4 @@ def test_a_folder_without_the_features_settings_and_one_that_is_no_whisper(tmp_p
     (folder / "preprocessor_config.json").unlink()
     assert isinstance(load_speech(folder), Speech)
     with pytest.raises(ValueError, match="must hold a Whisper, got a Llama"):
-        load_speech(FIXTURES.parent / "llama" / "tied")
+        load_speech(FIXTURES.parent / "decoders" / "llama_tied")
