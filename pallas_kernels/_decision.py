@@ -1,7 +1,7 @@
 """The token rule on one sequence: acceptance, all rows at once, a row a thread; then the weights of one row."""
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp

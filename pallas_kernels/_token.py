@@ -1,7 +1,7 @@
 """The token rule: all rows are read in one launch and decided on in another, or both in one."""
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from jax import lax
@@ -73,7 +73,7 @@ def verify_token(
     read = None if early_exit else _read(operands, num_rows, unread, vocab_size)
     scratch = room if early_exit else room.draft if handed_over else None
 
-    decision = functools.partial(Decision, largest_normalizer=largest_normalizer, flags=flags)
+    decision: Any = functools.partial(Decision, largest_normalizer=largest_normalizer, flags=flags)
 
     def finish(given, made, barrier):
         operands, read = given
@@ -85,7 +85,7 @@ def verify_token(
 
     made = launching.results(batch_size, num_draft, vocab_size), scratch, launching.tables(batch_size, chosen.cluster)
     out, *_ = launching.launch(finish, (operands, read), made, {"sequence": batch_size}, chosen.cluster)
-    return TokenResult(*out[:3], out.accept_prob[:, :num_draft], out.status)
+    return TokenResult(out.tokens, out.num_accepted, out.log_probs, out.accept_prob[:, :num_draft], out.status)
 
 
 def _read(operands: Operands, num_rows: int, room: Known, vocab_size: int) -> Known:
