@@ -11,6 +11,7 @@ is timed.
 import collections
 import ctypes
 import functools
+import itertools
 import os
 import pathlib
 import re
@@ -78,21 +79,20 @@ def mosaic_modules(operation, ir):
 
 
 def instructions(sass):
-    """Opcodes in order, and the loops among them as pairs of first and last index."""
-    labels, code, loops = {}, [], []
+    """Opcodes in order, and where a stretch without a branch begins."""
+    code, starts = [], [0]
     for line in sass.splitlines():
-        if label := re.match(r"^(\.L_x_\d+):", line):
-            labels[label[1]] = len(code)
-        if op := re.match(r"^\s+/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)(.*)", line):
+        if re.match(r"^(\.L_x_\d+):", line):
+            starts.append(len(code))
+        if op := re.match(r"^\s+/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)", line):
             code.append(op[1])
-            target = re.search(r"`\((\.L_x_\d+)\)", op[2])
-            if op[1].startswith("BRA") and target and target[1] in labels:
-                loops.append((labels[target[1]], len(code) - 1))
-    return code, loops
+            if op[1].startswith(("BRA", "EXIT")):
+                starts.append(len(code))
+    return code, starts
 
 
 def describe(fn, args, elements, compile_fn, folder, disassembler):
-    """A row of the table for each kernel of `fn`; `elements` are those a thread takes a step of the stream."""
+    """A row of the table for each kernel of `fn`; `elements` are those of a chunk that a thread reads."""
     import jax
     from jax._src.lib.mlir import ir  # pyright: ignore[reportPrivateImportUsage]
 
@@ -111,15 +111,18 @@ def describe(fn, args, elements, compile_fn, folder, disassembler):
         cubin = folder / "kernel.cubin"
         subprocess.run(["ptxas", "-arch=sm_90a", ptx, "-o", cubin], check=True, capture_output=True)
         sass = subprocess.run([disassembler, "-c", cubin], check=True, capture_output=True, text=True).stdout
-        code, loops = instructions(sass)
-        # The streaming loops hold exponentials, wide loads, and no loop or barrier of their own.
-        stream = [code[a : b + 1] for a, b in loops]
-        stream = [
-            body
-            for body in stream
-            if body.count("MUFU.EX2") >= elements and not any(op.startswith(("BAR", "SHFL")) for op in body)
-        ]
-        body = min(stream, key=len) if stream else []
+        code, starts = instructions(sass)
+        # A chunk is read in a stretch with its wide loads, and added up in one with an exponential an element; of
+        # those that hold enough, the shortest has no masks.
+        stretches = [code[a:b] for a, b in itertools.pairwise([*starts, len(code)])]
+        sums = [i for i, ops in enumerate(stretches) if ops.count("MUFU.EX2") >= elements]
+        reads = [i for i, ops in enumerate(stretches) if ops.count("LDG.E.128") >= 8]
+        spans = []
+        for i in sums:
+            before = [r for r in reads if r <= i]
+            if before:
+                spans.append([op for ops in stretches[before[-1] : i + 1] for op in ops])
+        body = min(spans, key=len) if spans else []
         loads = collections.Counter(op for op in body if op.startswith("LDG"))
         yield {
             "registers": int(re.findall(r"Used (\d+) registers", log)[0]),
@@ -141,16 +144,18 @@ def cases():
     def arg(*shape, dtype: Any = jnp.float32) -> Any:
         return jax.ShapeDtypeStruct(shape, dtype)
 
+    flags = pk.Flags(1, 2, 4)
+
     def token(b, k, v, dtype, what=""):
         filters: list[Any] = [pk.Filter(), pk.Filter()]
         if "filters" in what or "greedy" in what:
             greedy = arg(b, dtype=bool) if "greedy" in what else None
             filters = [pk.Filter(arg(b), arg(b, rows), greedy) for rows in (k + 1, k)]
-        fn = functools.partial(pk.verify_token, largest_normalizer=128.0)
+        fn = functools.partial(pk.verify_token, largest_normalizer=128.0, flags=flags)
         normalizers = arg(b, k) if "normalizers" in what else None
-        ints = [arg(b, k, dtype=jnp.int32), arg(b, dtype=jnp.int32)]
         logits = [arg(b, k + 1, v, dtype=dtype), arg(b, k, v, dtype=dtype)]
-        args = logits[0], filters[0], logits[1], filters[1], normalizers, *ints, arg(b, k), arg(b, 2)
+        rest = normalizers, arg(b, k, dtype=jnp.int32), arg(b, k), arg(b, 2)
+        args = logits[0], filters[0], logits[1], filters[1], *rest
         return f"token B{b} K{k} V{v} {dtype.__name__} {what}", fn, args, 64 * 2 // jnp.dtype(dtype).itemsize
 
     yield token(64, 4, 151936, jnp.bfloat16)
@@ -160,14 +165,14 @@ def cases():
     yield token(64, 4, 151935, jnp.bfloat16, "normalizers")
     yield token(64, 4, 128256, jnp.float16, "normalizers")
     yield token(64, 4, 128256, jnp.float32, "normalizers")
-    # Rows of which a block takes a step or two: the loop is unrolled, and not found.
     yield token(64, 4, 50257, jnp.bfloat16, "normalizers")
+    yield token(64, 4, 51865, jnp.float32, "normalizers")
     yield token(256, 8, 32000, jnp.bfloat16, "normalizers")
     yield token(1, 4, 256000, jnp.bfloat16)
     b, k, v = 64, 4, 151936
-    sigmoid = functools.partial(pk.verify_sigmoid, alpha=-1e4, beta=1e4)
+    sigmoid = functools.partial(pk.verify_sigmoid, alpha=-1e4, beta=1e4, flags=flags)
     logits = [arg(b, k + 1, v, dtype=jnp.bfloat16), arg(b, k, v, dtype=jnp.bfloat16)]
-    rest = arg(b, k, dtype=jnp.int32), arg(b, dtype=jnp.int32), arg(b, k), arg(b, 2)
+    rest = arg(b, k, dtype=jnp.int32), arg(b, k), arg(b, 2)
     yield "sigmoid B64 K4 V151936 bfloat16", sigmoid, (logits[0], pk.Filter(), logits[1], pk.Filter(), *rest), 64
 
 
@@ -180,10 +185,13 @@ def main():
         compile_fn = load_compiler(wheels, folder)
         disassembler = next(path for path in wheels.rglob("nvdisasm") if path.is_file())
         disassembler.chmod(0o755)
-        print(f"JAX {jax.__version__}; compiled for sm_90a without a GPU. Instructions an element: SASS instructions")
-        print("in the streaming loop over the elements that one pass of it takes.\n")
+        print(
+            f"JAX {jax.__version__}; compiled for sm_90a without a GPU. A row a kernel: of two launches the first reads"
+        )
+        print("all rows, a chunk a block. Instructions an element: from a chunk's loads without masks to its sum, the")
+        print("two reductions over the block included, over the elements of a thread; none where no chunk is read.\n")
         header = ["registers", "spilled", "stack", "instructions", "loads", "per element"]
-        print("| kernel | " + " | ".join(header[:-2]) + " | loads in the streaming loop | instructions an element |")
+        print("| kernel | " + " | ".join(header[:-2]) + " | loads of a chunk | instructions an element |")
         print("|---" * (len(header) + 1) + "|")
         for name, fn, args, elements in cases():
             for row in describe(fn, args, elements, compile_fn, folder, disassembler):

@@ -5,6 +5,7 @@ python bench/gpu/torch_step.py OUT.json
 
 import json
 import sys
+from inspect import signature
 
 import torch  # pyright: ignore[reportMissingImports]
 from torch.profiler import ProfilerActivity, profile  # pyright: ignore[reportMissingImports]
@@ -12,6 +13,8 @@ from transformers.generation.utils import _speculative_sampling  # pyright: igno
 
 POINTS = [(k, v, dtype) for dtype in ("bfloat16", "float32") for v in (32000, 128256, 151936) for k in (4, 8)]
 CALLS = 30
+# Older versions ask for it.
+LAST = {"is_done_candidate": False} if "is_done_candidate" in signature(_speculative_sampling).parameters else {}
 
 
 def main():
@@ -28,7 +31,7 @@ def main():
 
         def call(i, sets=sets, num_draft=num_draft):
             tokens, draft, target = sets[i % len(sets)]
-            return _speculative_sampling(tokens, draft, num_draft, target)
+            return _speculative_sampling(tokens, draft, num_draft, target, **LAST)
 
         for i in range(5):
             call(i)
