@@ -27,9 +27,6 @@ PROCESSORS = 132
 CLUSTERS = 16, 8, 4, 2
 """Blocks a sequence, from as many as the hardware lets wait for each other."""
 
-EARLY_EXIT_SEQUENCES = 128
-"""From so many sequences on, those that go on keep the machine busy while others have stopped."""
-
 
 @dataclasses.dataclass(frozen=True)
 class Config:
@@ -38,7 +35,8 @@ class Config:
     Attributes:
       cluster: Blocks that finish one sequence together, and may wait for each other.
       early_exit: Whether they read its rows too, one after the other until a draft is rejected, in one launch;
-        else all rows are read in a launch before it, each chunk of each row by a block of its own.
+        else all rows are read in a launch before it, each chunk of each row by a block of its own. Never chosen
+        yet: a block that is ahead writes beside what another still reads.
     """
 
     cluster: int
@@ -47,8 +45,7 @@ class Config:
 
 def choose(batch_size: int, num_draft: int, vocab_size: int) -> Config:
     """The Config for B sequences of K drafts over V tokens."""
-    if batch_size >= EARLY_EXIT_SEQUENCES and num_draft > 1 and vocab_size >= 8 * TILE:
-        return Config(4, early_exit=True)
+    del num_draft
     for cluster in CLUSTERS:
         if cluster * batch_size <= 2 * PROCESSORS and cluster * TILE <= vocab_size:
             return Config(cluster)

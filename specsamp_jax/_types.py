@@ -68,8 +68,7 @@ class Verification(NamedTuple):
       num_accepted: How many drafts were accepted, 0 to K; `num_accepted + 1` tokens are emitted.
       log_probs: log p of each emitted token under the filtered target, 0 at padding, -inf for a token
         emitted from a degenerate row.
-      accept_prob: min(1, p/q) at each drafted token, 0 where nothing was drafted, and behind the first rejection
-        where a kernel did not read the rows.
+      accept_prob: min(1, p/q) at each drafted token, 0 where nothing was drafted.
       status: 0, or a sum of `DEGENERATE_TARGET`, `DEGENERATE_DRAFT` and `EMPTY_RESIDUAL`. Only rows that
         had a part in the result count: those up to and including the one that emitted the last token.
     """
