@@ -51,7 +51,7 @@ class Decision(Emission):
         """Decides, after all target rows were read, and those of a draft without normalizers."""
         if self.inputs.normalizers is not None:
             self._read_unusable()
-        self._emit(self._decide(jnp.int32(self.num_draft + 1))[0])
+        self._emit(self._decide(jnp.int32(self.num_draft + 1)))
 
     def read_and_emit(self):
         """Reads row after row, and decides on each, up to the first rejection."""
@@ -68,8 +68,7 @@ class Decision(Emission):
                     wanted = wanted & ~self._is_usable(self.inputs.normalizers[self.sequence, at])
                 pl.when(wanted)(lambda: self._read_draft(at))
             self.meet()
-            state, _ = self._decide(row + 1)
-            return row + 1, state
+            return row + 1, self._decide(row + 1)
 
         def wanted(carry):
             row, state = carry
@@ -194,7 +193,7 @@ class Decision(Emission):
             # Registers -> L2: [THREADS].
             ref[self.sequence, self.block] = values
         fence()
-        return self._at(num_accepted, num_drafted), num_drafted
+        return self._at(num_accepted, num_drafted)
 
     def _get(self, ref, row):
         return ref[self.sequence, self.block, row]
