@@ -7,7 +7,8 @@ import pytest
 sys.path.append(str(Path(__file__).parents[1] / "models"))
 
 
-@pytest.fixture(scope="package", autouse=True)
+# Of a module: without an __init__.py the scope "package" lasts until the session ends, and other tests count bits.
+@pytest.fixture(scope="module", autouse=True)
 def _compiled_quickly():
     """Small models run a moment and compile for seconds: optimising them less takes half of those."""
     before = jax.config.read("jax_disable_most_optimizations")
