@@ -27,6 +27,13 @@ PROCESSORS = 132
 CLUSTERS = 16, 8, 4, 2
 """Blocks a sequence, from as many as the hardware lets wait for each other."""
 
+MANY_DRAFTS = 8
+"""From so many on, rows after the first rejection are worth not reading, where sequences fill the machine: at B 256
+and V 151,936 on an H100, early exit was 6 % faster than two launches with 8 drafts, and 4 % slower with 4."""
+
+EARLY_EXIT_CLUSTER = 4
+"""The fastest of 2, 4 and 8 there."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Config:
@@ -35,8 +42,7 @@ class Config:
     Attributes:
       cluster: Blocks that finish one sequence together, and may wait for each other.
       early_exit: Whether they read its rows too, one after the other until a draft is rejected, in one launch;
-        else all rows are read in a launch before it, each chunk of each row by a block of its own. Never chosen
-        yet: a block that is ahead writes beside what another still reads.
+        else all rows are read in a launch before it, each chunk of each row by a block of its own.
     """
 
     cluster: int
@@ -45,7 +51,8 @@ class Config:
 
 def choose(batch_size: int, num_draft: int, vocab_size: int) -> Config:
     """The Config for B sequences of K drafts over V tokens."""
-    del num_draft
+    if batch_size >= PROCESSORS and num_draft >= MANY_DRAFTS and EARLY_EXIT_CLUSTER * TILE <= vocab_size:
+        return Config(EARLY_EXIT_CLUSTER, early_exit=True)
     for cluster in CLUSTERS:
         if cluster * batch_size <= 2 * PROCESSORS and cluster * TILE <= vocab_size:
             return Config(cluster)

@@ -51,35 +51,49 @@ class Decision(Emission):
         """Decides, after all target rows were read, and those of a draft without normalizers."""
         if self.inputs.normalizers is not None:
             self._read_unusable()
-        self._emit(self._decide(jnp.int32(self.num_draft + 1)))
+        numbers, accepted, num_drafted = self._judge()
+        self._emit(self._settle(numbers, self._first_without(accepted), num_drafted))
 
     def read_and_emit(self):
-        """Reads row after row, and decides on each, up to the first rejection."""
+        """Reads row after row, and decides on each, up to the first rejection.
+
+        What is known of chunks has two copies, and a row takes the one that the row before it did not: a block that
+        is ahead writes in neither line that another may still be reading.
+        """
         if self.num_draft:
             self.share(self.num_draft, lambda row: self.look_up(row, self.known.facts))
+        lane = self._lane()
 
         def body(carry):
-            row = carry[0]
-            self.share(self.num_chunks("target"), lambda chunk: self.read("target", row, chunk, self.known.target))
+            row, _, _, numbers = carry
+            copy = row % 2
+            self.share(
+                self.num_chunks("target"), lambda chunk: self.read("target", row, chunk, self.known.target, copy)
+            )
             if self.inputs.draft is not None:
                 at = self.draft_row(row)
                 wanted = (row < self.num_draft) & (self.inputs.tokens[self.sequence, at] >= 0)
                 if self.inputs.normalizers is not None:
                     wanted = wanted & ~self._is_usable(self.inputs.normalizers[self.sequence, at])
-                pl.when(wanted)(lambda: self._read_draft(at))
+                pl.when(wanted)(lambda: self._read_draft(at, copy))
             self.meet()
-            return row + 1, self._decide(row + 1)
+            new, accepted, num_drafted = self._judge(copy)
+            numbers = jax.tree.map(lambda ours, before: jnp.where(lane == row, ours, before), new, numbers)
+            # The rows before were accepted, or this one were not read.
+            accepted = (accepted & (lane == row)) | (lane < row)
+            return row + 1, self._first_without(accepted), num_drafted, numbers
 
         def wanted(carry):
-            row, state = carry
+            row, num_accepted, *_ = carry
             # As many accepted as rows were read: the next row is wanted, the bonus row at the latest.
-            return state.num_accepted == row
+            return num_accepted == row
 
-        start = _State(*(jnp.zeros((), dtype) for dtype in _STATE_TYPES))
-        self._emit(lax.while_loop(wanted, body, (jnp.int32(0), start))[1])
+        start = jnp.int32(0), jnp.int32(0), jnp.int32(0), self._no_numbers()
+        _, num_accepted, num_drafted, numbers = lax.while_loop(wanted, body, start)
+        self._emit(self._settle(numbers, num_accepted, num_drafted))
 
-    def _read_draft(self, row):
-        self.share(self.num_chunks("draft"), lambda chunk: self.read("draft", row, chunk, self.known.draft))
+    def _read_draft(self, row, copy=0):
+        self.share(self.num_chunks("draft"), lambda chunk: self.read("draft", row, chunk, self.known.draft, copy))
 
     def _is_usable(self, normalizer):
         """Whether a normalizer that was handed over is a number, and precise enough to be subtracted."""
@@ -111,10 +125,18 @@ class Decision(Emission):
     def _full(self, value, dtype=jnp.float32):
         return plgpu.layout_cast(jnp.full((config.THREADS,), value, dtype), LAYOUT)
 
-    def _together(self, of):
+    def _first_without(self, holds):
+        """The first row for which it does not hold."""
+        return jnp.min(jnp.where(holds, rows.NOWHERE, self._lane()))
+
+    def _slots(self, of, copy):
+        """Where the numbers of each chunk are."""
+        return [copy * self.num_chunks(of) + i for i in range(self.num_chunks(of))]
+
+    def _together(self, of, copy):
         """Maximum and logarithm of the sum of each row, from its chunks."""
         known = getattr(self.known, of)
-        count = range(self.num_chunks(of))
+        count = self._slots(of, copy)
         tops = [self.lanes(known.top, (self.sequence, i)) for i in count]
         totals = [self.lanes(known.total, (self.sequence, i)) for i in count]
         scale, _ = self.filter(of, 0)
@@ -123,28 +145,28 @@ class Decision(Emission):
         parts = [s * jnp.exp2((m - top) * rate) for m, s in zip(tops, totals, strict=True)]
         return top, jnp.log(functools.reduce(jnp.add, parts))
 
-    def _target(self, lane):
+    def _target(self, lane, copy):
         """Offset, log_sum and certain token of each row, whose sum is not finite where a row is degenerate."""
-        top, log_sum = self._together("target")
+        top, log_sum = self._together("target", copy)
         if self.inputs.target_greedy is None:
             return top, log_sum, None
         # A comparison with a number that is the same for all rows.
         is_greedy = lane < jnp.where(self.inputs.target_greedy[self.sequence] > 0, config.THREADS, 0)
         first = self._full(rows.NOWHERE, jnp.int32)
-        for i in range(self.num_chunks("target")):
+        for i in self._slots("target", copy):
             here = self.lanes(self.known.target.top, (self.sequence, i)) == top
             at = self.lanes(self.known.target.first, (self.sequence, i))
             first = jnp.minimum(first, jnp.where(here, at, rows.NOWHERE))
         log_sum = jnp.where(is_greedy, 0.0, log_sum)
         return top, log_sum, jnp.where(is_greedy & (jnp.abs(top) < jnp.inf), first, -1)
 
-    def _draft(self):
+    def _draft(self, copy):
         """Offset and log_sum of each of the draft's rows; read at most where no normalizers were handed over."""
         if self.inputs.normalizers is None:
-            return self._together("draft")
+            return self._together("draft", copy)
         normalizers = self.lanes(self.known.facts.normalizer, (self.sequence,))
         usable = self._is_usable(normalizers)
-        top, log_sum = self._together("draft")
+        top, log_sum = self._together("draft", copy)
         return jnp.where(usable, 0.0, top), jnp.where(usable, normalizers, log_sum)
 
     def _log_prob(self, of, logit, offset, log_sum):
@@ -154,46 +176,56 @@ class Decision(Emission):
         value = jnp.where(jnp.abs(offset + log_sum) < jnp.inf, value, -jnp.inf)
         return jnp.minimum(value, 0.0)
 
-    def _decide(self, num_read):
-        """Where the sequence stops, of the first `num_read` rows; as many as that where it does not."""
-        lane, facts, table = self._lane(), self.known.facts, self.tables
-        p_offset, p_log_sum, p_certain = self._target(lane)
-        written = [(table.p_offset, p_offset), (table.p_log_sum, p_log_sum)]
+    def _judge(self, copy=0):
+        """The numbers of every row, whether its draft is accepted, and how many were drafted.
+
+        Rows that were not read have numbers too, which mean nothing.
+        """
+        lane, facts = self._lane(), self.known.facts
+        p_offset, p_log_sum, p_certain = self._target(lane, copy)
+        numbers = Tables(p_offset, p_log_sum, p_certain, None, None, None, None, None)
+        if self.num_draft == 0:
+            return numbers, lane < 0, jnp.int32(0)
+        token = self.lanes(facts.token, (self.sequence,))
+        num_drafted = jnp.min(jnp.where((lane < self.num_draft) & (token < 0), lane, self.num_draft))
+        log_p = self._log_prob("target", self.lanes(facts.target_logit, (self.sequence,)), p_offset, p_log_sum)
         if p_certain is not None:
-            written.append((table.p_certain, p_certain))
-        num_accepted = num_drafted = jnp.int32(0)
-        if self.num_draft:
-            token = self.lanes(facts.token, (self.sequence,))
-            num_drafted = jnp.min(jnp.where((lane < self.num_draft) & (token < 0), lane, self.num_draft))
-            drafted = (lane < num_drafted) & (lane < num_read)
-            log_p = self._log_prob("target", self.lanes(facts.target_logit, (self.sequence,)), p_offset, p_log_sum)
-            if p_certain is not None:
-                log_p = jnp.where(p_certain < 0, log_p, jnp.where(p_certain == token, 0.0, -jnp.inf))
-            log_q = self._full(0.0)
-            if self.inputs.draft is not None:
-                q_offset, q_log_sum = self._draft()
-                log_q = self._log_prob("draft", self.lanes(facts.draft_logit, (self.sequence,)), q_offset, q_log_sum)
-                written += [(table.q_offset, q_offset), (table.q_log_sum, q_log_sum)]
-                if self.inputs.draft_greedy is not None:
-                    # A greedy draft is certain of its token, unless its row makes no distribution.
-                    bound = jnp.where(self.inputs.draft_greedy[self.sequence] > 0, config.THREADS, 0)
-                    whole = jnp.abs(q_offset + q_log_sum) < jnp.inf
-                    log_q = jnp.where((lane < bound) & whole, 0.0, log_q)
-            # A token that q cannot have given says nothing, like one from a degenerate row.
-            trusted = drafted & (log_q > -jnp.inf)
-            usable = trusted & (log_p > -jnp.inf)
-            log_ratio = jnp.where(usable, log_p - log_q, -jnp.inf)
-            log_u = jnp.log(self.lanes(facts.accept, (self.sequence,)))
-            accepted = usable & (log_u < log_ratio)
-            num_accepted = jnp.min(jnp.where(accepted, rows.NOWHERE, lane))
-            accept_prob = jnp.exp(jnp.minimum(log_ratio, 0.0))
-            written += [(table.log_p, log_p), (table.log_q, jnp.where(trusted, log_q, -jnp.inf))]
-            written.append((table.accept_prob, accept_prob))
-        for ref, values in written:
-            # Registers -> L2: [THREADS].
-            ref[self.sequence, self.block] = values
+            log_p = jnp.where(p_certain < 0, log_p, jnp.where(p_certain == token, 0.0, -jnp.inf))
+        log_q = self._full(0.0)
+        if self.inputs.draft is not None:
+            q_offset, q_log_sum = self._draft(copy)
+            log_q = self._log_prob("draft", self.lanes(facts.draft_logit, (self.sequence,)), q_offset, q_log_sum)
+            numbers = numbers._replace(q_offset=q_offset, q_log_sum=q_log_sum)
+            if self.inputs.draft_greedy is not None:
+                # A greedy draft is certain of its token, unless its row makes no distribution.
+                bound = jnp.where(self.inputs.draft_greedy[self.sequence] > 0, config.THREADS, 0)
+                whole = jnp.abs(q_offset + q_log_sum) < jnp.inf
+                log_q = jnp.where((lane < bound) & whole, 0.0, log_q)
+        # A token that q cannot have given says nothing, like one from a degenerate row.
+        trusted = (lane < num_drafted) & (log_q > -jnp.inf)
+        usable = trusted & (log_p > -jnp.inf)
+        log_ratio = jnp.where(usable, log_p - log_q, -jnp.inf)
+        accepted = usable & (jnp.log(self.lanes(facts.accept, (self.sequence,))) < log_ratio)
+        log_q = jnp.where(trusted, log_q, -jnp.inf)
+        accept_prob = jnp.exp(jnp.minimum(log_ratio, 0.0))
+        return numbers._replace(log_p=log_p, log_q=log_q, accept_prob=accept_prob), accepted, num_drafted
+
+    def _no_numbers(self):
+        """Zeros for what `_judge` returns."""
+        zero = self._full(0.0)
+        of_draft = zero if self.num_draft else None
+        q = None if self.inputs.draft is None else of_draft
+        certain = None if self.inputs.target_greedy is None else self._full(0, jnp.int32)
+        return Tables(zero, zero, certain, q, q, of_draft, of_draft, of_draft)
+
+    def _settle(self, numbers, row, num_drafted):
+        """Writes the numbers of every row down, and returns what they say of the one that emits."""
+        for ref, values in zip(self.tables, numbers, strict=True):
+            if values is not None:
+                # Registers -> L2: [THREADS].
+                ref[self.sequence, self.block] = values
         fence()
-        return self._at(num_accepted, num_drafted)
+        return self._at(row, num_drafted)
 
     def _get(self, ref, row):
         return ref[self.sequence, self.block, row]
@@ -299,10 +331,3 @@ class Decision(Emission):
         @pl.when(i < self.num_draft)
         def _():
             self.results.accept_prob[self.sequence, i] = accept_prob
-
-
-_STATE_TYPES = (
-    *(jnp.int32, jnp.bool_, jnp.bool_, jnp.bool_),
-    *(jnp.float32, jnp.float32, jnp.int32),
-    *(jnp.float32, jnp.float32, jnp.int32),
-)

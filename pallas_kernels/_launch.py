@@ -58,7 +58,7 @@ class Operands(NamedTuple):
 class Partials(NamedTuple):
     """What is known of every chunk of every row: the largest logit, the sum beside it, or where it is.
 
-    Each is `[B, chunks, THREADS]`, a row a lane.
+    Each is `[B, copies x chunks, THREADS]`, a row a lane.
     """
 
     top: Any
@@ -135,9 +135,9 @@ def make_operands(
     )
 
 
-def partials(batch_size: int, dtype: Any, vocab_size: int) -> Partials:
-    """Room for what is known of every chunk."""
-    shape = batch_size, config.chunks(dtype, vocab_size).count, config.THREADS
+def partials(batch_size: int, dtype: Any, vocab_size: int, copies: int) -> Partials:
+    """Room for what is known of every chunk, as many copies of it as are in use at once."""
+    shape = batch_size, copies * config.chunks(dtype, vocab_size).count, config.THREADS
     return Partials(*(jax.ShapeDtypeStruct(shape, of) for of in (jnp.float32, jnp.float32, jnp.int32)))
 
 

@@ -75,9 +75,9 @@ class Sequence:
         """Chunks of a row."""
         return config.chunks(getattr(self.inputs, of).dtype, self.vocab_size).count
 
-    def read(self, of: str, row: Any, chunk: Any, known: Partials):
-        """Reads one chunk of a row, and writes down what is to be known of it."""
-        ref, place = getattr(self.inputs, of), (self.sequence, chunk, row)
+    def read(self, of: str, row: Any, chunk: Any, known: Partials, copy: Any = 0):
+        """Reads one chunk of a row, and writes down what is to be known of it, in one copy of several."""
+        ref, place = getattr(self.inputs, of), (self.sequence, copy * self.num_chunks(of) + chunk, row)
         flat_row = self.row(of, row)
 
         def soft():

@@ -65,8 +65,10 @@ def verify_token(
     )
     chosen = config.choose(batch_size, num_draft, vocab_size)
     early_exit = chosen.early_exit and num_draft > 0
-    draft = None if operands.draft is None else launching.partials(batch_size, operands.draft.dtype, vocab_size)
-    room = Known(launching.partials(batch_size, operands.target.dtype, vocab_size), draft, launching.facts(batch_size))
+    copies = 1 + early_exit
+    draft = None if operands.draft is None else launching.partials(batch_size, operands.draft.dtype, vocab_size, copies)
+    target = launching.partials(batch_size, operands.target.dtype, vocab_size, copies)
+    room = Known(target, draft, launching.facts(batch_size))
     # The draft's rows are read with the target's, or where normalizers cannot be used, or not at all.
     handed_over = operands.normalizers is not None
     unread = room._replace(draft=None) if handed_over else room

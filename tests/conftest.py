@@ -1,8 +1,14 @@
 """What several test files share."""
 
+import os
+
 import numpy as np
 import oracle
 import pytest
+
+# An interpreted kernel's block that waits for others holds a thread of XLA's pool, which has one a core: on two cores,
+# two blocks and the call itself would wait for ever. XLA reads this once, when it is first used.
+os.environ.setdefault("NPROC", "8")
 
 FALSE_ALARM = 1e-4
 """How often a chi-square test fails though the law is right. Keys are fixed, so a test that passes keeps passing."""

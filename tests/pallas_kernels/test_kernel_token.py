@@ -1,7 +1,5 @@
 """The token kernel returns the XLA core's tokens on the same uniforms."""
 
-import os
-
 import jax
 import jax.numpy as jnp
 import kernel_cases as cases
@@ -51,11 +49,7 @@ def test_equals_xla(run, vocab_size, dtype, kind):
     check(run, cases.random_case(vocab_size, 3, 2, vocab_size, dtype=dtype, kind=kind))
 
 
-# The interpreter gives each block that waits a thread of its own out of one a core, and would wait for ever.
-FEW_CORES = pytest.mark.skipif((os.cpu_count() or 1) < 4, reason="three interpreted blocks want more cores")
-
-
-@pytest.mark.parametrize("run", [1, pytest.param(3, marks=FEW_CORES)], indirect=True)
+@pytest.mark.parametrize("run", [1, 3], indirect=True)
 def test_equals_xla_for_any_number_of_blocks(run):
     check(run, cases.random_case(1, 2, 2, 4097, dtype=jnp.bfloat16))
 
@@ -153,34 +147,63 @@ def test_equal_models_accept_everything(run):
     assert got.num_accepted.tolist() == [3, 3]
 
 
-def test_early_exit_decides_the_same(interpreted, monkeypatch):
+@pytest.fixture
+def run_early(interpreted, monkeypatch):
+    """The kernel that reads row after row up to the first rejection, with two blocks a sequence."""
     monkeypatch.setattr(config, "choose", lambda *shape: config.Config(2, early_exit=True))
-    args = cases.random_case(11, 4, 3, 1100)
-    with interpreted():
-        got = jax.block_until_ready(pallas.verify_token(*args))
-    expected = token.verify_token(*args)
+
+    def run(*args):
+        with interpreted():
+            return jax.block_until_ready(pallas.verify_token(*args))
+
+    return run
+
+
+def check_early(run_early, args):
+    got, expected = run_early(*args), token.verify_token(*args)
     # Past the first rejection nothing was read, and acceptance reads 0.
-    read = jnp.arange(3) <= expected.num_accepted[:, None]
+    read = jnp.arange(args[2].tokens.shape[1]) <= expected.num_accepted[:, None]
     expected = expected._replace(accept_prob=jnp.where(read, expected.accept_prob, 0))
     cases.assert_same(got, expected)
+    return got
+
+
+@pytest.mark.parametrize("kind", ["logits", "normalizers", "one_hot"])
+def test_early_exit_decides_the_same(run_early, kind):
+    got = check_early(run_early, cases.random_case(11, 4, 3, 1100, kind=kind))
+    assert len(set(got.num_accepted.tolist())) > 1
+
+
+def test_early_exit_with_every_filter(run_early):
+    check_early(
+        run_early, cases.random_case(3, 3, 2, 1029, sampling=cases.ALL_FILTERS, draft_sampling=cases.ALL_FILTERS)
+    )
+    check_early(
+        run_early, cases.random_case(3, 3, 2, 1029, sampling=cases.GREEDY_FIRST, draft_sampling=cases.GREEDY_FIRST)
+    )
+
+
+def test_early_exit_of_ragged_and_degenerate_rows(run_early):
+    target, target_filter, draft, draft_filter, uniforms = cases.random_case(12, 5, 2, 1025, kind="normalizers")
+    tokens = draft.tokens.at[0].set(-1).at[1, 1].set(-1).at[2, 0].set(1025)
+    target = target.at[3, 0, 5].set(jnp.nan).at[4, 2, 7].set(jnp.inf)
+    # One normalizer cannot be used, so that its row is read.
+    normalizers = draft.log_normalizers.at[4, 1].set(jnp.nan)
+    draft = Draft(tokens, draft.logits, None, normalizers)
+    uniforms = uniforms._replace(accept=jnp.zeros_like(uniforms.accept))
+    got = check_early(run_early, (target, target_filter, draft, draft_filter, uniforms))
+    assert got.status.tolist() == [0, 0, DEGENERATE_DRAFT, DEGENERATE_TARGET, DEGENERATE_TARGET]
 
 
 @pytest.mark.skipif(cases.ON_GPU, reason="races are found by the interpreter")
-@pytest.mark.parametrize(
-    "early_exit",
-    [
-        False,
-        pytest.param(
-            True,
-            marks=pytest.mark.xfail(reason="numbers of the next row are written in a line being read"),
-        ),
-    ],
-)
+@pytest.mark.parametrize("early_exit", [False, True])
 def test_no_block_reads_what_another_may_not_have_written(monkeypatch, early_exit):
     monkeypatch.setattr(config, "choose", lambda *shape: config.Config(2, early_exit))
-    args = cases.random_case(1, 1, 1, 2100)
+    args = cases.random_case(1, 1, 3, 2100)
+    args = *args[:-1], args[-1]._replace(accept=jnp.zeros((1, 3)))
     # Raises at a race.
     params = plgpu.InterpretGPUParams(inline_mgpu="ignore", detect_races=True)
     with plgpu.force_gpu_interpret_mode(params):
         got = jax.block_until_ready(pallas.verify_token(*args))
     assert got.tokens.tolist() == token.verify_token(*args).tokens.tolist()
+    assert got.num_accepted.tolist() == [3]
