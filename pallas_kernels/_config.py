@@ -51,7 +51,7 @@ class Config:
 
 def choose(batch_size: int, num_draft: int, vocab_size: int) -> Config:
     """The Config for B sequences of K drafts over V tokens."""
-    if batch_size >= PROCESSORS and num_draft >= MANY_DRAFTS and EARLY_EXIT_CLUSTER * TILE <= vocab_size:
+    if batch_size >= PROCESSORS and num_draft >= MANY_DRAFTS and vocab_size >= EARLY_EXIT_CLUSTER * TILE:
         return Config(EARLY_EXIT_CLUSTER, early_exit=True)
     for cluster in CLUSTERS:
         if cluster * batch_size <= 2 * PROCESSORS and cluster * TILE <= vocab_size:

@@ -131,7 +131,6 @@ def test_kernels_and_heavy_packages_are_imported_when_they_are_needed():
 
 @pytest.mark.parametrize("path", sources("specsamp_jax") + sources("pallas_kernels"), ids=module_name)
 def test_a_file_holds_one_idea(path):
-    # The token kernel is one body whose parts share its registers.
     limit = 330
     assert len(path.read_text().splitlines()) <= limit
 
