@@ -5,6 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.core import Tracer
 from jaxtyping import Array, Float, Int, Key
 
 from specsamp_jax import _checks, _streams
@@ -42,8 +43,9 @@ def verify(
       target_logits: Row i scores drafted token i, row K the bonus token. Any floating-point type.
       draft: What was proposed; see `Draft`.
       sampling: What is applied to `target_logits`; None is temperature 1 with no filter.
-      implementation: None for the best that works here: the kernel where the process has a Hopper GPU or a
-        newer one and the program is compiled for it, XLA elsewhere. Or "xla" or "pallas" by name.
+      implementation: None for the best on what the program is compiled for: the kernel on NVIDIA GPUs from Hopper
+        on, XLA elsewhere. A program that is exported for CUDA by a process without a GPU has the kernel. Or
+        "xla" or "pallas" by name.
 
     Returns:
       A `Verification` of B rows; `num_accepted + 1` tokens of each are emitted.
@@ -184,14 +186,15 @@ def _verify(
         Uniforms(accept=draws[:, 2:], emit=draws[:, :2]),
     )
     core = functools.partial(CORES[rule], **constants)
-    if implementation == "xla" or (implementation is None and not _has_kernels()):
+    if implementation == "xla" or (implementation is None and not _may_compile_kernels(arguments)):
         return core(*arguments)
-    # Kernels are imported only where they may run.
+    # Kernels are imported only where they may be compiled.
     from specsamp_jax._rules import pallas
 
-    why_not = pallas.why_not(target_logits, draft) if _has_kernels() else f"{NEEDED}; got {jax.default_backend()}"
+    why_not = pallas.why_not(target_logits, draft)
     kernel = functools.partial(getattr(pallas, rule), **constants)
     if implementation == "pallas":
+        why_not = why_not if _has_kernels() else f"{NEEDED}; got {jax.default_backend()}"
         if why_not is not None:
             raise NotImplementedError(f'implementation "pallas" needs {why_not}.')
         return kernel(*arguments)
@@ -206,3 +209,13 @@ NEEDED = "an NVIDIA GPU of compute capability 9.0 (Hopper) or newer"
 def _has_kernels() -> bool:
     """Whether this process has a GPU that the kernels are written for."""
     return jax.default_backend() == "gpu" and all(float(d.compute_capability) >= 9 for d in jax.devices())
+
+
+def _may_compile_kernels(arguments: object) -> bool:
+    """Whether a program that is being traced here may be compiled for such a GPU.
+
+    A process without any GPU may lower it for another machine's; what is not traced runs here and now.
+    """
+    if jax.default_backend() == "gpu":
+        return _has_kernels()
+    return any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(arguments))

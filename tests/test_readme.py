@@ -16,6 +16,6 @@ def test_an_example_runs(code, capsys):
     assert capsys.readouterr().out
 
 
-def test_there_are_four_examples():
-    assert len(EXAMPLES) == 4
+def test_there_are_five_examples():
+    assert len(EXAMPLES) == 5
     assert sum(ELSEWHERE in code for code in EXAMPLES) == 1

@@ -4,8 +4,11 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import kernel_cases as cases
 import pytest
+from jax import export
 
+import specsamp_jax as ss
 from pallas_kernels import _config as config
 from specsamp_jax._filters import Filter
 from specsamp_jax._rules import _steps as steps
@@ -63,6 +66,45 @@ def test_lowers_with_every_filter(shape):
         return Filter(arg(batch_size), arg(batch_size, num_rows), arg(batch_size, dtype=bool))
 
     assert launches(pallas.verify_token, arguments(shape, row_filter)) == 2
+
+
+NO_GPU = pytest.mark.skipif(cases.ON_GPU, reason="what a process without a GPU compiles for others")
+
+
+def step_arguments():
+    target, _, draft, _, _ = arguments((2, 3, 2048, jnp.float32, "logits"), lambda *_: Filter())
+    return jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 2)), target, draft
+
+
+@NO_GPU
+@pytest.mark.parametrize("rule", [ss.verify, ss.verify_sigmoid])
+def test_one_implementation_for_each_platform_that_is_compiled_for(rule):
+    def text(platform):
+        return str(export.export(jax.jit(rule), platforms=[platform])(*step_arguments()).mlir_module())
+
+    assert "mosaic_gpu" in text("cuda")
+    assert "mosaic_gpu" not in text("cpu")
+    assert "mosaic_gpu" not in text("tpu")
+
+
+@NO_GPU
+def test_one_artifact_for_two_platforms_is_refused_with_a_kernel_in_it():
+    def exported(implementation):
+        step = jax.jit(functools.partial(ss.verify, implementation=implementation))
+        return export.export(step, platforms=["cuda", "cpu"])(*step_arguments())
+
+    with pytest.raises((NotImplementedError, ValueError), match="multi-platform"):
+        exported(None)
+    assert exported("xla").platforms == ("cuda", "cpu")
+
+
+@NO_GPU
+def test_a_vmapped_step_lowers_to_the_kernel():
+    keys, target, draft = step_arguments()
+    mapped = jax.vmap(ss.verify, in_axes=(None, 0, 0))
+    target, draft = jax.tree.map(lambda x: jax.ShapeDtypeStruct((3, *x.shape), x.dtype), (target, draft))
+    text = str(export.export(jax.jit(mapped), platforms=["cuda"])(keys, target, draft).mlir_module())
+    assert "mosaic_gpu" in text
 
 
 def test_what_keeps_the_kernels_away():
