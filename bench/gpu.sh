@@ -18,7 +18,7 @@ quiet() { grep -v "^[IWE][0-9][0-9][0-9][0-9] "; }
 # A kernel that hangs or aborts takes its process with it: each part has its own, and a limit.
 timeout -k 5 "${TEST_SECONDS:-200}" "$python" bench/gpu/correctness.py "$out/gpu_correctness.json" 2>&1 | quiet
 echo "correctness: exit ${PIPESTATUS[0]}"
-timeout -k 5 60 "$python" bench/gpu/torch_step.py "$out/gpu_torch.json" 2>&1 | quiet
+timeout -k 5 90 "$python" bench/gpu/torch_step.py "$out/gpu_torch.json" 2>&1 | quiet
 # Command buffers hide kernels from the profiler.
 seconds=${TIME_SECONDS:-270}
 workers=${WORKERS:-7}

@@ -168,6 +168,8 @@ def cases():
     yield token(64, 4, 50257, jnp.bfloat16, "normalizers")
     yield token(64, 4, 51865, jnp.float32, "normalizers")
     yield token(256, 8, 32000, jnp.bfloat16, "normalizers")
+    # With early exit, in one launch.
+    yield token(256, 8, 151936, jnp.bfloat16, "normalizers")
     yield token(1, 4, 256000, jnp.bfloat16)
     b, k, v = 64, 4, 151936
     sigmoid = functools.partial(pk.verify_sigmoid, alpha=-1e4, beta=1e4, flags=flags)

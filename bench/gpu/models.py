@@ -1,0 +1,231 @@
+"""A step of decoding at real shapes, random weights: what it takes, and how much of that is verification.
+
+    python bench/gpu/models.py OUT.json OUT.md SECONDS
+    python bench/gpu/models.py OUT.json OUT.md SECONDS --tiny    # a rehearsal, anywhere
+
+Logits of both models are independent and nearly flat, so that p and q overlap as those of trained pairs do. A step's
+time is the host's clock over many steps in a row, divided by their number; a verification's is the device time of its
+kernels (CUPTI), on logits of the step's shape and type, rotated past the L2.
+"""
+
+import concurrent.futures
+import dataclasses
+import functools
+import json
+import pathlib
+import sys
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import paper
+import timings
+from flax import nnx
+
+import specsamp_jax as ss
+from specsamp_jax import models
+from specsamp_jax._rules._steps import Uniforms
+from specsamp_jax.models.whisper import decoder_model, encode
+
+NUM_DRAFT, PROMPT_LENGTH, NUM_STEPS = 4, 128, 24
+BATCH_SIZES = 1, 8, 64
+LOGIT_STDDEV = 0.6
+"""Of each model's logits: p and q then overlap by .7."""
+
+
+def sizes(names: str, *values: int) -> dict[str, Any]:
+    """Keyword arguments of a config."""
+    return dict(zip(names.split(), values, strict=True))
+
+
+DECODER = "vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads"
+WHISPER = (
+    "encoder_layers encoder_attention_heads encoder_ffn_dim decoder_layers decoder_attention_heads decoder_ffn_dim"
+)
+SMALL_EN = {"vocab_size": 51_864, "d_model": 768}
+PAIRS: dict[str, tuple[Any, Any]] = {
+    "Llama 2 7B, Sheared-LLaMA 1.3B": (
+        models.LlamaConfig(**sizes(DECODER, 32_000, 4096, 11_008, 32, 32, 32)),
+        models.LlamaConfig(**sizes(DECODER, 32_000, 2048, 5504, 24, 16, 16)),
+    ),
+    "Qwen2.5 7B, 0.5B": (
+        models.Qwen2Config(**sizes(DECODER, 152_064, 3584, 18_944, 28, 28, 4), rope_theta=1e6),
+        models.Qwen2Config(**sizes(DECODER, 151_936, 896, 4864, 24, 14, 2), rope_theta=1e6, tie_word_embeddings=True),
+    ),
+    "Whisper small.en, distilled": (
+        models.WhisperConfig(**SMALL_EN, **sizes(WHISPER, 12, 12, 3072, 12, 12, 3072)),
+        models.WhisperConfig(**SMALL_EN, **sizes(WHISPER, 12, 12, 3072, 4, 12, 3072)),
+    ),
+}
+MODULES = {models.LlamaConfig: models.Llama, models.Qwen2Config: models.Qwen2, models.WhisperConfig: models.Whisper}
+
+
+def tiny(config: Any) -> Any:
+    """The same with small matrices and few layers."""
+    names = [f.name for f in dataclasses.fields(config)]
+    changes = {name: 1 for name in names if name.endswith("layers")}
+    changes |= {name: 64 for name in names if name in ("hidden_size", "d_model") or "ffn" in name or "intermed" in name}
+    changes |= {name: 2 for name in names if name.endswith("heads")}
+    return dataclasses.replace(config, **changes)
+
+
+def baseline(key, target_logits, draft, sampling=None, *, implementation=None):
+    """`paper.baseline` with the signature of `verify`."""
+    del sampling, implementation
+    batch_size, num_rows, _ = target_logits.shape
+    keys = jax.random.split(key if key.ndim == 0 else key[0])
+    uniforms = Uniforms(
+        jax.random.uniform(keys[0], (batch_size, num_rows - 1)), jax.random.uniform(keys[1], (batch_size, 2))
+    )
+    tokens, num_accepted = paper.baseline(target_logits, None, draft, None, uniforms)
+    numbers = jnp.zeros(tokens.shape)
+    return ss.Verification(tokens, num_accepted, numbers, numbers[:, 1:], jnp.zeros(num_accepted.shape, jnp.int32))
+
+
+VERIFY_FNS = {
+    "kernel": functools.partial(ss.verify, implementation="pallas"),
+    "xla": functools.partial(ss.verify, implementation="xla"),
+    "paper's baseline": baseline,
+}
+if jax.default_backend() != "gpu":
+    del VERIFY_FNS["kernel"]
+
+
+def flatten_logits(module: Any) -> None:
+    """Behind the last norm features are of size 1, so that the head's own scale is the logits'."""
+    decoder = getattr(module, "decoder", module)
+    head = getattr(decoder, "head", None)
+    head = decoder.embedding if head is None else head
+    width = module.config.d_model if hasattr(module.config, "d_model") else module.config.hidden_size
+    value = LOGIT_STDDEV / width**0.5 * jax.random.normal(jax.random.key(width), head.shape, jnp.float32)
+    head.set_value(value.astype(head.dtype))
+
+
+def make_modules(configs: tuple[Any, Any]) -> list[Any]:
+    """Random modules in bfloat16."""
+    made = []
+    for seed, config in enumerate(configs):
+        fn = MODULES[type(config)]
+        made.append(fn(config, dtype=jnp.bfloat16, param_dtype=jnp.bfloat16, rngs=nnx.Rngs(seed)))
+        flatten_logits(made[-1])
+    return made
+
+
+def make_models(modules: list[Any], batch_size: int) -> tuple[ss.Model, ss.Model]:
+    """Target and drafter of as many texts; Whisper's have heard as many sounds, through one encoder."""
+    target, draft = modules
+    if isinstance(target, models.Whisper):
+        shape = batch_size, target.config.num_mel_bins, target.config.num_frames
+        states = encode(target, jax.random.normal(jax.random.key(0), shape, jnp.bfloat16))
+        return decoder_model(target, states), decoder_model(draft, states)
+    target, draft = map(models.from_nnx, modules)
+    return target, models.with_vocab_size(draft, models.vocab_size(target))
+
+
+def step(key, state, target, draft, *, verify_fn):
+    """One step, without an end token."""
+    return ss.step(key, state, target=target, draft=draft, num_draft=NUM_DRAFT, verify_fn=verify_fn)
+
+
+def measure_steps(program, state, pair) -> dict[str, float]:
+    """Milliseconds a step, and tokens that a step yields."""
+    keys = list(jax.random.split(jax.random.key(1), NUM_STEPS + 1))
+    state, _ = program(keys.pop(), state, *pair)
+    jax.block_until_ready(state)
+    begun, infos = time.perf_counter(), []
+    for key in keys:
+        state, info = program(key, state, *pair)
+        infos.append(info.num_tokens)
+    jax.block_until_ready(state)
+    seconds = time.perf_counter() - begun
+    return {"step_ms": 1e3 * seconds / NUM_STEPS, "tokens_a_step": float(jnp.stack(infos).mean())}
+
+
+def verification_sets(vocab_size: int, batch_size: int) -> list[tuple]:
+    """Inputs of a verification as in a step: float32 logits, all four drafted, normalizers handed over."""
+    size = 4 * batch_size * (2 * NUM_DRAFT + 1) * vocab_size
+
+    @jax.jit
+    def make(key):
+        keys = jax.random.split(key, 4)
+        shape = batch_size, NUM_DRAFT + 1, vocab_size
+        target, logits = (LOGIT_STDDEV * jax.random.normal(k, shape) for k in keys[:2])
+        logits = logits[:, 1:]
+        tokens = jax.random.categorical(keys[2], logits).astype(jnp.int32)
+        draft = ss.Draft(tokens, logits, None, jax.nn.logsumexp(logits, axis=-1))
+        return jax.random.split(keys[3], batch_size), target, draft
+
+    return [make(jax.random.key(i)) for i in range(int(min(64, max(2, -(-timings.ROTATED // size)))))]
+
+
+def compare(name: str, modules: list[Any], batch_size: int, pool) -> list[dict[str, Any]]:
+    """A row for each way to verify."""
+    pair = make_models(modules, batch_size)
+    prompt_length = 4 if isinstance(modules[0], models.Whisper) else PROMPT_LENGTH
+    prompt = jax.random.randint(jax.random.key(2), (batch_size, prompt_length), 0, 1000)
+    max_new_tokens = (NUM_STEPS + 1) * (NUM_DRAFT + 1)
+
+    def init():
+        return ss.init(prompt, target=pair[0], draft=pair[1], num_draft=NUM_DRAFT, max_new_tokens=max_new_tokens)
+
+    state, sets = init(), verification_sets(modules[0].config.vocab_size, batch_size)
+    programs = {}
+    for which, fn in VERIFY_FNS.items():
+        whole = jax.jit(functools.partial(step, verify_fn=fn), donate_argnums=1).lower(jax.random.key(0), state, *pair)
+        alone = jax.jit(lambda *args, fn=fn: fn(*args)).lower(*sets[0])
+        programs[which] = pool.submit(whole.compile), pool.submit(alone.compile)
+    measure = timings.measure if jax.default_backend() == "gpu" else timings.measure_host
+    rows = []
+    for which, (whole, alone) in programs.items():
+        row = {"pair": name, "B": batch_size, "verification": which}
+        row |= measure_steps(whole.result(), init(), pair)
+        measured = measure(alone.result(), sets, max(2, 24 // len(sets)))
+        us = row["verification_us"] = measured["us" if "us" in measured else "back_to_back_us"]
+        rows.append(row | {"launches": measured.get("launches"), "share": us / 1e3 / row["step_ms"]})
+    return rows
+
+
+def table(about: dict[str, Any]) -> str:
+    """In Markdown."""
+    lines = [
+        f"# A step at real shapes: {about['device']}, JAX {about['jax']}",
+        "",
+        f"Random bfloat16 weights, float32 logits, K = {NUM_DRAFT}, temperature 1, prompts of {PROMPT_LENGTH} tokens,",
+        f"4 of Whisper's; {NUM_STEPS} steps. Step: the host's clock over steps in a row. Verification: device time of",
+        "its kernels, normalizers handed over. Share: the one over the other.",
+        "",
+        "    " + about["command"],
+        "",
+        "| pair | B | tokens a step | verification by | step, ms | verification, us | launches | share |",
+        "|---|---:|---:|---|---:|---:|---:|---:|",
+    ]
+    for row in about["rows"]:
+        cells = [row["pair"], row["B"], f"{row['tokens_a_step']:.2f}", row["verification"], f"{row['step_ms']:.2f}"]
+        cells += [f"{row['verification_us']:.1f}", row["launches"] or "", f"{100 * row['share']:.1f} %"]
+        lines.append("| " + " | ".join(map(str, cells)) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Writes as much as there is time for, after each batch size."""
+    out, page, seconds, *rest = sys.argv[1:]
+    deadline, is_tiny = time.time() + float(seconds), rest == ["--tiny"]
+    about: dict[str, Any] = {"device": jax.devices()[0].device_kind, "jax": jax.__version__, "rows": []}
+    about["command"] = "bench/gpu_models.sh" + " (tiny: a rehearsal, no result)" * is_tiny
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        for name, configs in PAIRS.items():
+            modules = make_modules(tuple(map(tiny, configs)) if is_tiny else configs)
+            for batch_size in BATCH_SIZES[: 2 if is_tiny else None]:
+                if time.time() > deadline:
+                    print("out of time before", name, batch_size)
+                    return
+                about["rows"] += compare(name, modules, batch_size, pool)
+                pathlib.Path(out).write_text(json.dumps(about, indent=1))
+                pathlib.Path(page).write_text(table(about))
+                print(about["rows"][-1], flush=True)
+            del modules
+
+
+if __name__ == "__main__":
+    main()
