@@ -65,8 +65,8 @@ def make_pair(family: str, folder: Path) -> decoding.Pair:
         module = module_fn(config_fn(vocab_size=VOCAB_SIZE, **sizes, **changes), rngs=nnx.Rngs(seed))
         # Behind the last norm features are of size 1, so that the head's own scale is the logits'.
         scale = LOGIT_STDDEV / sizes["hidden_size"] ** 0.5
-        embedding = jax.random.normal(jax.random.key(seed), module.embedding.shape) * scale
-        module.embedding.set_value(embedding)
+        head = module.vocabulary.head
+        head.set_value(jax.random.normal(jax.random.key(seed), head.shape[::-1]).T * scale)
         models.save_checkpoint(folder / name, module, dtype=np.float32)
     return decoding.load_pair(folder)
 

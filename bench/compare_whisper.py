@@ -64,7 +64,7 @@ def make_pair() -> tuple[Path, Path]:
             return value
         lacking = name.startswith("decoder/blocks/") and not name.startswith("decoder/blocks/0/")
         scale = QUIET if lacking and ("/out/" in name or "/down/" in name) else 1.0
-        if name == "decoder/embedding":
+        if name == "decoder/vocabulary/head":
             scale = 0.1  # quieter than what its place and the sound say, or the tied head would say a token again
         if name.endswith("weight"):
             scale *= (value.size // value.shape[0] if "conv" in name else value.shape[0]) ** -0.5
@@ -75,7 +75,7 @@ def make_pair() -> tuple[Path, Path]:
     nnx.update(target, state)
     draft = Whisper(WhisperConfig(**{**vars(CONFIG), "decoder_layers": DRAFT_LAYERS}), rngs=nnx.Rngs(0))
     draft.encoder = target.encoder
-    for name in ("embedding", "positions", "norm"):
+    for name in ("vocabulary", "positions", "norm"):
         setattr(draft.decoder, name, getattr(target.decoder, name))
     draft.decoder.blocks = nnx.List(list(target.decoder.blocks)[:DRAFT_LAYERS])
     folders = FOLDER / "target", FOLDER / "draft"

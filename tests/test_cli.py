@@ -41,7 +41,9 @@ def folders(tmp_path_factory):
         config = LlamaConfig(size, 16, 24, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1)
         shutil.copytree(TOKENIZER, root / name)
         module = Llama(config, rngs=nnx.Rngs(seed))
-        module.head.set_value(module.head[...] * 40)  # greedy tokens that do not hang on the last bit
+        module.vocabulary.head.set_value(
+            module.vocabulary.head[...] * 40
+        )  # greedy tokens that do not hang on the last bit
         save_checkpoint(root / name, module, dtype="float32")
     shutil.copy(CHATML, root / "target" / "chat_template.jinja")
     return root

@@ -95,8 +95,7 @@ if jax.default_backend() != "gpu":
 def flatten_logits(module: Any) -> None:
     """Behind the last norm features are of size 1, so that the head's own scale is the logits'."""
     decoder = getattr(module, "decoder", module)
-    head = getattr(decoder, "head", None)
-    head = decoder.embedding if head is None else head
+    head = decoder.vocabulary.head
     width = module.config.d_model if hasattr(module.config, "d_model") else module.config.hidden_size
     value = LOGIT_STDDEV / width**0.5 * jax.random.normal(jax.random.key(width), head.shape, jnp.float32)
     head.set_value(value.astype(head.dtype))

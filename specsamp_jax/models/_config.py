@@ -35,8 +35,7 @@ class DecoderConfig:
       head_dim: Features of a head, even. None: `hidden_size / num_attention_heads`.
       rope_theta: Base of the rotary frequencies.
       rms_norm_eps: Added to the mean square in each norm.
-      tie_word_embeddings: Whether the head is the embedding, transposed. A head of its own costs memory, and
-        is quicker on a CPU.
+      tie_word_embeddings: Whether the head is the embedding, transposed.
       max_position_embeddings: The longest text trained on; recorded, not enforced.
       rope_scaling: How the rotary frequencies are scaled; None: they are not.
 

@@ -16,9 +16,9 @@ from jaxtyping import Array, Bool, Float, Int
 
 from specsamp_jax.models._attention import attend
 from specsamp_jax.models._config import DecoderConfig
-from specsamp_jax.models._layers import Linear, RMSNorm, normal_param
+from specsamp_jax.models._layers import Linear, RMSNorm, Vocabulary
 from specsamp_jax.models._rotary import rotary_angles, rotate
-from specsamp_jax.models._slots import Slot
+from specsamp_jax.models._slots import Slot, vocabulary_layout
 from specsamp_jax.models.cache import Cache, CacheSpec, LayerCache, causal_mask, write_positions
 
 INIT_STDDEV = 0.02  # of GPT-2 and Llama; the matrices that add to the residual stream are scaled down by depth
@@ -152,12 +152,16 @@ class Decoder(nnx.Module):
     ):
         self.config, self.dtype = config, jnp.dtype(dtype)
         kwargs = {"dtype": self.dtype, "param_dtype": jnp.dtype(param_dtype)}
-        size = config.vocab_size, config.hidden_size
-        self.embedding = normal_param(rngs.params(), size, INIT_STDDEV, param_dtype)
+        self.vocabulary = Vocabulary(
+            config.vocab_size,
+            config.hidden_size,
+            tied=config.tie_word_embeddings,
+            stddev=INIT_STDDEV,
+            rngs=rngs,
+            **kwargs,
+        )
         self.blocks = nnx.List([self.make_block(rngs=rngs, **kwargs) for _ in range(config.num_hidden_layers)])
         self.norm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps, offset=self.norm_offset, **kwargs)
-        tied = config.tie_word_embeddings
-        self.head = None if tied else normal_param(rngs.params(), size[::-1], INIT_STDDEV, param_dtype)
 
     def make_block(self, **kwargs: Any) -> Block:
         """Returns one layer of this family; `kwargs` are the dtypes and the random streams."""
@@ -191,8 +195,7 @@ class Decoder(nnx.Module):
             written again replaces what was there; one that the cache has no room for is dropped. A position may
             occur twice with the same token.
         """
-        x = self.embedding[...].at[tokens].get(mode="clip", wrap_negative_indices=False).astype(self.dtype)
-        x = self.scale_embeddings(x)
+        x = self.scale_embeddings(self.vocabulary.embed(tokens))
         config = self.config
         angles = rotary_angles(positions, config.head_size, config.rope_theta, config.rope_scaling)
         if cache is None:
@@ -205,10 +208,8 @@ class Decoder(nnx.Module):
         for block, window, layer_cache in zip(self.blocks, config.windows, caches, strict=True):
             x, layer_cache = block(x, positions, angles, masks[window], layer_cache)
             written.append(layer_cache)
-        x = self.norm(x)
-        weight, product = (self.embedding, "btd,vd->btv") if self.head is None else (self.head, "btd,dv->btv")
-        logits = jnp.einsum(product, x, weight[...].astype(self.dtype), preferred_element_type=jnp.float32)
-        return self.cap_logits(logits), None if cache is None else tuple(written)
+        logits = self.cap_logits(self.vocabulary.logits(self.norm(x)))
+        return logits, None if cache is None else tuple(written)
 
 
 def _residual_stddev(config: DecoderConfig) -> float:
@@ -221,7 +222,7 @@ def checkpoint_layout(module: Decoder) -> Iterator[Slot]:
     hidden, inner = config.hidden_size, config.intermediate_size
     query, kv = config.num_attention_heads * config.head_size, config.num_key_value_heads * config.head_size
     widths = {"q": query, "k": kv, "v": kv}
-    yield Slot(module.embedding, {"model.embed_tokens.weight": (config.vocab_size, hidden)})
+    yield from vocabulary_layout(module.vocabulary, "model.embed_tokens.weight", "lm_head.weight")
     for i, block in enumerate(module.blocks):
         layer = f"model.layers.{i}."
         attention, mlp = layer + "self_attn.", layer + "mlp."
@@ -240,5 +241,3 @@ def checkpoint_layout(module: Decoder) -> Iterator[Slot]:
         yield Slot(block.mlp.gate_up.weight, gate_up, transposed=True)
         yield Slot(block.mlp.down.weight, {mlp + "down_proj.weight": (hidden, inner)}, transposed=True)
     yield Slot(module.norm.weight, {"model.norm.weight": (hidden,)})
-    if module.head is not None:
-        yield Slot(module.head, {"lm_head.weight": (config.vocab_size, hidden)}, transposed=True)

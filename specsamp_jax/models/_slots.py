@@ -1,7 +1,7 @@
 """Where the parameters of a module stand in a checkpoint, and how they are filled from it."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import jax
@@ -10,6 +10,7 @@ import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 
+from specsamp_jax.models._layers import Vocabulary
 from specsamp_jax.models._tensors import Stored
 
 # Tensors that old versions of transformers wrote beside the parameters: the rotary frequencies, which follow from the
@@ -32,6 +33,15 @@ class Slot(NamedTuple):
     param: nnx.Param
     tensors: dict[str, tuple[int, ...]]
     transposed: bool = False
+
+
+def vocabulary_layout(vocabulary: Vocabulary, embedding: str, head: str) -> Iterator[Slot]:
+    """Yields the parameters of `vocabulary` with the tensors of these names."""
+    num_features, vocab_size = vocabulary.head.shape
+    shape = vocab_size, num_features
+    if vocabulary.embedding is not None:
+        yield Slot(vocabulary.embedding, {embedding: shape})
+    yield Slot(vocabulary.head, {embedding if vocabulary.embedding is None else head: shape}, transposed=True)
 
 
 def check(slots: Sequence[Slot], stored: Mapping[str, Stored]) -> None:

@@ -18,7 +18,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from specsamp_jax._types import Model
-from specsamp_jax.models._layers import normal_param
+from specsamp_jax.models._layers import Vocabulary, normal_param
 from specsamp_jax.models._whisper_layers import (
     INIT_STDDEV,
     MLP,
@@ -181,8 +181,10 @@ class Decoder(nnx.Module):
     """From text and the encoder's states to logits."""
 
     def __init__(self, config: WhisperConfig, *, rngs: nnx.Rngs, **kwargs):
-        self.dtype, size = kwargs["dtype"], (config.vocab_size, config.d_model)
-        self.embedding = normal_param(rngs.params(), size, INIT_STDDEV, kwargs["param_dtype"])
+        self.dtype = kwargs["dtype"]
+        self.vocabulary = Vocabulary(
+            config.vocab_size, config.d_model, tied=True, stddev=INIT_STDDEV, rngs=rngs, **kwargs
+        )
         size = config.max_target_positions, config.d_model
         self.positions = normal_param(rngs.params(), size, INIT_STDDEV, kwargs["param_dtype"])
         self.blocks = nnx.List([DecoderBlock(config, rngs=rngs, **kwargs) for _ in range(config.decoder_layers)])
@@ -204,16 +206,14 @@ class Decoder(nnx.Module):
           cross: What `read` returned.
           cache: What `init_cache_fn` of the model or an earlier call returned; as in `Llama`.
         """
-        read = {"mode": "clip", "wrap_negative_indices": False}
-        x = self.embedding[...].at[tokens].get(**read) + self.positions[...].at[positions].get(**read)
-        x = x.astype(self.dtype)
+        places = self.positions[...].at[positions].get(mode="clip", wrap_negative_indices=False)
+        x = self.vocabulary.embed(tokens) + places.astype(self.dtype)
         mask = causal_mask(positions, cache[0].keys.shape[1])[:, None]
         written = []
         for block, layer_cross, layer_cache in zip(self.blocks, cross, cache, strict=True):
             x, layer_cache = block(x, positions, mask, layer_cross, layer_cache)
             written.append(layer_cache)
-        weight = self.embedding[...].astype(self.dtype)
-        return jnp.einsum("btd,vd->btv", self.norm(x), weight, preferred_element_type=jnp.float32), tuple(written)
+        return self.vocabulary.logits(self.norm(x)), tuple(written)
 
 
 class Whisper(nnx.Module):

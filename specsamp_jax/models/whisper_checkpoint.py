@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import jax
 import jax.numpy as jnp
 
-from specsamp_jax.models._slots import Slot
+from specsamp_jax.models._slots import Slot, vocabulary_layout
 from specsamp_jax.models._whisper_layers import Affine, LayerNorm
 from specsamp_jax.models.whisper import DecoderBlock, EncoderBlock, Whisper
 
@@ -56,7 +56,7 @@ def checkpoint_layout(module: Whisper) -> Iterator[Slot]:
     """Yields every parameter of `module` with its tensors in Hugging Face's `WhisperForConditionalGeneration`."""
     yield from _encoder_layout(module)
     config, decoder = module.config, module.decoder
-    yield Slot(decoder.embedding, {"model.decoder.embed_tokens.weight": (config.vocab_size, config.d_model)})
+    yield from vocabulary_layout(decoder.vocabulary, "model.decoder.embed_tokens.weight", "proj_out.weight")
     size = (config.max_target_positions, config.d_model)
     yield Slot(decoder.positions, {"model.decoder.embed_positions.weight": size})
     for i, block in enumerate(decoder.blocks):

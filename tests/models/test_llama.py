@@ -220,7 +220,12 @@ def test_initial_scales():
     sizes = {"hidden_size": 96, "intermediate_size": 128, "num_hidden_layers": 8, "vocab_size": 512}
     module = Llama(LlamaConfig(**{**SIZES, **sizes}), rngs=nnx.Rngs(0))
     block = module.blocks[3]
-    for param in (module.embedding, module.head, block.attention.qkv.weight, block.mlp.gate_up.weight):
+    for param in (
+        module.vocabulary.embedding,
+        module.vocabulary.head,
+        block.attention.qkv.weight,
+        block.mlp.gate_up.weight,
+    ):
         assert np.std(param[...]) == pytest.approx(0.02, rel=0.05)
     for param in (block.attention.out.weight, block.mlp.down.weight):
         assert np.std(param[...]) == pytest.approx(0.02 / 4, rel=0.05)
