@@ -62,6 +62,16 @@ def save_checkpoint(path: str | os.PathLike[str], module: Any, *, dtype: DTypeLi
       path: The folder; made if it is not there. Files of the same names are replaced.
       module: A module of any family here.
       dtype: What the tensors are written in.
+
+    Example:
+      >>> import tempfile
+      >>> module = Llama(LlamaConfig(32, 16, 48, 1, 2, 2), rngs=nnx.Rngs(0))
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     save_checkpoint(folder, module)
+      ...     sorted(path.name for path in Path(folder).iterdir())
+      ...     load_checkpoint(folder).params["norm"]["weight"].dtype
+      ['config.json', 'model.safetensors']
+      dtype('bfloat16')
     """
     family, tensors = FAMILIES[module.config.model_type], {}
     for slot in family.layout(module):
