@@ -69,9 +69,9 @@ def save_checkpoint(path: str | os.PathLike[str], module: Any, *, dtype: DTypeLi
       >>> with tempfile.TemporaryDirectory() as folder:
       ...     save_checkpoint(folder, module)
       ...     sorted(path.name for path in Path(folder).iterdir())
-      ...     load_checkpoint(folder).params["norm"]["weight"].dtype
+      ...     load_checkpoint(folder).params["norm"]["weight"].dtype.name
       ['config.json', 'model.safetensors']
-      dtype('bfloat16')
+      'bfloat16'
     """
     family, tensors = FAMILIES[module.config.model_type], {}
     for slot in family.layout(module):
