@@ -15,9 +15,12 @@ export XLA_PYTHON_CLIENT_PREALLOCATE=false XLA_PYTHON_CLIENT_ALLOCATOR=platform
 nvidia-smi --query-gpu=name,driver_version,clocks.sm,clocks.mem --format=csv,noheader || true
 quiet() { grep -v "^[IWE][0-9][0-9][0-9][0-9] "; }
 
-# A kernel that hangs or aborts takes its process with it: each part has its own, and a limit.
+# A kernel that hangs or aborts takes its process with it: each part has its own, and a limit. These two time nothing.
+timeout -k 5 150 "$python" bench/gpu/launches.py 2>/dev/null >"$out/gpu_launches.md" &
+timeout -k 5 150 "$python" bench/gpu/dispatch.py 2>&1 | quiet &
 timeout -k 5 "${TEST_SECONDS:-200}" "$python" bench/gpu/correctness.py "$out/gpu_correctness.json" 2>&1 | quiet
 echo "correctness: exit ${PIPESTATUS[0]}"
+wait
 timeout -k 5 90 "$python" bench/gpu/torch_step.py "$out/gpu_torch.json" 2>&1 | quiet
 # Command buffers hide kernels from the profiler.
 seconds=${TIME_SECONDS:-270}
