@@ -8,6 +8,7 @@ On a machine without a GPU it lists the XLA core as compiled for the CPU: a rehe
 import collections
 import functools
 import re
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -38,15 +39,15 @@ def instructions(text: str) -> list[tuple[str, str]]:
     return [(op, name) for op, name in found if op not in NOT_LAUNCHED]
 
 
+def arg(*shape: int, dtype: Any = jnp.float32) -> Any:
+    """An argument by its shape and type."""
+    return jax.ShapeDtypeStruct(shape, dtype)
+
+
 def main() -> None:
     """Prints a list for each implementation."""
-    target = jax.ShapeDtypeStruct((B, K + 1, V), jnp.bfloat16)
-    draft = ss.Draft(
-        jax.ShapeDtypeStruct((B, K), jnp.int32),
-        jax.ShapeDtypeStruct((B, K, V), jnp.bfloat16),
-        None,
-        jax.ShapeDtypeStruct((B, K), jnp.float32),
-    )
+    target, logits = arg(B, K + 1, V, dtype=jnp.bfloat16), arg(B, K, V, dtype=jnp.bfloat16)
+    draft = ss.Draft(arg(B, K, dtype=jnp.int32), logits, None, arg(B, K))
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), B))
     device = jax.devices()[0].device_kind
     print(f"# What a step launches: {device}, JAX {jax.__version__}\n")
