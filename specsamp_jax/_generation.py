@@ -1,6 +1,5 @@
 """What `specsamp generate` does: models and tokenizer from folders, texts in order, and what was counted."""
 
-import json
 import time
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from specsamp_jax._drafters import Drafter, NGramDrafter
+from specsamp_jax._files import read_json
 from specsamp_jax._types import Generation, Model, SamplingParams, Stats
 from specsamp_jax.models import load_checkpoint, load_generation_config, vocab_size, with_vocab_size
 from specsamp_jax.pair import ASSETS
@@ -79,7 +79,7 @@ def load(
         else:
             notes.append(f"{draft_folder} has no tokenizer.json: its tokens are taken to be the target's")
     model = load_checkpoint(target, dtype=dtype)
-    max_length = json.loads((target / "config.json").read_text(encoding="utf-8")).get("max_position_embeddings")
+    max_length = read_json(target / "config.json").get("max_position_embeddings")
     if draft_folder is None:
         if draft is None:
             notes.append("there is no drafter: the target decodes alone")

@@ -15,7 +15,7 @@ from specsamp_jax import _atoms, _verify
 ROOT = Path(__file__).parent.parent
 LAYERS = [
     {"_types"},
-    {"_checks", "_reduce", "_num_draft"},
+    {"_checks", "_files", "_reduce", "_num_draft"},
     {"_streams", "_filters"},
     {"_distributions", "_atoms"},
     {"_rules"},

@@ -12,6 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 import safetensors
 
+from specsamp_jax._files import read_json
+
 _TENSORS = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 _DTYPES: dict[str, Any] = {"BF16": jnp.bfloat16, "F16": np.float16, "F32": np.float32, "F64": np.float64}
@@ -116,20 +118,3 @@ def _read_header(path: Path) -> dict[str, Stored]:
         for name, entry in header.items()
         if name in names
     }
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Returns the JSON object in a file of a checkpoint.
-
-    Raises:
-      ValueError: The file is missing, or holds something else.
-    """
-    try:
-        values = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise ValueError(f"A checkpoint must hold {path.name}, but there is no {path}.") from None
-    except ValueError as error:
-        raise ValueError(f"{path} must be a JSON object, but it cannot be parsed: {error}.") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"{path} must be a JSON object, got a {type(values).__name__}.")
-    return values

@@ -14,11 +14,12 @@ import safetensors.numpy
 from flax import nnx
 from jax.typing import DTypeLike
 
+from specsamp_jax._files import read_json
 from specsamp_jax._types import Model
 from specsamp_jax.models import whisper_checkpoint
 from specsamp_jax.models._decoder import Decoder, checkpoint_layout
 from specsamp_jax.models._slots import Slot, fill
-from specsamp_jax.models._tensors import Stored, read_headers, read_json
+from specsamp_jax.models._tensors import Stored, read_headers
 from specsamp_jax.models.adapters import from_nnx
 from specsamp_jax.models.gemma import Gemma, Gemma2, Gemma2Config, GemmaConfig
 from specsamp_jax.models.llama import Llama, LlamaConfig, Mistral, MistralConfig

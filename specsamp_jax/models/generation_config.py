@@ -5,8 +5,8 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import NamedTuple
 
+from specsamp_jax._files import read_json
 from specsamp_jax._types import SamplingParams
-from specsamp_jax.models._tensors import read_json
 
 _FILE = "generation_config.json"
 

@@ -1,12 +1,12 @@
 """How a Whisper checkpoint is asked: its prompt and its rules, from generation_config.json."""
 
 import dataclasses
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from specsamp_jax._files import read_json
 from specsamp_jax.models.whisper import WhisperConfig
 from specsamp_jax.models.whisper_rules import Rules, SuppressAtBegin, SuppressTokens, TimestampRules
 
@@ -101,14 +101,7 @@ def load_settings(path: str | os.PathLike[str], config: WhisperConfig) -> Whispe
       ValueError: The file is missing or broken, lacks an entry, or holds a token outside the vocabulary.
     """
     file = Path(path) / _FILE
-    try:
-        values = json.loads(file.read_text())
-    except FileNotFoundError:
-        raise ValueError(f"A Whisper checkpoint must hold {_FILE}, but there is no {file}.") from None
-    except ValueError as error:
-        raise ValueError(f"{file} must be a JSON object, but it cannot be parsed: {error}.") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"{file} must be a JSON object, got a {type(values).__name__}.")
+    values = read_json(file, holder="A Whisper checkpoint")
 
     def tokens(name: str, value: Any) -> tuple[int, ...]:
         found = tuple(value) if isinstance(value, list) else () if value is None else (value,)

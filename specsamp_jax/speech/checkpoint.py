@@ -1,6 +1,5 @@
 """A folder with a Whisper in it: its weights, its settings, its tokenizer."""
 
-import json
 import os
 from pathlib import Path
 from typing import NamedTuple
@@ -9,6 +8,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from tokenizers import Tokenizer
 
+from specsamp_jax._files import read_json
 from specsamp_jax.models import load_module
 from specsamp_jax.models.whisper import Whisper
 from specsamp_jax.models.whisper_features import HOP, SAMPLE_RATE
@@ -59,12 +59,7 @@ def _read_tokenizer(file: Path) -> Tokenizer:
 
 def _check_features(file: Path, module: Whisper) -> None:
     """Older folders may lack the file; then the config alone says how many filters there are."""
-    if not file.exists():
-        return
-    try:
-        values = json.loads(file.read_text())
-    except ValueError as error:
-        raise ValueError(f"{file} must be a JSON object, but it cannot be parsed: {error}.") from error
+    values = read_json(file, required=False)
     expected = {
         "feature_size": module.config.num_mel_bins,
         "sampling_rate": SAMPLE_RATE,

@@ -1,7 +1,6 @@
 """The tokenizer of a checkpoint in Hugging Face's layout."""
 
 import dataclasses
-import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
+from specsamp_jax._files import read_json
 from specsamp_jax.text.chat import render_chat
 
 _TOKENIZER = "tokenizer.json"
@@ -128,23 +128,13 @@ def load_tokenizer(path: str | os.PathLike[str]) -> CheckpointTokenizer:
     # A saved tokenizer may cut or fill texts to the length that it was trained with.
     tokenizer.no_truncation()
     tokenizer.no_padding()
-    config = _read_json(path / _CONFIG)
-    special = {**_special_tokens(_read_json(path / "special_tokens_map.json")), **_special_tokens(config)}
+    config = read_json(path / _CONFIG, required=False)
+    special = {
+        **_special_tokens(read_json(path / "special_tokens_map.json", required=False)),
+        **_special_tokens(config),
+    }
     add_bos_token = tokenizer.post_processor is None and config.get("add_bos_token") is True
     return CheckpointTokenizer(tokenizer, special, add_bos_token, _chat_templates(path, config), path)
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    """What a file says; nothing, where there is none."""
-    if not path.exists():
-        return {}
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} must be a JSON object, but it cannot be parsed: {error}.") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"{path} must be a JSON object, got a {type(values).__name__}.")
-    return values
 
 
 def _special_tokens(config: Mapping[str, Any]) -> dict[str, str]:
@@ -159,7 +149,9 @@ def _chat_templates(path: Path, config: Mapping[str, Any]) -> dict[str, str]:
         files["default"] = path / "chat_template.jinja"
     if files:
         return {name: file.read_text(encoding="utf-8") for name, file in files.items()}
-    template = config.get("chat_template") or _read_json(path / "chat_template.json").get("chat_template")
+    template = config.get("chat_template") or read_json(path / "chat_template.json", required=False).get(
+        "chat_template"
+    )
     if isinstance(template, list):
         return {each["name"]: each["template"] for each in template}
     return {} if template is None else {"default": template}
