@@ -1,83 +1,95 @@
-"""The token rule, part one: which drafts of a sequence are accepted, all rows at once, a row a thread."""
+"""The token rule, part one: which drafts of a sequence are accepted, of all rows at once or of one by itself."""
 
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from pallas_kernels import _config as config
 from pallas_kernels import _rows as rows
-from pallas_kernels._emission import Emission
-from pallas_kernels._launch import Known, Tables
+from pallas_kernels._emission import Emission, small
+from pallas_kernels._launch import Facts, Known, Tables
 
-LAYOUT = plgpu.Layout.WG_STRIDED((config.THREADS,), vec_size=1)
+LAYOUT = small(config.THREADS)
+
+
+class _Mass(NamedTuple):
+    """What makes a distribution of rows: offset, logarithm of the sum, and the token that a greedy row is certain of.
+
+    Numbers are not finite where a row is degenerate; `certain` is -1 where a row is certain of none.
+    """
+
+    offset: jax.Array
+    log_sum: jax.Array
+    certain: jax.Array | None = None
 
 
 class Acceptance(Emission):
-    """One sequence under the token rule. Vectors have an element a row; every block computes the same.
+    """One sequence under the token rule; every block of its cluster computes the same.
+
+    What is said of rows is a vector with an element a row, or a number where one row is decided on by itself.
 
     Attributes:
       known: What is known of the rows.
     """
 
-    def __init__(self, inputs, results, *place: Any, known: Known, largest_normalizer: float):
+    def __init__(self, inputs, results, *place: Any, known: Known):
         super().__init__(inputs, results, *place)
-        self.known, self.largest_normalizer = known, largest_normalizer
-
-    def is_usable(self, normalizer):
-        """Whether a normalizer that was handed over is a number, and precise enough to be subtracted."""
-        return jnp.abs(normalizer) <= self.largest_normalizer
+        self.known = known
 
     def lane(self):
         return plgpu.broadcasted_iota(jnp.int32, (config.THREADS,), 0, layout=LAYOUT)
 
-    def _full(self, value, dtype=jnp.float32):
-        return plgpu.layout_cast(jnp.full((config.THREADS,), value, dtype), LAYOUT)
+    def all_rows(self) -> tuple[Tables, jax.Array]:
+        """The numbers of every row, and which drafts are accepted, a row a lane; of rows that were read apart."""
+        facts = self.known.facts
+        here = Facts(*(self.lanes(fact, (self.sequence,)) for fact in facts))
+        here = here._replace(token=jnp.where(self.lane() < self.num_draft, here.token, -1))
+        return self._judge(here, self._mass, self._same)
 
-    def first_without(self, holds):
-        """The first row for which it does not hold."""
-        return jnp.min(jnp.where(holds, rows.NOWHERE, self.lane()))
+    def one_row(self, row: Any) -> tuple[Tables, jax.Array]:
+        """The numbers of one row that was just read, and whether its draft is accepted."""
+        at = self.draft_row(row)
+        here = Facts(*(fact[self.sequence, at] for fact in self.known.facts))
+        here = here._replace(token=jnp.where(row < self.num_draft, here.token, -1))
+        return self._judge(here, functools.partial(self._mass_of_line, row), lambda flag: flag)
 
-    def _slots(self, of, copy):
-        """Where the numbers of each chunk are."""
-        return [copy * self.num_chunks(of) + i for i in range(self.num_chunks(of))]
+    def _same(self, flag):
+        """One truth for all rows. A comparison with a number that is the same for all, for the compiler's sake."""
+        return self.lane() < jnp.where(flag, config.THREADS, 0)
 
-    def _together(self, of, copy):
-        """Maximum and logarithm of the sum of each row, from its chunks."""
-        known = getattr(self.known, of)
-        count = self._slots(of, copy)
+    def _rate(self, of):
+        scale, _ = self.filter(of, 0)
+        return rows.LOG2_E if scale is None else scale * rows.LOG2_E
+
+    def _mass(self, of: str, is_greedy: Any) -> _Mass:
+        """Of every row, from its chunks."""
+        known, count = getattr(self.known, of), range(self.num_chunks(of))
         tops = [self.lanes(known.top, (self.sequence, i)) for i in count]
         totals = [self.lanes(known.total, (self.sequence, i)) for i in count]
-        scale, _ = self.filter(of, 0)
-        rate = rows.LOG2_E if scale is None else scale * rows.LOG2_E
-        top = functools.reduce(jnp.maximum, tops)
+        top, rate = functools.reduce(jnp.maximum, tops), self._rate(of)
         parts = [s * jnp.exp2((m - top) * rate) for m, s in zip(tops, totals, strict=True)]
-        return top, jnp.log(functools.reduce(jnp.add, parts))
+        log_sum = jnp.log(functools.reduce(jnp.add, parts))
+        if is_greedy is None:
+            return _Mass(top, log_sum)
+        firsts = [self.lanes(known.first, (self.sequence, i)) for i in count]
+        places = [jnp.where(m == top, first, rows.NOWHERE) for m, first in zip(tops, firsts, strict=True)]
+        return _greedy_mass(top, log_sum, functools.reduce(jnp.minimum, places), is_greedy)
 
-    def _target(self, lane, copy):
-        """Offset, log_sum and certain token of each row, whose sum is not finite where a row is degenerate."""
-        top, log_sum = self._together("target", copy)
-        if self.inputs.target_greedy is None:
-            return top, log_sum, None
-        # A comparison with a number that is the same for all rows.
-        is_greedy = lane < jnp.where(self.inputs.target_greedy[self.sequence] > 0, config.THREADS, 0)
-        first = self._full(rows.NOWHERE, jnp.int32)
-        for i in self._slots("target", copy):
-            here = self.lanes(self.known.target.top, (self.sequence, i)) == top
-            at = self.lanes(self.known.target.first, (self.sequence, i))
-            first = jnp.minimum(first, jnp.where(here, at, rows.NOWHERE))
-        log_sum = jnp.where(is_greedy, 0.0, log_sum)
-        return top, log_sum, jnp.where(is_greedy & (jnp.abs(top) < jnp.inf), first, -1)
-
-    def _draft(self, copy):
-        """Offset and log_sum of each of the draft's rows; read at most where no normalizers were handed over."""
-        if self.inputs.normalizers is None:
-            return self._together("draft", copy)
-        normalizers = self.lanes(self.known.facts.normalizer, (self.sequence,))
-        usable = self.is_usable(normalizers)
-        top, log_sum = self._together("draft", copy)
-        return jnp.where(usable, 0.0, top), jnp.where(usable, normalizers, log_sum)
+    def _mass_of_line(self, row: Any, of: str, is_greedy: Any) -> _Mass:
+        """Of one row, from its chunks."""
+        known, count = getattr(self.known, of), self.num_chunks(of)
+        place = self.sequence, row if of == "target" else self.draft_row(row)
+        tops = self.first_lanes(known.top, place, count, -jnp.inf)
+        totals = self.first_lanes(known.total, place, count, 0.0)
+        top = jnp.max(tops)
+        log_sum = jnp.log(jnp.sum(totals * jnp.exp2((tops - top) * self._rate(of))))
+        if is_greedy is None:
+            return _Mass(top, log_sum)
+        places = jnp.where(tops == top, self.lanes(known.first, place), rows.NOWHERE)
+        return _greedy_mass(top, log_sum, jnp.min(places), is_greedy)
 
     def log_prob(self, of, logit, offset, log_sum):
         scale, _ = self.filter(of, 0)
@@ -86,44 +98,43 @@ class Acceptance(Emission):
         value = jnp.where(jnp.abs(offset + log_sum) < jnp.inf, value, -jnp.inf)
         return jnp.minimum(value, 0.0)
 
-    def judge(self, copy=0):
-        """The numbers of every row, whether its draft is accepted, and how many were drafted.
+    def _judge(self, here: Facts, mass: Any, same: Any) -> tuple[Tables, jax.Array]:
+        """Numbers and decisions from what is known of drafted tokens and rows.
 
         Rows that were not read have numbers too, which mean nothing.
         """
-        lane, facts = self.lane(), self.known.facts
-        p_offset, p_log_sum, p_certain = self._target(lane, copy)
-        numbers = Tables(p_offset, p_log_sum, p_certain, None, None, None, None, None)
+
+        def greedy(flags):
+            return None if flags is None else same(flags[self.sequence] > 0)
+
+        p = mass("target", greedy(self.inputs.target_greedy))
+        numbers = Tables(here.token, p.offset, p.log_sum, p.certain, None, None, None, None, None)
         if self.num_draft == 0:
-            return numbers, lane < 0, jnp.int32(0)
-        token = self.lanes(facts.token, (self.sequence,))
-        num_drafted = jnp.min(jnp.where((lane < self.num_draft) & (token < 0), lane, self.num_draft))
-        log_p = self.log_prob("target", self.lanes(facts.target_logit, (self.sequence,)), p_offset, p_log_sum)
-        if p_certain is not None:
-            log_p = jnp.where(p_certain < 0, log_p, jnp.where(p_certain == token, 0.0, -jnp.inf))
-        log_q = self._full(0.0)
+            return numbers, here.token >= 0
+        log_p = self.log_prob("target", here.target_logit, p.offset, p.log_sum)
+        if p.certain is not None:
+            log_p = jnp.where(p.certain < 0, log_p, jnp.where(p.certain == here.token, 0.0, -jnp.inf))
+        log_q = jnp.zeros_like(log_p)
         if self.inputs.draft is not None:
-            q_offset, q_log_sum = self._draft(copy)
-            log_q = self.log_prob("draft", self.lanes(facts.draft_logit, (self.sequence,)), q_offset, q_log_sum)
-            numbers = numbers._replace(q_offset=q_offset, q_log_sum=q_log_sum)
+            handed_over = self.inputs.normalizers is not None
+            q = _Mass(here.q_offset, here.q_log_sum) if handed_over else mass("draft", None)
+            log_q = self.log_prob("draft", here.draft_logit, q.offset, q.log_sum)
+            numbers = numbers._replace(q_offset=q.offset, q_log_sum=q.log_sum)
             if self.inputs.draft_greedy is not None:
                 # A greedy draft is certain of its token, unless its row makes no distribution.
-                bound = jnp.where(self.inputs.draft_greedy[self.sequence] > 0, config.THREADS, 0)
-                whole = jnp.abs(q_offset + q_log_sum) < jnp.inf
-                log_q = jnp.where((lane < bound) & whole, 0.0, log_q)
+                whole = jnp.abs(q.offset + q.log_sum) < jnp.inf
+                log_q = jnp.where(greedy(self.inputs.draft_greedy) & whole, 0.0, log_q)
         # A token that q cannot have given says nothing, like one from a degenerate row.
-        trusted = (lane < num_drafted) & (log_q > -jnp.inf)
+        trusted = (here.token >= 0) & (log_q > -jnp.inf)
         usable = trusted & (log_p > -jnp.inf)
         log_ratio = jnp.where(usable, log_p - log_q, -jnp.inf)
-        accepted = usable & (jnp.log(self.lanes(facts.accept, (self.sequence,))) < log_ratio)
+        accepted = usable & (jnp.log(here.accept) < log_ratio)
         log_q = jnp.where(trusted, log_q, -jnp.inf)
         accept_prob = jnp.exp(jnp.minimum(log_ratio, 0.0))
-        return numbers._replace(log_p=log_p, log_q=log_q, accept_prob=accept_prob), accepted, num_drafted
+        return numbers._replace(log_p=log_p, log_q=log_q, accept_prob=accept_prob), accepted
 
-    def no_numbers(self):
-        """Zeros for what `_judge` returns."""
-        zero = self._full(0.0)
-        of_draft = zero if self.num_draft else None
-        q = None if self.inputs.draft is None else of_draft
-        certain = None if self.inputs.target_greedy is None else self._full(0, jnp.int32)
-        return Tables(zero, zero, certain, q, q, of_draft, of_draft, of_draft)
+
+def _greedy_mass(top, log_sum, first, is_greedy) -> _Mass:
+    """All of the mass of a greedy row is at its first largest logit, if that is a number."""
+    certain = jnp.where(is_greedy & (jnp.abs(top) < jnp.inf), first, -1)
+    return _Mass(top, jnp.where(is_greedy, 0.0, log_sum), certain)

@@ -21,6 +21,9 @@ VECTOR_BYTES = 16
 MAX_LOADS = 8
 """Vectors a thread asks for before it needs the first: 16 KiB in flight a block, several blocks a processor."""
 
+MAX_TILES = 10
+"""Tiles of a row that a block reads at once when a sequence emits, of elements of 2 bytes in whole vectors."""
+
 PROCESSORS = 132
 """Of a Hopper GPU."""
 
@@ -65,6 +68,44 @@ def choose_sigmoid(batch_size: int, vocab_size: int) -> int:
         if cluster * batch_size <= 4 * PROCESSORS and cluster * TILE <= vocab_size:
             return cluster
     return 1
+
+
+def in_lanes(count: int) -> int:
+    """The next multiple of the threads of a block."""
+    return -(-count // THREADS) * THREADS
+
+
+@dataclasses.dataclass(frozen=True)
+class Groups:
+    """How the tiles of a row are shared out when it emits: in groups whose tiles are read and added up together.
+
+    Attributes:
+      size: Tiles of a group of one row.
+      count: Groups of a row.
+      pair_size: Tiles of a group where the draft's row is read beside it; `size` is a multiple.
+      before: Tiles that the first group lacks. The last tile is the last one of its group: no other can be partial.
+    """
+
+    size: int
+    count: int
+    pair_size: int
+    before: int
+
+    @property
+    def num_slots(self) -> int:
+        """Tiles of all groups, those that are lacking too."""
+        return self.size * self.count
+
+
+def groups(vocab_size: int, cluster: int, most: int, pairs: int) -> Groups:
+    """The fewest groups of at most so many tiles a block, all of one size; `pairs` of them for one of one row."""
+    num_tiles = -(-vocab_size // TILE)
+    share = -(-num_tiles // cluster)
+    size = -(-share // -(-share // most))
+    pairs = min(pairs, size)
+    size = -(-size // pairs) * pairs
+    count = -(-num_tiles // size)
+    return Groups(size, count, size // pairs, size * count - num_tiles)
 
 
 def vector_size(dtype: DTypeLike) -> int:

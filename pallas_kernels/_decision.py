@@ -9,7 +9,7 @@ from jax.experimental import pallas as pl
 
 from pallas_kernels import _rows as rows
 from pallas_kernels._acceptance import Acceptance
-from pallas_kernels._launch import Flags, Known, Tables, fence
+from pallas_kernels._launch import Flags, Known, Tables
 
 
 class _State(NamedTuple):
@@ -32,108 +32,70 @@ class Decision(Acceptance):
 
     Attributes:
       tables: Where a block writes one number a row, to read it by the row's number.
+      early_exit: Whether rows are read here, up to the first rejection.
     """
 
-    def __init__(
-        self, inputs, results, *place: Any, known: Known, tables: Tables, largest_normalizer: float, flags: Flags
-    ):
-        super().__init__(inputs, results, *place, known=known, largest_normalizer=largest_normalizer)
-        self.tables, self.flags = tables, Flags(*flags)
+    def __init__(self, inputs, results, *place: Any, known: Known, tables: Tables, early_exit: bool, flags: Flags):
+        super().__init__(inputs, results, *place, known=known)
+        self.tables, self.early_exit, self.flags = tables, early_exit, Flags(*flags)
 
-    def emit(self):
-        """Decides, after all target rows were read, and those of a draft without normalizers."""
-        if self.inputs.normalizers is not None:
-            self._read_unusable()
-        numbers, accepted, num_drafted = self.judge()
-        self._emit(self._settle(numbers, self.first_without(accepted), num_drafted))
+    def run(self, largest_normalizer: float):
+        """Decides, after all rows were read, or reading them; and emits."""
+        rows.clear_before(self.room)
+        row = self._read_up_to_rejection(largest_normalizer) if self.early_exit else self._decide()
+        self._emit(self._at(row))
 
-    def read_and_emit(self):
-        """Reads row after row, and decides on each, up to the first rejection.
+    def _decide(self):
+        """Writes the numbers of every row down, and returns the first row whose draft is not accepted."""
+        numbers, accepted = self.all_rows()
+        self._write_down(slice(None), numbers)
+        return jnp.min(jnp.where(accepted, rows.NOWHERE, self.lane()))
 
-        What is known of chunks has two copies, and a row takes the one that the row before it did not: a block that
-        is ahead writes in neither line that another may still be reading.
-        """
+    def _read_up_to_rejection(self, largest_normalizer: float):
+        """Reads row after row, and decides on each, up to the first rejection."""
         if self.num_draft:
-            self.share(self.num_draft, lambda row: self.look_up(row, self.known.facts))
-        lane = self.lane()
+            self.share(self.num_draft, lambda row: self.look_up(row, self.known.facts, largest_normalizer))
 
         def body(carry):
-            row, _, _, numbers = carry
-            copy = row % 2
-            self.share(
-                self.num_chunks("target"), lambda chunk: self.read("target", row, chunk, self.known.target, copy)
-            )
-            if self.inputs.draft is not None:
+            row, _ = carry
+            self.share(self.num_chunks("target"), lambda chunk: self.read("target", row, chunk, self.known.target))
+            if self.known.draft is not None:
                 at = self.draft_row(row)
                 wanted = (row < self.num_draft) & (self.inputs.tokens[self.sequence, at] >= 0)
-                if self.inputs.normalizers is not None:
-                    wanted = wanted & ~self.is_usable(self.inputs.normalizers[self.sequence, at])
-                pl.when(wanted)(lambda: self._read_draft(at, copy))
+                pl.when(wanted)(lambda: self._read_draft(at))
             self.meet()
-            new, accepted, num_drafted = self.judge(copy)
-            numbers = jax.tree.map(lambda ours, before: jnp.where(lane == row, ours, before), new, numbers)
-            # The rows before were accepted, or this one were not read.
-            accepted = (accepted & (lane == row)) | (lane < row)
-            return row + 1, self.first_without(accepted), num_drafted, numbers
+            numbers, accepted = self.one_row(row)
+            self._write_down(row, numbers)
+            return row + 1, accepted
 
-        def wanted(carry):
-            row, num_accepted, *_ = carry
-            # As many accepted as rows were read: the next row is wanted, the bonus row at the latest.
-            return num_accepted == row
+        # After an accepted draft the next row is wanted, the bonus row at the latest.
+        row, _ = lax.while_loop(lambda carry: carry[1], body, (jnp.int32(0), jnp.bool_(True)))
+        return row - 1
 
-        start = jnp.int32(0), jnp.int32(0), jnp.int32(0), self.no_numbers()
-        _, num_accepted, num_drafted, numbers = lax.while_loop(wanted, body, start)
-        self._emit(self._settle(numbers, num_accepted, num_drafted))
+    def _read_draft(self, row):
+        self.share(self.num_chunks("draft"), lambda chunk: self.read("draft", row, chunk, self.known.draft))
 
-    def _read_draft(self, row, copy=0):
-        self.share(self.num_chunks("draft"), lambda chunk: self.read("draft", row, chunk, self.known.draft, copy))
-
-    def _read_unusable(self):
-        """The draft's rows whose normalizers cannot be used, which is rare."""
-        lane = self.lane()
-        normalizers = self.lanes(self.known.facts.normalizer, (self.sequence,))
-        token = self.lanes(self.known.facts.token, (self.sequence,))
-        bad = jnp.where(self.is_usable(normalizers), rows.NOWHERE, lane)
-        any_bad = jnp.min(jnp.where((lane < self.num_draft) & (token >= 0), bad, rows.NOWHERE)) < rows.NOWHERE
-
-        @pl.when(any_bad)
-        def _():
-            def one(row, carry):
-                wanted = ~self.is_usable(self.inputs.normalizers[self.sequence, row])
-                pl.when(wanted & (self.inputs.tokens[self.sequence, row] >= 0))(lambda: self._read_draft(row))
-                return carry
-
-            lax.fori_loop(0, self.num_draft, one, jnp.int32(0))
-            self.meet()
-
-    def _settle(self, numbers, row, num_drafted):
-        """Writes the numbers of every row down, and returns what they say of the one that emits."""
+    def _write_down(self, at, numbers: Tables):
         for ref, values in zip(self.tables, numbers, strict=True):
             if values is not None:
-                # Registers -> L2: [THREADS].
-                ref[self.sequence, self.block] = values
-        fence()
-        return self._at(row, num_drafted)
+                # Registers -> shared memory: [THREADS], or one.
+                ref[at] = values
 
-    def _get(self, ref, row):
-        return ref[self.sequence, self.block, row]
-
-    def _at(self, row, num_drafted):
+    def _at(self, row):
         """What the tables say of one row."""
         table, none, nothing = self.tables, jnp.int32(-1), jnp.float32(0)
-        offset, log_sum = self._get(table.p_offset, row), self._get(table.p_log_sum, row)
-        certain = none if self.inputs.target_greedy is None else self._get(table.p_certain, row)
+        offset, log_sum = table.p_offset[row], table.p_log_sum[row]
+        certain = none if self.inputs.target_greedy is None else table.p_certain[row]
         rejecting = distrusted = jnp.bool_(False)
         q_offset, q_log_sum, q_certain = nothing, nothing, none
         if self.num_draft:
-            at = self.draft_row(row)
-            stopped, trusted = row < num_drafted, self._get(table.log_q, at) > -jnp.inf
+            drafted, trusted = table.token[row], table.log_q[row] > -jnp.inf
+            stopped = drafted >= 0
             rejecting, distrusted = stopped & trusted, stopped & ~trusted
-            drafted = self.inputs.tokens[self.sequence, at]
             if self.inputs.draft is None:
                 q_certain = drafted
             else:
-                q_offset, q_log_sum = self._get(table.q_offset, at), self._get(table.q_log_sum, at)
+                q_offset, q_log_sum = table.q_offset[row], table.q_log_sum[row]
                 if self.inputs.draft_greedy is not None:
                     q_certain = jnp.where(self.inputs.draft_greedy[self.sequence] > 0, drafted, -1)
         degenerate = ~(jnp.abs(offset + log_sum) < jnp.inf)
@@ -144,23 +106,20 @@ class Decision(Acceptance):
 
     # Emitting: the weights of one row.
 
-    def weights(self, state, number, target_only=False):
+    def weights(self, state, loaded, tile, target_only=False):
         """[TILE] weights of the emitting row: max(p - q, 0) where a draft was rejected, else p."""
         row = state.num_accepted
-        has_q = self.inputs.draft is not None and not target_only
-        loaded, tile = self.load_tile(row, number, has_q)
         weights = rows.prob(loaded[0], rows.Row(state.p_offset, state.p_log_sum, *self.filter("target", row)))
-        if has_q:
+        if self.inputs.draft is not None and not target_only:
             of_draft = self.filter("draft", self.draft_row(row))
             q = rows.prob(loaded[1], rows.Row(state.q_offset, state.q_log_sum, *of_draft))
             # None, where no draft was rejected or q is certain of its token; NaN is none either.
             most = jnp.where(state.rejecting & (state.q_certain < 0), jnp.inf, -1.0)
             weights = jnp.maximum(weights - jnp.where(q <= most, q, 0.0), 0.0)
-        inside = tile.inside
         if not target_only and (self.inputs.draft is None or self.inputs.draft_greedy is not None) and self.num_draft:
             # q is one at a certain token, and p no more than that.
-            inside = inside & (tile.place != jnp.where(state.rejecting, state.q_certain, -1))
-        return jnp.where(inside, weights, 0.0), tile
+            weights = jnp.where(tile.place() != jnp.where(state.rejecting, state.q_certain, -1), weights, 0.0)
+        return weights
 
     def _emit(self, state):
         sampled = ~state.degenerate & (state.p_certain < 0)
@@ -170,16 +129,24 @@ class Decision(Acceptance):
             self.sum_tiles(state)
             self.meet()
 
-        self.write_drafts(state.num_accepted, lambda i: self._write_numbers(state, i))
+        self.write_drafts(
+            state.num_accepted, lambda i: self.tables.token[i], lambda i: self._write_numbers(state.num_accepted, i)
+        )
         pl.when(sampled & (self.block == 0))(lambda: self._emit_sampled(state))
         pl.when(~sampled & (self.block == 0))(lambda: self._emit_certain(state))
 
     def _emit_sampled(self, state):
+        number, total = self.choose_tile()
         empty = jnp.bool_(False)
         if self.num_draft:
-            empty = state.rejecting & (jnp.sum(self.sums()) == 0)
-            pl.when(empty)(lambda: self.sum_target_tiles(state))
-        token = self.sample(state._replace(rejecting=state.rejecting & ~empty))
+            empty = state.rejecting & (total == 0)
+
+            def again():
+                self.sum_target_tiles(state)
+                return self.choose_tile()[0]
+
+            number = lax.cond(empty, again, lambda: number)
+        token = self.choose_token(state._replace(rejecting=state.rejecting & ~empty), number)
         x, _ = self.logit("target", state.num_accepted, token)
         self._write(state, token, self.log_prob("target", x, state.p_offset, state.p_log_sum), empty)
 
@@ -205,17 +172,19 @@ class Decision(Acceptance):
         self.write_last(state.num_accepted, token, self.flags, holds)
         self.results.log_probs[self.sequence, state.num_accepted] = log_prob
 
-    def _write_numbers(self, state, i):
+    def _write_numbers(self, count, i):
         """log-probabilities of accepted drafts, 0 behind the last token, and how probable acceptance was."""
         if self.num_draft == 0:
             return
         at = self.draft_row(i)
-        log_p, accept_prob = self._get(self.tables.log_p, at), self._get(self.tables.accept_prob, at)
+        log_p, accept_prob = self.tables.log_p[at], self.tables.accept_prob[at]
 
-        @pl.when(i != state.num_accepted)
+        @pl.when(i != count)
         def _():
-            self.results.log_probs[self.sequence, i] = jnp.where(i < state.num_accepted, log_p, 0.0)
+            self.results.log_probs[self.sequence, i] = jnp.where(i < count, log_p, 0.0)
 
         @pl.when(i < self.num_draft)
         def _():
-            self.results.accept_prob[self.sequence, i] = accept_prob
+            # Behind the first rejection nothing was read.
+            is_known = (i <= count) if self.early_exit else True
+            self.results.accept_prob[self.sequence, i] = jnp.where(is_known, accept_prob, 0.0)

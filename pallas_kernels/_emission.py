@@ -1,10 +1,9 @@
 """The second half of every rule: one token by the weights of one row, its tile first and then its place.
 
-Code that runs once is fetched from memory as it runs, some 5 ns an instruction: loops are loops here, and not
-unrolled, wherever that is shorter.
+A block spends its time waiting here, so it asks for as many tiles as its registers hold before it needs the first,
+and adds all of them up at once.
 """
 
-import functools
 from typing import Any
 
 import jax
@@ -19,8 +18,12 @@ from pallas_kernels import _rows as rows
 from pallas_kernels._launch import Operands, Results, fence
 from pallas_kernels._sequence import Sequence
 
-TILES_AT_ONCE = 4
-"""Tiles whose loads are in flight together when a row is read a second time."""
+
+def groups_of(inputs: Operands, vocab_size: int, cluster: int, pairs: int) -> config.Groups:
+    """How the tiles of the emitting rows are shared out: so many that a thread's registers hold their elements."""
+    dtypes = [ref.dtype for ref in (inputs.target, inputs.draft) if ref is not None]
+    narrow = all(d.itemsize == 2 and config.row_vector_size(d, vocab_size) == config.vector_size(d) for d in dtypes)
+    return config.groups(vocab_size, cluster, config.MAX_TILES if narrow else config.MAX_TILES // 2, pairs)
 
 
 class Emission(Sequence):
@@ -28,18 +31,28 @@ class Emission(Sequence):
 
     Attributes:
       results: Of all sequences.
+      room: Shared memory to search in.
       cluster: Blocks of the cluster; `block` is the number of this one.
-      num_tiles: Tiles of a row.
+      groups: Of tiles.
     """
 
-    def __init__(self, inputs: Operands, results: Results, barrier: Any, vocab_size: int, cluster: int):
+    def __init__(
+        self,
+        inputs: Operands,
+        results: Results,
+        room: Any,
+        barrier: Any,
+        vocab_size: int,
+        groups: config.Groups,
+        cluster: int,
+    ):
         super().__init__(inputs, vocab_size)
-        self.results, self.barrier, self.cluster = results, barrier, cluster
+        self.results, self.room, self.barrier, self.cluster = results, room, barrier, cluster
         self.block = lax.axis_index("block")
-        self.num_tiles = -(-vocab_size // config.TILE)
+        self.groups = groups
 
-    def weights(self, state: Any, number: jax.Array, target_only: bool = False) -> tuple[jax.Array, rows.Tile]:
-        """[TILE] weights of the emitting row, and where they stand."""
+    def weights(self, state: Any, loaded: list[jax.Array], tile: rows.Tile, target_only: bool = False) -> jax.Array:
+        """[TILE] weights of the emitting row, of its logits and the draft's beside them; anything past its end."""
         raise NotImplementedError
 
     def meet(self):
@@ -59,23 +72,43 @@ class Emission(Sequence):
 
         lax.fori_loop(0, (count - self.block + self.cluster - 1) // self.cluster, one, jnp.int32(0))
 
-    def load_tile(self, row: Any, number: jax.Array, with_draft: bool) -> tuple[list[jax.Array], rows.Tile]:
-        """[TILE] logits of a target row, and of the draft's beside it, in float32; and where they stand."""
-        pair = [("target", row), ("draft", self.draft_row(row))][: 1 + with_draft]
-        places = [(getattr(self.inputs, of), self.row(of, r)) for of, r in pair]
-        tile = rows.tile_at(number, self.vocab_size, places)
-        return [rows.load_tile(ref, self.vocab_size, r, tile) for ref, r in places], tile
+    def pair(self, row: Any, with_draft: bool) -> list[tuple[str, Any]]:
+        """A target row, and the draft's beside it."""
+        return [("target", row), ("draft", self.draft_row(row))][: 1 + with_draft]
+
+    def read_group(self, row: Any, group: Any, with_draft: bool):
+        """The tiles of a group, and their logits. No tile but the last can be partial."""
+        size = self.groups.pair_size if with_draft else self.groups.size
+        first = group * size - self.groups.before
+        return [self.load_tile(self.pair(row, with_draft), first + j) for j in range(size)]
+
+    def write_sums(self, group: Any, weights: list[jax.Array], tiles: list[rows.Tile]):
+        """Writes the sums of a group's weights down, 0 for tiles that it lacks."""
+        weights[-1] = rows.only_inside(weights[-1], tiles[-1])
+        size, vec = len(weights), tiles[0].vec
+        sums = rows.sum_each(weights, vec)
+        if self.groups.before:
+            number = group * size + rows.number_each(size, vec)
+            sums = jnp.where(number >= self.groups.before, sums, 0.0)
+        # Registers -> L2: [tiles of a group].
+        rows.store_each(self.results.sums.at[self.sequence, pl.ds(group * size, size)], sums)
+
+    def reads_draft(self, target_only: bool) -> bool:
+        """Whether the draft's row is read beside the target's."""
+        return self.inputs.draft is not None and not target_only
+
+    def sum_group(self, state: Any, group: Any, target_only: bool):
+        """Reads the tiles of one group, and writes their sums."""
+        read = self.read_group(state.num_accepted, group, self.reads_draft(target_only))
+        weights = [self.weights(state, loaded, tile, target_only) for tile, loaded in read]
+        self.write_sums(group, weights, [tile for tile, _ in read])
 
     def sum_tiles(self, state: Any):
-        """Writes this block's share of the tile sums of the emitting row. A tile past the last adds up to 0."""
-
-        def some(target_only, group):
-            numbers = [group * TILES_AT_ONCE + j for j in range(TILES_AT_ONCE)]
-            for number, weights in zip(numbers, [self.weights(state, n, target_only)[0] for n in numbers], strict=True):
-                self.results.sums[self.sequence, number] = jnp.sum(weights)
+        """Writes this block's share of the tile sums of the emitting row."""
 
         def all_of_it(target_only):
-            self.share(-(-self.num_tiles // TILES_AT_ONCE), functools.partial(some, target_only))
+            pairs = self.groups.size // self.groups.pair_size if self.reads_draft(target_only) else 1
+            self.share(self.groups.count * pairs, lambda group: self.sum_group(state, group, target_only))
 
         if self.num_draft:
             pl.when(state.rejecting)(lambda: all_of_it(False))
@@ -85,33 +118,37 @@ class Emission(Sequence):
     def sum_target_tiles(self, state: Any):
         """Writes all tile sums of the target alone, by one block: the rare case of an empty residual."""
 
-        def one(number, carry):
-            self.results.sums[self.sequence, number] = jnp.sum(self.weights(state, number, target_only=True)[0])
+        def one(group, carry):
+            self.sum_group(state, group, target_only=True)
             return carry
 
-        lax.fori_loop(0, self.num_tiles, one, jnp.int32(0))
+        lax.fori_loop(0, self.groups.count, one, jnp.int32(0))
         fence()
 
     def lanes(self, ref: Any, at: tuple[Any, ...]) -> jax.Array:
         """A row of a small array, one element or a few a thread."""
         # L2 -> registers: [width].
-        return plgpu.load(ref.at[at], layout=_small(ref.shape[-1]))
+        return plgpu.load(ref.at[at], layout=small(ref.shape[-1]))
 
-    def by_tile(self, ref: Any, at: tuple[Any, ...], nothing: float) -> jax.Array:
-        """A number of every tile, and `nothing` behind them."""
+    def first_lanes(self, ref: Any, at: tuple[Any, ...], count: int, nothing: float) -> jax.Array:
+        """The same, and `nothing` behind so many."""
         width = ref.shape[-1]
-        lane = plgpu.broadcasted_iota(jnp.int32, (width,), 0, layout=_small(width))
-        return jnp.where(lane < self.num_tiles, self.lanes(ref, at), nothing)
+        lane = plgpu.broadcasted_iota(jnp.int32, (width,), 0, layout=small(width))
+        return jnp.where(lane < count, self.lanes(ref, at), nothing)
 
-    def sums(self) -> jax.Array:
-        """What `sum_tiles` wrote, and zeros behind it."""
-        return self.by_tile(self.results.sums, (self.sequence,), 0.0)
+    def choose_tile(self) -> tuple[jax.Array, jax.Array]:
+        """A tile by the first uniform, and the sum of all weights."""
+        sums = self.first_lanes(self.results.sums, (self.sequence,), self.groups.num_slots, 0.0)
+        slot, total = rows.search(self.room, sums, self.inputs.emit[self.sequence, 0])
+        return slot - self.groups.before, total
 
-    def sample(self, state: Any) -> jax.Array:
-        """A token: a tile by the first uniform, an element of it by the second."""
-        number = rows.search(self.sums(), self.inputs.emit[self.sequence, 0])
-        weights, tile = self.weights(state, number)
-        return tile.first * tile.vec + rows.search(weights, self.inputs.emit[self.sequence, 1])
+    def choose_token(self, state: Any, number: jax.Array) -> jax.Array:
+        """A token of a tile by the second uniform."""
+        pair = self.pair(state.num_accepted, self.inputs.draft is not None)
+        tile, loaded = self.load_tile(pair, number, in_shared=True)
+        weights = rows.only_inside(self.weights(state, loaded, tile), tile)
+        index, _ = rows.search(self.room, weights, self.inputs.emit[self.sequence, 1])
+        return jnp.clip(tile.first * tile.vec + index, 0, self.vocab_size - 1)
 
     def first_number(self, row: jax.Array) -> jax.Array:
         """The first largest logit that is a number, of a row that makes no distribution; 0 where none is."""
@@ -133,11 +170,11 @@ class Emission(Sequence):
         held = [jnp.where(hold, flag, 0) for flag, hold in zip(flags, holds, strict=True)]
         out.status[sequence] = sum(held, jnp.int32(0))
 
-    def write_drafts(self, count: jax.Array, others: Any):
+    def write_drafts(self, count: jax.Array, token_of: Any, others: Any):
         """The accepted drafts, and padding behind the last token, by the last block; `others(i)` writes the rest."""
 
         def one(i, carry):
-            token = self.inputs.tokens[self.sequence, self.draft_row(i)] if self.num_draft else jnp.int32(-1)
+            token = token_of(self.draft_row(i)) if self.num_draft else jnp.int32(-1)
 
             @pl.when(i != count)
             def _():
@@ -151,6 +188,6 @@ class Emission(Sequence):
             lax.fori_loop(0, self.num_draft + 1, one, jnp.int32(0))
 
 
-def _small(width: int) -> Any:
+def small(width: int) -> Any:
     """The layout of a small array of 32-bit numbers."""
-    return plgpu.Layout.WG_STRIDED((width,), vec_size=min(config.vector_size(jnp.float32), width // config.THREADS))
+    return plgpu.Layout.WG_STRIDED((width,), vec_size=1)

@@ -1,5 +1,6 @@
 """What goes into a kernel and comes out of it, and how its blocks are launched and wait."""
 
+import itertools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -10,6 +11,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array, Bool, Float
 
 from pallas_kernels import _config as config
+from pallas_kernels import _rows as rows
 
 
 class Filter(NamedTuple):
@@ -58,7 +60,7 @@ class Operands(NamedTuple):
 class Partials(NamedTuple):
     """What is known of every chunk of every row: the largest logit, the sum beside it, or where it is.
 
-    Each is `[B, copies x chunks, THREADS]`, a row a lane.
+    Each is `[B, chunks, THREADS]`, a row a lane: all rows are decided on at once.
     """
 
     top: Any
@@ -66,18 +68,35 @@ class Partials(NamedTuple):
     first: Any
 
 
+class Lines(NamedTuple):
+    """The same, each `[B, rows, THREADS or a multiple]`, a chunk a lane: a row is decided on by itself."""
+
+    top: Any
+    total: Any
+    first: Any
+
+
 class Facts(NamedTuple):
-    """What is looked up once for every drafted token, each `[B, THREADS]`, a row a lane."""
+    """What is looked up once for every drafted token, each `[B, THREADS]`, a row a lane.
+
+    Attributes:
+      token: -1 from where nothing was drafted.
+      target_logit: Of the token; -inf where it has none.
+      draft_logit: The same of the draft.
+      accept: The uniform.
+      q_offset, q_log_sum: What makes a distribution of the draft's row, where normalizers were handed over.
+    """
 
     token: Any
     target_logit: Any
     draft_logit: Any
     accept: Any
-    normalizer: Any
+    q_offset: Any
+    q_log_sum: Any
 
 
 class Known(NamedTuple):
-    """All that reading leaves behind: two `Partials` and `Facts`."""
+    """All that reading leaves behind: two `Partials`, or two `Lines`, and `Facts`."""
 
     target: Any
     draft: Any
@@ -85,8 +104,9 @@ class Known(NamedTuple):
 
 
 class Tables(NamedTuple):
-    """Numbers of every row, `[B, blocks of the cluster, THREADS]`: written a row a lane, read by the row's number."""
+    """Numbers of every row in shared memory, each `[THREADS]`: written a row a lane, read by the row's number."""
 
+    token: Any
     p_offset: Any
     p_log_sum: Any
     p_certain: Any
@@ -98,7 +118,7 @@ class Tables(NamedTuple):
 
 
 class Results(NamedTuple):
-    """The outputs, and `sums`: where the first block of a cluster reads what the others wrote."""
+    """The outputs, and `sums` of tiles: where the first block of a cluster reads what the others wrote."""
 
     tokens: Any
     num_accepted: Any
@@ -135,69 +155,86 @@ def make_operands(
     )
 
 
-def partials(batch_size: int, dtype: Any, vocab_size: int, copies: int) -> Partials:
-    """Room for what is known of every chunk, as many copies of it as are in use at once."""
-    shape = batch_size, copies * config.chunks(dtype, vocab_size).count, config.THREADS
-    return Partials(*(jax.ShapeDtypeStruct(shape, of) for of in (jnp.float32, jnp.float32, jnp.int32)))
+def partials(batch_size: int, dtype: Any, vocab_size: int) -> Partials:
+    """Room for what is known of every chunk, for rows that are read by a launch of their own."""
+    return Partials(*_triple((batch_size, config.chunks(dtype, vocab_size).count, config.THREADS)))
+
+
+def lines(batch_size: int, num_rows: int, dtype: Any, vocab_size: int) -> Lines:
+    """Room for what is known of every chunk, for rows that are read one after the other."""
+    return Lines(*_triple((batch_size, num_rows, config.in_lanes(config.chunks(dtype, vocab_size).count))))
+
+
+def _triple(shape: tuple[int, ...]) -> list[Any]:
+    return [jax.ShapeDtypeStruct(shape, of) for of in (jnp.float32, jnp.float32, jnp.int32)]
 
 
 def facts(batch_size: int) -> Facts:
     """Room for what is looked up."""
     shape = batch_size, config.THREADS
-    return Facts(jax.ShapeDtypeStruct(shape, jnp.int32), *(jax.ShapeDtypeStruct(shape, jnp.float32),) * 4)
+    return Facts(jax.ShapeDtypeStruct(shape, jnp.int32), *(jax.ShapeDtypeStruct(shape, jnp.float32),) * 5)
 
 
-def tables(batch_size: int, cluster: int) -> Tables:
+def tables() -> Tables:
     """Room for the tables."""
-    shape = batch_size, cluster, config.THREADS
-    room = Tables(*(jax.ShapeDtypeStruct(shape, jnp.float32),) * len(Tables._fields))
-    return room._replace(p_certain=jax.ShapeDtypeStruct(shape, jnp.int32))
+    of = {"token": jnp.int32, "p_certain": jnp.int32}
+    return Tables(*(plgpu.SMEM((config.THREADS,), of.get(name, jnp.float32)) for name in Tables._fields))
 
 
-def results(batch_size: int, num_draft: int, vocab_size: int) -> Results:
-    """Room for what is decided."""
-    num_tiles = -(-vocab_size // config.TILE)
+def room_to_search(num_slots: int) -> Any:
+    """Room for running sums of as many numbers, or of a tile's."""
+    return plgpu.SMEM((rows.BEFORE + max(config.TILE, config.in_lanes(num_slots)),), jnp.float32)
+
+
+def results(batch_size: int, num_draft: int, num_slots: int) -> Results:
+    """Room for what is decided, and for as many sums of tiles."""
     return Results(
         tokens=jax.ShapeDtypeStruct((batch_size, num_draft + 1), jnp.int32),
         num_accepted=jax.ShapeDtypeStruct((batch_size,), jnp.int32),
         log_probs=jax.ShapeDtypeStruct((batch_size, num_draft + 1), jnp.float32),
         accept_prob=jax.ShapeDtypeStruct((batch_size, max(num_draft, 1)), jnp.float32),
         status=jax.ShapeDtypeStruct((batch_size,), jnp.int32),
-        # Some tiles are added up at once, and the search wants a power of two.
-        sums=jax.ShapeDtypeStruct((batch_size, max(config.THREADS, 1 << num_tiles.bit_length())), jnp.float32),
+        sums=jax.ShapeDtypeStruct((batch_size, config.in_lanes(num_slots)), jnp.float32),
     )
 
 
-def launch(body: Callable[..., None], inputs: Any, outputs: Any, grid: dict[str, int], cluster: int | None = None):
-    """Runs `body(inputs, outputs, barrier)` in every block of the grid, and returns the outputs.
+def launch(
+    body: Callable[..., None],
+    inputs: Any,
+    outputs: Any,
+    grid: dict[str, int],
+    cluster: int | None = None,
+    shared: Any = (),
+):
+    """Runs `body(inputs, outputs, shared, barrier)` in every block of the grid, and returns the outputs.
 
     With a cluster the blocks of one place in the grid are numbered along the axis "block" and have a barrier.
+    `shared` is what every block has of shared memory.
     """
     given, structure = jax.tree.flatten(inputs)
     wanted, out_structure = jax.tree.flatten(outputs)
+    own, own_structure = jax.tree.flatten(shared)
 
     def flat_body(*refs):
-        barrier = None if cluster is None else refs[-1]
-        rest = refs if cluster is None else refs[:-1]
-        body(
-            jax.tree.unflatten(structure, rest[: len(given)]),
-            jax.tree.unflatten(out_structure, rest[len(given) :]),
-            barrier,
-        )
+        rest = iter(refs)
+        parts = [
+            jax.tree.unflatten(tree, list(itertools.islice(rest, tree.num_leaves)))
+            for tree in (structure, out_structure, own_structure)
+        ]
+        body(*parts, next(rest, None))
 
     options: dict[str, Any] = {}
+    scratch = list(own)
     if cluster is not None:
-        options = {
-            "cluster": (cluster,),
-            "cluster_names": ("block",),
-            "scratch_types": [plgpu.ClusterBarrier(collective_axes=("block",))],
-        }
+        options = {"cluster": (cluster,), "cluster_names": ("block",)}
+        scratch.append(plgpu.ClusterBarrier(collective_axes=("block",)))
     kernel = plgpu.kernel(
         flat_body,
         out_type=tuple(wanted),
         grid=tuple(grid.values()),
         grid_names=tuple(grid),
-        compiler_params=plgpu.CompilerParams(approx_math=True),
+        scratch_types=scratch,
+        compiler_params=plgpu.CompilerParams(approx_math=True, reduction_scratch_bytes=rows.EXCHANGE_BYTES),
         **options,
     )
     return jax.tree.unflatten(out_structure, kernel(*given))

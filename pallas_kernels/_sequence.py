@@ -6,10 +6,12 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
+from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from pallas_kernels import _chunks as chunks
 from pallas_kernels import _config as config
-from pallas_kernels._launch import Facts, Operands, Partials
+from pallas_kernels import _rows as rows
+from pallas_kernels._launch import Facts, Lines, Operands, Partials
 
 
 class Sequence:
@@ -34,18 +36,56 @@ class Sequence:
             holds = holds & ((self.inputs.tokens[self.sequence, i] >= 0) | (i >= row))
         return holds
 
-    def look_up(self, row: jax.Array, facts: Facts):
-        """Writes down what is to be known of one drafted token; a logit of -inf where it has none."""
+    def look_up(self, row: jax.Array, facts: Facts, largest_normalizer: float):
+        """Writes down what is to be known of one drafted token; a logit of -inf where it has none.
+
+        Of a normalizer that was handed over and cannot be used the row is read here, by one block: it is rare.
+        """
         inputs, place = self.inputs, (self.sequence, row)
         token = inputs.tokens[place]
-        facts.token[place] = token
+        is_drafted = self.is_drafted(row) & (token >= 0)
+        facts.token[place] = jnp.where(is_drafted, token, -1)
         facts.accept[place] = inputs.accept[place]
         for of in ("target", "draft"):
             if getattr(inputs, of) is not None:
                 x, outside = self.logit(of, row, token)
                 getattr(facts, f"{of}_logit")[place] = jnp.where(outside, -jnp.inf, x)
         if inputs.normalizers is not None:
-            facts.normalizer[place] = inputs.normalizers[place]
+            normalizer = inputs.normalizers[place]
+            # Whether it is a number, and precise enough to be subtracted.
+            usable = (jnp.abs(normalizer) <= largest_normalizer) | ~is_drafted
+            handed_over = jnp.float32(0), normalizer
+            offset, log_sum = lax.cond(usable, lambda: handed_over, lambda: self._draft_row_at_once(row))
+            facts.q_offset[place], facts.q_log_sum[place] = offset, log_sum
+
+    def _draft_row_at_once(self, row: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Maximum and logarithm of the sum of one of the draft's rows, by one block; in few registers."""
+        scale, cutoff = self.filter("draft", row)
+        rate = rows.LOG2_E if scale is None else scale * rows.LOG2_E
+        first, _ = self.load_tile([("draft", row)], jnp.int32(0))
+
+        def one(number, carry):
+            top, total = carry
+            tile, (x,) = self.load_tile([("draft", row)], number)
+            x = rows.only_inside(x, tile, -jnp.inf)
+            both = jnp.maximum(top, x)
+            weight = jnp.exp2((x - both) * rate)
+            weight = weight if cutoff is None else jnp.where(x >= cutoff, weight, 0.0)
+            return both, total * jnp.exp2((top - both) * rate) + weight
+
+        def all_of(value):
+            return plgpu.layout_cast(jnp.full((config.TILE,), value, jnp.float32), first.layout)
+
+        num_tiles = -(-self.vocab_size // config.TILE)
+        tops, totals = lax.fori_loop(0, num_tiles, one, (all_of(rows.LOWEST), all_of(0.0)))
+        top = jnp.max(tops)
+        return top, jnp.log(jnp.sum(totals * jnp.exp2((tops - top) * rate)))
+
+    def load_tile(self, of_rows: list[tuple[str, Any]], number: Any, in_shared: bool = False):
+        """The tile of that number, and its logits in each of some rows, in float32."""
+        places = [(getattr(self.inputs, of), self.row(of, row)) for of, row in of_rows]
+        tile = rows.tile_at(number, self.vocab_size, places, in_shared)
+        return tile, [rows.load_tile(ref, self.vocab_size, row, tile) for ref, row in places]
 
     def filter(self, of: str, row: Any) -> tuple[Any, Any]:
         """Scale and cutoff of a row of the target or the draft."""
@@ -75,9 +115,10 @@ class Sequence:
         """Chunks of a row."""
         return config.chunks(getattr(self.inputs, of).dtype, self.vocab_size).count
 
-    def read(self, of: str, row: Any, chunk: Any, known: Partials, copy: Any = 0):
-        """Reads one chunk of a row, and writes down what is to be known of it, in one copy of several."""
-        ref, place = getattr(self.inputs, of), (self.sequence, copy * self.num_chunks(of) + chunk, row)
+    def read(self, of: str, row: Any, chunk: Any, known: Partials | Lines):
+        """Reads one chunk of a row, and writes down what is to be known of it."""
+        ref = getattr(self.inputs, of)
+        place = (self.sequence, row, chunk) if isinstance(known, Lines) else (self.sequence, chunk, row)
         flat_row = self.row(of, row)
 
         def soft():

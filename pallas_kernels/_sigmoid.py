@@ -5,13 +5,14 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.experimental import pallas as pl
 from jaxtyping import Array, Float, Int
 
 from pallas_kernels import _config as config
 from pallas_kernels import _launch as launching
 from pallas_kernels import _rows as rows
-from pallas_kernels._emission import TILES_AT_ONCE, Emission
+from pallas_kernels._emission import Emission, groups_of
 from pallas_kernels._launch import Filter, Flags, make_operands
 
 
@@ -55,16 +56,18 @@ def verify_sigmoid(
     batch_size, num_rows, vocab_size = target_logits.shape
     num_draft = num_rows - 1
     operands = make_operands(target_logits, target_filter, draft_logits, draft_filter, None, tokens, accept, emit)
-    results = launching.results(batch_size, num_draft, vocab_size)
     cluster = config.choose_sigmoid(batch_size, vocab_size)
-    tops = jax.ShapeDtypeStruct((batch_size, 2, results.sums.shape[1]), jnp.float32)
+    groups = groups_of(operands, vocab_size, cluster, pairs=5)
+    results = launching.results(batch_size, num_draft, groups.num_slots)
+    tops = jax.ShapeDtypeStruct((batch_size, 2, config.in_lanes(groups.num_slots // groups.pair_size)), jnp.float32)
 
-    def body(operands, made, barrier):
+    def body(operands, made, room, barrier):
         out, tops = made
-        place = barrier, vocab_size, cluster
+        place = room, barrier, vocab_size, groups, cluster
         _Sigmoid(operands, out, *place, tops=tops, alpha=alpha, beta=beta, flags=flags).run()
 
-    out, _ = launching.launch(body, operands, (results, tops), {"sequence": batch_size}, cluster)
+    room = launching.room_to_search(groups.num_slots)
+    out, _ = launching.launch(body, operands, (results, tops), {"sequence": batch_size}, cluster, room)
     return SigmoidResult(out.tokens, out.num_accepted, out.accept_prob[:, :num_draft], out.status)
 
 
@@ -78,21 +81,21 @@ class _State(NamedTuple):
 
 
 class _Sigmoid(Emission):
-    """One sequence under the sigmoid rule; `tops` are the largest logits of spans of tiles of both rows."""
+    """One sequence under the sigmoid rule; `tops` are the largest logits of groups of tiles of both rows."""
 
     def __init__(self, inputs, results, *place, tops, alpha, beta, flags):
         super().__init__(inputs, results, *place)
         self.tops, self.flags = tops, flags
         self.alpha, self.width = float(alpha), float(beta - alpha)
         self.has_draft = inputs.draft is not None
+        self.pairs = self.groups.size // self.groups.pair_size
 
     def run(self):
+        rows.clear_before(self.room)
         state = self._decide()
-        if self.num_draft:
-            pl.when(state.rejecting)(lambda: self._sum_share(state, False))
-        pl.when(~state.rejecting)(lambda: self._sum_share(state, True))
+        self.sum_tiles(state)
         self.meet()
-        self.write_drafts(state.num_accepted, lambda i: None)
+        self.write_drafts(state.num_accepted, lambda i: self.inputs.tokens[self.sequence, i], lambda i: None)
         pl.when(self.block == 0)(lambda: self._finish(state))
 
     def _score(self, z):
@@ -152,45 +155,40 @@ class _Sigmoid(Emission):
         rest = 1 / (1 + jnp.exp2((z - self.alpha) * (rows.LOG2_E / self.width)))
         return z, jnp.where(kept, self._score(z), 0.0), rest, kept
 
-    def weights(self, state, number, target_only=False):
+    def weights(self, state, loaded, tile, target_only=False):
         """[TILE] weights of the emitting row: max(s_p - s_q, 0) where a draft was rejected, else s_p."""
-        weights, tile, _ = self._weights_and_logits(state, number, target_only)
-        return weights, tile
-
-    def _weights_and_logits(self, state, number, target_only=False):
         row = state.num_accepted
-        has_q = self.has_draft and not target_only
-        loaded, tile = self.load_tile(row, number, has_q)
         z_p, weights, _, kept_p = self._scores(loaded[0], self.filter("target", row))
-        if has_q:
+        if self.has_draft and not target_only:
             z_q, score_q, rest_q, kept_q = self._scores(loaded[1], self.filter("draft", self.draft_row(row)))
             # Of two sigmoids that are close, a - b loses digits; -a (1 - b) expm1(z_q - z_p) does not.
             exact = -weights * rest_q * _expm1((z_q - z_p) * (1 / self.width))
             residual = jnp.maximum(jnp.where(kept_p & kept_q, exact, weights - score_q), 0.0)
+            # A number that no place reaches, or that all do.
             until = jnp.where(state.rejecting & (state.certain < 0), self.vocab_size, 0)
-            weights = jnp.where(tile.place < until, residual, weights)
+            weights = jnp.where(tile.place() < until, residual, weights)
         if not target_only:
             # The draft is certain of a token, and scores one there: no more than that is left of p.
             without = jnp.where(state.rejecting, state.certain, -1)
-            weights = jnp.where(tile.place == without, 0.0, weights)
-        return jnp.where(tile.inside, weights, 0.0), tile, loaded
+            weights = jnp.where(tile.place() == without, 0.0, weights)
+        return weights
 
-    def _sum_share(self, state, target_only):
-        """Writes this block's tile sums, and the largest logits on the way: NaN where one is."""
-        at_once = 1 if not target_only else TILES_AT_ONCE
-
-        def some(group):
-            numbers = [group * at_once + j for j in range(at_once)]
-            tiles = [self._weights_and_logits(state, number, target_only) for number in numbers]
-            for number, (weights, tile, loaded) in zip(numbers, tiles, strict=True):
-                self.results.sums[self.sequence, number] = jnp.sum(weights)
-                for slot, x in enumerate(loaded):
-                    self.tops[self.sequence, slot, number] = jnp.max(jnp.where(tile.inside, x, -jnp.inf))
-
-        self.share(-(-self.num_tiles // at_once), some)
+    def sum_group(self, state, group, target_only):
+        """Reads the tiles of one group, and writes their sums, and the largest logit on the way: NaN where one is."""
+        read = self.read_group(state.num_accepted, group, self.reads_draft(target_only))
+        tiles = [tile for tile, _ in read]
+        for slot, logits in enumerate(zip(*(loaded for _, loaded in read), strict=True)):
+            # Of the last tile no more than belongs to the row. A tile before the first has logits of the row too.
+            *whole, end = logits
+            top = jnp.max(functools.reduce(jnp.maximum, whole, rows.only_inside(end, tiles[-1], -jnp.inf)))
+            same = 1 if self.reads_draft(target_only) else self.pairs
+            for i in range(same):
+                self.tops[self.sequence, slot, group * same + i] = top
+        weights = [self.weights(state, loaded, tile, target_only) for tile, loaded in read]
+        self.write_sums(group, weights, tiles)
 
     def _is_degenerate(self, slot):
-        top = jnp.max(self.by_tile(self.tops, (self.sequence, slot), -jnp.inf))
+        top = jnp.max(self.first_lanes(self.tops, (self.sequence, slot), self.pairs * self.groups.count, -jnp.inf))
         return ~(jnp.abs(top) < jnp.inf)
 
     def _finish(self, state):
@@ -204,10 +202,16 @@ class _Sigmoid(Emission):
 
         @pl.when(~degenerate)
         def _():
-            empty = jnp.sum(self.sums()) == 0
+            number, total = self.choose_tile()
+            empty = total == 0
             alone = empty | distrusted
-            pl.when(alone)(lambda: self.sum_target_tiles(state))
-            token = self.sample(state._replace(rejecting=state.rejecting & ~alone))
+
+            def again():
+                self.sum_target_tiles(state)
+                return self.choose_tile()[0]
+
+            number = lax.cond(alone, again, lambda: number)
+            token = self.choose_token(state._replace(rejecting=state.rejecting & ~alone), number)
             write(token, self.flags, (False, distrusted, empty & state.rejecting & ~distrusted))
 
 

@@ -11,8 +11,11 @@ from jaxtyping import Array, Float, Int
 from pallas_kernels import _config as config
 from pallas_kernels import _launch as launching
 from pallas_kernels._decision import Decision
+from pallas_kernels._emission import groups_of
 from pallas_kernels._launch import Filter, Flags, Known, Operands, make_operands
 from pallas_kernels._sequence import Sequence
+
+PAIRS = 2
 
 
 class TokenResult(NamedTuple):
@@ -65,32 +68,33 @@ def verify_token(
     )
     chosen = config.choose(batch_size, num_draft, vocab_size)
     early_exit = chosen.early_exit and num_draft > 0
-    copies = 1 + early_exit
-    draft = None if operands.draft is None else launching.partials(batch_size, operands.draft.dtype, vocab_size, copies)
-    target = launching.partials(batch_size, operands.target.dtype, vocab_size, copies)
-    room = Known(target, draft, launching.facts(batch_size))
-    # The draft's rows are read with the target's, or where normalizers cannot be used, or not at all.
-    handed_over = operands.normalizers is not None
-    unread = room._replace(draft=None) if handed_over else room
-    read = None if early_exit else _read(operands, num_rows, unread, vocab_size)
-    scratch = room if early_exit else room.draft if handed_over else None
+    groups = groups_of(operands, vocab_size, chosen.cluster, PAIRS)
+    if early_exit:
+        room_of = functools.partial(launching.lines, batch_size, num_rows)
+    else:
+        room_of = functools.partial(launching.partials, batch_size)
+    # The draft's rows are read with the target's, or where normalizers were handed over not at all.
+    unread = operands.draft is None or operands.normalizers is not None
+    draft = None if unread else room_of(operands.draft.dtype, vocab_size)
+    known = Known(room_of(operands.target.dtype, vocab_size), draft, launching.facts(batch_size))
+    read = None if early_exit else _read(operands, num_rows, known, vocab_size, largest_normalizer)
 
-    decision: Any = functools.partial(Decision, largest_normalizer=largest_normalizer, flags=flags)
-
-    def finish(given, made, barrier):
+    def finish(given, made, shared, barrier):
         operands, read = given
-        out, scratch, tables = made
-        known = scratch if early_exit else read._replace(draft=scratch) if handed_over else read
-        place = barrier, vocab_size, chosen.cluster
-        sequence = decision(operands, out, *place, known=known, tables=tables)
-        sequence.read_and_emit() if early_exit else sequence.emit()
+        out, scratch = made
+        tables, room = shared
+        known = scratch if early_exit else read
+        place = room, barrier, vocab_size, groups, chosen.cluster
+        sequence: Any = Decision(operands, out, *place, known=known, tables=tables, early_exit=early_exit, flags=flags)
+        sequence.run(largest_normalizer)
 
-    made = launching.results(batch_size, num_draft, vocab_size), scratch, launching.tables(batch_size, chosen.cluster)
-    out, *_ = launching.launch(finish, (operands, read), made, {"sequence": batch_size}, chosen.cluster)
+    made = launching.results(batch_size, num_draft, groups.num_slots), known if early_exit else None
+    shared = launching.tables(), launching.room_to_search(groups.num_slots)
+    out, _ = launching.launch(finish, (operands, read), made, {"sequence": batch_size}, chosen.cluster, shared)
     return TokenResult(out.tokens, out.num_accepted, out.log_probs, out.accept_prob[:, :num_draft], out.status)
 
 
-def _read(operands: Operands, num_rows: int, room: Known, vocab_size: int) -> Known:
+def _read(operands: Operands, num_rows: int, room: Known, vocab_size: int, largest_normalizer: float) -> Known:
     """Every chunk of every row that is drafted, each by a block of its own; and each drafted token's facts."""
     num_draft, batch_size = num_rows - 1, operands.emit.shape[0]
 
@@ -98,8 +102,8 @@ def _read(operands: Operands, num_rows: int, room: Known, vocab_size: int) -> Kn
     count = max(config.chunks(ref.dtype, vocab_size).count for ref in refs)
     num_slots = num_rows + (0 if room.draft is None else num_draft)
 
-    def body(operands, known, barrier):
-        del barrier
+    def body(operands, known, shared, barrier):
+        del shared, barrier
         sequence = Sequence(operands, vocab_size)
         slot, chunk = lax.axis_index("row"), lax.axis_index("chunk")
 
@@ -107,7 +111,7 @@ def _read(operands: Operands, num_rows: int, room: Known, vocab_size: int) -> Kn
             # By blocks of their own: others would wait for it before they read.
             @pl.when((chunk == count) & (slot < num_draft))
             def _():
-                sequence.look_up(slot, known.facts)
+                sequence.look_up(slot, known.facts, largest_normalizer)
 
         @pl.when(sequence.is_drafted(jnp.where(slot <= num_draft, slot, slot - num_draft)))
         def _():
