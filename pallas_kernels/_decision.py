@@ -106,17 +106,22 @@ class Decision(Acceptance):
 
     # Emitting: the weights of one row.
 
-    def weights(self, state, loaded, tile, target_only=False):
+    def weights(self, state, loaded, tile, rejecting):
         """[TILE] weights of the emitting row: max(p - q, 0) where a draft was rejected, else p."""
         row = state.num_accepted
         weights = rows.prob(loaded[0], rows.Row(state.p_offset, state.p_log_sum, *self.filter("target", row)))
-        if self.inputs.draft is not None and not target_only:
+        if self.num_draft == 0 or rejecting is False:
+            return weights
+        may_be_certain = self.inputs.draft is None or self.inputs.draft_greedy is not None
+        if self.inputs.draft is not None:
             of_draft = self.filter("draft", self.draft_row(row))
             q = rows.prob(loaded[1], rows.Row(state.q_offset, state.q_log_sum, *of_draft))
-            # None, where no draft was rejected or q is certain of its token; NaN is none either.
-            most = jnp.where(state.rejecting & (state.q_certain < 0), jnp.inf, -1.0)
-            weights = jnp.maximum(weights - jnp.where(q <= most, q, 0.0), 0.0)
-        if not target_only and (self.inputs.draft is None or self.inputs.draft_greedy is not None) and self.num_draft:
+            if rejecting is None or may_be_certain:
+                # None, where no draft was rejected or q is certain of its token; NaN is none either.
+                most = jnp.where(state.rejecting & (state.q_certain < 0), jnp.inf, -1.0)
+                q = jnp.where(q <= most, q, 0.0)
+            weights = jnp.maximum(weights - q, 0.0)
+        if may_be_certain:
             # q is one at a certain token, and p no more than that.
             weights = jnp.where(tile.place() != jnp.where(state.rejecting, state.q_certain, -1), weights, 0.0)
         return weights

@@ -51,8 +51,12 @@ class Emission(Sequence):
         self.block = lax.axis_index("block")
         self.groups = groups
 
-    def weights(self, state: Any, loaded: list[jax.Array], tile: rows.Tile, target_only: bool = False) -> jax.Array:
-        """[TILE] weights of the emitting row, of its logits and the draft's beside them; anything past its end."""
+    def weights(self, state: Any, loaded: list[jax.Array], tile: rows.Tile, rejecting: bool | None) -> jax.Array:
+        """[TILE] weights of the emitting row, in float32, of its logits and the draft's beside them.
+
+        Anything past the row's end. `rejecting`: whether a draft was rejected, where that is known to be so; `state`
+        says it otherwise. Of the target alone if it is False, whatever the state says.
+        """
         raise NotImplementedError
 
     def meet(self):
@@ -93,33 +97,33 @@ class Emission(Sequence):
         # Registers -> L2: [tiles of a group].
         rows.store_each(self.results.sums.at[self.sequence, pl.ds(group * size, size)], sums)
 
-    def reads_draft(self, target_only: bool) -> bool:
+    def reads_draft(self, rejecting: bool | None) -> bool:
         """Whether the draft's row is read beside the target's."""
-        return self.inputs.draft is not None and not target_only
+        return self.inputs.draft is not None and rejecting is not False
 
-    def sum_group(self, state: Any, group: Any, target_only: bool):
+    def sum_group(self, state: Any, group: Any, rejecting: bool):
         """Reads the tiles of one group, and writes their sums."""
-        read = self.read_group(state.num_accepted, group, self.reads_draft(target_only))
-        weights = [self.weights(state, loaded, tile, target_only) for tile, loaded in read]
+        read = self.read_group(state.num_accepted, group, self.reads_draft(rejecting))
+        weights = [self.weights(state, loaded, tile, rejecting) for tile, loaded in read]
         self.write_sums(group, weights, [tile for tile, _ in read])
 
     def sum_tiles(self, state: Any):
         """Writes this block's share of the tile sums of the emitting row."""
 
-        def all_of_it(target_only):
-            pairs = self.groups.size // self.groups.pair_size if self.reads_draft(target_only) else 1
-            self.share(self.groups.count * pairs, lambda group: self.sum_group(state, group, target_only))
+        def all_of_it(rejecting):
+            pairs = self.groups.size // self.groups.pair_size if self.reads_draft(rejecting) else 1
+            self.share(self.groups.count * pairs, lambda group: self.sum_group(state, group, rejecting))
 
         if self.num_draft:
-            pl.when(state.rejecting)(lambda: all_of_it(False))
+            pl.when(state.rejecting)(lambda: all_of_it(True))
         # The draft's row is of no interest where none of its tokens was rejected.
-        pl.when(~state.rejecting)(lambda: all_of_it(True))
+        pl.when(~state.rejecting)(lambda: all_of_it(False))
 
     def sum_target_tiles(self, state: Any):
         """Writes all tile sums of the target alone, by one block: the rare case of an empty residual."""
 
         def one(group, carry):
-            self.sum_group(state, group, target_only=True)
+            self.sum_group(state, group, rejecting=False)
             return carry
 
         lax.fori_loop(0, self.groups.count, one, jnp.int32(0))
@@ -146,7 +150,7 @@ class Emission(Sequence):
         """A token of a tile by the second uniform."""
         pair = self.pair(state.num_accepted, self.inputs.draft is not None)
         tile, loaded = self.load_tile(pair, number, in_shared=True)
-        weights = rows.only_inside(self.weights(state, loaded, tile), tile)
+        weights = rows.only_inside(self.weights(state, loaded, tile, None), tile)
         index, _ = rows.search(self.room, weights, self.inputs.emit[self.sequence, 1])
         return jnp.clip(tile.first * tile.vec + index, 0, self.vocab_size - 1)
 

@@ -38,8 +38,9 @@ class Row(NamedTuple):
 
 
 def prob(x: jax.Array, row: Row) -> jax.Array:
-    """P of a vector of logits."""
+    """P of a vector of logits, in float32."""
     # One subtraction, one multiplication and addition, one exponential.
+    x = x.astype(jnp.float32)
     rate = LOG2_E if row.scale is None else row.scale * LOG2_E
     p = jnp.exp2((x - row.offset) * rate - row.log_sum * LOG2_E)
     return p if row.cutoff is None else jnp.where(x >= row.cutoff, p, 0.0)
@@ -91,16 +92,17 @@ def tile_at(tile: jax.Array, vocab_size: int, places: list[tuple[Any, jax.Array]
 
 
 def load_tile(ref: Any, vocab_size: int, row: jax.Array, tile: Tile) -> jax.Array:
-    """[TILE] logits of a row, in float32."""
+    """[TILE] logits of a row."""
     # HBM or L2 -> registers: [TILE], vec elements a thread and load.
     at = pl.ds((row * (vocab_size // tile.vec) + tile.first) * tile.vec, config.TILE)
-    return plgpu.load(ref.at[at], layout=tile.layout, optimized=False).astype(jnp.float32)
+    return plgpu.load(ref.at[at], layout=tile.layout, optimized=False)
 
 
 def only_inside(values: jax.Array, tile: Tile, nothing: float = 0.0) -> jax.Array:
     """[TILE] values, and `nothing` where the tile does not reach."""
     place = tile.place()
-    return jnp.where((place >= tile.low) & (place < tile.high), values, nothing)
+    other = plgpu.layout_cast(jnp.full(values.shape, nothing, values.dtype), tile.layout)
+    return jnp.where((place >= tile.low) & (place < tile.high), values, other)
 
 
 def _pile_layout(vec: int) -> Any:

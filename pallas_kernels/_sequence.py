@@ -67,7 +67,7 @@ class Sequence:
         def one(number, carry):
             top, total = carry
             tile, (x,) = self.load_tile([("draft", row)], number)
-            x = rows.only_inside(x, tile, -jnp.inf)
+            x = rows.only_inside(x.astype(jnp.float32), tile, -jnp.inf)
             both = jnp.maximum(top, x)
             weight = jnp.exp2((x - both) * rate)
             weight = weight if cutoff is None else jnp.where(x >= cutoff, weight, 0.0)
@@ -82,7 +82,7 @@ class Sequence:
         return top, jnp.log(jnp.sum(totals * jnp.exp2((tops - top) * rate)))
 
     def load_tile(self, of_rows: list[tuple[str, Any]], number: Any, in_shared: bool = False):
-        """The tile of that number, and its logits in each of some rows, in float32."""
+        """The tile of that number, and its logits in each of some rows."""
         places = [(getattr(self.inputs, of), self.row(of, row)) for of, row in of_rows]
         tile = rows.tile_at(number, self.vocab_size, places, in_shared)
         return tile, [rows.load_tile(ref, self.vocab_size, row, tile) for ref, row in places]

@@ -148,18 +148,26 @@ class _Sigmoid(Emission):
     def _scores(self, x, row_filter):
         """z, the scores of [TILE] logits, what they are less than one, and which are kept."""
         scale, cutoff = row_filter
-        z = x if scale is None else x * scale
-        kept = x > -jnp.inf
+        z = x.astype(jnp.float32)
+        kept = z > -jnp.inf
         if cutoff is not None:
-            kept = kept & (x >= cutoff)
-        rest = 1 / (1 + jnp.exp2((z - self.alpha) * (rows.LOG2_E / self.width)))
-        return z, jnp.where(kept, self._score(z), 0.0), rest, kept
+            kept = kept & (z >= cutoff)
+        z = z if scale is None else z * scale
+        # exp(-(z - alpha) / width), whose exponent is one multiplication and addition.
+        rate = rows.LOG2_E / self.width
+        below = jnp.exp2(z * -rate + self.alpha * rate)
+        score = _inverse(1 + below)
+        above = jnp.exp2(z * rate - self.alpha * rate)
+        # Minus infinity scores 0 as it is.
+        return z, score if cutoff is None else jnp.where(kept, score, 0.0), _inverse(1 + above), kept
 
-    def weights(self, state, loaded, tile, target_only=False):
+    def weights(self, state, loaded, tile, rejecting):
         """[TILE] weights of the emitting row: max(s_p - s_q, 0) where a draft was rejected, else s_p."""
         row = state.num_accepted
         z_p, weights, _, kept_p = self._scores(loaded[0], self.filter("target", row))
-        if self.has_draft and not target_only:
+        if rejecting is False:
+            return weights
+        if self.has_draft:
             z_q, score_q, rest_q, kept_q = self._scores(loaded[1], self.filter("draft", self.draft_row(row)))
             # Of two sigmoids that are close, a - b loses digits; -a (1 - b) expm1(z_q - z_p) does not.
             exact = -weights * rest_q * _expm1((z_q - z_p) * (1 / self.width))
@@ -167,24 +175,23 @@ class _Sigmoid(Emission):
             # A number that no place reaches, or that all do.
             until = jnp.where(state.rejecting & (state.certain < 0), self.vocab_size, 0)
             weights = jnp.where(tile.place() < until, residual, weights)
-        if not target_only:
-            # The draft is certain of a token, and scores one there: no more than that is left of p.
-            without = jnp.where(state.rejecting, state.certain, -1)
-            weights = jnp.where(tile.place() == without, 0.0, weights)
-        return weights
+        # The draft is certain of a token, and scores one there: no more than that is left of p.
+        without = jnp.where(state.rejecting, state.certain, -1)
+        return jnp.where(tile.place() == without, 0.0, weights)
 
-    def sum_group(self, state, group, target_only):
+    def sum_group(self, state, group, rejecting):
         """Reads the tiles of one group, and writes their sums, and the largest logit on the way: NaN where one is."""
-        read = self.read_group(state.num_accepted, group, self.reads_draft(target_only))
+        read = self.read_group(state.num_accepted, group, self.reads_draft(rejecting))
         tiles = [tile for tile, _ in read]
         for slot, logits in enumerate(zip(*(loaded for _, loaded in read), strict=True)):
             # Of the last tile no more than belongs to the row. A tile before the first has logits of the row too.
             *whole, end = logits
-            top = jnp.max(functools.reduce(jnp.maximum, whole, rows.only_inside(end, tiles[-1], -jnp.inf)))
-            same = 1 if self.reads_draft(target_only) else self.pairs
+            largest = functools.reduce(jnp.maximum, whole, rows.only_inside(end, tiles[-1], -jnp.inf))
+            top = jnp.max(largest.astype(jnp.float32))
+            same = 1 if self.reads_draft(rejecting) else self.pairs
             for i in range(same):
                 self.tops[self.sequence, slot, group * same + i] = top
-        weights = [self.weights(state, loaded, tile, target_only) for tile, loaded in read]
+        weights = [self.weights(state, loaded, tile, rejecting) for tile, loaded in read]
         self.write_sums(group, weights, tiles)
 
     def _is_degenerate(self, slot):
@@ -213,6 +220,12 @@ class _Sigmoid(Emission):
             number = lax.cond(alone, again, lambda: number)
             token = self.choose_token(state._replace(rejecting=state.rejecting & ~alone), number)
             write(token, self.flags, (False, distrusted, empty & state.rejecting & ~distrusted))
+
+
+def _inverse(x: jax.Array) -> jax.Array:
+    """1 / x of x from 1 to infinity, to about 3e-7: the square of the hardware's inverse root, for one instruction."""
+    root = lax.rsqrt(x)
+    return root * root
 
 
 def _expm1(x: jax.Array) -> jax.Array:
