@@ -60,7 +60,8 @@ class Acceptance(Emission):
         """One truth for all rows. A comparison with a number that is the same for all, for the compiler's sake."""
         return self.lane() < jnp.where(flag, config.THREADS, 0)
 
-    def _rate(self, of):
+    def rate(self, of: str) -> Any:
+        """What a difference of logits is multiplied by, for a power of two."""
         scale, _ = self.filter(of, 0)
         return rows.LOG2_E if scale is None else scale * rows.LOG2_E
 
@@ -69,7 +70,7 @@ class Acceptance(Emission):
         known, count = getattr(self.known, of), range(self.num_chunks(of))
         tops = [self.lanes(known.top, (self.sequence, i)) for i in count]
         totals = [self.lanes(known.total, (self.sequence, i)) for i in count]
-        top, rate = functools.reduce(jnp.maximum, tops), self._rate(of)
+        top, rate = functools.reduce(jnp.maximum, tops), self.rate(of)
         parts = [s * jnp.exp2((m - top) * rate) for m, s in zip(tops, totals, strict=True)]
         log_sum = jnp.log(functools.reduce(jnp.add, parts))
         if is_greedy is None:
@@ -85,7 +86,7 @@ class Acceptance(Emission):
         tops = self.first_lanes(known.top, place, count, -jnp.inf)
         totals = self.first_lanes(known.total, place, count, 0.0)
         top = jnp.max(tops)
-        log_sum = jnp.log(jnp.sum(totals * jnp.exp2((tops - top) * self._rate(of))))
+        log_sum = jnp.log(jnp.sum(totals * jnp.exp2((tops - top) * self.rate(of))))
         if is_greedy is None:
             return _Mass(top, log_sum)
         places = jnp.where(tops == top, self.lanes(known.first, place), rows.NOWHERE)

@@ -131,6 +131,7 @@ class Chunks:
       whole: Chunks that lie in their row whatever its alignment is.
       rest: Vectors a thread loads for a chunk that may not.
       aligned: Whether every row begins at a vector.
+      tiles: Tiles of a chunk, where chunks are whole tiles of a row; else None.
     """
 
     vec: int
@@ -141,6 +142,7 @@ class Chunks:
     whole: int
     rest: int
     aligned: bool
+    tiles: int | None
 
 
 def chunks(dtype: DTypeLike, vocab_size: int) -> Chunks:
@@ -153,4 +155,5 @@ def chunks(dtype: DTypeLike, vocab_size: int) -> Chunks:
     longest = vocab_size + (0 if aligned else vec - 1)
     whole = vocab_size // size
     rest = -(-(vocab_size - whole * size) // lanes) if aligned else num_loads
-    return Chunks(vec, lanes, num_loads, size, -(-longest // size), whole, rest, aligned)
+    tiles = size // TILE if aligned and size % TILE == 0 else None
+    return Chunks(vec, lanes, num_loads, size, -(-longest // size), whole, rest, aligned, tiles)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 
+from pallas_kernels import _config as config
 from pallas_kernels import _rows as rows
 from pallas_kernels._acceptance import Acceptance
 from pallas_kernels._launch import Flags, Known, Tables
@@ -128,8 +129,10 @@ class Decision(Acceptance):
 
     def _emit(self, state):
         sampled = ~state.degenerate & (state.p_certain < 0)
+        # Chunks' sums of the target are known; what was left of p by a rejected draft, and odd chunks, are not.
+        unknown = sampled if self._tiles is None else sampled & state.rejecting
 
-        @pl.when(sampled)
+        @pl.when(unknown)
         def _():
             self.sum_tiles(state)
             self.meet()
@@ -137,23 +140,44 @@ class Decision(Acceptance):
         self.write_drafts(
             state.num_accepted, lambda i: self.tables.token[i], lambda i: self._write_numbers(state.num_accepted, i)
         )
-        pl.when(sampled & (self.block == 0))(lambda: self._emit_sampled(state))
+        pl.when(sampled & (self.block == 0))(lambda: self._emit_sampled(state, unknown))
         pl.when(~sampled & (self.block == 0))(lambda: self._emit_certain(state))
 
-    def _emit_sampled(self, state):
-        number, total = self.choose_tile()
-        empty = jnp.bool_(False)
-        if self.num_draft:
-            empty = state.rejecting & (total == 0)
-
-            def again():
-                self.sum_target_tiles(state)
-                return self.choose_tile()[0]
-
-            number = lax.cond(empty, again, lambda: number)
-        token = self.choose_token(state._replace(rejecting=state.rejecting & ~empty), number)
+    def _emit_sampled(self, state, unknown):
+        number, total = lax.cond(unknown, self.choose_tile, lambda: (jnp.int32(0), jnp.float32(0)))
+        # Either nothing was added up, or a draft was rejected where nothing is left of p.
+        of_target = total == 0
+        number = lax.cond(of_target, lambda: self._choose_target_tile(state), lambda: number)
+        empty = state.rejecting & of_target
+        token = self.choose_token(state._replace(rejecting=state.rejecting & ~of_target), number)
         x, _ = self.logit("target", state.num_accepted, token)
         self._write(state, token, self.log_prob("target", x, state.p_offset, state.p_log_sum), empty)
+
+    @property
+    def _tiles(self) -> int | None:
+        """Tiles of a chunk of the target, where chunks are whole tiles."""
+        return config.chunks(self.inputs.target.dtype, self.vocab_size).tiles
+
+    def _choose_target_tile(self, state):
+        """A tile of the target alone by the first uniform: a chunk, then one of its tiles."""
+        if self._tiles is None:
+            self.sum_target_tiles(state)
+            return self.choose_tile()[0]
+        lines = self.known.target if self.known.lines is None else self.known.lines
+        place, count = (self.sequence, state.num_accepted), self.num_chunks("target")
+        tops = self.first_lanes(lines.top, place, count, -jnp.inf)
+        totals = self.first_lanes(lines.total, place, count, 0.0)
+        weights = totals * jnp.exp2((tops - state.p_offset) * self.rate("target"))
+        # Less than any uniform can reach: the chunk's probabilities may be zeros.
+        found = rows.running_sums(self.room, jnp.where(weights > 2.0**-60, weights, 0.0))
+        wanted = self.inputs.emit[self.sequence, 0] * found.total
+        chunk = rows.first_beyond(found, wanted)
+        # Relative to all of p, as the weights of tiles are.
+        rest = (wanted - self.room[rows.BEFORE + chunk - 1]) * jnp.exp2(state.p_log_sum * -rows.LOG2_E)
+        read = [self.load_tile(self.pair(place[1], False), chunk * self._tiles + i) for i in range(self._tiles)]
+        sums = [rows.only_inside(self.weights(state, loaded, tile, False), tile) for tile, loaded in read]
+        vec = read[0][0].vec
+        return chunk * self._tiles + rows.first_of_few_beyond(rows.sum_each(sums, vec), vec, rest)
 
     def _emit_certain(self, state):
         row, degenerate = state.num_accepted, state.degenerate

@@ -141,17 +141,18 @@ class Emission(Sequence):
         return jnp.where(lane < count, self.lanes(ref, at), nothing)
 
     def choose_tile(self) -> tuple[jax.Array, jax.Array]:
-        """A tile by the first uniform, and the sum of all weights."""
+        """A tile by the first uniform, from the sums that were written; and the sum of all weights."""
         sums = self.first_lanes(self.results.sums, (self.sequence,), self.groups.num_slots, 0.0)
-        slot, total = rows.search(self.room, sums, self.inputs.emit[self.sequence, 0])
-        return slot - self.groups.before, total
+        found = rows.running_sums(self.room, sums)
+        slot = rows.first_beyond(found, self.inputs.emit[self.sequence, 0] * found.total)
+        return slot - self.groups.before, found.total
 
     def choose_token(self, state: Any, number: jax.Array) -> jax.Array:
         """A token of a tile by the second uniform."""
         pair = self.pair(state.num_accepted, self.inputs.draft is not None)
         tile, loaded = self.load_tile(pair, number, in_shared=True)
-        weights = rows.only_inside(self.weights(state, loaded, tile, None), tile)
-        index, _ = rows.search(self.room, weights, self.inputs.emit[self.sequence, 1])
+        found = rows.running_sums(self.room, rows.only_inside(self.weights(state, loaded, tile, None), tile))
+        index = rows.first_beyond(found, self.inputs.emit[self.sequence, 1] * found.total)
         return jnp.clip(tile.first * tile.vec + index, 0, self.vocab_size - 1)
 
     def first_number(self, row: jax.Array) -> jax.Array:

@@ -96,10 +96,18 @@ class Facts(NamedTuple):
 
 
 class Known(NamedTuple):
-    """All that reading leaves behind: two `Partials`, or two `Lines`, and `Facts`."""
+    """All that reading leaves behind.
+
+    Attributes:
+      target: `Partials`, or where rows are read one after the other `Lines`.
+      draft: The same of the draft, where its rows are read.
+      lines: `Lines` of the target beside its `Partials`, for the row that emits.
+      facts: `Facts`.
+    """
 
     target: Any
     draft: Any
+    lines: Any
     facts: Any
 
 

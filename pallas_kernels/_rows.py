@@ -137,11 +137,18 @@ def store_each(ref: Any, values: jax.Array):
         ref[...] = values
 
 
-def search(room: Any, weights: jax.Array, uniform: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The first index at which the running sum of [n] weights exceeds `uniform` times their total; and the total.
+class Sums(NamedTuple):
+    """Running sums of weights, `[n]`, an element a thread and load; in shared memory too, behind `BEFORE`."""
 
-    Where rounding leaves no index, the last positive weight; where none is positive, -1. `room` is in shared
-    memory, zeros for `BEFORE` elements and as many more as weights, at least. Each round adds to every sum the
+    weights: jax.Array
+    sums: jax.Array
+    total: jax.Array
+
+
+def running_sums(room: Any, weights: jax.Array) -> Sums:
+    """Running sums of [n] weights.
+
+    `room` is in shared memory: `BEFORE` zeros, and room for the weights at least. Each round adds to every sum the
     three before it that are as long.
     """
     n = weights.shape[0]
@@ -159,12 +166,33 @@ def search(room: Any, weights: jax.Array, uniform: jax.Array) -> tuple[jax.Array
             sums = sums + load(back)
         room[pl.ds(BEFORE, n)] = sums
         length *= 4
-    total = room[BEFORE + n - 1]
-    index = plgpu.broadcasted_iota(jnp.int32, (n,), 0, layout=layout)
+    return Sums(single, sums, room[BEFORE + n - 1])
+
+
+def first_beyond(found: Sums, wanted: jax.Array) -> jax.Array:
+    """The first index of a positive weight at which the running sum exceeds `wanted`.
+
+    Where rounding leaves none, the last positive weight; where none is positive, -1.
+    """
+    n = found.weights.shape[0]
+    index = plgpu.broadcasted_iota(jnp.int32, (n,), 0, layout=plgpu.Layout.WG_STRIDED((n,), vec_size=1))
     # Of indices behind what is wanted the first, else of the others the last: the largest of these.
-    rank = jnp.where(sums > uniform * total, 2 * n - index, index)
-    best = jnp.max(jnp.where(single > 0, rank, -1))
-    return jnp.where(best >= n, 2 * n - best, best), total
+    rank = jnp.where(found.sums > wanted, 2 * n - index, index)
+    best = jnp.max(jnp.where(found.weights > 0, rank, -1))
+    return jnp.where(best >= n, 2 * n - best, best)
+
+
+def first_of_few_beyond(weights: jax.Array, vec: int, wanted: jax.Array) -> jax.Array:
+    """The same of [n] sums of `sum_each`, which every thread has all of."""
+    n = weights.shape[0]
+    number = number_each(n, vec)
+    best, found, total = jnp.int32(-1), jnp.bool_(False), jnp.float32(0)
+    for i in range(n):
+        one = jnp.sum(jnp.where(number == i, weights, 0.0))
+        total = total + one
+        best = jnp.where((one > 0) & ~found, i, best)
+        found = found | ((one > 0) & (total > wanted))
+    return best
 
 
 def clear_before(room: Any):

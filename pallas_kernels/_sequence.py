@@ -115,18 +115,25 @@ class Sequence:
         """Chunks of a row."""
         return config.chunks(getattr(self.inputs, of).dtype, self.vocab_size).count
 
-    def read(self, of: str, row: Any, chunk: Any, known: Partials | Lines):
-        """Reads one chunk of a row, and writes down what is to be known of it."""
-        ref = getattr(self.inputs, of)
-        place = (self.sequence, row, chunk) if isinstance(known, Lines) else (self.sequence, chunk, row)
-        flat_row = self.row(of, row)
+    def read(self, of: str, row: Any, chunk: Any, *known: Partials | Lines):
+        """Reads one chunk of a row, and writes down in each of `known` what is to be known of it."""
+        ref, flat_row = getattr(self.inputs, of), self.row(of, row)
+
+        def write(name, value):
+            for room in known:
+                place = (row, chunk) if isinstance(room, Lines) else (chunk, row)
+                getattr(room, name)[self.sequence, *place] = value
 
         def soft():
             scale, cutoff = self.filter(of, row)
-            known.top[place], known.total[place] = chunks.log_sum(ref, self.vocab_size, flat_row, chunk, scale, cutoff)
+            top, total = chunks.log_sum(ref, self.vocab_size, flat_row, chunk, scale, cutoff)
+            write("top", top)
+            write("total", total)
 
         def greedy():
-            known.top[place], known.first[place] = chunks.first_largest(ref, self.vocab_size, flat_row, chunk)
+            top, first = chunks.first_largest(ref, self.vocab_size, flat_row, chunk)
+            write("top", top)
+            write("first", first)
 
         # A greedy draft is certain of its token; only the target's first largest logit has to be found.
         is_greedy = self.inputs.target_greedy if of == "target" else None

@@ -69,14 +69,13 @@ def verify_token(
     chosen = config.choose(batch_size, num_draft, vocab_size)
     early_exit = chosen.early_exit and num_draft > 0
     groups = groups_of(operands, vocab_size, chosen.cluster, PAIRS)
-    if early_exit:
-        room_of = functools.partial(launching.lines, batch_size, num_rows)
-    else:
-        room_of = functools.partial(launching.partials, batch_size)
+    lines = functools.partial(launching.lines, batch_size, num_rows)
+    room_of = lines if early_exit else functools.partial(launching.partials, batch_size)
     # The draft's rows are read with the target's, or where normalizers were handed over not at all.
     unread = operands.draft is None or operands.normalizers is not None
     draft = None if unread else room_of(operands.draft.dtype, vocab_size)
-    known = Known(room_of(operands.target.dtype, vocab_size), draft, launching.facts(batch_size))
+    of_target = operands.target.dtype, vocab_size
+    known = Known(room_of(*of_target), draft, None if early_exit else lines(*of_target), launching.facts(batch_size))
     read = None if early_exit else _read(operands, num_rows, known, vocab_size, largest_normalizer)
 
     def finish(given, made, shared, barrier):
@@ -116,7 +115,7 @@ def _read(operands: Operands, num_rows: int, room: Known, vocab_size: int, large
         @pl.when(sequence.is_drafted(jnp.where(slot <= num_draft, slot, slot - num_draft)))
         def _():
             of_target = (slot <= num_draft) & (chunk < sequence.num_chunks("target"))
-            pl.when(of_target)(lambda: sequence.read("target", slot, chunk, known.target))
+            pl.when(of_target)(lambda: sequence.read("target", slot, chunk, known.target, known.lines))
             if known.draft is not None:
                 of_draft = (slot > num_draft) & (chunk < sequence.num_chunks("draft"))
                 pl.when(of_draft)(lambda: sequence.read("draft", slot - num_draft - 1, chunk, known.draft))
