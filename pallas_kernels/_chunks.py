@@ -98,15 +98,11 @@ def log_sum(
     return _read(ref, vocab_size, row, chunk, fold)
 
 
-def first_largest(
-    ref: Any, vocab_size: int, row: jax.Array, chunk: jax.Array, numbers_only: bool = False
-) -> tuple[jax.Array, jax.Array]:
-    """Largest logit of a chunk and its first place; NaN and no place where there is a NaN, if that is no number."""
+def first_largest(ref: Any, vocab_size: int, row: jax.Array, chunk: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Largest logit of a chunk and its first place; NaN and no place where there is a NaN."""
 
     def fold(vectors, singles, places):
         vectors = [x.astype(jnp.float32) for x in vectors]
-        if numbers_only:
-            vectors, singles = ([jnp.where(x == x, x, -jnp.inf) for x in group] for group in (vectors, singles))
         top = functools.reduce(jnp.maximum, singles, jnp.max(functools.reduce(jnp.maximum, vectors)))
         at, single_at = places()
         first = jnp.min(

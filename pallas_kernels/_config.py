@@ -30,12 +30,12 @@ PROCESSORS = 132
 CLUSTERS = 16, 8, 4, 2
 """Blocks a sequence, from as many as the hardware lets wait for each other."""
 
-MANY_DRAFTS = 8
+MANY_DRAFTS = 4
 """From so many on, rows after the first rejection are worth not reading, where sequences fill the machine: at B 256
-and V 151,936 on an H100, early exit was 6 % faster than two launches with 8 drafts, and 4 % slower with 4."""
+and V 151,936 on an H100, early exit takes 155 us for 182 with 4 drafts, and 224 for 286 with 8."""
 
-EARLY_EXIT_CLUSTER = 4
-"""The fastest of 2, 4 and 8 there."""
+EARLY_EXIT_CLUSTER, EARLY_EXIT_TILES = 2, 6
+"""The fastest of 1, 2 and 4 blocks, and of 2, 4, 6 and 10 tiles, there: fewer registers let a third block in."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,33 +46,35 @@ class Config:
       cluster: Blocks that finish one sequence together, and may wait for each other.
       early_exit: Whether they read its rows too, one after the other until a draft is rejected, in one launch;
         else all rows are read in a launch before it, each chunk of each row by a block of its own.
+      max_tiles: Tiles that a block reads at once when the sequence emits.
     """
 
     cluster: int
     early_exit: bool = False
+    max_tiles: int = MAX_TILES
 
 
 def choose(batch_size: int, num_draft: int, vocab_size: int) -> Config:
     """The Config for B sequences of K drafts over V tokens."""
     if batch_size >= PROCESSORS and num_draft >= MANY_DRAFTS and vocab_size >= EARLY_EXIT_CLUSTER * TILE:
-        return Config(EARLY_EXIT_CLUSTER, early_exit=True)
-    for cluster in CLUSTERS:
-        if cluster * batch_size <= 2 * PROCESSORS and cluster * TILE <= vocab_size:
-            return Config(cluster)
-    return Config(1)
+        return Config(EARLY_EXIT_CLUSTER, early_exit=True, max_tiles=EARLY_EXIT_TILES)
+    # As many as there is room for at once, four blocks a processor.
+    return Config(_cluster(4 * PROCESSORS // max(batch_size, 1), vocab_size))
 
 
 def choose_sigmoid(batch_size: int, vocab_size: int) -> int:
-    """Blocks a sequence of the sigmoid rule."""
-    for cluster in CLUSTERS:
-        if cluster * batch_size <= 4 * PROCESSORS and cluster * TILE <= vocab_size:
-            return cluster
-    return 1
+    """Blocks a sequence of the sigmoid rule: two of them fit a processor."""
+    return _cluster(max(2, 2 * PROCESSORS // max(batch_size, 1)), vocab_size)
 
 
 def in_lanes(count: int) -> int:
     """The next multiple of the threads of a block."""
     return -(-count // THREADS) * THREADS
+
+
+def _cluster(most: int, vocab_size: int) -> int:
+    """The largest cluster of at most so many blocks, each with a tile at least."""
+    return next((c for c in CLUSTERS if c <= most and c * TILE <= vocab_size), 1)
 
 
 @dataclasses.dataclass(frozen=True)

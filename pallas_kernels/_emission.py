@@ -12,18 +12,20 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from pallas_kernels import _chunks as chunks
 from pallas_kernels import _config as config
 from pallas_kernels import _rows as rows
 from pallas_kernels._launch import Operands, Results, fence
 from pallas_kernels._sequence import Sequence
 
 
-def groups_of(inputs: Operands, vocab_size: int, cluster: int, pairs: int) -> config.Groups:
-    """How the tiles of the emitting rows are shared out: so many that a thread's registers hold their elements."""
+def groups_of(inputs: Operands, vocab_size: int, cluster: int, max_tiles: int, pairs: int) -> config.Groups:
+    """How the tiles of the emitting rows are shared out.
+
+    `max_tiles` is for elements of 2 bytes in whole vectors; a thread has registers for half as many others.
+    """
     dtypes = [ref.dtype for ref in (inputs.target, inputs.draft) if ref is not None]
     narrow = all(d.itemsize == 2 and config.row_vector_size(d, vocab_size) == config.vector_size(d) for d in dtypes)
-    return config.groups(vocab_size, cluster, config.MAX_TILES if narrow else config.MAX_TILES // 2, pairs)
+    return config.groups(vocab_size, cluster, max_tiles if narrow else max_tiles // 2, pairs)
 
 
 class Emission(Sequence):
@@ -158,14 +160,15 @@ class Emission(Sequence):
     def first_number(self, row: jax.Array) -> jax.Array:
         """The first largest logit that is a number, of a row that makes no distribution; 0 where none is."""
 
-        def one(chunk, carry):
+        def one(tile, x, carry):
             top, first = carry
-            new, at = chunks.first_largest(
-                self.inputs.target, self.vocab_size, self.row("target", row), chunk, numbers_only=True
-            )
-            return jnp.maximum(top, new), jnp.where(new > top, at, first)
+            x = rows.only_inside(x.astype(jnp.float32), tile, -jnp.inf)
+            x = jnp.where(x == x, x, -jnp.inf)
+            return jnp.maximum(top, x), jnp.where(x > top, tile.place(), first)
 
-        return lax.fori_loop(0, self.num_chunks("target"), one, (jnp.float32(-jnp.inf), jnp.int32(0)))[1]
+        tops, places = self.fold_tiles("target", row, one, (-jnp.inf, 0))
+        top = jnp.max(tops)
+        return jnp.where(top > -jnp.inf, jnp.min(jnp.where(tops == top, places, rows.NOWHERE)), 0)
 
     def write_last(self, count: jax.Array, token: jax.Array, flags: tuple[int, ...], holds: tuple[Any, ...]):
         """The last token, behind `count` accepted drafts; and the status, a sum of the flags that hold."""

@@ -59,27 +59,32 @@ class Sequence:
             facts.q_offset[place], facts.q_log_sum[place] = offset, log_sum
 
     def _draft_row_at_once(self, row: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Maximum and logarithm of the sum of one of the draft's rows, by one block; in few registers."""
+        """Maximum and logarithm of the sum of one of the draft's rows, by one block."""
         scale, cutoff = self.filter("draft", row)
         rate = rows.LOG2_E if scale is None else scale * rows.LOG2_E
-        first, _ = self.load_tile([("draft", row)], jnp.int32(0))
 
-        def one(number, carry):
+        def one(tile, x, carry):
             top, total = carry
-            tile, (x,) = self.load_tile([("draft", row)], number)
             x = rows.only_inside(x.astype(jnp.float32), tile, -jnp.inf)
             both = jnp.maximum(top, x)
             weight = jnp.exp2((x - both) * rate)
             weight = weight if cutoff is None else jnp.where(x >= cutoff, weight, 0.0)
             return both, total * jnp.exp2((top - both) * rate) + weight
 
-        def all_of(value):
-            return plgpu.layout_cast(jnp.full((config.TILE,), value, jnp.float32), first.layout)
-
-        num_tiles = -(-self.vocab_size // config.TILE)
-        tops, totals = lax.fori_loop(0, num_tiles, one, (all_of(rows.LOWEST), all_of(0.0)))
+        tops, totals = self.fold_tiles("draft", row, one, (rows.LOWEST, 0.0))
         top = jnp.max(tops)
         return top, jnp.log(jnp.sum(totals * jnp.exp2((tops - top) * rate)))
+
+    def fold_tiles(self, of: str, row: Any, fn: Any, start: tuple[Any, ...]) -> tuple[jax.Array, ...]:
+        """`fn(tile, logits, carry)` of every tile of a row in turn; of few registers, for what is rare."""
+        first, _ = self.load_tile([(of, row)], jnp.int32(0))
+
+        def one(number, carry):
+            tile, (x,) = self.load_tile([(of, row)], number)
+            return fn(tile, x, carry)
+
+        carry = tuple(plgpu.layout_cast(jnp.full((config.TILE,), value), first.layout) for value in start)
+        return lax.fori_loop(0, -(-self.vocab_size // config.TILE), one, carry)
 
     def load_tile(self, of_rows: list[tuple[str, Any]], number: Any, in_shared: bool = False):
         """The tile of that number, and its logits in each of some rows."""

@@ -15,6 +15,9 @@ from pallas_kernels import _rows as rows
 from pallas_kernels._emission import Emission, groups_of
 from pallas_kernels._launch import Filter, Flags, make_operands
 
+PAIRS = 5
+"""Groups of tiles of two rows for one of one row: a difference of sigmoids takes many registers."""
+
 
 class SigmoidResult(NamedTuple):
     """What the sigmoid rule decides for B sequences.
@@ -57,7 +60,7 @@ def verify_sigmoid(
     num_draft = num_rows - 1
     operands = make_operands(target_logits, target_filter, draft_logits, draft_filter, None, tokens, accept, emit)
     cluster = config.choose_sigmoid(batch_size, vocab_size)
-    groups = groups_of(operands, vocab_size, cluster, pairs=5)
+    groups = groups_of(operands, vocab_size, cluster, config.MAX_TILES, PAIRS)
     results = launching.results(batch_size, num_draft, groups.num_slots)
     tops = jax.ShapeDtypeStruct((batch_size, 2, config.in_lanes(groups.num_slots // groups.pair_size)), jnp.float32)
 

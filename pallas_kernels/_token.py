@@ -16,6 +16,7 @@ from pallas_kernels._launch import Filter, Flags, Known, Operands, make_operands
 from pallas_kernels._sequence import Sequence
 
 PAIRS = 2
+"""Groups of tiles of two rows that take the registers of one group of one row."""
 
 
 class TokenResult(NamedTuple):
@@ -68,7 +69,7 @@ def verify_token(
     )
     chosen = config.choose(batch_size, num_draft, vocab_size)
     early_exit = chosen.early_exit and num_draft > 0
-    groups = groups_of(operands, vocab_size, chosen.cluster, PAIRS)
+    groups = groups_of(operands, vocab_size, chosen.cluster, chosen.max_tiles, PAIRS)
     lines = functools.partial(launching.lines, batch_size, num_rows)
     room_of = lines if early_exit else functools.partial(launching.partials, batch_size)
     # The draft's rows are read with the target's, or where normalizers were handed over not at all.

@@ -102,6 +102,13 @@ def law(vocab_size=32000, batch_size=1024, calls=48):
     return {"ok": statistic < 134.9, "chi_square": statistic, "degrees": 63, "samples": int(counts.sum())}
 
 
+def unusable():
+    """Normalizers that cannot be used: the draft's rows are read after all."""
+    target, row_filter, draft, other, uniforms = make(jax.random.key(4), 8, 4, 50257, jnp.bfloat16, "normalizers")
+    normalizers = draft.log_normalizers.at[0, 0].set(jnp.nan).at[3].set(jnp.inf).at[5, 1].set(1e6)
+    return compare((target, row_filter, draft._replace(log_normalizers=normalizers), other, uniforms))
+
+
 CASES = {
     "small": lambda: plain(2, 2, 4096, jnp.float32),
     "B8 V50257": lambda: plain(8, 4, 50257),
@@ -111,6 +118,9 @@ CASES = {
     "edges": edges,
     "B1 V151936": lambda: plain(1, 4, 151936),
     "B256 K8 V151936 normalizers": lambda: plain(256, 8, 151936, kind="normalizers"),
+    "B256 K4 V151936 normalizers": lambda: plain(256, 4, 151936, kind="normalizers"),
+    "B1 V151936 normalizers": lambda: plain(1, 4, 151936, kind="normalizers"),
+    "unusable normalizers": unusable,
     "one draft": lambda: plain(16, 1, 50257),
     "no drafts": lambda: plain(16, 0, 51864, kind="one_hot"),
     "sigmoid B64 V50257": lambda: compare(

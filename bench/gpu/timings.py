@@ -54,8 +54,13 @@ POINTS = [
 VARIANTS = {
     1: [config.Config(8)],
     8: [config.Config(8)],
-    64: [config.Config(2), config.Config(8), config.Config(8, early_exit=True)],
-    256: [config.Config(2, early_exit=True), config.Config(1)],
+    64: [config.Config(4), config.Config(4, early_exit=True, max_tiles=6)],
+    256: [
+        config.Config(2),
+        config.Config(2, early_exit=True),
+        config.Config(4, early_exit=True, max_tiles=6),
+        config.Config(1, early_exit=True, max_tiles=6),
+    ],
 }
 """Other block sizes, by batch size, timed at the first vocabulary with normalizers handed over."""
 
@@ -131,6 +136,7 @@ def contenders(point):
         for variant in VARIANTS[batch_size]:
             if variant != config.choose(*point[:3]):
                 name = f"kernel, cluster {variant.cluster}{', early exit' * variant.early_exit}"
+                name += f", {variant.max_tiles} tiles"
                 found[name] = lambda *args: pallas.verify_token(*args), variant
     return found
 

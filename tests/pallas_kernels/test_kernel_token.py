@@ -42,6 +42,7 @@ def check(run, args):
         (2056, jnp.bfloat16, "normalizers"),
         (9001, jnp.bfloat16, "logits"),
         (8193, jnp.float16, "one_hot"),
+        (16400, jnp.bfloat16, "normalizers"),
         (37, jnp.float32, "normalizers"),
     ],
 )
@@ -145,6 +146,25 @@ def test_equal_models_accept_everything(run):
     uniforms = uniforms._replace(accept=jnp.full((2, 3), 1 - 2.0**-24))
     got = check(run, (target, target_filter, Draft(draft.tokens, target[:, :3]), draft_filter, uniforms))
     assert got.num_accepted.tolist() == [3, 3]
+
+
+def test_bonus_tokens_of_every_chunk(run):
+    # Chunks of 8 tiles: two whole ones, and one of two elements that holds nearly all of the last sequence's mass.
+    target, target_filter, draft, draft_filter, uniforms = cases.random_case(13, 5, 1, 16400, dtype=jnp.bfloat16)
+    target = target.at[4, :, 16398].set(20.0).at[4, :, 16399].set(21.0)
+    emit = jnp.array([[0.01, 0.5], [0.4, 0.2], [0.9, 0.9], [1 - 2.0**-24, 1 - 2.0**-24], [0.5, 0.9]])
+    uniforms = uniforms._replace(accept=jnp.zeros((5, 1)), emit=emit)
+    got = check(run, (target, target_filter, Draft(draft.tokens, target[:, :1]), draft_filter, uniforms))
+    assert got.num_accepted.tolist() == [1] * 5
+    assert len({t // 8192 for t in got.tokens[:, 1].tolist()}) == 3
+
+
+def test_an_unusable_normalizer_is_read(run):
+    args = target, target_filter, draft, draft_filter, uniforms = cases.random_case(14, 3, 2, 2100, kind="normalizers")
+    expected = token.verify_token(*args)
+    normalizers = draft.log_normalizers.at[0, 0].set(jnp.nan).at[1, 1].set(jnp.inf).at[2].set(1e6)
+    args = target, target_filter, draft._replace(log_normalizers=normalizers), draft_filter, uniforms
+    cases.assert_same(run(*args), expected)
 
 
 @pytest.fixture
