@@ -54,7 +54,7 @@ POINTS = [
 VARIANTS = {
     1: [config.Config(8)],
     8: [config.Config(8)],
-    64: [config.Config(4), config.Config(4, early_exit=True, max_tiles=6)],
+    64: [config.Config(4), config.Config(16), config.Config(4, early_exit=True, max_tiles=6)],
     256: [
         config.Config(2),
         config.Config(2, early_exit=True),
