@@ -24,15 +24,16 @@ wait
 timeout -k 5 90 "$python" bench/gpu/torch_step.py "$out/gpu_torch.json" 2>&1 | quiet
 # Command buffers hide kernels from the profiler.
 seconds=${TIME_SECONDS:-270}
-workers=${WORKERS:-7}
+workers=${WORKERS:-12}
 for i in $(seq 0 $((workers - 1))); do
   XLA_FLAGS="--xla_gpu_enable_command_buffer= --xla_gpu_autotune_level=0" \
     timeout -k 5 $((seconds + 40)) "$python" bench/gpu/timings.py "$parts/$i.json" "$seconds" "$i/$workers" 2>&1 | quiet &
 done
 wait
-# The host's clock wants a quiet machine.
+# The host's clock wants a quiet machine, and an allocator that keeps what it has.
 for flags in --xla_gpu_autotune_level=0 "--xla_gpu_autotune_level=0 --xla_gpu_graph_min_graph_size=1"; do
-  XLA_FLAGS=$flags timeout -k 5 60 "$python" bench/gpu/timings.py "$parts/host-${#flags}.json" 50 host 2>&1 | quiet
+  XLA_FLAGS=$flags XLA_PYTHON_CLIENT_ALLOCATOR=default \
+    timeout -k 5 60 "$python" bench/gpu/timings.py "$parts/host-${#flags}.json" 50 host 2>&1 | quiet
 done
 "$python" bench/gpu/table.py "$out/gpu_timings.json" "$out/gpu.md" "$parts"/*.json
 cp "$parts"/host-*.json "$out"

@@ -106,9 +106,9 @@ class Acceptance(Emission):
         """
 
         def greedy(flags):
-            return None if flags is None else same(flags[self.sequence] > 0)
+            return same(flags[self.sequence] > 0)
 
-        p = mass("target", greedy(self.inputs.target_greedy))
+        p = mass("target", None if self.inputs.target_greedy is None else greedy(self.inputs.target_greedy))
         numbers = Tables(here.token, p.offset, p.log_sum, p.certain, None, None, None, None, None)
         if self.num_draft == 0:
             return numbers, here.token >= 0

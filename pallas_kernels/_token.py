@@ -73,8 +73,9 @@ def verify_token(
     lines = functools.partial(launching.lines, batch_size, num_rows)
     room_of = lines if early_exit else functools.partial(launching.partials, batch_size)
     # The draft's rows are read with the target's, or where normalizers were handed over not at all.
-    unread = operands.draft is None or operands.normalizers is not None
-    draft = None if unread else room_of(operands.draft.dtype, vocab_size)
+    draft = None
+    if operands.draft is not None and operands.normalizers is None:
+        draft = room_of(operands.draft.dtype, vocab_size)
     of_target = operands.target.dtype, vocab_size
     known = Known(room_of(*of_target), draft, None if early_exit else lines(*of_target), launching.facts(batch_size))
     read = None if early_exit else _read(operands, num_rows, known, vocab_size, largest_normalizer)

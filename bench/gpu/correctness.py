@@ -1,10 +1,14 @@
 """Compiled kernels against the XLA core on the same uniforms at real shapes, and the law of what is emitted.
 
 python bench/gpu/correctness.py OUT.json
+
+A case compiles for longer than it runs: some processes share the cases.
 """
 
+import concurrent.futures
 import functools
 import json
+import multiprocessing
 import sys
 import time
 import traceback
@@ -132,21 +136,29 @@ CASES = {
 }
 
 
+PROCESSES = 4
+
+
+def run(name):
+    """One case, with how long it took."""
+    start = time.time()
+    try:
+        result = CASES[name]()
+    except Exception as error:
+        traceback.print_exc()
+        result = {"ok": False, "error": repr(error)[:500]}
+    return name, result | {"seconds": round(time.time() - start, 1)}
+
+
 def main():
-    results = {}
-    for name, case in CASES.items():
-        start = time.time()
-        try:
-            results[name] = case()
-        except Exception as error:
-            traceback.print_exc()
-            results[name] = {"ok": False, "error": repr(error)[:500]}
-        results[name]["seconds"] = round(time.time() - start, 1)
-        print(name, results[name], flush=True)
-        with open(sys.argv[1], "w") as file:
-            json.dump(
-                {"device": jax.devices()[0].device_kind, "jax": jax.__version__, "cases": results}, file, indent=1
-            )
+    about = {"device": jax.devices()[0].device_kind, "jax": jax.__version__, "cases": {}}
+    with concurrent.futures.ProcessPoolExecutor(PROCESSES, multiprocessing.get_context("spawn")) as pool:
+        for done in concurrent.futures.as_completed([pool.submit(run, name) for name in CASES]):
+            name, result = done.result()
+            about["cases"][name] = result
+            print(name, result, flush=True)
+            with open(sys.argv[1], "w") as file:
+                json.dump(about, file, indent=1)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,12 @@ import sys
 import tempfile
 from typing import Any
 
+ABOUT = """JAX {}; compiled for sm_90a without a GPU. A row a kernel: of two launches the first reads
+all rows, a chunk a block. Instructions an element of a chunk: from its loads without masks to its sum, the
+two reductions over the block included, over the elements of a thread. A group: the tiles of what emits that
+are read together; instructions from its loads to its weights, over its exponentials, which are one a logit.
+"""
+
 DRIVER = r"""
 typedef int R;
 #define OK(name, ...) R name(__VA_ARGS__) { return 0; }
@@ -123,15 +129,28 @@ def describe(fn, args, elements, compile_fn, folder, disassembler):
             if before:
                 spans.append([op for ops in stretches[before[-1] : i + 1] for op in ops])
         body = min(spans, key=len) if spans else []
-        loads = collections.Counter(op for op in body if op.startswith("LDG"))
+        # A group of tiles of what emits is read and weighed in one stretch, the first that holds a few of them.
+        groups = [ops for ops in stretches if ops.count("MUFU.EX2") >= 24 and _count(ops, "LD.E") > 4]
+        group = groups[0] if groups else []
         yield {
             "registers": int(re.findall(r"Used (\d+) registers", log)[0]),
             "spilled": sum(map(int, re.findall(r"(\d+) bytes spill", log))),
             "stack": int(re.findall(r"(\d+) bytes stack", log)[0]),
             "instructions": len(code),
-            "loads": " ".join(f"{n} {op}" for op, n in loads.items()),
+            "loads": _loads(body, "LDG"),
             "per element": f"{len(body) / elements:.2f}" if body else "",
+            "group loads": _loads(group, "LD.E"),
+            "per weight": f"{len(group) / group.count('MUFU.EX2'):.2f}" if group else "",
         }
+
+
+def _count(ops, kind):
+    return sum(op.startswith(kind) for op in ops)
+
+
+def _loads(ops, kind):
+    counts = collections.Counter(op for op in ops if op.startswith(kind))
+    return " ".join(f"{n} {op}" for op, n in counts.items())
 
 
 def cases():
@@ -187,13 +206,10 @@ def main():
         compile_fn = load_compiler(wheels, folder)
         disassembler = next(path for path in wheels.rglob("nvdisasm") if path.is_file())
         disassembler.chmod(0o755)
-        print(
-            f"JAX {jax.__version__}; compiled for sm_90a without a GPU. A row a kernel: of two launches the first reads"
-        )
-        print("all rows, a chunk a block. Instructions an element: from a chunk's loads without masks to its sum, the")
-        print("two reductions over the block included, over the elements of a thread; none where no chunk is read.\n")
-        header = ["registers", "spilled", "stack", "instructions", "loads", "per element"]
-        print("| kernel | " + " | ".join(header[:-2]) + " | loads of a chunk | instructions an element |")
+        print(ABOUT.format(jax.__version__))
+        header = ["registers", "spilled", "stack", "instructions", "loads", "per element", "group loads", "per weight"]
+        names = [*header[:4], "loads of a chunk", "an element", "loads of a group", "a logit"]
+        print("| kernel | " + " | ".join(names) + " |")
         print("|---" * (len(header) + 1) + "|")
         for name, fn, args, elements in cases():
             for row in describe(fn, args, elements, compile_fn, folder, disassembler):
