@@ -9,6 +9,7 @@ from jax.experimental import pallas as pl
 
 from pallas_kernels import _config as config
 from pallas_kernels import _rows as rows
+from pallas_kernels import _sums as summing
 from pallas_kernels._acceptance import Acceptance
 from pallas_kernels._launch import Flags, Known, Tables
 
@@ -42,7 +43,7 @@ class Decision(Acceptance):
 
     def run(self, largest_normalizer: float):
         """Decides, after all rows were read, or reading them; and emits."""
-        rows.clear_before(self.room)
+        summing.clear_before(self.room)
         row = self._read_up_to_rejection(largest_normalizer) if self.early_exit else self._decide()
         self._emit(self._at(row))
 
@@ -169,15 +170,15 @@ class Decision(Acceptance):
         totals = self.first_lanes(lines.total, place, count, 0.0)
         weights = totals * jnp.exp2((tops - state.p_offset) * self.rate("target"))
         # Less than any uniform can reach: the chunk's probabilities may be zeros.
-        found = rows.running_sums(self.room, jnp.where(weights > 2.0**-60, weights, 0.0))
+        found = summing.running_sums(self.room, jnp.where(weights > 2.0**-60, weights, 0.0))
         wanted = self.inputs.emit[self.sequence, 0] * found.total
-        chunk = rows.first_beyond(found, wanted)
+        chunk = summing.first_beyond(found, wanted)
         # Relative to all of p, as the weights of tiles are.
-        rest = (wanted - self.room[rows.BEFORE + chunk - 1]) * jnp.exp2(state.p_log_sum * -rows.LOG2_E)
+        rest = (wanted - self.room[summing.BEFORE + chunk - 1]) * jnp.exp2(state.p_log_sum * -rows.LOG2_E)
         read = [self.load_tile(self.pair(place[1], False), chunk * self._tiles + i) for i in range(self._tiles)]
-        sums = [rows.only_inside(self.weights(state, loaded, tile, False), tile) for tile, loaded in read]
+        tiles = [rows.only_inside(self.weights(state, loaded, tile, False), tile) for tile, loaded in read]
         vec = read[0][0].vec
-        return chunk * self._tiles + rows.first_of_few_beyond(rows.sum_each(sums, vec), vec, rest)
+        return chunk * self._tiles + summing.first_of_few_beyond(summing.sum_each(tiles, vec), vec, rest)
 
     def _emit_certain(self, state):
         row, degenerate = state.num_accepted, state.degenerate

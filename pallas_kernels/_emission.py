@@ -14,6 +14,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from pallas_kernels import _config as config
 from pallas_kernels import _rows as rows
+from pallas_kernels import _sums as summing
 from pallas_kernels._launch import Operands, Results, fence
 from pallas_kernels._sequence import Sequence
 
@@ -92,12 +93,12 @@ class Emission(Sequence):
         """Writes the sums of a group's weights down, 0 for tiles that it lacks."""
         weights[-1] = rows.only_inside(weights[-1], tiles[-1])
         size, vec = len(weights), tiles[0].vec
-        sums = rows.sum_each(weights, vec)
+        sums = summing.sum_each(weights, vec)
         if self.groups.before:
-            number = group * size + rows.number_each(size, vec)
+            number = group * size + summing.number_each(size, vec)
             sums = jnp.where(number >= self.groups.before, sums, 0.0)
         # Registers -> L2: [tiles of a group].
-        rows.store_each(self.results.sums.at[self.sequence, pl.ds(group * size, size)], sums)
+        summing.store_each(self.results.sums.at[self.sequence, pl.ds(group * size, size)], sums)
 
     def reads_draft(self, rejecting: bool | None) -> bool:
         """Whether the draft's row is read beside the target's."""
@@ -145,16 +146,16 @@ class Emission(Sequence):
     def choose_tile(self) -> tuple[jax.Array, jax.Array]:
         """A tile by the first uniform, from the sums that were written; and the sum of all weights."""
         sums = self.first_lanes(self.results.sums, (self.sequence,), self.groups.num_slots, 0.0)
-        found = rows.running_sums(self.room, sums)
-        slot = rows.first_beyond(found, self.inputs.emit[self.sequence, 0] * found.total)
+        found = summing.running_sums(self.room, sums)
+        slot = summing.first_beyond(found, self.inputs.emit[self.sequence, 0] * found.total)
         return slot - self.groups.before, found.total
 
     def choose_token(self, state: Any, number: jax.Array) -> jax.Array:
         """A token of a tile by the second uniform."""
         pair = self.pair(state.num_accepted, self.inputs.draft is not None)
         tile, loaded = self.load_tile(pair, number, in_shared=True)
-        found = rows.running_sums(self.room, rows.only_inside(self.weights(state, loaded, tile, None), tile))
-        index = rows.first_beyond(found, self.inputs.emit[self.sequence, 1] * found.total)
+        found = summing.running_sums(self.room, rows.only_inside(self.weights(state, loaded, tile, None), tile))
+        index = summing.first_beyond(found, self.inputs.emit[self.sequence, 1] * found.total)
         return jnp.clip(tile.first * tile.vec + index, 0, self.vocab_size - 1)
 
     def first_number(self, row: jax.Array) -> jax.Array:

@@ -11,7 +11,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array, Bool, Float
 
 from pallas_kernels import _config as config
-from pallas_kernels import _rows as rows
+from pallas_kernels import _sums as summing
 
 
 class Filter(NamedTuple):
@@ -191,7 +191,7 @@ def tables() -> Tables:
 
 def room_to_search(num_slots: int) -> Any:
     """Room for running sums of as many numbers, or of a tile's."""
-    return plgpu.SMEM((rows.BEFORE + max(config.TILE, config.in_lanes(num_slots)),), jnp.float32)
+    return plgpu.SMEM((summing.BEFORE + max(config.TILE, config.in_lanes(num_slots)),), jnp.float32)
 
 
 def results(batch_size: int, num_draft: int, num_slots: int) -> Results:
@@ -242,7 +242,7 @@ def launch(
         grid=tuple(grid.values()),
         grid_names=tuple(grid),
         scratch_types=scratch,
-        compiler_params=plgpu.CompilerParams(approx_math=True, reduction_scratch_bytes=rows.EXCHANGE_BYTES),
+        compiler_params=plgpu.CompilerParams(approx_math=True, reduction_scratch_bytes=summing.EXCHANGE_BYTES),
         **options,
     )
     return jax.tree.unflatten(out_structure, kernel(*given))

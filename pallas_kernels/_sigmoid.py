@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Int
 from pallas_kernels import _config as config
 from pallas_kernels import _launch as launching
 from pallas_kernels import _rows as rows
+from pallas_kernels import _sums as summing
 from pallas_kernels._emission import Emission, groups_of
 from pallas_kernels._launch import Filter, Flags, make_operands
 
@@ -94,7 +95,7 @@ class _Sigmoid(Emission):
         self.pairs = self.groups.size // self.groups.pair_size
 
     def run(self):
-        rows.clear_before(self.room)
+        summing.clear_before(self.room)
         state = self._decide()
         self.sum_tiles(state)
         self.meet()

@@ -1,0 +1,113 @@
+"""Sums of tiles of weights, many at once; and an index chosen by running sums."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import mosaic_gpu as plgpu
+
+from pallas_kernels import _config as config
+
+BEFORE = 1024
+"""Zeros before what running sums are made of, three quarters of the largest power of 4 below a tile at least."""
+
+EXCHANGE_BYTES = 16 * 4 * 32 * 4
+"""Shared memory where warps exchange what they added up: of as many sums at once, a warp and a lane each."""
+
+
+def _pile_layout(vec: int) -> Any:
+    tiling = plgpu.Tiling(((1, config.THREADS * vec), (32 * vec,), (vec,)))
+    return plgpu.Layout.TILED(tiling, warp_dims=(-3,), lane_dims=(-2,), vector_dim=-1)
+
+
+def sum_each(vectors: list[jax.Array], vec: int) -> jax.Array:
+    """[n] sums of n vectors of tiles: the warps exchange them together, where each alone would wait for them."""
+    shape = len(vectors), config.TILE
+    number = plgpu.broadcasted_iota(jnp.int32, shape, 0, layout=_pile_layout(vec))
+    pile = None
+    for i, x in enumerate(vectors):
+        # Registers of a row of the pile are a vector's: the compiler sees through the selection.
+        wide = plgpu.layout_cast(lax.broadcast_in_dim(x, shape, (1,)), _pile_layout(vec))
+        pile = wide if pile is None else jnp.where(number == i, wide, pile)
+    assert pile is not None
+    return jnp.sum(pile, axis=1)
+
+
+def number_each(count: int, vec: int) -> jax.Array:
+    """[n] numbers from 0, laid out as `sum_each` lays out its sums."""
+    return plgpu.broadcasted_iota(jnp.int32, (count,), 0, layout=_pile_layout(vec).reduce(1))
+
+
+def store_each(ref: Any, values: jax.Array):
+    """Writes [n] sums of `sum_each`."""
+    # Newer JAX wants to be told that a store this small may be slow; older JAX does not ask.
+    if hasattr(plgpu, "store"):
+        plgpu.store(ref, values, optimized=False)
+    else:
+        ref[...] = values
+
+
+class Sums(NamedTuple):
+    """Running sums of weights, `[n]`, an element a thread and load; in shared memory too, behind `BEFORE`."""
+
+    weights: jax.Array
+    sums: jax.Array
+    total: jax.Array
+
+
+def running_sums(room: Any, weights: jax.Array) -> Sums:
+    """Running sums of [n] weights.
+
+    `room` is in shared memory: `BEFORE` zeros, and room for the weights at least. Each round adds to every sum the
+    three before it that are as long.
+    """
+    n = weights.shape[0]
+    layout = plgpu.Layout.WG_STRIDED((n,), vec_size=1)
+
+    def load(back):
+        # Shared memory -> registers: [n], an element a thread and load.
+        return plgpu.load(room.at[pl.ds(BEFORE - back, n)], layout=layout)
+
+    room[pl.ds(BEFORE, n)] = weights
+    single = sums = load(0)
+    length = 1
+    while length < n:
+        for back in range(length, min(4 * length, n), length):
+            sums = sums + load(back)
+        room[pl.ds(BEFORE, n)] = sums
+        length *= 4
+    return Sums(single, sums, room[BEFORE + n - 1])
+
+
+def first_beyond(found: Sums, wanted: jax.Array) -> jax.Array:
+    """The first index of a positive weight at which the running sum exceeds `wanted`.
+
+    Where rounding leaves none, the last positive weight; where none is positive, -1.
+    """
+    n = found.weights.shape[0]
+    index = plgpu.broadcasted_iota(jnp.int32, (n,), 0, layout=plgpu.Layout.WG_STRIDED((n,), vec_size=1))
+    # Of indices behind what is wanted the first, else of the others the last: the largest of these.
+    rank = jnp.where(found.sums > wanted, 2 * n - index, index)
+    best = jnp.max(jnp.where(found.weights > 0, rank, -1))
+    return jnp.where(best >= n, 2 * n - best, best)
+
+
+def first_of_few_beyond(weights: jax.Array, vec: int, wanted: jax.Array) -> jax.Array:
+    """The same of [n] sums of `sum_each`, which every thread has all of."""
+    n = weights.shape[0]
+    number = number_each(n, vec)
+    best, found, total = jnp.int32(-1), jnp.bool_(False), jnp.float32(0)
+    for i in range(n):
+        one = jnp.sum(jnp.where(number == i, weights, 0.0))
+        total = total + one
+        best = jnp.where((one > 0) & ~found, i, best)
+        found = found | ((one > 0) & (total > wanted))
+    return best
+
+
+def clear_before(room: Any):
+    """Writes the zeros that `search` needs."""
+    layout = plgpu.Layout.WG_STRIDED((BEFORE,), vec_size=4)
+    room[pl.ds(0, BEFORE)] = plgpu.layout_cast(jnp.zeros((BEFORE,), jnp.float32), layout)
