@@ -109,9 +109,10 @@ def test_greedy_ties_take_the_first(run):
         assert got.tokens[0].tolist() == [77, 77 if accepted else -1]
 
 
-def test_boundary_uniforms(run):
+@pytest.mark.parametrize(("vocab_size", "dtype"), [(2600, jnp.float32), (8192, jnp.bfloat16)])
+def test_boundary_uniforms(run, vocab_size, dtype):
     # Three tokens with weight, in three tiles: u = 0 takes the first, u just below 1 the last.
-    target = jnp.full((2, 2, 2600), -jnp.inf).at[:, :, jnp.array([9, 1100, 2599])].set(0.0)
+    target = jnp.full((2, 2, vocab_size), -jnp.inf, dtype).at[:, :, jnp.array([9, 1100, 2599])].set(0.0)
     below_one = 1 - 2.0**-24
     emit = jnp.array([[0.0, 0.0], [below_one, below_one]])
     for accept in (0.0, below_one):
