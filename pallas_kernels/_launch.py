@@ -1,6 +1,5 @@
 """What goes into a kernel and comes out of it, and how its blocks are launched and wait."""
 
-import itertools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -226,7 +225,7 @@ def launch(
     def flat_body(*refs):
         rest = iter(refs)
         parts = [
-            jax.tree.unflatten(tree, list(itertools.islice(rest, tree.num_leaves)))
+            jax.tree.unflatten(tree, [next(rest) for _ in range(tree.num_leaves)])
             for tree in (structure, out_structure, own_structure)
         ]
         body(*parts, next(rest, None))
