@@ -169,8 +169,8 @@ class Decision(Acceptance):
         tops = self.first_lanes(lines.top, place, count, -jnp.inf)
         totals = self.first_lanes(lines.total, place, count, 0.0)
         weights = totals * jnp.exp2((tops - state.p_offset) * self.rate("target"))
-        # Less than any uniform can reach: the chunk's probabilities may be zeros.
-        found = summing.running_sums(self.room, jnp.where(weights > 2.0**-60, weights, 0.0))
+        # Less than any uniform but 0 can reach: the chunk's probabilities may be zeros.
+        found = summing.running_sums(self.room, jnp.where(weights > 2.0**-80, weights, 0.0))
         wanted = self.inputs.emit[self.sequence, 0] * found.total
         chunk = summing.first_beyond(found, wanted)
         # Relative to all of p, as the weights of tiles are.

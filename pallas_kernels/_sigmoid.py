@@ -174,7 +174,8 @@ class _Sigmoid(Emission):
         if self.has_draft:
             z_q, score_q, rest_q, kept_q = self._scores(loaded[1], self.filter("draft", self.draft_row(row)))
             # Of two sigmoids that are close, a - b loses digits; -a (1 - b) expm1(z_q - z_p) does not.
-            exact = -weights * rest_q * _expm1((z_q - z_p) * (1 / self.width))
+            # Nothing is left where q is larger.
+            exact = -weights * rest_q * _expm1(jnp.minimum((z_q - z_p) * (1 / self.width), 0.0))
             residual = jnp.maximum(jnp.where(kept_p & kept_q, exact, weights - score_q), 0.0)
             # A number that no place reaches, or that all do.
             until = jnp.where(state.rejecting & (state.certain < 0), self.vocab_size, 0)

@@ -11,7 +11,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from pallas_kernels import _config as config
 
 BEFORE = 1024
-"""Zeros before what running sums are made of, three quarters of the largest power of 4 below a tile at least."""
+"""Zeros before what running sums are made of: as far back as a sum is looked for, of up to 2,048 numbers."""
 
 EXCHANGE_BYTES = 16 * 4 * 32 * 4
 """Shared memory where warps exchange what they added up: of as many sums at once, a warp and a lane each."""
@@ -108,6 +108,6 @@ def first_of_few_beyond(weights: jax.Array, vec: int, wanted: jax.Array) -> jax.
 
 
 def clear_before(room: Any):
-    """Writes the zeros that `search` needs."""
+    """Writes the zeros that `running_sums` needs."""
     layout = plgpu.Layout.WG_STRIDED((BEFORE,), vec_size=4)
     room[pl.ds(0, BEFORE)] = plgpu.layout_cast(jnp.zeros((BEFORE,), jnp.float32), layout)

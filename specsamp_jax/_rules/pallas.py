@@ -12,6 +12,12 @@ from specsamp_jax._types import DEGENERATE_DRAFT, DEGENERATE_TARGET, EMPTY_RESID
 
 FLAGS = pallas_kernels.Flags(DEGENERATE_TARGET, DEGENERATE_DRAFT, EMPTY_RESIDUAL)
 
+MAX_BATCH = 65_535
+"""What a grid may be in its last direction."""
+
+MAX_VOCABULARY = 2_000_000
+"""The sums of its tiles are searched at once."""
+
 
 def why_not(target_logits: Float[Array, "B K1 V"], draft: Draft) -> str | None:
     """What keeps the kernels from taking these arrays, whatever the platform; None where nothing does."""
@@ -22,6 +28,11 @@ def why_not(target_logits: Float[Array, "B K1 V"], draft: Draft) -> str | None:
             return f"{name} of bfloat16, float16 or float32; got {logits.dtype}"
         if logits.size >= 2**31 - 2**16:
             return f"{name} of fewer than 2**31 - 2**16 elements; got {logits.size}"
+    batch_size, _, vocab_size = target_logits.shape
+    if batch_size > MAX_BATCH:
+        return f"at most {MAX_BATCH} sequences; got {batch_size}"
+    if vocab_size > MAX_VOCABULARY:
+        return f"a vocabulary of at most {MAX_VOCABULARY}; got {vocab_size}"
     if draft.tokens.shape[1] > pallas_kernels.MAX_DRAFTS:
         return f"at most {pallas_kernels.MAX_DRAFTS} drafts; got {draft.tokens.shape[1]}"
     if dist.TILE != pallas_kernels.TILE:
@@ -36,7 +47,7 @@ def verify_token(
     draft_filter: Filter,
     uniforms: steps.Uniforms,
 ) -> Verification:
-    """The token rule in one kernel; see `token.verify_token`, which it equals up to rounding.
+    """The token rule in one launch or two; see `token.verify_token`, which it equals up to rounding.
 
     `log_probs` and `accept_prob` come from the hardware's exponential and logarithm, good to about 1e-6.
     """

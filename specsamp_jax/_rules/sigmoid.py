@@ -122,6 +122,8 @@ def _residual(
             if row.certain is not None:
                 soft &= row.certain < 0
         z_p, z_q = (jnp.where(soft, z, 0) for z in (z_p, z_q))
-        exact = -score_p * jax.nn.sigmoid((alpha - z_q) / (beta - alpha)) * jnp.expm1((z_q - z_p) / (beta - alpha))
+        # Nothing is left where q is larger, and nothing times infinity would be no number.
+        above = jnp.minimum((z_q - z_p) / (beta - alpha), 0)
+        exact = -score_p * jax.nn.sigmoid((alpha - z_q) / (beta - alpha)) * jnp.expm1(above)
         difference = jnp.where(soft, exact, difference)
     return jnp.maximum(difference, 0)
