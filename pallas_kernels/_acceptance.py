@@ -9,10 +9,10 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from pallas_kernels import _config as config
 from pallas_kernels import _rows as rows
-from pallas_kernels._emission import Emission, small
+from pallas_kernels._emission import Emission
 from pallas_kernels._launch import Facts, Known, Tables
 
-LAYOUT = small(config.THREADS)
+LAYOUT = rows.singles(config.THREADS)
 
 
 class _Mass(NamedTuple):
@@ -63,7 +63,7 @@ class Acceptance(Emission):
     def rate(self, of: str) -> Any:
         """What a difference of logits is multiplied by, for a power of two."""
         scale, _ = self.filter(of, 0)
-        return rows.LOG2_E if scale is None else scale * rows.LOG2_E
+        return rows.rate(scale)
 
     def _mass(self, of: str, is_greedy: Any) -> _Mass:
         """Of every row, from its chunks."""

@@ -11,7 +11,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from pallas_kernels import _config as config
-from pallas_kernels._rows import LOG2_E, LOWEST, NOWHERE
+from pallas_kernels._rows import LOWEST, NOWHERE, rate
 
 
 def _read(ref: Any, vocab_size: int, row: jax.Array, chunk: jax.Array, fn: Callable) -> Any:
@@ -81,7 +81,6 @@ def log_sum(
 
     Not finite where the chunk holds NaN or +inf. All -inf: `LOWEST` and 0.
     """
-    rate = LOG2_E if scale is None else scale * LOG2_E
 
     def fold(vectors, singles, places):
         del places
@@ -89,7 +88,7 @@ def log_sum(
         top = functools.reduce(jnp.maximum, singles, jnp.maximum(top, LOWEST))
 
         def weight(x):
-            w = jnp.exp2((x - top) * rate)
+            w = jnp.exp2((x - top) * rate(scale))
             return w if cutoff is None else jnp.where(x >= cutoff, w, 0.0)
 
         total = jnp.sum(functools.reduce(jnp.add, [weight(x.astype(jnp.float32)) for x in vectors]))

@@ -67,6 +67,11 @@ def choose_sigmoid(batch_size: int, vocab_size: int) -> int:
     return _cluster(max(2, 2 * PROCESSORS // max(batch_size, 1)), vocab_size)
 
 
+def num_tiles(vocab_size: int) -> int:
+    """Tiles of a row, the last one possibly shorter."""
+    return -(-vocab_size // TILE)
+
+
 def in_lanes(count: int) -> int:
     """The next multiple of the threads of a block."""
     return -(-count // THREADS) * THREADS
@@ -94,6 +99,11 @@ class Groups:
     before: int
 
     @property
+    def pairs(self) -> int:
+        """Groups of two rows for one of one row."""
+        return self.size // self.pair_size
+
+    @property
     def num_slots(self) -> int:
         """Tiles of all groups, those that are lacking too."""
         return self.size * self.count
@@ -101,13 +111,13 @@ class Groups:
 
 def groups(vocab_size: int, cluster: int, most: int, pairs: int) -> Groups:
     """The fewest groups of at most so many tiles a block, all of one size; `pairs` of them for one of one row."""
-    num_tiles = -(-vocab_size // TILE)
-    share = -(-num_tiles // cluster)
+    tiles = num_tiles(vocab_size)
+    share = -(-tiles // cluster)
     size = -(-share // -(-share // most))
     pairs = min(pairs, size)
     size = -(-size // pairs) * pairs
-    count = -(-num_tiles // size)
-    return Groups(size, count, size // pairs, size * count - num_tiles)
+    count = -(-tiles // size)
+    return Groups(size, count, size // pairs, size * count - tiles)
 
 
 def vector_size(dtype: DTypeLike) -> int:

@@ -135,7 +135,7 @@ class Decision(Acceptance):
 
         @pl.when(unknown)
         def _():
-            self.sum_tiles(state)
+            self.sum_tiles(state) if self._tiles is None else self.sum_groups(state, True)
             self.meet()
 
         self.write_drafts(

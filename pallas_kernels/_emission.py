@@ -112,15 +112,15 @@ class Emission(Sequence):
 
     def sum_tiles(self, state: Any):
         """Writes this block's share of the tile sums of the emitting row."""
-
-        def all_of_it(rejecting):
-            pairs = self.groups.size // self.groups.pair_size if self.reads_draft(rejecting) else 1
-            self.share(self.groups.count * pairs, lambda group: self.sum_group(state, group, rejecting))
-
         if self.num_draft:
-            pl.when(state.rejecting)(lambda: all_of_it(True))
+            pl.when(state.rejecting)(lambda: self.sum_groups(state, True))
         # The draft's row is of no interest where none of its tokens was rejected.
-        pl.when(~state.rejecting)(lambda: all_of_it(False))
+        pl.when(~state.rejecting)(lambda: self.sum_groups(state, False))
+
+    def sum_groups(self, state: Any, rejecting: bool):
+        """The same, where it is known whether a draft was rejected."""
+        count = self.groups.count * (self.groups.pairs if self.reads_draft(rejecting) else 1)
+        self.share(count, lambda group: self.sum_group(state, group, rejecting))
 
     def sum_target_tiles(self, state: Any):
         """Writes all tile sums of the target alone, by one block: the rare case of an empty residual."""
@@ -135,12 +135,12 @@ class Emission(Sequence):
     def lanes(self, ref: Any, at: tuple[Any, ...]) -> jax.Array:
         """A row of a small array, one element or a few a thread."""
         # L2 -> registers: [width].
-        return plgpu.load(ref.at[at], layout=small(ref.shape[-1]))
+        return plgpu.load(ref.at[at], layout=rows.singles(ref.shape[-1]))
 
     def first_lanes(self, ref: Any, at: tuple[Any, ...], count: int, nothing: float) -> jax.Array:
         """The same, and `nothing` behind so many."""
         width = ref.shape[-1]
-        lane = plgpu.broadcasted_iota(jnp.int32, (width,), 0, layout=small(width))
+        lane = plgpu.broadcasted_iota(jnp.int32, (width,), 0, layout=rows.singles(width))
         return jnp.where(lane < count, self.lanes(ref, at), nothing)
 
     def choose_tile(self) -> tuple[jax.Array, jax.Array]:
@@ -195,8 +195,3 @@ class Emission(Sequence):
         @pl.when(self.block == self.cluster - 1)
         def _():
             lax.fori_loop(0, self.num_draft + 1, one, jnp.int32(0))
-
-
-def small(width: int) -> Any:
-    """The layout of a small array of 32-bit numbers."""
-    return plgpu.Layout.WG_STRIDED((width,), vec_size=1)

@@ -20,6 +20,16 @@ NOWHERE = 2**31 - 1
 """An index above all others."""
 
 
+def rate(scale: Any) -> Any:
+    """What a difference of logits is multiplied by, for a power of two."""
+    return LOG2_E if scale is None else scale * LOG2_E
+
+
+def singles(count: int) -> Any:
+    """The layout of a vector of numbers, one a thread at a time."""
+    return plgpu.Layout.WG_STRIDED((count,), vec_size=1)
+
+
 class Row(NamedTuple):
     """What makes a distribution of a row: p(x) = exp((x - offset) * scale - log_sum) where x >= cutoff."""
 
@@ -33,8 +43,7 @@ def prob(x: jax.Array, row: Row) -> jax.Array:
     """P of a vector of logits, in float32."""
     # One subtraction, one multiplication and addition, one exponential.
     x = x.astype(jnp.float32)
-    rate = LOG2_E if row.scale is None else row.scale * LOG2_E
-    p = jnp.exp2((x - row.offset) * rate - row.log_sum * LOG2_E)
+    p = jnp.exp2((x - row.offset) * rate(row.scale) - row.log_sum * LOG2_E)
     return p if row.cutoff is None else jnp.where(x >= row.cutoff, p, 0.0)
 
 

@@ -43,7 +43,7 @@ class Sequence:
         """
         inputs, place = self.inputs, (self.sequence, row)
         token = inputs.tokens[place]
-        is_drafted = self.is_drafted(row) & (token >= 0)
+        is_drafted = self.is_drafted(row + 1)
         facts.token[place] = jnp.where(is_drafted, token, -1)
         facts.accept[place] = inputs.accept[place]
         for of in ("target", "draft"):
@@ -61,7 +61,7 @@ class Sequence:
     def _draft_row_at_once(self, row: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Maximum and logarithm of the sum of one of the draft's rows, by one block."""
         scale, cutoff = self.filter("draft", row)
-        rate = rows.LOG2_E if scale is None else scale * rows.LOG2_E
+        rate = rows.rate(scale)
 
         def one(tile, x, carry):
             top, total = carry
@@ -84,7 +84,7 @@ class Sequence:
             return fn(tile, x, carry)
 
         carry = tuple(plgpu.layout_cast(jnp.full((config.TILE,), value), first.layout) for value in start)
-        return lax.fori_loop(0, -(-self.vocab_size // config.TILE), one, carry)
+        return lax.fori_loop(0, config.num_tiles(self.vocab_size), one, carry)
 
     def load_tile(self, of_rows: list[tuple[str, Any]], number: Any, in_shared: bool = False):
         """The tile of that number, and its logits in each of some rows."""

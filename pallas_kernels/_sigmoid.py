@@ -63,7 +63,7 @@ def verify_sigmoid(
     cluster = config.choose_sigmoid(batch_size, vocab_size)
     groups = groups_of(operands, vocab_size, cluster, config.MAX_TILES, PAIRS)
     results = launching.results(batch_size, num_draft, groups.num_slots)
-    tops = jax.ShapeDtypeStruct((batch_size, 2, config.in_lanes(groups.num_slots // groups.pair_size)), jnp.float32)
+    tops = jax.ShapeDtypeStruct((batch_size, 2, config.in_lanes(groups.count * groups.pairs)), jnp.float32)
 
     def body(operands, made, room, barrier):
         out, tops = made
@@ -92,7 +92,6 @@ class _Sigmoid(Emission):
         self.tops, self.flags = tops, flags
         self.alpha, self.width = float(alpha), float(beta - alpha)
         self.has_draft = inputs.draft is not None
-        self.pairs = self.groups.size // self.groups.pair_size
 
     def run(self):
         summing.clear_before(self.room)
@@ -193,14 +192,16 @@ class _Sigmoid(Emission):
             *whole, end = logits
             largest = functools.reduce(jnp.maximum, whole, rows.only_inside(end, tiles[-1], -jnp.inf))
             top = jnp.max(largest.astype(jnp.float32))
-            same = 1 if self.reads_draft(rejecting) else self.pairs
+            same = 1 if self.reads_draft(rejecting) else self.groups.pairs
             for i in range(same):
                 self.tops[self.sequence, slot, group * same + i] = top
         weights = [self.weights(state, loaded, tile, rejecting) for tile, loaded in read]
         self.write_sums(group, weights, tiles)
 
     def _is_degenerate(self, slot):
-        top = jnp.max(self.first_lanes(self.tops, (self.sequence, slot), self.pairs * self.groups.count, -jnp.inf))
+        top = jnp.max(
+            self.first_lanes(self.tops, (self.sequence, slot), self.groups.count * self.groups.pairs, -jnp.inf)
+        )
         return ~(jnp.abs(top) < jnp.inf)
 
     def _finish(self, state):

@@ -9,6 +9,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from pallas_kernels import _config as config
+from pallas_kernels import _rows as rows
 
 BEFORE = 1024
 """Zeros before what running sums are made of: as far back as a sum is looked for, of up to 2,048 numbers."""
@@ -64,7 +65,7 @@ def running_sums(room: Any, weights: jax.Array) -> Sums:
     three before it that are as long.
     """
     n = weights.shape[0]
-    layout = plgpu.Layout.WG_STRIDED((n,), vec_size=1)
+    layout = rows.singles(n)
 
     def load(back):
         # Shared memory -> registers: [n], an element a thread and load.
@@ -87,7 +88,7 @@ def first_beyond(found: Sums, wanted: jax.Array) -> jax.Array:
     Where rounding leaves none, the last positive weight; where none is positive, -1.
     """
     n = found.weights.shape[0]
-    index = plgpu.broadcasted_iota(jnp.int32, (n,), 0, layout=plgpu.Layout.WG_STRIDED((n,), vec_size=1))
+    index = plgpu.broadcasted_iota(jnp.int32, (n,), 0, layout=rows.singles(n))
     # Of indices behind what is wanted the first, else of the others the last: the largest of these.
     rank = jnp.where(found.sums > wanted, 2 * n - index, index)
     best = jnp.max(jnp.where(found.weights > 0, rank, -1))

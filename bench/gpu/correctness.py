@@ -29,6 +29,8 @@ WIDE = {"alpha": -1e4, "beta": 1e4}
 sigmoid_kernel = jax.jit(functools.partial(pallas.verify_sigmoid, **WIDE))
 sigmoid_core = jax.jit(functools.partial(sigmoid.verify_sigmoid, **WIDE))
 
+PROCESSES = 4
+
 ROUNDED_APART = 1e-4
 """Share of sequences whose decision may differ: a uniform within rounding of a threshold, some 1e-6 each."""
 
@@ -134,9 +136,6 @@ CASES = {
     "B64 V51865 f32": lambda: plain(64, 4, 51865, jnp.float32),
     "B64 V128256 one-hot": lambda: plain(64, 4, 128256, kind="one_hot"),
 }
-
-
-PROCESSES = 4
 
 
 def run(name):
