@@ -73,10 +73,12 @@ def test_not_a_number(interpreted):
     assert got.status.tolist() == [DEGENERATE_TARGET]
 
 
-@pytest.mark.parametrize("lowest", [float(jnp.finfo(jnp.float32).min), -1e4])
-def test_a_logit_masked_by_a_number_leaves_a_residual(check, lowest):
+@pytest.mark.parametrize(
+    ("lowest", "alpha", "beta"), [(float(jnp.finfo(jnp.float32).min), -1e4, 1e4), (-1e4, 10.0, 11.0)]
+)
+def test_a_logit_masked_by_a_number_leaves_a_residual(check, lowest, alpha, beta):
     target = jnp.zeros((1, 2, 1024)).at[0, 0, :3].set(4.0).at[0, 0, 5].set(lowest)
     logits = jnp.zeros((1, 1, 1024)).at[0, 0, 10].set(6.0).at[0, 0, 5].set(2.0)
-    uniforms = steps.Uniforms(jnp.full((1, 1), 1 - 2.0**-24), jnp.full((1, 2), 0.1))
+    uniforms = steps.Uniforms(jnp.full((1, 1), 1 - 2.0**-24), jnp.full((1, 2), 0.5))
     args = target, Filter(), Draft(jnp.array([[10]]), logits), Filter(), uniforms
-    assert check(args).tokens.tolist() == [[0, -1]]
+    assert check(args, alpha, beta).tokens.tolist() == [[1, -1]]

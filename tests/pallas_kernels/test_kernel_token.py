@@ -160,6 +160,16 @@ def test_bonus_tokens_of_every_chunk(run):
     assert len({t // 8192 for t in got.tokens[:, 1].tolist()}) == 3
 
 
+def test_residual_tokens_of_many_tiles(run):
+    args = cases.random_case(15, 5, 1, 16400, dtype=jnp.bfloat16, kind="normalizers")
+    emit = jnp.stack([jnp.linspace(0.05, 0.95, 5), jnp.full(5, 0.5)], axis=1)
+    args = *args[:-1], args[-1]._replace(accept=jnp.full((5, 1), 1 - 2.0**-24), emit=emit)
+    got = check(run, args)
+    rejected = got.num_accepted == 0
+    assert rejected.sum() >= 3
+    assert len(set((got.tokens[:, 0] // 1024)[rejected].tolist())) >= 3
+
+
 def test_an_unusable_normalizer_is_read(run):
     args = target, target_filter, draft, draft_filter, uniforms = cases.random_case(14, 3, 2, 2100, kind="normalizers")
     expected = token.verify_token(*args)
