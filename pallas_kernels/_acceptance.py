@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from pallas_kernels import _config as config
@@ -12,7 +13,8 @@ from pallas_kernels import _rows as rows
 from pallas_kernels._emission import Emission
 from pallas_kernels._launch import Facts, Known, Tables
 
-LAYOUT = rows.singles(config.THREADS)
+MAX_UNROLLED = 64
+"""Chunks of a row whose numbers are joined without a loop: with hundreds the compiler gives up."""
 
 
 class _Mass(NamedTuple):
@@ -27,7 +29,7 @@ class _Mass(NamedTuple):
 
 
 class Acceptance(Emission):
-    """One sequence under the token rule; every block of its cluster computes the same.
+    """One sequence under the token rule; every block of it computes the same.
 
     What is said of rows is a vector with an element a row, or a number where one row is decided on by itself.
 
@@ -40,7 +42,8 @@ class Acceptance(Emission):
         self.known = known
 
     def lane(self):
-        return plgpu.broadcasted_iota(jnp.int32, (config.THREADS,), 0, layout=LAYOUT)
+        lanes = config.row_lanes(self.num_draft + 1)
+        return plgpu.broadcasted_iota(jnp.int32, (lanes,), 0, layout=rows.singles(lanes))
 
     def all_rows(self) -> tuple[Tables, jax.Array]:
         """The numbers of every row, and which drafts are accepted, a row a lane; of rows that were read apart."""
@@ -67,17 +70,24 @@ class Acceptance(Emission):
 
     def _mass(self, of: str, is_greedy: Any) -> _Mass:
         """Of every row, from its chunks."""
-        known, count = getattr(self.known, of), range(self.num_chunks(of))
-        tops = [self.lanes(known.top, (self.sequence, i)) for i in count]
-        totals = [self.lanes(known.total, (self.sequence, i)) for i in count]
-        top, rate = functools.reduce(jnp.maximum, tops), self.rate(of)
-        parts = [s * jnp.exp2((m - top) * rate) for m, s in zip(tops, totals, strict=True)]
-        log_sum = jnp.log(functools.reduce(jnp.add, parts))
+        known, count, rate = getattr(self.known, of), self.num_chunks(of), self.rate(of)
+
+        def each(room):
+            one = functools.partial(self._of_chunk, room)
+            # All are asked for before the first is needed.
+            return [one(i) for i in range(count)].__getitem__ if count <= MAX_UNROLLED else one
+
+        tops, totals = each(known.top), each(known.total)
+        top = _fold(count, jnp.maximum, tops)
+        log_sum = jnp.log(_fold(count, jnp.add, lambda i: totals(i) * jnp.exp2((tops(i) - top) * rate)))
         if is_greedy is None:
             return _Mass(top, log_sum)
-        firsts = [self.lanes(known.first, (self.sequence, i)) for i in count]
-        places = [jnp.where(m == top, first, rows.NOWHERE) for m, first in zip(tops, firsts, strict=True)]
-        return _greedy_mass(top, log_sum, functools.reduce(jnp.minimum, places), is_greedy)
+        firsts = each(known.first)
+        first = _fold(count, jnp.minimum, lambda i: jnp.where(tops(i) == top, firsts(i), rows.NOWHERE))
+        return _greedy_mass(top, log_sum, first, is_greedy)
+
+    def _of_chunk(self, room: Any, chunk: Any) -> jax.Array:
+        return self.lanes(room, (self.sequence, chunk))
 
     def _mass_of_line(self, row: Any, of: str, is_greedy: Any) -> _Mass:
         """Of one row, from its chunks."""
@@ -133,6 +143,13 @@ class Acceptance(Emission):
         log_q = jnp.where(trusted, log_q, -jnp.inf)
         accept_prob = jnp.exp(jnp.minimum(log_ratio, 0.0))
         return numbers._replace(log_p=log_p, log_q=log_q, accept_prob=accept_prob), accepted
+
+
+def _fold(count: int, fn: Any, of: Any) -> jax.Array:
+    """`fn` of all of `of(0)`, `of(1)`, ..."""
+    if count <= MAX_UNROLLED:
+        return functools.reduce(fn, map(of, range(count)))
+    return lax.fori_loop(1, count, lambda i, joined: fn(joined, of(i)), of(0))
 
 
 def _greedy_mass(top, log_sum, first, is_greedy) -> _Mass:

@@ -12,6 +12,12 @@ TILE = 1024
 THREADS = 128
 """Threads of a warpgroup; a block is one."""
 
+WARP = 32
+"""Threads of a warp: of a vector of so many elements or of a few, every warp has copies, and waits for no other."""
+
+FEW = 8
+"""32 bytes, the least that is read of memory."""
+
 MAX_DRAFTS = THREADS - 1
 """Rows are decided on at once, a row a thread, the bonus row among them."""
 
@@ -21,21 +27,32 @@ VECTOR_BYTES = 16
 MAX_LOADS = 8
 """Vectors a thread asks for before it needs the first: 16 KiB in flight a block, several blocks a processor."""
 
-MAX_TILES = 10
-"""Tiles of a row that a block reads at once when a sequence emits, of elements of 2 bytes in whole vectors."""
+MAX_TILES = 8
+"""Tiles of a row that a block reads at once when a sequence emits, of elements of 2 bytes in whole vectors: the fastest
+of 6, 8 and 10 at V 151,936 on an H100, at B 64, K 4 (49.9 us for 50.7 and 50.2) and with early exit at B 256, K 8 (212
+for 215 and 217)."""
+
+FEW_TILES = 3
+"""A thread has registers for so many tiles of any elements."""
 
 PROCESSORS = 132
 """Of a Hopper GPU."""
 
+FINISHING = 4
+"""Blocks that finish sequences for which a processor has registers at once."""
+
+READING = 6
+"""Blocks that read rows for which it has, at least."""
+
 CLUSTERS = 16, 8, 4, 2
-"""Blocks a sequence, from as many as the hardware lets wait for each other."""
+"""Blocks of a cluster, from as many as the hardware lets wait for each other."""
 
 MANY_DRAFTS = 4
 """From so many on, rows after the first rejection are worth not reading, where sequences fill the machine: at B 256
-and V 151,936 on an H100, early exit takes 155 us for 182 with 4 drafts, and 224 for 286 with 8."""
+and V 151,936 on an H100, early exit took 155 us for 182 with 4 drafts, and 224 for 286 with 8."""
 
-EARLY_EXIT_CLUSTER, EARLY_EXIT_TILES = 2, 6
-"""The fastest of 1, 2 and 4 blocks, and of 2, 4, 6 and 10 tiles, there: fewer registers let a third block in."""
+EARLY_EXIT_CLUSTER = 2
+"""The fastest of 1, 2 and 4 blocks there."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,33 +60,47 @@ class Config:
     """How the work is spread over the machine.
 
     Attributes:
-      cluster: Blocks that finish one sequence together, and may wait for each other.
-      early_exit: Whether they read its rows too, one after the other until a draft is rejected, in one launch;
-        else all rows are read in a launch before it, each chunk of each row by a block of its own.
+      blocks: Blocks that finish one sequence together.
+      early_exit: Whether they read its rows too, one after the other until a draft is rejected, in one launch, as a
+        cluster, which may wait for each other; else all rows are read in a launch before it, each chunk of each row
+        by a block of its own, and the last block of a sequence to come finishes it alone.
       max_tiles: Tiles that a block reads at once when the sequence emits.
+      pairs: Groups of tiles of two rows for one group of one row: two of them take the registers of one.
     """
 
-    cluster: int
+    blocks: int
     early_exit: bool = False
     max_tiles: int = MAX_TILES
+    pairs: int = 2
 
 
 def choose(batch_size: int, num_draft: int, vocab_size: int) -> Config:
     """The Config for B sequences of K drafts over V tokens."""
     if batch_size >= PROCESSORS and num_draft >= MANY_DRAFTS and vocab_size >= EARLY_EXIT_CLUSTER * TILE:
-        return Config(EARLY_EXIT_CLUSTER, early_exit=True, max_tiles=EARLY_EXIT_TILES)
-    # As many as there is room for at once, four blocks a processor.
-    return Config(_cluster(4 * PROCESSORS // max(batch_size, 1), vocab_size))
+        return Config(EARLY_EXIT_CLUSTER, early_exit=True)
+    # As many as run at once, of two tiles at least: fewer at B 1, or more, are slower.
+    return Config(max(1, min(num_tiles(vocab_size) // 2, FINISHING * PROCESSORS // max(batch_size, 1))))
 
 
-def choose_sigmoid(batch_size: int, vocab_size: int) -> int:
-    """Blocks a sequence of the sigmoid rule: two of them fit a processor."""
-    return _cluster(max(2, 2 * PROCESSORS // max(batch_size, 1)), vocab_size)
+def choose_sigmoid(batch_size: int, vocab_size: int) -> Config:
+    """The same of the sigmoid rule: the more blocks share a processor, the fewer tiles a block has registers for.
+
+    The fastest of 2 to 10 tiles at B 1, 8, 16, 32, 64, 128 and 256, V 151,936, on an H100.
+    """
+    blocks = _cluster(max(2, FINISHING * PROCESSORS // max(batch_size, 1)), vocab_size)
+    crowd = -(-batch_size * blocks // PROCESSORS)
+    max_tiles = 10 if crowd <= 1 else 5 if crowd <= 2 or blocks == 2 else FEW_TILES
+    return Config(blocks, max_tiles=max_tiles, pairs=5)
 
 
 def num_tiles(vocab_size: int) -> int:
     """Tiles of a row, the last one possibly shorter."""
     return -(-vocab_size // TILE)
+
+
+def row_lanes(num_rows: int) -> int:
+    """Lanes of a vector with an element a row: few, of which every warp has copies, or a block's."""
+    return next(lanes for lanes in (FEW, WARP, THREADS) if num_rows <= lanes)
 
 
 def in_lanes(count: int) -> int:
@@ -109,15 +140,14 @@ class Groups:
         return self.size * self.count
 
 
-def groups(vocab_size: int, cluster: int, most: int, pairs: int) -> Groups:
+def groups(vocab_size: int, blocks: int, most: int, pairs: int) -> Groups:
     """The fewest groups of at most so many tiles a block, all of one size; `pairs` of them for one of one row."""
     tiles = num_tiles(vocab_size)
-    share = -(-tiles // cluster)
-    size = -(-share // -(-share // most))
-    pairs = min(pairs, size)
-    size = -(-size // pairs) * pairs
+    share, most_pairs = -(-tiles // blocks), max(most // pairs, 1)
+    pair_size = -(-share // -(-share // most_pairs))
+    size = pair_size * max(1, min(pairs, most // pair_size, -(-share // pair_size)))
     count = -(-tiles // size)
-    return Groups(size, count, size // pairs, size * count - tiles)
+    return Groups(size, count, pair_size, size * count - tiles)
 
 
 def vector_size(dtype: DTypeLike) -> int:

@@ -11,7 +11,7 @@ from pallas_kernels import _config as config
 from pallas_kernels import _rows as rows
 from pallas_kernels import _sums as summing
 from pallas_kernels._acceptance import Acceptance
-from pallas_kernels._launch import Flags, Known, Tables
+from pallas_kernels._launch import Flags, Known, Tables, wait_for_last
 
 
 class _State(NamedTuple):
@@ -44,7 +44,11 @@ class Decision(Acceptance):
     def run(self, largest_normalizer: float):
         """Decides, after all rows were read, or reading them; and emits."""
         summing.clear_before(self.room)
-        row = self._read_up_to_rejection(largest_normalizer) if self.early_exit else self._decide()
+        if self.early_exit:
+            row = self._read_up_to_rejection(largest_normalizer)
+        else:
+            wait_for_last()
+            row = self._decide()
         self._emit(self._at(row))
 
     def _decide(self):
@@ -80,7 +84,7 @@ class Decision(Acceptance):
     def _write_down(self, at, numbers: Tables):
         for ref, values in zip(self.tables, numbers, strict=True):
             if values is not None:
-                # Registers -> shared memory: [THREADS], or one.
+                # Registers -> shared memory: [lanes], or one.
                 ref[at] = values
 
     def _at(self, row):
@@ -133,16 +137,16 @@ class Decision(Acceptance):
         # Chunks' sums of the target are known; what was left of p by a rejected draft, and odd chunks, are not.
         unknown = sampled if self._tiles is None else sampled & state.rejecting
 
-        @pl.when(unknown)
-        def _():
+        def add_up():
             self.sum_tiles(state) if self._tiles is None else self.sum_groups(state, True)
-            self.meet()
+            return self.meet()
 
+        emits = lax.cond(unknown, add_up, lambda: self.is_last)
         self.write_drafts(
             state.num_accepted, lambda i: self.tables.token[i], lambda i: self._write_numbers(state.num_accepted, i)
         )
-        pl.when(sampled & (self.block == 0))(lambda: self._emit_sampled(state, unknown))
-        pl.when(~sampled & (self.block == 0))(lambda: self._emit_certain(state))
+        pl.when(sampled & emits)(lambda: self._emit_sampled(state, unknown))
+        pl.when(~sampled & emits)(lambda: self._emit_certain(state))
 
     def _emit_sampled(self, state, unknown):
         number, total = lax.cond(unknown, self.choose_tile, lambda: (jnp.int32(0), jnp.float32(0)))
@@ -171,14 +175,16 @@ class Decision(Acceptance):
         weights = totals * jnp.exp2((tops - state.p_offset) * self.rate("target"))
         # Less than any uniform but 0 can reach: the chunk's probabilities may be zeros.
         found = summing.running_sums(self.room, jnp.where(weights > 2.0**-80, weights, 0.0))
-        wanted = self.inputs.emit[self.sequence, 0] * found.total
+        wanted = self.emit[0] * found.total
         chunk = summing.first_beyond(found, wanted)
         # Relative to all of p, as the weights of tiles are.
         rest = (wanted - self.room[summing.BEFORE + chunk - 1]) * jnp.exp2(state.p_log_sum * -rows.LOG2_E)
-        read = [self.load_tile(self.pair(place[1], False), chunk * self._tiles + i) for i in range(self._tiles)]
+        first = chunk * self._tiles
+        read = [self.load_tile(self.pair(place[1], False), first + i) for i in range(self._tiles)]
         tiles = [rows.only_inside(self.weights(state, loaded, tile, False), tile) for tile, loaded in read]
         vec = read[0][0].vec
-        return chunk * self._tiles + summing.first_of_few_beyond(summing.sum_each(tiles, vec), vec, rest)
+        sums = summing.numbers_of(summing.sum_each(tiles, vec), vec)
+        return first + summing.first_of_few_beyond(sums, rest).number
 
     def _emit_certain(self, state):
         row, degenerate = state.num_accepted, state.degenerate

@@ -15,28 +15,31 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from pallas_kernels import _config as config
 from pallas_kernels import _rows as rows
 from pallas_kernels import _sums as summing
-from pallas_kernels._launch import Operands, Results, fence
+from pallas_kernels._launch import Arrivals, Operands, Results, arrive, meet_cluster, meet_threads
 from pallas_kernels._sequence import Sequence
 
 
-def groups_of(inputs: Operands, vocab_size: int, cluster: int, max_tiles: int, pairs: int) -> config.Groups:
+def groups_of(inputs: Operands, vocab_size: int, chosen: config.Config) -> config.Groups:
     """How the tiles of the emitting rows are shared out.
 
-    `max_tiles` is for elements of 2 bytes in whole vectors; a thread has registers for half as many others.
+    `chosen.max_tiles` is for elements of 2 bytes in whole vectors; of others a thread has registers for half as many.
     """
     dtypes = [ref.dtype for ref in (inputs.target, inputs.draft) if ref is not None]
     narrow = all(d.itemsize == 2 and config.row_vector_size(d, vocab_size) == config.vector_size(d) for d in dtypes)
-    return config.groups(vocab_size, cluster, max_tiles if narrow else max_tiles // 2, pairs)
+    most = chosen.max_tiles if narrow else max(chosen.max_tiles // 2, min(chosen.max_tiles, config.FEW_TILES))
+    return config.groups(vocab_size, chosen.blocks, most, chosen.pairs)
 
 
 class Emission(Sequence):
-    """One sequence, and the blocks of a cluster that finish it. A rule says what its weights are.
+    """One sequence, and the blocks that finish it. A rule says what its weights are.
 
     Attributes:
       results: Of all sequences.
       room: Shared memory to search in.
-      cluster: Blocks of the cluster; `block` is the number of this one.
+      meeting: Where the blocks of the sequence meet: `Arrivals`, or a cluster's barrier.
+      num_blocks: Blocks of the sequence; `block` is the number of this one. The first one writes drafts.
       groups: Of tiles.
+      emit: The two uniforms of the token that is emitted.
     """
 
     def __init__(
@@ -44,15 +47,18 @@ class Emission(Sequence):
         inputs: Operands,
         results: Results,
         room: Any,
-        barrier: Any,
+        meeting: Any,
         vocab_size: int,
         groups: config.Groups,
-        cluster: int,
+        num_blocks: int,
     ):
         super().__init__(inputs, vocab_size)
-        self.results, self.room, self.barrier, self.cluster = results, room, barrier, cluster
-        self.block = lax.axis_index("block")
+        self.results, self.room, self.meeting = results, room, meeting
+        self.num_blocks, self.block = num_blocks, lax.axis_index("block")
+        self.is_last = self.block == num_blocks - 1
         self.groups = groups
+        # Asked for at once: behind a barrier each would be waited for.
+        self.emit = [inputs.emit[self.sequence, i] for i in range(2)]
 
     def weights(self, state: Any, loaded: list[jax.Array], tile: rows.Tile, rejecting: bool | None) -> jax.Array:
         """[TILE] weights of the emitting row, in float32, of its logits and the draft's beside them.
@@ -62,22 +68,24 @@ class Emission(Sequence):
         """
         raise NotImplementedError
 
-    def meet(self):
-        """Waits for all blocks of the cluster, and sees what they wrote."""
-        fence()
-        if self.cluster > 1:
-            plgpu.barrier_arrive(self.barrier)
-            plgpu.barrier_wait(self.barrier)
-            fence()
+    def meet(self) -> jax.Array:
+        """Whether this block emits: the one that goes on alone, and sees what all of the sequence wrote."""
+        if self.num_blocks == 1:
+            meet_threads()
+        elif isinstance(self.meeting, Arrivals):
+            return arrive(self.meeting, self.sequence, self.num_blocks)
+        else:
+            meet_cluster(self.meeting)
+        return self.is_last
 
     def share(self, count: int, fn: Any):
         """`fn(i)` for this block's share of `count` things."""
 
         def one(i, carry):
-            fn(self.block + i * self.cluster)
+            fn(self.block + i * self.num_blocks)
             return carry
 
-        lax.fori_loop(0, (count - self.block + self.cluster - 1) // self.cluster, one, jnp.int32(0))
+        lax.fori_loop(0, (count - self.block + self.num_blocks - 1) // self.num_blocks, one, jnp.int32(0))
 
     def pair(self, row: Any, with_draft: bool) -> list[tuple[str, Any]]:
         """A target row, and the draft's beside it."""
@@ -130,12 +138,12 @@ class Emission(Sequence):
             return carry
 
         lax.fori_loop(0, self.groups.count, one, jnp.int32(0))
-        fence()
+        meet_threads()
 
     def lanes(self, ref: Any, at: tuple[Any, ...]) -> jax.Array:
         """A row of a small array, one element or a few a thread."""
         # L2 -> registers: [width].
-        return plgpu.load(ref.at[at], layout=rows.singles(ref.shape[-1]))
+        return plgpu.load(ref.at[at], layout=rows.singles(ref.shape[-1]), optimized=False)
 
     def first_lanes(self, ref: Any, at: tuple[Any, ...], count: int, nothing: float) -> jax.Array:
         """The same, and `nothing` behind so many."""
@@ -147,15 +155,15 @@ class Emission(Sequence):
         """A tile by the first uniform, from the sums that were written; and the sum of all weights."""
         sums = self.first_lanes(self.results.sums, (self.sequence,), self.groups.num_slots, 0.0)
         found = summing.running_sums(self.room, sums)
-        slot = summing.first_beyond(found, self.inputs.emit[self.sequence, 0] * found.total)
+        slot = summing.first_beyond(found, self.emit[0] * found.total)
         return slot - self.groups.before, found.total
 
     def choose_token(self, state: Any, number: jax.Array) -> jax.Array:
         """A token of a tile by the second uniform."""
         pair = self.pair(state.num_accepted, self.inputs.draft is not None)
         tile, loaded = self.load_tile(pair, number, in_shared=True)
-        found = summing.running_sums(self.room, rows.only_inside(self.weights(state, loaded, tile, None), tile))
-        index = summing.first_beyond(found, self.inputs.emit[self.sequence, 1] * found.total)
+        weights = rows.only_inside(self.weights(state, loaded, tile, None), tile)
+        index = summing.first_of_tile_beyond(self.room, weights, self.emit[1])
         return jnp.clip(tile.first * tile.vec + index, 0, self.vocab_size - 1)
 
     def first_number(self, row: jax.Array) -> jax.Array:
@@ -180,7 +188,7 @@ class Emission(Sequence):
         out.status[sequence] = sum(held, jnp.int32(0))
 
     def write_drafts(self, count: jax.Array, token_of: Any, others: Any):
-        """The accepted drafts, and padding behind the last token, by the last block; `others(i)` writes the rest."""
+        """The accepted drafts, and padding behind the last token, by the first block; `others(i)` writes the rest."""
 
         def one(i, carry):
             token = token_of(self.draft_row(i)) if self.num_draft else jnp.int32(-1)
@@ -192,6 +200,6 @@ class Emission(Sequence):
             others(i)
             return carry
 
-        @pl.when(self.block == self.cluster - 1)
+        @pl.when(self.block == 0)
         def _():
             lax.fori_loop(0, self.num_draft + 1, one, jnp.int32(0))

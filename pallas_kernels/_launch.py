@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.experimental import pallas as pl
 from jax.experimental.mosaic.gpu import utils as mosaic
 from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array, Bool, Float
@@ -59,7 +60,7 @@ class Operands(NamedTuple):
 class Partials(NamedTuple):
     """What is known of every chunk of every row: the largest logit, the sum beside it, or where it is.
 
-    Each is `[B, chunks, THREADS]`, a row a lane: all rows are decided on at once.
+    Each is `[B, chunks, lanes]`, a row a lane (`config.row_lanes`): all rows are decided on at once.
     """
 
     top: Any
@@ -76,7 +77,7 @@ class Lines(NamedTuple):
 
 
 class Facts(NamedTuple):
-    """What is looked up once for every drafted token, each `[B, THREADS]`, a row a lane.
+    """What is looked up once for every drafted token, each `[B, lanes]`, a row a lane.
 
     Attributes:
       token: -1 from where nothing was drafted.
@@ -102,16 +103,30 @@ class Known(NamedTuple):
       draft: The same of the draft, where its rows are read.
       lines: `Lines` of the target beside its `Partials`, for the row that emits.
       facts: `Facts`.
+      counters: Zeros, `[B]`, for the blocks of a sequence that count themselves; where rows are read before.
     """
 
     target: Any
     draft: Any
     lines: Any
     facts: Any
+    counters: Any
+
+
+class Arrivals(NamedTuple):
+    """Where the blocks of a sequence meet that are no cluster.
+
+    Attributes:
+      counters: How many of them have come, `[B]`, from 0.
+      number: How many had come before this one, in shared memory.
+    """
+
+    counters: Any
+    number: Any
 
 
 class Tables(NamedTuple):
-    """Numbers of every row in shared memory, each `[THREADS]`: written a row a lane, read by the row's number."""
+    """Numbers of every row in shared memory, each `[lanes]`: written a row a lane, read by the row's number."""
 
     token: Any
     p_offset: Any
@@ -125,7 +140,7 @@ class Tables(NamedTuple):
 
 
 class Results(NamedTuple):
-    """The outputs, and `sums` of tiles: where the first block of a cluster reads what the others wrote."""
+    """The outputs, and `sums` of tiles: where one block of a sequence reads what the others wrote."""
 
     tokens: Any
     num_accepted: Any
@@ -162,9 +177,9 @@ def make_operands(
     )
 
 
-def partials(batch_size: int, dtype: Any, vocab_size: int) -> Partials:
+def partials(batch_size: int, num_rows: int, dtype: Any, vocab_size: int) -> Partials:
     """Room for what is known of every chunk, for rows that are read by a launch of their own."""
-    return Partials(*_triple((batch_size, config.chunks(dtype, vocab_size).count, config.THREADS)))
+    return Partials(*_triple((batch_size, config.chunks(dtype, vocab_size).count, config.row_lanes(num_rows))))
 
 
 def lines(batch_size: int, num_rows: int, dtype: Any, vocab_size: int) -> Lines:
@@ -176,16 +191,26 @@ def _triple(shape: tuple[int, ...]) -> list[Any]:
     return [jax.ShapeDtypeStruct(shape, of) for of in (jnp.float32, jnp.float32, jnp.int32)]
 
 
-def facts(batch_size: int) -> Facts:
+def facts(batch_size: int, num_rows: int) -> Facts:
     """Room for what is looked up."""
-    shape = batch_size, config.THREADS
+    shape = batch_size, config.row_lanes(num_rows)
     return Facts(jax.ShapeDtypeStruct(shape, jnp.int32), *(jax.ShapeDtypeStruct(shape, jnp.float32),) * 5)
 
 
-def tables() -> Tables:
+def counters(batch_size: int) -> Any:
+    """Room for a counter a sequence."""
+    return jax.ShapeDtypeStruct((batch_size,), jnp.int32)
+
+
+def number() -> Any:
+    """Room for one."""
+    return plgpu.SMEM((1,), jnp.int32)
+
+
+def tables(num_rows: int) -> Tables:
     """Room for the tables."""
-    of = {"token": jnp.int32, "p_certain": jnp.int32}
-    return Tables(*(plgpu.SMEM((config.THREADS,), of.get(name, jnp.float32)) for name in Tables._fields))
+    of, shape = {"token": jnp.int32, "p_certain": jnp.int32}, (config.row_lanes(num_rows),)
+    return Tables(*(plgpu.SMEM(shape, of.get(name, jnp.float32)) for name in Tables._fields))
 
 
 def room_to_search(num_slots: int) -> Any:
@@ -215,7 +240,7 @@ def launch(
 ):
     """Runs `body(inputs, outputs, shared, barrier)` in every block of the grid, and returns the outputs.
 
-    With a cluster the blocks of one place in the grid are numbered along the axis "block" and have a barrier.
+    With a cluster the blocks of one place in the grid are numbered along the axis "block", and may meet.
     `shared` is what every block has of shared memory.
     """
     given, structure = jax.tree.flatten(inputs)
@@ -234,7 +259,7 @@ def launch(
     scratch = list(own)
     if cluster is not None:
         options = {"cluster": (cluster,), "cluster_names": ("block",)}
-        scratch.append(plgpu.ClusterBarrier(collective_axes=("block",)))
+        scratch += cluster_barrier()
     kernel = plgpu.kernel(
         flat_body,
         out_type=tuple(wanted),
@@ -247,13 +272,63 @@ def launch(
     return jax.tree.unflatten(out_structure, kernel(*given))
 
 
-def fence():
-    """What any thread of the block wrote is seen by the cluster before what any of them does next."""
+def start_next():
+    """Lets the launch behind this one begin, once all blocks of this one say so: it waits by `wait_for_last`."""
 
     @plgpu.inline_mgpu()
     def emit(*context):
         del context
-        mosaic.inline_ptx("fence.acq_rel.cluster;", has_side_effects=True)
+        mosaic.inline_ptx("griddepcontrol.launch_dependents;", has_side_effects=True)
+
+    emit()
+
+
+def wait_for_last():
+    """Waits until the launch before this one has ended, and sees what it wrote."""
+    plgpu.griddepcontrol_wait()
+
+
+def meet_threads():
+    """What any thread of the block wrote is seen by all of them."""
+
+    @plgpu.inline_mgpu()
+    def emit(*context):
+        del context
         mosaic.warpgroup_barrier()
 
     emit()
+
+
+def cluster_barrier() -> list[Any]:
+    """What a cluster has to have to meet: the hardware's own barrier, which needs nothing, but is not interpreted."""
+    return []
+
+
+def meet_cluster(barrier: Any):
+    """Waits for all blocks of the cluster, and sees what they wrote."""
+    del barrier
+
+    @plgpu.inline_mgpu()
+    def emit(*context):
+        del context
+        for ptx in ("barrier.cluster.arrive.release.aligned;", "barrier.cluster.wait.acquire.aligned;"):
+            mosaic.inline_ptx(ptx, has_side_effects=True, convergent=True)
+
+    emit()
+
+
+def arrive(arrivals: Arrivals, sequence: Any, count: int) -> jax.Array:
+    """Whether this block is the last of so many to come. If it is, it sees what the others wrote; none waits."""
+
+    @plgpu.inline_mgpu(arg_types=(plgpu.RefType(), plgpu.RefType()))
+    def emit(context, *refs):
+        del context
+        mosaic.warpgroup_barrier()
+        leader = mosaic.single_thread_predicate(mosaic.ThreadSubset.WARPGROUP)
+        add = "@$2 atom.acq_rel.gpu.global.add.u32 n, [$0], 1; @$2 st.shared.u32 [$1], n;"
+        at = [mosaic.memref_ptr(ref) for ref in refs]
+        mosaic.inline_ptx("{ .reg .u32 n; " + add + " }", *at, leader, has_side_effects=True)
+        mosaic.warpgroup_barrier()
+
+    emit(arrivals.counters.at[pl.ds(sequence, 1)], arrivals.number)
+    return arrivals.number[0] == count - 1

@@ -26,7 +26,12 @@ def rate(scale: Any) -> Any:
 
 
 def singles(count: int) -> Any:
-    """The layout of a vector of numbers, one a thread at a time."""
+    """The layout of a vector of numbers, one a thread at a time; of at most a warp's, copies in every warp."""
+    if count <= config.WARP:
+        warps, copies = config.THREADS // config.WARP, config.WARP // count
+        lanes = (plgpu.Replicated(copies), -2) if copies > 1 else (-2,)
+        tiling = plgpu.Tiling(((count,), (1,)))
+        return plgpu.Layout.TILED(tiling, warp_dims=(plgpu.Replicated(warps),), lane_dims=lanes, vector_dim=-1)
     return plgpu.Layout.WG_STRIDED((count,), vec_size=1)
 
 

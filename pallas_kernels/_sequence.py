@@ -42,16 +42,17 @@ class Sequence:
         Of a normalizer that was handed over and cannot be used the row is read here, by one block: it is rare.
         """
         inputs, place = self.inputs, (self.sequence, row)
-        token = inputs.tokens[place]
+        # All is asked for before anything is written, and waited for once.
+        token, accept = inputs.tokens[place], inputs.accept[place]
+        normalizer = None if inputs.normalizers is None else inputs.normalizers[place]
         is_drafted = self.is_drafted(row + 1)
+        there = [of for of in ("target", "draft") if getattr(inputs, of) is not None]
+        logits = [self.logit(of, row, token) for of in there]
+        for of, (x, outside) in zip(there, logits, strict=True):
+            getattr(facts, f"{of}_logit")[place] = jnp.where(outside, -jnp.inf, x)
         facts.token[place] = jnp.where(is_drafted, token, -1)
-        facts.accept[place] = inputs.accept[place]
-        for of in ("target", "draft"):
-            if getattr(inputs, of) is not None:
-                x, outside = self.logit(of, row, token)
-                getattr(facts, f"{of}_logit")[place] = jnp.where(outside, -jnp.inf, x)
-        if inputs.normalizers is not None:
-            normalizer = inputs.normalizers[place]
+        facts.accept[place] = accept
+        if normalizer is not None:
             # Whether it is a number, and precise enough to be subtracted.
             usable = (jnp.abs(normalizer) <= largest_normalizer) | ~is_drafted
             handed_over = jnp.float32(0), normalizer

@@ -16,9 +16,6 @@ from pallas_kernels import _sums as summing
 from pallas_kernels._emission import Emission, groups_of
 from pallas_kernels._launch import Filter, Flags, make_operands
 
-PAIRS = 5
-"""Groups of tiles of two rows for one of one row: a difference of sigmoids takes many registers."""
-
 
 class SigmoidResult(NamedTuple):
     """What the sigmoid rule decides for B sequences.
@@ -60,18 +57,18 @@ def verify_sigmoid(
     batch_size, num_rows, vocab_size = target_logits.shape
     num_draft = num_rows - 1
     operands = make_operands(target_logits, target_filter, draft_logits, draft_filter, None, tokens, accept, emit)
-    cluster = config.choose_sigmoid(batch_size, vocab_size)
-    groups = groups_of(operands, vocab_size, cluster, config.MAX_TILES, PAIRS)
+    chosen = config.choose_sigmoid(batch_size, vocab_size)
+    groups = groups_of(operands, vocab_size, chosen)
     results = launching.results(batch_size, num_draft, groups.num_slots)
     tops = jax.ShapeDtypeStruct((batch_size, 2, config.in_lanes(groups.count * groups.pairs)), jnp.float32)
 
     def body(operands, made, room, barrier):
         out, tops = made
-        place = room, barrier, vocab_size, groups, cluster
+        place = room, barrier, vocab_size, groups, chosen.blocks
         _Sigmoid(operands, out, *place, tops=tops, alpha=alpha, beta=beta, flags=flags).run()
 
     room = launching.room_to_search(groups.num_slots)
-    out, _ = launching.launch(body, operands, (results, tops), {"sequence": batch_size}, cluster, room)
+    out, _ = launching.launch(body, operands, (results, tops), {"sequence": batch_size}, chosen.blocks, room)
     return SigmoidResult(out.tokens, out.num_accepted, out.accept_prob[:, :num_draft], out.status)
 
 
@@ -97,9 +94,9 @@ class _Sigmoid(Emission):
         summing.clear_before(self.room)
         state = self._decide()
         self.sum_tiles(state)
-        self.meet()
+        emits = self.meet()
         self.write_drafts(state.num_accepted, lambda i: self.inputs.tokens[self.sequence, i], lambda i: None)
-        pl.when(self.block == 0)(lambda: self._finish(state))
+        pl.when(emits)(lambda: self._finish(state))
 
     def _score(self, z):
         return 1 / (1 + jnp.exp2((self.alpha - z) * (rows.LOG2_E / self.width)))
@@ -113,18 +110,19 @@ class _Sigmoid(Emission):
     def _decide(self):
         state = _State(jnp.bool_(True), jnp.int32(0), jnp.bool_(False), jnp.int32(-1))
         tokens = [self.inputs.tokens[self.sequence, i] for i in range(self.num_draft)]
+        accept = [self.inputs.accept[self.sequence, i] for i in range(self.num_draft)]
         num_drafted, counting = jnp.int32(0), jnp.bool_(True)
         for token in tokens:
             counting = counting & (token >= 0)
             num_drafted = num_drafted + counting.astype(jnp.int32)
         # All logits are asked for before the first is needed.
         scores = [self._scores_of(row, token) for row, token in enumerate(tokens)]
+        ratios = []
         for row, (s_p, s_q, certain) in enumerate(scores):
             drafted = row < num_drafted
             usable = drafted & (s_p > 0)
-            ratio = jnp.where(usable & (s_q == s_q), jnp.minimum(s_p / s_q, 1.0), 0.0)
-            pl.when(self.block == 0)(lambda row=row, ratio=ratio: self._write_ratio(row, ratio))
-            accepted = state.going & usable & (self.inputs.accept[self.sequence, row] * s_q < s_p)
+            ratios.append(jnp.where(usable & (s_q == s_q), jnp.minimum(s_p / s_q, 1.0), 0.0))
+            accepted = state.going & usable & (accept[row] * s_q < s_p)
             stopped = state.going & drafted & ~accepted
             state = _State(
                 going=accepted,
@@ -132,6 +130,7 @@ class _Sigmoid(Emission):
                 rejecting=state.rejecting | stopped,
                 certain=jnp.where(stopped, certain, state.certain),
             )
+        pl.when(self.block == 0)(lambda: self._write_ratios(ratios))
         return state
 
     def _scores_of(self, row, token):
@@ -145,8 +144,9 @@ class _Sigmoid(Emission):
             s_q, certain = jnp.where(greedy, 1.0, s_q), jnp.where(greedy, token, -1)
         return s_p, s_q, certain
 
-    def _write_ratio(self, row, ratio):
-        self.results.accept_prob[self.sequence, row] = ratio
+    def _write_ratios(self, ratios):
+        for row, ratio in enumerate(ratios):
+            self.results.accept_prob[self.sequence, row] = ratio
 
     def _scores(self, x, row_filter):
         """z, the scores of [TILE] logits, what they are less than one, and which are kept."""

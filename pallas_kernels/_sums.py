@@ -11,8 +11,11 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from pallas_kernels import _config as config
 from pallas_kernels import _rows as rows
 
-BEFORE = 1024
+BEFORE = 1536
 """Zeros before what running sums are made of: as far back as a sum is looked for, of up to 2,048 numbers."""
+
+RADIX = 8
+"""How much longer sums are after a round."""
 
 EXCHANGE_BYTES = 16 * 4 * 32 * 4
 """Shared memory where warps exchange what they added up: of as many sums at once, a warp and a lane each."""
@@ -24,8 +27,8 @@ def _pile_layout(vec: int) -> Any:
 
 
 def sum_each(vectors: list[jax.Array], vec: int) -> jax.Array:
-    """[n] sums of n vectors of tiles: the warps exchange them together, where each alone would wait for them."""
-    shape = len(vectors), config.TILE
+    """[n] sums of n vectors: the warps exchange them together, where each alone would wait for them."""
+    shape = len(vectors), *vectors[0].shape
     number = plgpu.broadcasted_iota(jnp.int32, shape, 0, layout=_pile_layout(vec))
     pile = None
     for i, x in enumerate(vectors):
@@ -61,8 +64,8 @@ class Sums(NamedTuple):
 def running_sums(room: Any, weights: jax.Array) -> Sums:
     """Running sums of [n] weights.
 
-    `room` is in shared memory: `BEFORE` zeros, and room for the weights at least. Each round adds to every sum the
-    three before it that are as long.
+    `room` is in shared memory: `BEFORE` zeros, and room for the weights at least. Each round adds to every sum those
+    before it that are as long.
     """
     n = weights.shape[0]
     layout = rows.singles(n)
@@ -75,10 +78,10 @@ def running_sums(room: Any, weights: jax.Array) -> Sums:
     single = sums = load(0)
     length = 1
     while length < n:
-        for back in range(length, min(4 * length, n), length):
+        for back in range(length, min(RADIX * length, n), length):
             sums = sums + load(back)
         room[pl.ds(BEFORE, n)] = sums
-        length *= 4
+        length *= RADIX
     return Sums(single, sums, room[BEFORE + n - 1])
 
 
@@ -95,17 +98,44 @@ def first_beyond(found: Sums, wanted: jax.Array) -> jax.Array:
     return jnp.where(best >= n, 2 * n - best, best)
 
 
-def first_of_few_beyond(weights: jax.Array, vec: int, wanted: jax.Array) -> jax.Array:
-    """The same of [n] sums of `sum_each`, which every thread has all of."""
-    n = weights.shape[0]
-    number = number_each(n, vec)
-    best, found, total = jnp.int32(-1), jnp.bool_(False), jnp.float32(0)
-    for i in range(n):
-        one = jnp.sum(jnp.where(number == i, weights, 0.0))
+class Choice(NamedTuple):
+    """The number of a weight, and the sum of those before it."""
+
+    number: jax.Array
+    before: jax.Array
+
+
+def first_of_few_beyond(weights: list[jax.Array], wanted: jax.Array) -> Choice:
+    """The same of some numbers."""
+    best, found, total, before = jnp.int32(-1), jnp.bool_(False), jnp.float32(0), jnp.float32(0)
+    for i, one in enumerate(weights):
+        better = (one > 0) & ~found
+        best, before = jnp.where(better, i, best), jnp.where(better, total, before)
         total = total + one
-        best = jnp.where((one > 0) & ~found, i, best)
         found = found | ((one > 0) & (total > wanted))
-    return best
+    return Choice(best, before)
+
+
+def numbers_of(sums: jax.Array, vec: int) -> list[jax.Array]:
+    """[n] sums of `sum_each` as numbers: every thread has all of them."""
+    number = number_each(sums.shape[0], vec)
+    return [jnp.sum(jnp.where(number == i, sums, 0.0)) for i in range(sums.shape[0])]
+
+
+def first_of_tile_beyond(room: Any, weights: jax.Array, uniform: jax.Array) -> jax.Array:
+    """The same of [TILE] weights, and a share of their sum: a part of the tile, then an element."""
+    room[pl.ds(BEFORE, config.TILE)] = weights
+    width = config.THREADS
+    layout = _pile_layout(1).reduce(0)
+    at = [BEFORE + i * width for i in range(config.TILE // width)]
+    # Shared memory -> registers: [THREADS], an element a thread.
+    parts = numbers_of(sum_each([plgpu.load(room.at[pl.ds(a, width)], layout=layout) for a in at], 1), 1)
+    wanted = uniform * sum(parts[1:], parts[0])
+    part = first_of_few_beyond(parts, wanted)
+    found = running_sums(
+        room, plgpu.load(room.at[pl.ds(BEFORE + part.number * width, width)], layout=rows.singles(width))
+    )
+    return part.number * width + first_beyond(found, wanted - part.before)
 
 
 def clear_before(room: Any):

@@ -12,11 +12,8 @@ from pallas_kernels import _config as config
 from pallas_kernels import _launch as launching
 from pallas_kernels._decision import Decision
 from pallas_kernels._emission import groups_of
-from pallas_kernels._launch import Filter, Flags, Known, Operands, make_operands
+from pallas_kernels._launch import Arrivals, Filter, Flags, Known, Operands, make_operands
 from pallas_kernels._sequence import Sequence
-
-PAIRS = 2
-"""Groups of tiles of two rows that take the registers of one group of one row."""
 
 
 class TokenResult(NamedTuple):
@@ -69,29 +66,34 @@ def verify_token(
     )
     chosen = config.choose(batch_size, num_draft, vocab_size)
     early_exit = chosen.early_exit and num_draft > 0
-    groups = groups_of(operands, vocab_size, chosen.cluster, chosen.max_tiles, PAIRS)
-    lines = functools.partial(launching.lines, batch_size, num_rows)
-    room_of = lines if early_exit else functools.partial(launching.partials, batch_size)
+    groups = groups_of(operands, vocab_size, chosen)
+    lines, partials = (functools.partial(room, batch_size, num_rows) for room in (launching.lines, launching.partials))
+    room_of = lines if early_exit else partials
     # The draft's rows are read with the target's, or where normalizers were handed over not at all.
     draft = None
     if operands.draft is not None and operands.normalizers is None:
         draft = room_of(operands.draft.dtype, vocab_size)
     of_target = operands.target.dtype, vocab_size
-    known = Known(room_of(*of_target), draft, None if early_exit else lines(*of_target), launching.facts(batch_size))
+    apart = (None, None) if early_exit else (lines(*of_target), launching.counters(batch_size))
+    known = Known(room_of(*of_target), draft, apart[0], launching.facts(batch_size, num_rows), apart[1])
     read = None if early_exit else _read(operands, num_rows, known, vocab_size, largest_normalizer)
 
     def finish(given, made, shared, barrier):
         operands, read = given
         out, scratch = made
-        tables, room = shared
+        tables, room, number = shared
         known = scratch if early_exit else read
-        place = room, barrier, vocab_size, groups, chosen.cluster
+        meeting = barrier if early_exit else Arrivals(known.counters, number)
+        place = room, meeting, vocab_size, groups, chosen.blocks
         sequence: Any = Decision(operands, out, *place, known=known, tables=tables, early_exit=early_exit, flags=flags)
         sequence.run(largest_normalizer)
 
     made = launching.results(batch_size, num_draft, groups.num_slots), known if early_exit else None
-    shared = launching.tables(), launching.room_to_search(groups.num_slots)
-    out, _ = launching.launch(finish, (operands, read), made, {"sequence": batch_size}, chosen.cluster, shared)
+    shared = launching.tables(num_rows), launching.room_to_search(groups.num_slots), launching.number()
+    grid, cluster = {"sequence": batch_size}, chosen.blocks
+    if not early_exit:
+        grid, cluster = grid | {"block": chosen.blocks}, None
+    out, _ = launching.launch(finish, (operands, read), made, grid, cluster, shared)
     return TokenResult(out.tokens, out.num_accepted, out.log_probs, out.accept_prob[:, :num_draft], out.status)
 
 
@@ -105,6 +107,7 @@ def _read(operands: Operands, num_rows: int, room: Known, vocab_size: int, large
 
     def body(operands, known, shared, barrier):
         del shared, barrier
+        launching.start_next()
         sequence = Sequence(operands, vocab_size)
         slot, chunk = lax.axis_index("row"), lax.axis_index("chunk")
 
@@ -114,13 +117,22 @@ def _read(operands: Operands, num_rows: int, room: Known, vocab_size: int, large
             def _():
                 sequence.look_up(slot, known.facts, largest_normalizer)
 
-        @pl.when(sequence.is_drafted(jnp.where(slot <= num_draft, slot, slot - num_draft)))
+        @pl.when((slot == 0) & (chunk == 0))
         def _():
+            known.counters[sequence.sequence] = 0
+
+        def read():
             of_target = (slot <= num_draft) & (chunk < sequence.num_chunks("target"))
             pl.when(of_target)(lambda: sequence.read("target", slot, chunk, known.target, known.lines))
             if known.draft is not None:
                 of_draft = (slot > num_draft) & (chunk < sequence.num_chunks("draft"))
                 pl.when(of_draft)(lambda: sequence.read("draft", slot - num_draft - 1, chunk, known.draft))
+
+        if batch_size * num_slots * count <= config.READING * config.PROCESSORS:
+            # Where all run at once, none waits to know what was drafted.
+            read()
+        else:
+            pl.when(sequence.is_drafted(jnp.where(slot <= num_draft, slot, slot - num_draft)))(read)
 
     grid = {"sequence": batch_size, "row": num_slots, "chunk": count + (num_draft > 0)}
     return launching.launch(body, operands, room, grid)

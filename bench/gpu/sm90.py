@@ -190,6 +190,7 @@ def cases():
     # With early exit, in one launch.
     yield token(256, 8, 151936, jnp.bfloat16, "normalizers")
     yield token(1, 4, 256000, jnp.bfloat16)
+    yield token(1, 4, 151936, jnp.bfloat16, "normalizers")
     b, k, v = 64, 4, 151936
     sigmoid = functools.partial(pk.verify_sigmoid, alpha=-1e4, beta=1e4, flags=flags)
     logits = [arg(b, k + 1, v, dtype=jnp.bfloat16), arg(b, k, v, dtype=jnp.bfloat16)]

@@ -1,10 +1,11 @@
-"""Device times of the kernels and of the XLA core, by CUPTI, inputs rotated past the L2.
+"""Device times of the kernels and of the XLA core, by the profiler (CUPTI), inputs rotated past the L2.
 
     python bench/gpu/timings.py OUT.json SECONDS 0/6     # the first of every six points: six processes share the work
     python bench/gpu/timings.py OUT.json SECONDS host
 
-A time is the sum of the device times of a call's kernels, the median over calls; gaps between launches are not
-in it. With `host` it is the host's clock over many calls in flight, divided by their number: dispatch included.
+A time is how long at least one kernel of a call runs, the median over calls: what overlaps counts once, and gaps
+between launches not at all. With `host` it is the host's clock over many calls in flight, divided by their number:
+dispatch included.
 """
 
 import concurrent.futures
@@ -12,8 +13,10 @@ import fcntl
 import functools
 import json
 import os
+import pathlib
 import statistics
 import sys
+import tempfile
 import time
 import traceback
 from typing import Any
@@ -22,7 +25,6 @@ import jax
 import jax.numpy as jnp
 import paper
 from inputs import make
-from jax.experimental.mosaic.gpu import profiler
 
 from pallas_kernels import _config as config
 from specsamp_jax._rules import pallas, sigmoid, token
@@ -51,16 +53,12 @@ POINTS = [
     # The rest of the table reads the draft's rows at one K only.
     if kind == "normalizers" or num_draft == 4
 ]
+NAMES = "batch_size", "num_draft", "vocab_size", "dtype", "kind"
 VARIANTS = {
-    1: [config.Config(8)],
-    8: [config.Config(8)],
-    64: [config.Config(4), config.Config(16), config.Config(4, early_exit=True, max_tiles=6)],
-    256: [
-        config.Config(2),
-        config.Config(2, early_exit=True),
-        config.Config(4, early_exit=True, max_tiles=6),
-        config.Config(1, early_exit=True, max_tiles=6),
-    ],
+    1: [config.Config(16), config.Config(38)],
+    8: [config.Config(16), config.Config(30)],
+    64: [config.Config(4), config.Config(16), config.Config(4, early_exit=True)],
+    256: [config.Config(2), config.Config(4, early_exit=True), config.Config(1, early_exit=True)],
 }
 """Other block sizes, by batch size, timed at the first vocabulary with normalizers handed over."""
 
@@ -82,29 +80,44 @@ def measure_copy():
     return 2 * x.nbytes / us * 1e6
 
 
+def launches_of(fn, sets, rounds):
+    """Start, end and name of every kernel of some calls, in nanoseconds, in the order of their starts."""
+    with tempfile.TemporaryDirectory() as folder:
+        with jax.profiler.trace(folder):
+            jax.block_until_ready([fn(*s) for _ in range(rounds) for s in sets])
+        data = jax.profiler.ProfileData.from_file(str(next(pathlib.Path(folder).rglob("*.xplane.pb"))))
+    lines = [line for plane in data.planes if plane.name.startswith("/device:GPU") for line in plane.lines]
+    streams = [line for line in lines if line.name.startswith("Stream")]
+    return sorted((e.start_ns, e.start_ns + e.duration_ns, e.name) for line in streams for e in line.events)
+
+
+def busy(launches):
+    """Nanoseconds in which one of them runs at least."""
+    total, until = 0, 0
+    for start, end, _ in launches:
+        total += max(0, end - max(start, until))
+        until = max(until, end)
+    return total
+
+
 def measure(fn, sets, rounds):
     """Launches of one call and the median of the calls' device times, in microseconds."""
     jax.block_until_ready([fn(*s) for s in sets])
-    cupti = profiler.mosaic_gpu_lib._mosaic_gpu_ext  # pyright: ignore[reportPrivateImportUsage]
-    cupti._cupti_init()
-    try:
-        jax.block_until_ready([fn(*s) for _ in range(rounds) for s in sets])
-    finally:
-        launches = cupti._cupti_get_timings(True)
-    calls = rounds * len(sets)
+    launches, calls = launches_of(fn, sets, rounds), rounds * len(sets)
     each = len(launches) // calls
     # Where a branch is taken in some calls only, there is no call to tell apart: the mean.
     if each * calls != len(launches):
-        times = [1e3 * sum(ms for _, ms in launches) / calls]
-        return {"us": round(times[0], 2), "mean": True, "launches": round(len(launches) / calls, 1), "kernels": []}
+        us = round(busy(launches) / calls / 1e3, 2)
+        return {"us": us, "mean": True, "launches": round(len(launches) / calls, 1), "kernels": []}
     parts = [launches[i * each : (i + 1) * each] for i in range(calls)]
-    times = [1e3 * sum(ms for _, ms in part) for part in parts]
+    times = [busy(part) / 1e3 for part in parts]
     names = [
-        (name[:40], round(1e3 * statistics.median(part[i][1] for part in parts), 2))
-        for i, (name, _) in enumerate(parts[0])
+        (name[:40], round(statistics.median(part[i][1] - part[i][0] for part in parts) / 1e3, 2))
+        for i, (_, _, name) in enumerate(parts[0])
     ]
     return {
         "us": round(statistics.median(times), 2),
+        "mean_us": round(statistics.mean(times), 2),
         "fastest_us": round(min(times), 2),
         "launches": each,
         "kernels": names,
@@ -119,11 +132,18 @@ def measure_host(fn, sets, rounds):
     return {"back_to_back_us": round(1e6 * (time.perf_counter() - start) / (rounds * len(sets)), 1)}
 
 
-def make_sets(point):
-    batch_size, num_draft, vocab_size, dtype, kind = point
+def maker(point):
+    """The function that makes the inputs of one point, compiled."""
+    fn = functools.partial(make, **dict(zip(NAMES, point, strict=True)))
+    return jax.jit(fn).lower(jax.eval_shape(lambda: jax.random.key(0))).compile()
+
+
+def make_sets(point, make_one):
+    """As many inputs as do not fit the L2."""
+    batch_size, num_draft, vocab_size, dtype, _ = point
     size = batch_size * (2 * num_draft + 1) * vocab_size * jnp.dtype(dtype).itemsize
     count = int(min(64, max(2, -(-ROTATED // size))))
-    return [make(jax.random.key(i), batch_size, num_draft, vocab_size, jnp.dtype(dtype), kind) for i in range(count)]
+    return [make_one(jax.random.key(i)) for i in range(count)]
 
 
 def contenders(point):
@@ -135,20 +155,15 @@ def contenders(point):
     if vocab_size == VOCABULARIES[0] and kind == "normalizers":
         for variant in VARIANTS[batch_size]:
             if variant != config.choose(*point[:3]):
-                name = f"kernel, cluster {variant.cluster}{', early exit' * variant.early_exit}"
-                name += f", {variant.max_tiles} tiles"
+                name = f"kernel, {variant.blocks} blocks{', early exit' * variant.early_exit}"
                 found[name] = lambda *args: pallas.verify_token(*args), variant
     return found
 
 
 def compiled(point, wanted):
     """The contenders compiled, as many at a time as the machine has cores."""
-    args = jax.eval_shape(
-        functools.partial(
-            make, batch_size=point[0], num_draft=point[1], vocab_size=point[2], dtype=jnp.dtype(point[3]), kind=point[4]
-        ),
-        jax.random.key(0),
-    )
+    fn = functools.partial(make, **dict(zip(NAMES, point, strict=True)))
+    args = jax.eval_shape(fn, jax.random.key(0))
     lowered = {}
     choose = config.choose
     for name, (fn, variant) in wanted.items():
@@ -179,14 +194,16 @@ def main():
         wanted = contenders(point)
         if measure_fn is measure_host:
             wanted = {name: wanted[name] for name in ("kernel", "xla")}
+        make_one = POOL.submit(maker, point)
         programs = compiled(point, wanted)
         programs = {name: program.result() for name, program in programs.items()}
+        make_one = make_one.result()
         # Other processes compile meanwhile, but one at a time uses the GPU.
         with open("/tmp/specsamp-gpu.lock", "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if index == 0 and measure_fn is measure:
                 about["copy"] = measure_copy()
-            sets = make_sets(point)
+            sets = make_sets(point, make_one)
             for name, program in programs.items():
                 row: dict[str, Any] = {"point": point, "name": name, "bytes": floor_bytes(*point, name=name)}
                 try:

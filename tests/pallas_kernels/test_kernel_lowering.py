@@ -23,6 +23,7 @@ SHAPES = [
     (64, 4, 128256, jnp.float32, "normalizers"),
     (256, 8, 256000, jnp.bfloat16, "logits"),
     (64, 0, 32000, jnp.bfloat16, "one_hot"),
+    (3, 2, 1_999_999, jnp.float32, "logits"),
 ]
 RULES = {
     "token": pallas.verify_token,

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.slow
 @pytest.fixture
 def check(interpreted, monkeypatch):
     if not cases.ON_GPU:
-        monkeypatch.setattr(config, "choose_sigmoid", lambda *shape: 2)
+        monkeypatch.setattr(config, "choose_sigmoid", lambda *shape: config.Config(2))
 
     def check(args, alpha=-1e4, beta=1e4):
         with interpreted():

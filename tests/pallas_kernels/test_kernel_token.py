@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 import kernel_cases as cases
 import pytest
-from jax.experimental.pallas import mosaic_gpu as plgpu
 
+from pallas_kernels import _acceptance
 from pallas_kernels import _config as config
 from specsamp_jax._filters import Filter
 from specsamp_jax._rules import _steps as steps
@@ -53,6 +53,12 @@ def test_equals_xla(run, vocab_size, dtype, kind):
 @pytest.mark.parametrize("run", [1, 3], indirect=True)
 def test_equals_xla_for_any_number_of_blocks(run):
     check(run, cases.random_case(1, 2, 2, 4097, dtype=jnp.bfloat16))
+
+
+@pytest.mark.parametrize("sampling", [cases.ALL_FILTERS, cases.GREEDY_FIRST], ids=["filters", "greedy"])
+def test_equals_xla_where_chunks_are_joined_in_a_loop(run, monkeypatch, sampling):
+    monkeypatch.setattr(_acceptance, "MAX_UNROLLED", 1)
+    check(run, cases.random_case(2, 3, 2, 9001, sampling=sampling, draft_sampling=sampling))
 
 
 @pytest.mark.parametrize("kind", ["logits", "normalizers", "one_hot"])
@@ -228,13 +234,12 @@ def test_early_exit_of_ragged_and_degenerate_rows(run_early):
 
 @pytest.mark.skipif(cases.ON_GPU, reason="races are found by the interpreter")
 @pytest.mark.parametrize("early_exit", [False, True])
-def test_no_block_reads_what_another_may_not_have_written(monkeypatch, early_exit):
+def test_no_block_reads_what_another_may_not_have_written(interpreted, monkeypatch, early_exit):
     monkeypatch.setattr(config, "choose", lambda *shape: config.Config(2, early_exit))
     args = cases.random_case(1, 1, 3, 2100)
     args = *args[:-1], args[-1]._replace(accept=jnp.zeros((1, 3)))
     # Raises at a race.
-    params = plgpu.InterpretGPUParams(inline_mgpu="ignore", detect_races=True)
-    with plgpu.force_gpu_interpret_mode(params):
+    with interpreted(detect_races=True):
         got = jax.block_until_ready(pallas.verify_token(*args))
     assert got.tokens.tolist() == token.verify_token(*args).tokens.tolist()
     assert got.num_accepted.tolist() == [3]
