@@ -47,12 +47,8 @@ READING = 6
 CLUSTERS = 16, 8, 4, 2
 """Blocks of a cluster, from as many as the hardware lets wait for each other."""
 
-MANY_DRAFTS = 4
-"""From so many on, rows after the first rejection are worth not reading, where sequences fill the machine: at B 256
-and V 151,936 on an H100, early exit took 155 us for 182 with 4 drafts, and 224 for 286 with 8."""
-
-EARLY_EXIT_CLUSTER = 2
-"""The fastest of 1, 2 and 4 blocks there."""
+CHUNK_TILES = 8
+"""Tiles of a chunk of elements of 2 bytes."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,12 +70,24 @@ class Config:
     pairs: int = 2
 
 
-def choose(batch_size: int, num_draft: int, vocab_size: int) -> Config:
-    """The Config for B sequences of K drafts over V tokens."""
-    if batch_size >= PROCESSORS and num_draft >= MANY_DRAFTS and vocab_size >= EARLY_EXIT_CLUSTER * TILE:
-        return Config(EARLY_EXIT_CLUSTER, early_exit=True)
+def choose(batch_size: int, num_draft: int, vocab_size: int, reads_draft: bool = False) -> Config:
+    """The Config for B sequences of K drafts over V tokens; `reads_draft`: no normalizers were handed over.
+
+    Rows after the first rejection are worth not reading where sequences fill the machine. On an H100, at V 151,936,
+    bfloat16, early exit took 73 us for 88 at B 256, K 1, 140 for 173 at K 4 and 212 for 282 at K 8; 70 for 77 at B 64,
+    K 8, and 83 for 93 at B 96, K 6; but 53 for 50 at B 64, K 4. Where the draft's rows are read beside the target's it
+    saves less: 193 for 168 at B 256, K 2, 285 for 273 at K 4 (float32: 441 for 550) and 429 for 483 at K 8.
+    """
+    room = FINISHING * PROCESSORS
+    cluster = _cluster(room // max(batch_size, 1), vocab_size, most=8)
+    full = batch_size >= PROCESSORS and num_draft >= (4 if reads_draft else 1)
+    # Before that where rows are long enough to be read by more blocks.
+    chunks_each = -(-num_tiles(vocab_size) // (CHUNK_TILES * cluster))
+    large = batch_size >= 64 and num_draft >= 6 and batch_size * num_draft >= 512 and chunks_each >= 2
+    if full or (large and not reads_draft):
+        return Config(cluster, early_exit=True)
     # As many as run at once, of two tiles at least: fewer at B 1, or more, are slower.
-    return Config(max(1, min(num_tiles(vocab_size) // 2, FINISHING * PROCESSORS // max(batch_size, 1))))
+    return Config(max(1, min(num_tiles(vocab_size) // 2, room // max(batch_size, 1))))
 
 
 def choose_sigmoid(batch_size: int, vocab_size: int) -> Config:
@@ -108,9 +116,9 @@ def in_lanes(count: int) -> int:
     return -(-count // THREADS) * THREADS
 
 
-def _cluster(most: int, vocab_size: int) -> int:
+def _cluster(room: int, vocab_size: int, most: int = CLUSTERS[0]) -> int:
     """The largest cluster of at most so many blocks, each with a tile at least."""
-    return next((c for c in CLUSTERS if c <= most and c * TILE <= vocab_size), 1)
+    return next((c for c in CLUSTERS if c <= min(room, most) and c * TILE <= vocab_size), 1)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -64,15 +64,14 @@ def verify_token(
     operands = make_operands(
         target_logits, target_filter, draft_logits, draft_filter, log_normalizers, tokens, accept, emit
     )
-    chosen = config.choose(batch_size, num_draft, vocab_size)
+    # The draft's rows are read with the target's, or where normalizers were handed over not at all.
+    read_beside = operands.draft if operands.normalizers is None else None
+    chosen = config.choose(batch_size, num_draft, vocab_size, read_beside is not None)
     early_exit = chosen.early_exit and num_draft > 0
     groups = groups_of(operands, vocab_size, chosen)
     lines, partials = (functools.partial(room, batch_size, num_rows) for room in (launching.lines, launching.partials))
     room_of = lines if early_exit else partials
-    # The draft's rows are read with the target's, or where normalizers were handed over not at all.
-    draft = None
-    if operands.draft is not None and operands.normalizers is None:
-        draft = room_of(operands.draft.dtype, vocab_size)
+    draft = None if read_beside is None else room_of(read_beside.dtype, vocab_size)
     of_target = operands.target.dtype, vocab_size
     apart = (None, None) if early_exit else (lines(*of_target), launching.counters(batch_size))
     known = Known(room_of(*of_target), draft, apart[0], launching.facts(batch_size, num_rows), apart[1])

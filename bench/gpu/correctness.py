@@ -138,6 +138,8 @@ CASES = {
     "B256 K4 V151936 normalizers": lambda: plain(256, 4, 151936, kind="normalizers"),
     "B8 V151936, 300 calls": lambda: again(8, 4, 151936),
     "B64 V151936, 300 calls": lambda: again(64, 4, 151936),
+    "B64 K8 V151936 normalizers": lambda: plain(64, 8, 151936, kind="normalizers"),
+    "B256 K1 V32000 normalizers": lambda: plain(256, 1, 32000, kind="normalizers"),
     "B1 V151936 normalizers": lambda: plain(1, 4, 151936, kind="normalizers"),
     "unusable normalizers": unusable,
     "one draft": lambda: plain(16, 1, 50257),

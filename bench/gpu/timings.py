@@ -148,13 +148,13 @@ def make_sets(point, make_one):
 
 def contenders(point):
     """Names and functions for one point; a function of its own for each, so that none is a trace of another."""
-    batch_size, _, vocab_size, _, kind = point
+    batch_size, num_draft, vocab_size, _, kind = point
     names = [n for n in CORES if kind == "logits" or not n.startswith("paper")]
     names = [n for n in names if kind == "normalizers" or not n.startswith("sigmoid")]
     found: dict[str, Any] = {name: (CORES[name], None) for name in names}
     if vocab_size == VOCABULARIES[0] and kind == "normalizers":
         for variant in VARIANTS[batch_size]:
-            if variant != config.choose(*point[:3]):
+            if variant != config.choose(batch_size, num_draft, vocab_size, kind == "logits"):
                 name = f"kernel, {variant.blocks} blocks{', early exit' * variant.early_exit}"
                 found[name] = lambda *args: pallas.verify_token(*args), variant
     return found
