@@ -10,8 +10,9 @@ from jax.experimental import pallas as pl
 from pallas_kernels import _config as config
 from pallas_kernels import _rows as rows
 from pallas_kernels import _sums as summing
+from pallas_kernels import _waits as waits
 from pallas_kernels._acceptance import Acceptance
-from pallas_kernels._launch import Flags, Known, Tables, wait_for_last
+from pallas_kernels._launch import Flags, Known, Tables
 
 
 class _State(NamedTuple):
@@ -47,7 +48,7 @@ class Decision(Acceptance):
         if self.early_exit:
             row = self._read_up_to_rejection(largest_normalizer)
         else:
-            wait_for_last()
+            waits.wait_for_last()
             row = self._decide()
         self._emit(self._at(row))
 

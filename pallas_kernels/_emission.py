@@ -15,7 +15,8 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from pallas_kernels import _config as config
 from pallas_kernels import _rows as rows
 from pallas_kernels import _sums as summing
-from pallas_kernels._launch import Arrivals, Operands, Results, arrive, meet_cluster, meet_threads
+from pallas_kernels import _waits as waits
+from pallas_kernels._launch import Operands, Results
 from pallas_kernels._sequence import Sequence
 
 
@@ -36,7 +37,7 @@ class Emission(Sequence):
     Attributes:
       results: Of all sequences.
       room: Shared memory to search in.
-      meeting: Where the blocks of the sequence meet: `Arrivals`, or a cluster's barrier.
+      meeting: Where the blocks of the sequence meet: `waits.Arrivals`, or a cluster's barrier.
       num_blocks: Blocks of the sequence; `block` is the number of this one. The first one writes drafts.
       groups: Of tiles.
       emit: The two uniforms of the token that is emitted.
@@ -71,11 +72,11 @@ class Emission(Sequence):
     def meet(self) -> jax.Array:
         """Whether this block emits: the one that goes on alone, and sees what all of the sequence wrote."""
         if self.num_blocks == 1:
-            meet_threads()
-        elif isinstance(self.meeting, Arrivals):
-            return arrive(self.meeting, self.sequence, self.num_blocks)
+            waits.meet_threads()
+        elif isinstance(self.meeting, waits.Arrivals):
+            return waits.arrive(self.meeting, self.sequence, self.num_blocks)
         else:
-            meet_cluster(self.meeting)
+            waits.meet_cluster(self.meeting)
         return self.is_last
 
     def share(self, count: int, fn: Any):
@@ -138,7 +139,7 @@ class Emission(Sequence):
             return carry
 
         lax.fori_loop(0, self.groups.count, one, jnp.int32(0))
-        meet_threads()
+        waits.meet_threads()
 
     def lanes(self, ref: Any, at: tuple[Any, ...]) -> jax.Array:
         """A row of a small array, one element or a few a thread."""

@@ -10,9 +10,10 @@ from jaxtyping import Array, Float, Int
 
 from pallas_kernels import _config as config
 from pallas_kernels import _launch as launching
+from pallas_kernels import _waits as waits
 from pallas_kernels._decision import Decision
 from pallas_kernels._emission import groups_of
-from pallas_kernels._launch import Arrivals, Filter, Flags, Known, Operands, make_operands
+from pallas_kernels._launch import Filter, Flags, Known, Operands, make_operands
 from pallas_kernels._sequence import Sequence
 
 
@@ -82,13 +83,13 @@ def verify_token(
         out, scratch = made
         tables, room, number = shared
         known = scratch if early_exit else read
-        meeting = barrier if early_exit else Arrivals(known.counters, number)
+        meeting = barrier if early_exit else waits.Arrivals(known.counters, number)
         place = room, meeting, vocab_size, groups, chosen.blocks
         sequence: Any = Decision(operands, out, *place, known=known, tables=tables, early_exit=early_exit, flags=flags)
         sequence.run(largest_normalizer)
 
     made = launching.results(batch_size, num_draft, groups.num_slots), known if early_exit else None
-    shared = launching.tables(num_rows), launching.room_to_search(groups.num_slots), launching.number()
+    shared = launching.tables(num_rows), launching.room_to_search(groups.num_slots), waits.number()
     grid, cluster = {"sequence": batch_size}, chosen.blocks
     if not early_exit:
         grid, cluster = grid | {"block": chosen.blocks}, None
@@ -106,7 +107,7 @@ def _read(operands: Operands, num_rows: int, room: Known, vocab_size: int, large
 
     def body(operands, known, shared, barrier):
         del shared, barrier
-        launching.start_next()
+        waits.start_next()
         sequence = Sequence(operands, vocab_size)
         slot, chunk = lax.axis_index("row"), lax.axis_index("chunk")
 

@@ -129,9 +129,10 @@ def describe(fn, args, elements, compile_fn, folder, disassembler):
             if before:
                 spans.append([op for ops in stretches[before[-1] : i + 1] for op in ops])
         body = min(spans, key=len) if spans else []
-        # A group of tiles of what emits is read and weighed in one stretch, the first that holds a few of them.
-        groups = [ops for ops in stretches if ops.count("MUFU.EX2") >= 24 and _count(ops, "LD.E") > 4]
-        group = groups[0] if groups else []
+        # A group of tiles of what emits is read and weighed in one stretch: the first with wide loads, or of elements.
+        groups = [ops for ops in stretches if ops.count("MUFU.EX2") >= 16 and _count(ops, "LD.E") >= 2]
+        wide = [ops for ops in groups if _count(ops, "LD.E.128") + _count(ops, "LD.E.U16") >= 2]
+        group = next(iter([*wide, *groups]), [])
         yield {
             "registers": int(re.findall(r"Used (\d+) registers", log)[0]),
             "spilled": sum(map(int, re.findall(r"(\d+) bytes spill", log))),

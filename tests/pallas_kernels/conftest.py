@@ -4,7 +4,7 @@ import kernel_cases as cases
 import pytest
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from pallas_kernels import _emission, _launch
+from pallas_kernels import _waits
 
 
 def meet_cluster(barrier):
@@ -26,9 +26,9 @@ def interpreted(monkeypatch):
     # The interpreter knows no assembly. It runs one launch after the other, and in a grid one block or cluster after
     # the other: no counter is raced for, and blocks of a cluster meet at a barrier that it knows.
     monkeypatch.setattr(plgpu, "griddepcontrol_wait", lambda: None)
-    monkeypatch.setattr(_launch, "cluster_barrier", lambda: [plgpu.ClusterBarrier(collective_axes=("block",))])
-    monkeypatch.setattr(_emission, "meet_cluster", meet_cluster)
-    monkeypatch.setattr(_emission, "arrive", arrive)
+    monkeypatch.setattr(_waits, "cluster_barrier", lambda: [plgpu.ClusterBarrier(collective_axes=("block",))])
+    monkeypatch.setattr(_waits, "meet_cluster", meet_cluster)
+    monkeypatch.setattr(_waits, "arrive", arrive)
 
     def interpreted(**params):
         return plgpu.force_gpu_interpret_mode(plgpu.InterpretGPUParams(inline_mgpu="ignore", **params))
