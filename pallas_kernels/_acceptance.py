@@ -73,7 +73,9 @@ class Acceptance(Emission):
         known, count, rate = getattr(self.known, of), self.num_chunks(of), self.rate(of)
 
         def each(room):
-            one = functools.partial(self._of_chunk, room)
+            def one(chunk):
+                return self.lanes(room, (self.sequence, chunk))
+
             # All are asked for before the first is needed.
             return [one(i) for i in range(count)].__getitem__ if count <= MAX_UNROLLED else one
 
@@ -85,9 +87,6 @@ class Acceptance(Emission):
         firsts = each(known.first)
         first = _fold(count, jnp.minimum, lambda i: jnp.where(tops(i) == top, firsts(i), rows.NOWHERE))
         return _greedy_mass(top, log_sum, first, is_greedy)
-
-    def _of_chunk(self, room: Any, chunk: Any) -> jax.Array:
-        return self.lanes(room, (self.sequence, chunk))
 
     def _mass_of_line(self, row: Any, of: str, is_greedy: Any) -> _Mass:
         """Of one row, from its chunks."""

@@ -47,8 +47,11 @@ READING = 6
 CLUSTERS = 16, 8, 4, 2
 """Blocks of a cluster, from as many as the hardware lets wait for each other."""
 
-CHUNK_TILES = 8
+CHUNK_TILES = MAX_LOADS * THREADS * VECTOR_BYTES // (2 * TILE)
 """Tiles of a chunk of elements of 2 bytes."""
+
+EARLY_EXIT_CLUSTER = 8
+"""The largest cluster with early exit that was the fastest anywhere."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +82,7 @@ def choose(batch_size: int, num_draft: int, vocab_size: int, reads_draft: bool =
     saves less: 193 for 168 at B 256, K 2, 285 for 273 at K 4 (float32: 441 for 550) and 429 for 483 at K 8.
     """
     room = FINISHING * PROCESSORS
-    cluster = _cluster(room // max(batch_size, 1), vocab_size, most=8)
+    cluster = _cluster(min(room // max(batch_size, 1), EARLY_EXIT_CLUSTER), vocab_size)
     full = batch_size >= PROCESSORS and num_draft >= (4 if reads_draft else 1)
     # Before that where rows are long enough to be read by more blocks.
     chunks_each = -(-num_tiles(vocab_size) // (CHUNK_TILES * cluster))
@@ -116,9 +119,9 @@ def in_lanes(count: int) -> int:
     return -(-count // THREADS) * THREADS
 
 
-def _cluster(room: int, vocab_size: int, most: int = CLUSTERS[0]) -> int:
+def _cluster(most: int, vocab_size: int) -> int:
     """The largest cluster of at most so many blocks, each with a tile at least."""
-    return next((c for c in CLUSTERS if c <= min(room, most) and c * TILE <= vocab_size), 1)
+    return next((c for c in CLUSTERS if c <= most and c * TILE <= vocab_size), 1)
 
 
 @dataclasses.dataclass(frozen=True)

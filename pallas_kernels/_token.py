@@ -74,9 +74,13 @@ def verify_token(
     room_of = lines if early_exit else partials
     draft = None if read_beside is None else room_of(read_beside.dtype, vocab_size)
     of_target = operands.target.dtype, vocab_size
-    apart = (None, None) if early_exit else (lines(*of_target), launching.counters(batch_size))
-    known = Known(room_of(*of_target), draft, apart[0], launching.facts(batch_size, num_rows), apart[1])
-    read = None if early_exit else _read(operands, num_rows, known, vocab_size, largest_normalizer)
+    known = Known(room_of(*of_target), draft, None, launching.facts(batch_size, num_rows), None)
+    read = None
+    grid, cluster = {"sequence": batch_size}, chosen.blocks
+    if not early_exit:
+        known = known._replace(lines=lines(*of_target), counters=launching.counters(batch_size))
+        read = _read(operands, num_rows, known, vocab_size, largest_normalizer)
+        grid, cluster = grid | {"block": chosen.blocks}, None
 
     def finish(given, made, shared, barrier):
         operands, read = given
@@ -90,9 +94,6 @@ def verify_token(
 
     made = launching.results(batch_size, num_draft, groups.num_slots), known if early_exit else None
     shared = launching.tables(num_rows), launching.room_to_search(groups.num_slots), waits.number()
-    grid, cluster = {"sequence": batch_size}, chosen.blocks
-    if not early_exit:
-        grid, cluster = grid | {"block": chosen.blocks}, None
     out, _ = launching.launch(finish, (operands, read), made, grid, cluster, shared)
     return TokenResult(out.tokens, out.num_accepted, out.log_probs, out.accept_prob[:, :num_draft], out.status)
 

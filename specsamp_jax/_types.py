@@ -69,7 +69,7 @@ class Verification(NamedTuple):
       log_probs: log p of each emitted token under the filtered target, 0 at padding, -inf for a token
         emitted from a degenerate row.
       accept_prob: min(1, p/q) at each drafted token, 0 where nothing was drafted. The GPU kernel reads no row past
-        the first rejection where the batch is large (from 64 rows of 8 drafts or 132 of any on), and is 0 there too.
+        the first rejection where the batch is large (512 drafts in 64 rows or more, or 132 rows), and is 0 there too.
       status: 0, or a sum of `DEGENERATE_TARGET`, `DEGENERATE_DRAFT` and `EMPTY_RESIDUAL`. Only rows that
         had a part in the result count: those up to and including the one that emitted the last token.
     """

@@ -69,6 +69,10 @@ def plain(batch_size, num_draft, vocab_size, dtype=jnp.bfloat16, kind="logits", 
     return compare(make(jax.random.key(seed), batch_size, num_draft, vocab_size, dtype, kind))
 
 
+def plain_sigmoid(batch_size, vocab_size, dtype=jnp.bfloat16, kind="logits"):
+    return compare(make(jax.random.key(3), batch_size, 4, vocab_size, dtype, kind), sigmoid_kernel, sigmoid_core)
+
+
 def edges():
     """Filters, greedy rows, ragged rows, degenerate rows, all in one batch of 50,257."""
     target, _, draft, _, uniforms = make(jax.random.key(1), 12, 3, 50257, jnp.bfloat16, "logits")
@@ -144,16 +148,10 @@ CASES = {
     "unusable normalizers": unusable,
     "one draft": lambda: plain(16, 1, 50257),
     "no drafts": lambda: plain(16, 0, 51864, kind="one_hot"),
-    "sigmoid B64 V50257": lambda: compare(
-        make(jax.random.key(3), 64, 4, 50257, jnp.bfloat16, "logits"), sigmoid_kernel, sigmoid_core
-    ),
+    "sigmoid B64 V50257": lambda: plain_sigmoid(64, 50257),
     "B256 K8 V32000 f16": lambda: plain(256, 8, 32000, jnp.float16),
-    "sigmoid B1 V151936": lambda: compare(
-        make(jax.random.key(3), 1, 4, 151936, jnp.bfloat16, "logits"), sigmoid_kernel, sigmoid_core
-    ),
-    "sigmoid B256 V151936 f32": lambda: compare(
-        make(jax.random.key(3), 256, 4, 151936, jnp.float32, "normalizers"), sigmoid_kernel, sigmoid_core
-    ),
+    "sigmoid B1 V151936": lambda: plain_sigmoid(1, 151936),
+    "sigmoid B256 V151936 f32": lambda: plain_sigmoid(256, 151936, jnp.float32, "normalizers"),
     "B3 V1999999": lambda: plain(3, 2, 1999999),
     "B64 V51865 f32": lambda: plain(64, 4, 51865, jnp.float32),
     "B64 V128256 one-hot": lambda: plain(64, 4, 128256, kind="one_hot"),

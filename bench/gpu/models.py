@@ -155,7 +155,7 @@ def verification_sets(vocab_size: int, batch_size: int) -> list[tuple]:
         draft = ss.Draft(tokens, logits, None, jax.nn.logsumexp(logits, axis=-1))
         return jax.random.split(keys[3], batch_size), target, draft
 
-    return [make(jax.random.key(i)) for i in range(int(min(64, max(2, -(-timings.ROTATED // size)))))]
+    return [make(jax.random.key(i)) for i in range(timings.num_sets(size))]
 
 
 def compare(name: str, modules: list[Any], batch_size: int, pool) -> list[dict[str, Any]]:

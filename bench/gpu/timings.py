@@ -133,17 +133,25 @@ def measure_host(fn, sets, rounds):
 
 
 def maker(point):
-    """The function that makes the inputs of one point, compiled."""
-    fn = functools.partial(make, **dict(zip(NAMES, point, strict=True)))
-    return jax.jit(fn).lower(jax.eval_shape(lambda: jax.random.key(0))).compile()
+    """The function of a key that makes the inputs of one point."""
+    return functools.partial(make, **dict(zip(NAMES, point, strict=True)))
+
+
+def compiled_maker(point):
+    """The same compiled, so that the GPU does not wait for it."""
+    return jax.jit(maker(point)).lower(jax.eval_shape(lambda: jax.random.key(0))).compile()
+
+
+def num_sets(size):
+    """How many inputs of so many bytes do not fit the L2."""
+    return int(min(64, max(2, -(-ROTATED // size))))
 
 
 def make_sets(point, make_one):
     """As many inputs as do not fit the L2."""
     batch_size, num_draft, vocab_size, dtype, _ = point
     size = batch_size * (2 * num_draft + 1) * vocab_size * jnp.dtype(dtype).itemsize
-    count = int(min(64, max(2, -(-ROTATED // size))))
-    return [make_one(jax.random.key(i)) for i in range(count)]
+    return [make_one(jax.random.key(i)) for i in range(num_sets(size))]
 
 
 def contenders(point):
@@ -162,8 +170,7 @@ def contenders(point):
 
 def compiled(point, wanted):
     """The contenders compiled, as many at a time as the machine has cores."""
-    fn = functools.partial(make, **dict(zip(NAMES, point, strict=True)))
-    args = jax.eval_shape(fn, jax.random.key(0))
+    args = jax.eval_shape(maker(point), jax.random.key(0))
     lowered = {}
     choose = config.choose
     for name, (fn, variant) in wanted.items():
@@ -194,7 +201,7 @@ def main():
         wanted = contenders(point)
         if measure_fn is measure_host:
             wanted = {name: wanted[name] for name in ("kernel", "xla")}
-        make_one = POOL.submit(maker, point)
+        make_one = POOL.submit(compiled_maker, point)
         programs = compiled(point, wanted)
         programs = {name: program.result() for name, program in programs.items()}
         make_one = make_one.result()
