@@ -15,9 +15,9 @@ from flax import nnx
 
 import specsamp_jax as ss
 from specsamp_jax.models import load_module, save_checkpoint
-from specsamp_jax.models.whisper import Whisper, WhisperConfig, decoder_model, encode
-from specsamp_jax.models.whisper_checkpoint import share_encoder
-from specsamp_jax.models.whisper_settings import load_settings
+from specsamp_jax.models.whisper.checkpoint import share_encoder
+from specsamp_jax.models.whisper.model import Whisper, WhisperConfig, decoder_model, encode
+from specsamp_jax.models.whisper.settings import load_settings
 
 NUM_DRAFT, MAX_NEW_TOKENS = 5, 128
 GOAL = 2.0  # times the tokens a second of transformers' assisted generation, at batch 1, of decoding

@@ -15,10 +15,10 @@ from timing import Contender, Peers, alternate, jax_contender, spread, summary
 from tokenizers import Tokenizer
 
 import specsamp_jax as ss
-from specsamp_jax import corpus
+from specsamp_jax.cli import docstrings
 from specsamp_jax.models import load_checkpoint
 
-ASSETS = corpus.TOKENIZER_FILE.parent
+ASSETS = docstrings.TOKENIZER_FILE.parent
 PROMPT_LENGTH, MAX_NEW_TOKENS, NUM_DRAFT = 32, 128, 4
 
 
@@ -48,9 +48,9 @@ def load_pair(folder: Path = ASSETS) -> Pair:
 
 def held_out_prompts(num: int, batch_size: int) -> list[np.ndarray]:
     """`num` prompts `[B, 32]`: beginnings of held-out docstrings, chosen at random, the end token first."""
-    tokenizer = Tokenizer.from_file(str(corpus.TOKENIZER_FILE))
-    texts = [document.text for document in corpus.without_duplicates(corpus.held_out_docstrings())]
-    end = tokenizer.token_to_id(corpus.END_TOKEN)
+    tokenizer = Tokenizer.from_file(str(docstrings.TOKENIZER_FILE))
+    texts = list(dict.fromkeys(document.text for document in docstrings.held_out_docstrings()))
+    end = tokenizer.token_to_id(docstrings.END_TOKEN)
     rows = [[end, *encoding.ids] for encoding in tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
     rows = np.array([row[:PROMPT_LENGTH] for row in rows if len(row) > PROMPT_LENGTH], np.int32)
     chosen = np.random.default_rng(0).choice(len(rows), (num, batch_size), replace=num * batch_size > len(rows))

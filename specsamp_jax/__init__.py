@@ -1,19 +1,5 @@
 """Exact, batched speculative sampling in JAX: the sampling step, the decoding loop, and its proof."""
 
-from specsamp_jax._atoms import accept_prob as accept_prob
-from specsamp_jax._atoms import acceptance_rate as acceptance_rate
-from specsamp_jax._atoms import expected_num_tokens as expected_num_tokens
-from specsamp_jax._atoms import residual_logits as residual_logits
-from specsamp_jax._decode import generate as generate
-from specsamp_jax._decode import stream as stream
-from specsamp_jax._drafters import Drafter as Drafter
-from specsamp_jax._drafters import ModelDrafter as ModelDrafter
-from specsamp_jax._drafters import NGramDrafter as NGramDrafter
-from specsamp_jax._num_draft import HeuristicNumDraft as HeuristicNumDraft
-from specsamp_jax._step import DecodeState as DecodeState
-from specsamp_jax._step import StepInfo as StepInfo
-from specsamp_jax._step import init as init
-from specsamp_jax._step import step as step
 from specsamp_jax._types import DEGENERATE_DRAFT as DEGENERATE_DRAFT
 from specsamp_jax._types import DEGENERATE_TARGET as DEGENERATE_TARGET
 from specsamp_jax._types import EMPTY_RESIDUAL as EMPTY_RESIDUAL
@@ -24,6 +10,20 @@ from specsamp_jax._types import Model as Model
 from specsamp_jax._types import SamplingParams as SamplingParams
 from specsamp_jax._types import Stats as Stats
 from specsamp_jax._types import Verification as Verification
-from specsamp_jax._verify import sample as sample
-from specsamp_jax._verify import verify as verify
-from specsamp_jax._verify import verify_sigmoid as verify_sigmoid
+from specsamp_jax.decoding.drafters import Drafter as Drafter
+from specsamp_jax.decoding.drafters import ModelDrafter as ModelDrafter
+from specsamp_jax.decoding.drafters import NGramDrafter as NGramDrafter
+from specsamp_jax.decoding.generate import generate as generate
+from specsamp_jax.decoding.generate import stream as stream
+from specsamp_jax.decoding.num_draft import HeuristicNumDraft as HeuristicNumDraft
+from specsamp_jax.decoding.step import DecodeState as DecodeState
+from specsamp_jax.decoding.step import StepInfo as StepInfo
+from specsamp_jax.decoding.step import init as init
+from specsamp_jax.decoding.step import step as step
+from specsamp_jax.rules.verify import verify as verify
+from specsamp_jax.rules.verify import verify_sigmoid as verify_sigmoid
+from specsamp_jax.sampling.atoms import accept_prob as accept_prob
+from specsamp_jax.sampling.atoms import acceptance_rate as acceptance_rate
+from specsamp_jax.sampling.atoms import expected_num_tokens as expected_num_tokens
+from specsamp_jax.sampling.atoms import residual_logits as residual_logits
+from specsamp_jax.sampling.draw import sample as sample

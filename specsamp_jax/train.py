@@ -10,8 +10,8 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from specsamp_jax._atoms import acceptance_rate
-from specsamp_jax._filters import wide
+from specsamp_jax.sampling.atoms import acceptance_rate
+from specsamp_jax.sampling.reduce import wide
 
 
 def next_token_loss(logits: Float[Array, "B T V"], tokens: Int[Array, "B T1"]) -> Float[Array, "B T"]:

@@ -2,6 +2,7 @@
 
 import os
 
+import jax
 import numpy as np
 import oracle
 import pytest
@@ -36,3 +37,13 @@ def assert_law():
         assert p_value > FALSE_ALARM
 
     return assert_law
+
+
+# Of a module: a fixture that lasts longer would reach tests that count bits, which must be optimised.
+@pytest.fixture(scope="module")
+def compiled_quickly():
+    """Optimises compiled programs less: small models run for a moment and compile for seconds."""
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)

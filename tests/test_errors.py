@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 import specsamp_jax as ss
-from specsamp_jax import _checks, _streams, _verify
+from specsamp_jax import _checks
+from specsamp_jax.rules import verify as verify_module
+from specsamp_jax.sampling import draw, streams
 
 B, K, V = 2, 3, 5
 KEY = jax.random.key(0)
@@ -21,7 +23,7 @@ LOGITS = jnp.zeros((B, K, V))
 @pytest.fixture(autouse=True)
 def _unchecked(monkeypatch):
     """Without the types that only tests check: a caller meets the sentences of the library."""
-    for module in (_checks, _streams, _verify):
+    for module in (_checks, streams, draw, verify_module):
         for name, fn in inspect.getmembers(module, inspect.isfunction):
             monkeypatch.setattr(module, name, inspect.unwrap(fn))
 

@@ -21,15 +21,15 @@ import jax.numpy as jnp
 import numpy as np
 from inputs import make
 
-from specsamp_jax._filters import Filter, make_filter
-from specsamp_jax._rules import _steps as steps
-from specsamp_jax._rules import pallas, sigmoid, token
 from specsamp_jax._types import Draft, SamplingParams
+from specsamp_jax.rules import emit as steps
+from specsamp_jax.rules import kernels, sigmoid, token
+from specsamp_jax.sampling.filters import Filter, make_filter
 
-kernel, core = jax.jit(pallas.verify_token), jax.jit(token.verify_token)
+kernel, core = jax.jit(kernels.verify_token), jax.jit(token.verify_token)
 
 WIDE = {"alpha": -1e4, "beta": 1e4}
-sigmoid_kernel = jax.jit(functools.partial(pallas.verify_sigmoid, **WIDE))
+sigmoid_kernel = jax.jit(functools.partial(kernels.verify_sigmoid, **WIDE))
 sigmoid_core = jax.jit(functools.partial(sigmoid.verify_sigmoid, **WIDE))
 
 PROCESSES = 8
@@ -102,7 +102,7 @@ def law(vocab_size=32000, batch_size=1024, calls=48):
             jax.random.uniform(keys[1], (batch_size, 1)), jax.random.uniform(keys[2], (batch_size, 2))
         )
         draft = Draft(tokens.astype(jnp.int32), logits)
-        return pallas.verify_token(target, Filter(), draft, Filter(), uniforms).tokens[:, 0]
+        return kernels.verify_token(target, Filter(), draft, Filter(), uniforms).tokens[:, 0]
 
     for call in range(calls):
         tokens = np.asarray(draw(jax.random.key(100 + call)))

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import specsamp_jax as ss
-from specsamp_jax.pair import load_pair
+from specsamp_jax.cli.pair import load_pair
 
 
 def main() -> None:

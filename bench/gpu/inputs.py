@@ -5,9 +5,9 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from specsamp_jax._filters import Filter
-from specsamp_jax._rules import _steps as steps
 from specsamp_jax._types import Draft
+from specsamp_jax.rules import emit as steps
+from specsamp_jax.sampling.filters import Filter
 
 NOISE = 0.5
 """Two normal logits apart by this much share 2 Phi(-NOISE / 2) = .80 of their mass."""

@@ -27,19 +27,19 @@ import paper
 from inputs import make
 
 from pallas_kernels import _config as config
-from specsamp_jax._rules import pallas, sigmoid, token
+from specsamp_jax.rules import kernels, sigmoid, token
 
 ROTATED = 240e6
 """Bytes of inputs in rotation: four times the L2."""
 
 WIDE = {"alpha": -1e4, "beta": 1e4}
 CORES = {
-    "kernel": pallas.verify_token,
+    "kernel": kernels.verify_token,
     "xla": token.verify_token,
     "paper's baseline": paper.baseline,
     "paper's exact": paper.exact,
     # What is decided, without log_probs: those read all rows.
-    "sigmoid kernel": lambda *args: pallas.verify_sigmoid(*args, **WIDE)[:2],
+    "sigmoid kernel": lambda *args: kernels.verify_sigmoid(*args, **WIDE)[:2],
     "sigmoid xla": lambda *args: sigmoid.verify_sigmoid(*args, **WIDE)[:2],
 }
 VOCABULARIES = 151936, 32000, 51864, 128256, 256000
@@ -164,7 +164,7 @@ def contenders(point):
         for variant in VARIANTS[batch_size]:
             if variant != config.choose(batch_size, num_draft, vocab_size, kind == "logits"):
                 name = f"kernel, {variant.blocks} blocks{', early exit' * variant.early_exit}"
-                found[name] = lambda *args: pallas.verify_token(*args), variant
+                found[name] = lambda *args: kernels.verify_token(*args), variant
     return found
 
 

@@ -11,10 +11,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from specsamp_jax.models._config import DecoderConfig
-from specsamp_jax.models._decoder import Angles, Block, Decoder
-from specsamp_jax.models._layers import RMSNorm
 from specsamp_jax.models.cache import LayerCache
+from specsamp_jax.models.config import DecoderConfig
+from specsamp_jax.models.decoder import Angles, Block, Decoder
+from specsamp_jax.models.layers import RMSNorm
 
 _REQUIRED = {
     # "gelu" in Gemma's first files means the approximation, too.

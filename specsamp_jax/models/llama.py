@@ -7,10 +7,10 @@ Its block is the one of the other families; what is its own are the settings it 
 import dataclasses
 from typing import ClassVar
 
-from specsamp_jax.models._config import DecoderConfig
-from specsamp_jax.models._decoder import Decoder
-from specsamp_jax.models._decoder import checkpoint_layout as checkpoint_layout
-from specsamp_jax.models._slots import Slot as Slot
+from specsamp_jax.models.checkpoints.slots import Slot as Slot
+from specsamp_jax.models.config import DecoderConfig
+from specsamp_jax.models.decoder import Decoder
+from specsamp_jax.models.decoder import checkpoint_layout as checkpoint_layout
 
 _REQUIRED = {"hidden_act": ("silu",), "attention_bias": (False,), "mlp_bias": (False,), "quantization_config": (None,)}
 

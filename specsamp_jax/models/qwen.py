@@ -6,8 +6,8 @@ Source: Yang et al., 2024, arXiv 2407.10671; Yang et al., 2025, arXiv 2505.09388
 import dataclasses
 from typing import Any, ClassVar
 
-from specsamp_jax.models._config import DecoderConfig
-from specsamp_jax.models._decoder import Block, Decoder
+from specsamp_jax.models.config import DecoderConfig
+from specsamp_jax.models.decoder import Block, Decoder
 
 _REQUIRED = {"hidden_act": ("silu",), "use_sliding_window": (False,), "quantization_config": (None,)}
 # Without use_sliding_window these do nothing.

@@ -29,7 +29,7 @@ def vocab_size(model: Model) -> int:
     """Returns how many logits the model has; nothing is computed.
 
     Example:
-      >>> from specsamp_jax.pair import load_pair
+      >>> from specsamp_jax.cli.pair import load_pair
       >>> vocab_size(load_pair().drafter)
       4096
     """
@@ -59,7 +59,7 @@ def with_vocab_size(model: Model, size: int) -> Model:
       ValueError: `size` is below 1.
 
     Example:
-      >>> from specsamp_jax.pair import load_pair
+      >>> from specsamp_jax.cli.pair import load_pair
       >>> token, drafter = jnp.zeros((1, 1), jnp.int32), with_vocab_size(load_pair().drafter, 4100)
       >>> logits, _ = drafter.apply_fn(drafter.params, token, token, drafter.init_cache_fn(1, 1))
       >>> logits.shape, logits[0, 0, 4096:].tolist()

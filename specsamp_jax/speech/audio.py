@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float
 
-from specsamp_jax.models.whisper_features import SAMPLE_RATE, checked
+from specsamp_jax.models.whisper.features import SAMPLE_RATE, checked
 
 _PCM, _FLOAT, _EXTENSIBLE = 1, 3, 0xFFFE  # format tags
 _UNKNOWN_SIZE = 0xFFFFFFFF  # of data written to a pipe

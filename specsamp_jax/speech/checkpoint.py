@@ -10,9 +10,9 @@ from tokenizers import Tokenizer
 
 from specsamp_jax._files import read_json
 from specsamp_jax.models import load_module
-from specsamp_jax.models.whisper import Whisper
-from specsamp_jax.models.whisper_features import HOP, SAMPLE_RATE
-from specsamp_jax.models.whisper_settings import WhisperSettings, load_settings
+from specsamp_jax.models.whisper.features import HOP, SAMPLE_RATE
+from specsamp_jax.models.whisper.model import Whisper
+from specsamp_jax.models.whisper.settings import WhisperSettings, load_settings
 
 
 class Speech(NamedTuple):

@@ -9,16 +9,16 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
-from specsamp_jax import _streams
-from specsamp_jax._decode import generate
-from specsamp_jax._drafters import Drafter
-from specsamp_jax._num_draft import NumDraft, compiled_lengths
-from specsamp_jax._step import VerifyFn
 from specsamp_jax._types import Model, SamplingParams, Stats
-from specsamp_jax._verify import verify
-from specsamp_jax.models.whisper import decoder_model, encode
-from specsamp_jax.models.whisper_checkpoint import share_encoder
-from specsamp_jax.models.whisper_features import HOP, SAMPLE_RATE, checked
+from specsamp_jax.decoding.drafters import Drafter
+from specsamp_jax.decoding.generate import generate
+from specsamp_jax.decoding.num_draft import NumDraft, compiled_lengths
+from specsamp_jax.decoding.step import VerifyFn
+from specsamp_jax.models.whisper.checkpoint import share_encoder
+from specsamp_jax.models.whisper.features import HOP, SAMPLE_RATE, checked
+from specsamp_jax.models.whisper.model import decoder_model, encode
+from specsamp_jax.rules.verify import verify
+from specsamp_jax.sampling import streams
 from specsamp_jax.speech.checkpoint import Speech
 from specsamp_jax.speech.windows import FixedWindows, Piece, SlidingWindows
 
@@ -128,7 +128,7 @@ def transcribe(
     if isinstance(draft, Speech):
         check_pair(target, draft)
         share_encoder(target.module, draft.module)
-    keys = _streams.row_keys(key, len(waveforms))
+    keys = streams.row_keys(key, len(waveforms))
     sounds = [_sound(f"waveforms[{i}]", waveform, target, timestamps) for i, waveform in enumerate(waveforms)]
 
     languages = [language] * len(sounds)
@@ -149,7 +149,7 @@ def transcribe(
                 languages[i] = languages[i] or code
         prompts = np.array([settings.prompt(language=languages[i], task=task, timestamps=timestamps) for i in rows])
         result = generate(
-            _streams.fold_in(keys[rows], jnp.asarray(starts)),
+            streams.fold_in(keys[rows], jnp.asarray(starts)),
             prompts,
             target=model,
             draft=_drafter(target, draft, features, states),

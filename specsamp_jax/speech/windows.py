@@ -5,8 +5,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
-from specsamp_jax.models.whisper import WhisperConfig
-from specsamp_jax.models.whisper_features import HOP, log_mel
+from specsamp_jax.models.whisper.features import HOP, log_mel
+from specsamp_jax.models.whisper.model import WhisperConfig
 
 STEP = 2
 """Frames a timestamp: 0.02 s."""

@@ -32,7 +32,7 @@ class TextStream:
         but a word that follows them begins with its space. None for a text of its own, such as a reply in a chat.
 
     Example:
-      >>> from specsamp_jax.pair import load_pair
+      >>> from specsamp_jax.cli.pair import load_pair
       >>> tokenizer = load_pair().tokenizer
       >>> tokens = tokenizer.encode("two 日").ids
       >>> stream = TextStream(tokenizer)

@@ -106,7 +106,7 @@ def load_tokenizer(path: str | os.PathLike[str]) -> CheckpointTokenizer:
       ValueError: A file is missing or broken.
 
     Example:
-      >>> from specsamp_jax.pair import ASSETS
+      >>> from specsamp_jax.cli.pair import ASSETS
       >>> tokenizer = load_tokenizer(ASSETS)
       >>> tokenizer.encode("Return the"), tokenizer.decode([0, 843, 269])
       ([0, 843, 269], 'Return the')

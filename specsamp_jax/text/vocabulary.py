@@ -17,7 +17,7 @@ def check_vocabularies(target: Tokenizer, draft: Tokenizer) -> None:
       ValueError: The vocabularies differ, with the first id where they do.
 
     Example:
-      >>> from specsamp_jax.pair import load_pair
+      >>> from specsamp_jax.cli.pair import load_pair
       >>> tokenizer = load_pair().tokenizer
       >>> check_vocabularies(tokenizer, tokenizer)
     """

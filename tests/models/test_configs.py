@@ -9,7 +9,7 @@ import pytest
 from small_llama import SIZES
 
 from specsamp_jax.models import Gemma2Config, GemmaConfig, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
-from specsamp_jax.models._rotary import LinearScaling, Llama3Scaling, rotary_angles
+from specsamp_jax.models.rotary import LinearScaling, Llama3Scaling, rotary_angles
 
 LLAMA3 = {
     "factor": 8,

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from specsamp_jax.models import load_module
-from specsamp_jax.models.whisper_features import log_mel
+from specsamp_jax.models.whisper.features import log_mel
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "whisper"
 sys.path.append(str(FIXTURES.parent))

@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from specsamp_jax._filters import Filter, make_filter
-from specsamp_jax._rules import _steps as steps
 from specsamp_jax._types import Draft, SamplingParams
+from specsamp_jax.rules import emit as steps
+from specsamp_jax.sampling.filters import Filter, make_filter
 
 ON_GPU = jax.default_backend() == "gpu"
 """Kernels are compiled where there is a GPU, else interpreted."""

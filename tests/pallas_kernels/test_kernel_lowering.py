@@ -10,10 +10,10 @@ from jax import export
 
 import specsamp_jax as ss
 from pallas_kernels import _config as config
-from specsamp_jax._filters import Filter
-from specsamp_jax._rules import _steps as steps
-from specsamp_jax._rules import pallas
 from specsamp_jax._types import Draft
+from specsamp_jax.rules import emit as steps
+from specsamp_jax.rules import kernels
+from specsamp_jax.sampling.filters import Filter
 
 # B, K, V, type, what the draft gives
 SHAPES = [
@@ -26,8 +26,8 @@ SHAPES = [
     (3, 2, 1_999_999, jnp.float32, "logits"),
 ]
 RULES = {
-    "token": pallas.verify_token,
-    "sigmoid": functools.partial(pallas.verify_sigmoid, alpha=-1e4, beta=1e4),
+    "token": kernels.verify_token,
+    "sigmoid": functools.partial(kernels.verify_sigmoid, alpha=-1e4, beta=1e4),
 }
 
 
@@ -66,7 +66,7 @@ def test_lowers_with_every_filter(shape):
     def row_filter(batch_size, num_rows):
         return Filter(arg(batch_size), arg(batch_size, num_rows), arg(batch_size, dtype=bool))
 
-    assert launches(pallas.verify_token, arguments(shape, row_filter)) == 2
+    assert launches(kernels.verify_token, arguments(shape, row_filter)) == 2
 
 
 NO_GPU = pytest.mark.skipif(cases.ON_GPU, reason="what a process without a GPU compiles for others")
@@ -112,7 +112,7 @@ def test_what_keeps_the_kernels_away():
     def why_not(*shape, dtype=jnp.float32):
         reasons = []
         draft = Draft(jnp.zeros((shape[0], 0), jnp.int32))
-        jax.eval_shape(lambda logits: reasons.append(pallas.why_not(logits, draft)), arg(*shape, dtype=dtype))
+        jax.eval_shape(lambda logits: reasons.append(kernels.why_not(logits, draft)), arg(*shape, dtype=dtype))
         return reasons[0]
 
     assert why_not(1, 1, 1024) is None

@@ -6,10 +6,10 @@ import kernel_cases as cases
 import pytest
 
 from pallas_kernels import _config as config
-from specsamp_jax._filters import Filter
-from specsamp_jax._rules import _steps as steps
-from specsamp_jax._rules import pallas, sigmoid
 from specsamp_jax._types import DEGENERATE_DRAFT, DEGENERATE_TARGET, Draft
+from specsamp_jax.rules import emit as steps
+from specsamp_jax.rules import kernels, sigmoid
+from specsamp_jax.sampling.filters import Filter
 
 pytestmark = pytest.mark.slow
 
@@ -21,7 +21,7 @@ def check(interpreted, monkeypatch):
 
     def check(args, alpha=-1e4, beta=1e4):
         with interpreted():
-            got = jax.block_until_ready(pallas.verify_sigmoid(*args, alpha=alpha, beta=beta))
+            got = jax.block_until_ready(kernels.verify_sigmoid(*args, alpha=alpha, beta=beta))
         expected = sigmoid.verify_sigmoid(*args, alpha=alpha, beta=beta)
         cases.assert_same(got, expected)
         return got
@@ -66,7 +66,7 @@ def test_not_a_number(interpreted):
     target = jnp.zeros((1, 1, 1100)).at[0, 0, 5].set(jnp.nan).at[0, 0, 102].set(1.0)
     uniforms = steps.Uniforms(jnp.zeros((1, 0)), jnp.full((1, 2), 0.5))
     with interpreted():
-        got = pallas.verify_sigmoid(
+        got = kernels.verify_sigmoid(
             target, Filter(), Draft(jnp.zeros((1, 0), jnp.int32)), Filter(), uniforms, alpha=-1e4, beta=1e4
         )
     assert got.tokens.tolist() == [[102]]

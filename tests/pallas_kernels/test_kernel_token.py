@@ -7,10 +7,10 @@ import pytest
 
 from pallas_kernels import _acceptance
 from pallas_kernels import _config as config
-from specsamp_jax._filters import Filter
-from specsamp_jax._rules import _steps as steps
-from specsamp_jax._rules import pallas, token
 from specsamp_jax._types import DEGENERATE_DRAFT, DEGENERATE_TARGET, EMPTY_RESIDUAL, Draft
+from specsamp_jax.rules import emit as steps
+from specsamp_jax.rules import kernels, token
+from specsamp_jax.sampling.filters import Filter
 
 pytestmark = pytest.mark.slow
 
@@ -24,7 +24,7 @@ def run(request, interpreted, monkeypatch):
 
     def run(*args):
         with interpreted():
-            return jax.block_until_ready(pallas.verify_token(*args))
+            return jax.block_until_ready(kernels.verify_token(*args))
 
     return run
 
@@ -191,7 +191,7 @@ def run_early(interpreted, monkeypatch):
 
     def run(*args):
         with interpreted():
-            return jax.block_until_ready(pallas.verify_token(*args))
+            return jax.block_until_ready(kernels.verify_token(*args))
 
     return run
 
@@ -240,6 +240,6 @@ def test_no_block_reads_what_another_may_not_have_written(interpreted, monkeypat
     args = *args[:-1], args[-1]._replace(accept=jnp.zeros((1, 3)))
     # Raises at a race.
     with interpreted(detect_races=True):
-        got = jax.block_until_ready(pallas.verify_token(*args))
+        got = jax.block_until_ready(kernels.verify_token(*args))
     assert got.tokens.tolist() == token.verify_token(*args).tokens.tolist()
     assert got.num_accepted.tolist() == [3]

@@ -13,7 +13,7 @@ import pytest
 from whisper_fixture import FIXTURES, LONG, SHORT, generated, waveform
 
 import specsamp_jax as ss
-from specsamp_jax import _decode
+from specsamp_jax.decoding import generate as generate_module
 from specsamp_jax.speech import Speech, load_speech, transcribe, transcription
 
 KEY = jax.random.key(0)
@@ -130,9 +130,9 @@ def test_fewer_windows_are_halvings_of_a_batch():
 def test_a_step_is_traced_once_for_all_utterances_of_a_shape():
     hear = functools.partial(transcribe, draft=speech("distilled"), sampling=GREEDY)
     hear(KEY, SHORT, target=speech("multilingual"), language="en")
-    before = _decode._generate._cache_size()
+    before = generate_module._generate._cache_size()
     hear(jax.random.key(5), SHORT[::-1], target=load_speech(FIXTURES / "multilingual"), language="de")
-    assert _decode._generate._cache_size() == before
+    assert generate_module._generate._cache_size() == before
 
 
 def test_a_sampled_text_depends_on_its_own_key_and_place_alone():

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from whisper_fixture import module, waveform
 
-from specsamp_jax.models.whisper_features import log_mel
+from specsamp_jax.models.whisper.features import log_mel
 from specsamp_jax.speech.windows import FixedWindows, SlidingWindows, split
 
 FIRST = 71

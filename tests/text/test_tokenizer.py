@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from tokenizers import Tokenizer, models
 
-from specsamp_jax.pair import ASSETS, load_pair
+from specsamp_jax.cli.pair import ASSETS, load_pair
 from specsamp_jax.text import chat, check_vocabularies, load_tokenizer, render_chat, tokenizer, vocabulary
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "text"

@@ -1,0 +1,52 @@
+"""`specsamp demo`: a text as it is accepted, a race against the target alone, a check of the law."""
+
+import time
+
+import click
+import jax
+
+from specsamp_jax.cli import demo_checks
+from specsamp_jax.cli.pair import load_pair
+from specsamp_jax.cli.shared import doing, primed, table
+
+FALSE_ALARM = 1e-3  # how often the demo may cry wolf, over seeds
+COLOURS = {"accepted": "green", "residual": "red", "bonus": "cyan"}
+
+
+@click.command("demo")
+@click.option("--seed", type=click.IntRange(0, 2**31 - 1), default=0, show_default=True, help="Of all the chance.")
+def demo_command(seed: int) -> None:
+    """Continue a held-out docstring, measure the gain, and check that the text is the target's own."""
+    began = time.perf_counter()
+    with doing("loading the trained pair"):
+        pair = load_pair()
+        prompts = demo_checks.held_out_prompts(pair, seed)
+    first = prompts[0]
+    with doing("compiling the speculative step"):
+        pieces = primed(demo_checks.continuation(pair, first.tokens, jax.random.key(seed)))
+    click.echo(f"\n{click.style(first.name, bold=True)}, a docstring from a file that was not trained on,")
+    click.echo(f"continued at temperature 1, {demo_checks.NUM_DRAFT} drafts a step:")
+    click.echo("  ".join(["the prompt", *(click.style(kind, fg=colour) for kind, colour in COLOURS.items())]) + "\n")
+    click.echo(first.text, nl=False)
+    for text, kind in pieces:
+        click.secho(text, fg=COLOURS[kind], nl=False)
+    click.echo("\n")
+
+    with doing(f"continuing {len(prompts)} held-out docstrings with speculation and without"):
+        speculative, alone = demo_checks.race(pair, prompts, seed)
+    with doing(f"drawing {demo_checks.NUM_CHECKED:,} speculative tokens after one context"):
+        check = demo_checks.check_exactness(pair, first.tokens, seed)
+
+    click.echo(f"\nOn {jax.devices()[0].device_kind}, one prompt at a time, {demo_checks.NEW_TOKENS} tokens each:\n")
+    runs = [(run.name, f"{run.tokens_a_second:.0f}", f"{run.tokens_a_step:.2f}") for run in (speculative, alone)]
+    table([("", "tokens a second", "tokens a step"), *runs])
+    positions = [str(i + 1) for i in range(len(speculative.acceptance))]
+    click.echo()
+    table([("draft position", *positions), ("accepted", *(f"{rate:.2f}" for rate in speculative.acceptance))])
+    click.echo(f"\nIs it the target's own distribution? {check.num_samples:,} tokens after one context:\n")
+    table([("token", "counted", "expected"), *check.rows(pair.tokenizer)])
+    verdict = "nothing speaks against it" if check.p_value > FALSE_ALARM else "it is NOT"
+    click.echo(
+        f"\nchi-square {check.statistic:.1f} on {check.degrees} degrees of freedom, p = {check.p_value:.3f}: {verdict}"
+    )
+    click.echo(f"{time.perf_counter() - began:.0f} seconds in all")

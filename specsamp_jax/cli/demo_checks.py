@@ -1,0 +1,164 @@
+"""What `specsamp demo` shows: a text as it is accepted, a race against the target alone, a check of the law."""
+
+import functools
+import time
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from tokenizers import Tokenizer
+
+from specsamp_jax._types import Stats
+from specsamp_jax.cli import docstrings
+from specsamp_jax.cli.generation import acceptance
+from specsamp_jax.cli.pair import Pair
+from specsamp_jax.decoding.generate import generate
+from specsamp_jax.decoding.step import init, step
+from specsamp_jax.text import TextStream
+
+NUM_DRAFT = 4
+PROMPT_TOKENS, NEW_TOKENS, NUM_PROMPTS = 32, 128, 8
+NUM_CHECKED, ROWS_AT_ONCE = 8192, 256
+
+
+class Prompt(NamedTuple):
+    """The beginning of a docstring that the pair was not trained on."""
+
+    name: str
+    text: str
+    tokens: list[int]
+
+
+def held_out_prompts(pair: Pair, seed: int) -> list[Prompt]:
+    """The first tokens of some held-out docstrings of the Python and the NumPy installed here."""
+    long_enough = []
+    for document in docstrings.held_out_docstrings():
+        tokens = pair.encode(document.text)
+        if len(tokens) >= 2 * PROMPT_TOKENS:
+            beginning = tokens[:PROMPT_TOKENS]
+            long_enough.append(Prompt(document.name, pair.tokenizer.decode(beginning), beginning))
+    chosen = np.random.default_rng(seed).permutation(len(long_enough))[:NUM_PROMPTS]
+    return [long_enough[i] for i in chosen]
+
+
+def continuation(pair: Pair, tokens: Sequence[int], key: jax.Array) -> Iterator[tuple[str, str]]:
+    """Yields pieces of text as they are emitted, each with what it is: accepted, residual or bonus."""
+    state = init(
+        jnp.asarray([tokens]),
+        target=pair.target,
+        draft=pair.drafter,
+        num_draft=NUM_DRAFT,
+        max_new_tokens=NEW_TOKENS,
+    )
+
+    @jax.jit
+    def advance(state, target, draft):
+        return step(key, state, target=target, draft=draft, num_draft=NUM_DRAFT, eos_token=pair.end_token)
+
+    stream, kind = TextStream(pair.tokenizer, tokens), "bonus"
+    while not bool(state.finished[0]):
+        state, info = advance(state, pair.target, pair.drafter)
+        last = "bonus" if info.num_accepted[0] == info.num_drafted[0] else "residual"
+        for i, token in enumerate(info.tokens[0, : int(info.num_tokens[0])].tolist()):
+            kind = "accepted" if i < info.num_accepted[0] else last
+            # A token may be a part of a character: the stream hands out whole ones.
+            if text := stream.push([token]):
+                yield text, kind
+    if text := stream.flush():
+        yield text, kind
+
+
+class Run(NamedTuple):
+    """What one way of decoding did on all prompts."""
+
+    name: str
+    tokens_a_second: float
+    tokens_a_step: float
+    acceptance: list[float]
+
+
+def race(pair: Pair, prompts: Sequence[Prompt], seed: int) -> tuple[Run, Run]:
+    """The prompts continued with speculation and by the target alone, one prompt after the other, in turns."""
+    runners = {
+        f"with {NUM_DRAFT} drafts": functools.partial(generate, draft=pair.drafter, num_draft=NUM_DRAFT),
+        "target alone": functools.partial(generate, draft=None),
+    }
+    seconds = dict.fromkeys(runners, 0.0)
+    stats: dict[str, list[Stats]] = {name: [] for name in runners}
+
+    def run(name: str, prompt: Prompt, index: int) -> Stats:
+        key, tokens = jax.random.key(seed + index), np.asarray([prompt.tokens])
+        text = runners[name](key, tokens, target=pair.target, max_new_tokens=NEW_TOKENS, eos_token=pair.end_token)
+        return jax.device_get(text.stats)
+
+    for name in runners:
+        run(name, prompts[0], 0)
+    for index, prompt in enumerate(prompts):
+        for name in runners:
+            began = time.perf_counter()
+            stats[name].append(run(name, prompt, index))
+            seconds[name] += time.perf_counter() - began
+    speculative, alone = (_summary(name, seconds[name], stats[name]) for name in runners)
+    return speculative, alone
+
+
+def _summary(name: str, seconds: float, stats: Sequence[Stats]) -> Run:
+    emitted = sum(int(s.num_emitted.sum()) for s in stats)
+    drafted, accepted = (np.sum(counts, axis=0) for counts in zip(*(s[2:] for s in stats), strict=True))
+    return Run(name, emitted / seconds, emitted / sum(int(s.num_steps) for s in stats), acceptance(drafted, accepted))
+
+
+class Check(NamedTuple):
+    """Counts of the first emitted token after one context, beside the target's own distribution."""
+
+    counts: np.ndarray
+    expected: np.ndarray
+    statistic: float
+    degrees: int
+    p_value: float
+
+    @property
+    def num_samples(self) -> int:
+        """Tokens that were counted."""
+        return int(self.counts.sum())
+
+    def rows(self, tokenizer: Tokenizer) -> Iterator[tuple[str, str, str]]:
+        """The likeliest tokens, their counts and what was expected, and all the others together."""
+        top = np.argsort(-self.expected)[:6]
+        for token in top:
+            yield repr(tokenizer.decode([int(token)])), f"{self.counts[token]:,}", f"{self.expected[token]:,.1f}"
+        others = self.num_samples - self.counts[top].sum(), self.num_samples - self.expected[top].sum()
+        yield "all others", f"{others[0]:,}", f"{others[1]:,.1f}"
+
+
+def check_exactness(pair: Pair, tokens: Sequence[int], seed: int) -> Check:
+    """Counts the first token of many speculative steps after one context; Pearson's chi-square.
+
+    The expectation is a softmax in float64 of the target's logits, and goes through none of the sampling code.
+    Tokens expected fewer than five times are counted as one.
+    """
+    prompt = jnp.broadcast_to(jnp.asarray(tokens), (ROWS_AT_ONCE, len(tokens)))
+
+    @jax.jit
+    def first_tokens(keys, target, draft):
+        state = init(prompt, target=target, draft=draft, num_draft=NUM_DRAFT, max_new_tokens=NUM_DRAFT + 1)
+        return lax.map(lambda key: step(key, state, target=target, draft=draft)[1].tokens[:, 0], keys)
+
+    @jax.jit
+    def next_logits(model):
+        positions = jnp.arange(len(tokens))[None]
+        return model.apply_fn(model.params, prompt[:1], positions, model.init_cache_fn(1, len(tokens)))[0][0, -1]
+
+    keys = jax.random.split(jax.random.key(seed), NUM_CHECKED // ROWS_AT_ONCE)
+    logits = np.asarray(next_logits(pair.target), np.float64)
+    probs = np.exp(logits - logits.max())
+    counts = np.bincount(np.ravel(first_tokens(keys, pair.target, pair.drafter)), minlength=len(probs))
+    expected = probs / probs.sum() * counts.sum()
+    rare = expected < 5
+    observed, wanted = (np.append(x[~rare], x[rare].sum()) for x in (counts, expected))
+    statistic, degrees = float(((observed - wanted) ** 2 / wanted).sum()), len(wanted) - 1
+    p_value = float(jax.scipy.special.gammaincc(degrees / 2, statistic / 2))
+    return Check(counts, expected, statistic, degrees, p_value)

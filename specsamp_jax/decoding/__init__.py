@@ -1,0 +1,1 @@
+"""The decoding loop: drafters, draft length, one step, whole texts."""

@@ -1,0 +1,195 @@
+"""The decoding loop: `step` in one loop on the device, or step by step for a reader."""
+
+import functools
+from collections.abc import Iterator, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Int, Key
+
+from specsamp_jax import _checks
+from specsamp_jax._types import Generation, Model, SamplingParams, Stats
+from specsamp_jax.decoding import static
+from specsamp_jax.decoding.drafters import Drafter, ProcessLogitsFn
+from specsamp_jax.decoding.num_draft import NumDraft, compiled_lengths
+from specsamp_jax.decoding.step import DecodeState, StepInfo, VerifyFn, eos_tokens, init, resolve, step
+from specsamp_jax.rules.verify import verify
+from specsamp_jax.sampling import streams
+
+
+def generate(
+    key: Key[Array, "*keys"],
+    prompt: Int[Array | np.ndarray, "B P"],
+    *,
+    target: Model,
+    draft: Model | Drafter | None,
+    num_draft: NumDraft = 4,
+    max_new_tokens: int,
+    prompt_lengths: Int[Array | np.ndarray, "B"] | None = None,
+    sampling: SamplingParams = SamplingParams(),
+    eos_token: int | Sequence[int] | Int[Array, "E"] | None = None,
+    verify_fn: VerifyFn = verify,
+    process_logits_fn: ProcessLogitsFn | None = None,
+) -> Generation:
+    """Text after each prompt, distributed as the target's own sampling, in fewer passes of the target.
+
+    Each row goes on at its own length until it has met an end token or made `max_new_tokens` tokens. It is
+    compiled once for a shape; sampling parameters, end tokens and weights may change without a new trace.
+
+    Args:
+      key: One typed threefry key, or one a row. With one a row, a row's draws depend on its key alone.
+      prompt: Left-aligned token ids, one or more a row.
+      target: The model whose distribution is sampled.
+      draft: Who proposes: a smaller `Model`, or any drafter with `propose` such as `NGramDrafter`. None: the
+        target decodes alone, one token a step.
+      num_draft: Tokens drafted a step: a number, or `HeuristicNumDraft`.
+      max_new_tokens: The most tokens that a row may gain.
+      prompt_lengths: Tokens of each prompt, 1 to P; columns past them are not read. None: P.
+      sampling: Applied to target and draft alike.
+      eos_token: The end token, or several; the row ends with it. None: there is none.
+      verify_fn: The rule, with the signature of `verify`.
+      process_logits_fn: `(tokens [B, L], lengths [B], logits [B, V]) -> logits`, applied to target and draft
+        alike before `sampling`; the tokens are the text so far, drafted tokens included.
+
+    Returns:
+      A `Generation`.
+
+    Raises:
+      ValueError: An argument has a wrong shape, type or value.
+
+    Source: Leviathan et al. (2023, arXiv 2211.17192); the loop of Chen et al. (2023, arXiv 2302.01318).
+
+    Example:
+      >>> import jax, jax.numpy as jnp, specsamp_jax as ss
+      >>> def bigrams(table, tokens, positions, cache):
+      ...     return table[tokens], cache  # the logits after a token hang on that token alone
+      >>> table = jnp.where(jnp.eye(5, k=1), 9.0, -9.0)  # each token is followed by the next number
+      >>> target = ss.Model(table, bigrams, lambda batch_size, max_length: ())
+      >>> text = ss.generate(jax.random.key(0), jnp.array([[1]]), target=target, draft=target, max_new_tokens=3)
+      >>> text.tokens.tolist(), text.stats.num_steps.item()
+      ([[1, 2, 3, 4]], 1)
+    """
+    _checks.generate(prompt, target, draft, num_draft, max_new_tokens, prompt_lengths)
+    _checks.sampling("sampling", sampling, prompt.shape[0])
+    keys = streams.row_keys(key, prompt.shape[0])
+    fixed, traced = static.split(sampling)
+    drafter, num_draft = resolve(draft, num_draft)
+    return _generate(
+        keys,
+        prompt,
+        prompt_lengths,
+        target,
+        drafter,
+        traced,
+        eos_tokens(eos_token),
+        fixed=fixed,
+        num_draft=num_draft,
+        max_new_tokens=max_new_tokens,
+        verify_fn=verify_fn,
+        process_logits_fn=process_logits_fn,
+    )
+
+
+def stream(
+    key: Key[Array, "*keys"],
+    prompt: Int[Array | np.ndarray, "B P"],
+    *,
+    target: Model,
+    draft: Model | Drafter | None,
+    num_draft: NumDraft = 4,
+    max_new_tokens: int,
+    prompt_lengths: Int[Array | np.ndarray, "B"] | None = None,
+    sampling: SamplingParams = SamplingParams(),
+    eos_token: int | Sequence[int] | Int[Array, "E"] | None = None,
+    verify_fn: VerifyFn = verify,
+    process_logits_fn: ProcessLogitsFn | None = None,
+) -> Iterator[Generation]:
+    """What `generate` would return, after each step of it: the last item is `generate`'s own result.
+
+    Between two items each row gained the tokens between its old and its new length. Arguments, tokens and
+    errors are those of `generate`.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, specsamp_jax as ss
+      >>> def bigrams(table, tokens, positions, cache):
+      ...     return table[tokens], cache
+      >>> table = jnp.where(jnp.eye(5, k=1), 9.0, -9.0)
+      >>> target = ss.Model(table, bigrams, lambda batch_size, max_length: ())
+      >>> steps = ss.stream(jax.random.key(0), jnp.array([[1]]), target=target, draft=None, max_new_tokens=2)
+      >>> [step.tokens.tolist() for step in steps]
+      [[[1, 2, -1]], [[1, 2, 3]]]
+    """
+    _checks.generate(prompt, target, draft, num_draft, max_new_tokens, prompt_lengths)
+    _checks.sampling("sampling", sampling, prompt.shape[0])
+    keys = streams.row_keys(key, prompt.shape[0])
+    fixed, traced = static.split(sampling)
+    (drafter, num_draft), ends = resolve(draft, num_draft), eos_tokens(eos_token)
+    shared = {"num_draft": num_draft}
+    state = _init(prompt, prompt_lengths, target, drafter, max_new_tokens=max_new_tokens, **shared)
+    stats = _no_stats(prompt.shape[0], num_draft)
+    length = prompt.shape[1] + max_new_tokens
+    functions = {"verify_fn": verify_fn, "process_logits_fn": process_logits_fn}
+    while not bool(state.finished.all()):
+        state, stats = _advance(keys, state, stats, target, drafter, traced, ends, fixed=fixed, **shared, **functions)
+        # The next step is given the state's buffers: what is handed out is a copy.
+        yield jax.tree.map(jnp.copy, _generation(state, stats, length))
+
+
+def _no_stats(batch_size: int, num_draft: NumDraft) -> Stats:
+    longest = compiled_lengths(num_draft)[-1]
+    return Stats(*(jnp.zeros(shape, jnp.int32) for shape in ((), (batch_size,), (longest,), (longest,))))
+
+
+def _count(stats: Stats, info: StepInfo) -> Stats:
+    position = jnp.arange(stats.num_drafted.shape[0])
+
+    def by_position(counts):
+        return (position < counts[:, None]).sum(0, dtype=jnp.int32)
+
+    return Stats(
+        stats.num_steps + 1,
+        stats.num_emitted + info.num_tokens,
+        stats.num_drafted + by_position(info.num_drafted),
+        stats.num_accepted + by_position(info.num_accepted),
+    )
+
+
+def _generation(state: DecodeState, stats: Stats, length: int) -> Generation:
+    return Generation(state.tokens[:, :length], state.lengths, state.log_probs[:, :length], stats)
+
+
+_STEP_STATICS = ("fixed", "num_draft", "verify_fn", "process_logits_fn")
+
+
+@functools.partial(jax.jit, static_argnames=("num_draft", "max_new_tokens"))
+def _init(prompt, prompt_lengths, target, drafter, *, num_draft, max_new_tokens):
+    return init(
+        prompt,
+        target=target,
+        draft=drafter,
+        num_draft=num_draft,
+        max_new_tokens=max_new_tokens,
+        prompt_lengths=prompt_lengths,
+    )
+
+
+@functools.partial(jax.jit, static_argnames=_STEP_STATICS, donate_argnames=("state", "stats"))
+def _advance(keys, state, stats, target, drafter, traced, ends, *, fixed, **options):
+    sampling = static.join(fixed, traced)
+    state, info = step(keys, state, target=target, draft=drafter, sampling=sampling, eos_token=ends, **options)
+    return state, _count(stats, info)
+
+
+@functools.partial(jax.jit, static_argnames=(*_STEP_STATICS, "max_new_tokens"))
+def _generate(keys, prompt, prompt_lengths, target, drafter, traced, ends, *, fixed, max_new_tokens, **options):
+    num_draft = options["num_draft"]
+    state = _init(prompt, prompt_lengths, target, drafter, num_draft=num_draft, max_new_tokens=max_new_tokens)
+    stats = _no_stats(prompt.shape[0], num_draft)
+
+    def body(carry):
+        return _advance(keys, *carry, target, drafter, traced, ends, fixed=fixed, **options)
+
+    state, stats = lax.while_loop(lambda carry: ~carry[0].finished.all(), body, (state, stats))
+    return _generation(state, stats, prompt.shape[1] + max_new_tokens)

@@ -1,0 +1,236 @@
+"""One step of decoding: draft, score, verify, append; and the state that it carries on."""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from specsamp_jax import _checks
+from specsamp_jax._types import PAD_TOKEN, Draft, Model, SamplingParams, Verification
+from specsamp_jax.decoding import num_draft as num_draft_module
+from specsamp_jax.decoding.drafters import Drafter, ModelDrafter, ProcessLogitsFn, append, prefill
+from specsamp_jax.decoding.num_draft import NumDraft
+from specsamp_jax.rules.verify import verify
+from specsamp_jax.sampling import streams
+
+VerifyFn = Callable[..., Verification]
+
+
+class DecodeState(NamedTuple):
+    """What the next step needs. W = L + the longest draft: room for drafts that will be cut.
+
+    Attributes:
+      tokens: The text of each row, `PAD_TOKEN` behind it.
+      lengths: Tokens of each row so far.
+      limits: The length at which a row ends.
+      finished: Rows that met an end token or their limit.
+      log_probs: log p of generated tokens, 0 elsewhere.
+      num_draft: How many tokens each row drafts next.
+      target_cache: The target's cache.
+      draft_state: The drafter's state.
+    """
+
+    tokens: Int[Array, "B W"]
+    lengths: Int[Array, "B"]
+    limits: Int[Array, "B"]
+    finished: Bool[Array, "B"]
+    log_probs: Float[Array, "B W"]
+    num_draft: Int[Array, "B"]
+    target_cache: Any
+    draft_state: Any
+
+
+class StepInfo(NamedTuple):
+    """What one step did, for an observer.
+
+    Attributes:
+      tokens: The tokens that each row gained, then `PAD_TOKEN`; none in rows that were finished before.
+      num_tokens: How many those are.
+      num_drafted: Drafts that were verified, 0 in rows that were finished before.
+      num_accepted: Drafts that were accepted, 0 in rows that were finished before.
+      status: As in `Verification`.
+    """
+
+    tokens: Int[Array, "B K1"]
+    num_tokens: Int[Array, "B"]
+    num_drafted: Int[Array, "B"]
+    num_accepted: Int[Array, "B"]
+    status: Int[Array, "B"]
+
+
+def init(
+    prompt: Int[Array | np.ndarray, "B P"],
+    *,
+    target: Model,
+    draft: Model | Drafter | None,
+    num_draft: NumDraft = 4,
+    max_new_tokens: int,
+    prompt_lengths: Int[Array | np.ndarray, "B"] | None = None,
+) -> DecodeState:
+    """The state before the first step: both models have seen the prompts. Arguments are those of `generate`.
+
+    Example:
+      >>> import jax.numpy as jnp, specsamp_jax as ss
+      >>> def bigrams(table, tokens, positions, cache):
+      ...     return table[tokens], cache
+      >>> target = ss.Model(jnp.eye(5), bigrams, lambda batch_size, max_length: ())
+      >>> state = ss.init(jnp.array([[1, 2]]), target=target, draft=None, max_new_tokens=2)
+      >>> state.tokens.tolist(), state.lengths.tolist(), state.limits.tolist()
+      ([[1, 2, -1, -1]], [2], [4])
+    """
+    _checks.generate(prompt, target, draft, num_draft, max_new_tokens, prompt_lengths)
+    batch_size, width = prompt.shape
+    drafter, num_draft = resolve(draft, num_draft)
+    longest = num_draft_module.compiled_lengths(num_draft)[-1]
+    if prompt_lengths is None:
+        prompt_lengths = jnp.full((batch_size,), width, jnp.int32)
+    prompt_lengths = jnp.asarray(prompt_lengths, jnp.int32)
+    inside = jnp.arange(width) < prompt_lengths[:, None]
+    # Columns past a prompt's length are fed as token 0: their cache entries are replaced before they are seen.
+    fed = jnp.where(inside, prompt, 0).astype(jnp.int32)
+    room = width + max_new_tokens + longest
+    tokens = jnp.pad(jnp.where(inside, fed, PAD_TOKEN), ((0, 0), (0, room - width)), constant_values=PAD_TOKEN)
+    return DecodeState(
+        tokens=tokens,
+        lengths=prompt_lengths,
+        limits=prompt_lengths + max_new_tokens,
+        finished=jnp.zeros((batch_size,), bool),
+        log_probs=jnp.zeros(tokens.shape, jnp.float32),
+        num_draft=jnp.full((batch_size,), num_draft_module.initial(num_draft), jnp.int32),
+        target_cache=prefill(target, fed, room),
+        draft_state=() if drafter is None else drafter.init(fed, room),
+    )
+
+
+def step(
+    key: Key[Array, "*keys"],
+    state: DecodeState,
+    *,
+    target: Model,
+    draft: Model | Drafter | None,
+    num_draft: NumDraft = 4,
+    sampling: SamplingParams = SamplingParams(),
+    eos_token: int | Sequence[int] | Int[Array, "E"] | None = None,
+    verify_fn: VerifyFn = verify,
+    process_logits_fn: ProcessLogitsFn | None = None,
+) -> tuple[DecodeState, StepInfo]:
+    """One step: K drafts, one pass of the target over them, and the tokens that the rule lets through.
+
+    What a row draws depends on its key and its length, so the same `key` serves every step. Arguments are
+    those of `generate`; `num_draft` and `draft` must be those of `init`.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, specsamp_jax as ss
+      >>> def bigrams(table, tokens, positions, cache):
+      ...     return table[tokens], cache
+      >>> table = jnp.where(jnp.eye(5, k=1), 9.0, -9.0)
+      >>> models = {"target": ss.Model(table, bigrams, lambda batch_size, max_length: ()), "draft": ss.NGramDrafter()}
+      >>> state = ss.init(jnp.array([[1, 2, 1]]), **models, num_draft=2, max_new_tokens=4)
+      >>> step = jax.jit(lambda key, state: ss.step(key, state, **models, num_draft=2))
+      >>> state, info = step(jax.random.key(0), state)
+      >>> info.tokens.tolist(), info.num_drafted.tolist(), info.num_accepted.tolist()
+      ([[2, 3, -1]], [2], [1])
+    """
+    batch_size = state.tokens.shape[0]
+    keys = streams.fold_in(streams.row_keys(key, batch_size), state.lengths)
+    drafter, num_draft = resolve(draft, num_draft)
+    compiled = num_draft_module.compiled_lengths(num_draft)
+    room = state.tokens.shape[1] - compiled[-1]
+
+    def process(tokens, lengths, logits):
+        if process_logits_fn is None:
+            return logits
+        length = jnp.minimum(lengths, room)
+        text = jnp.where(jnp.arange(room) < length[:, None], tokens[:, :room], PAD_TOKEN)
+        return process_logits_fn(text, length, logits)
+
+    def verify_drafts(length, state):
+        """Draft, score and verify with `length` drafts at most; padded to the longest."""
+        proposal, draft_state = Draft(jnp.zeros((batch_size, 0), jnp.int32)), state.draft_state
+        if drafter is not None and length > 0:
+            proposal, draft_state = drafter.propose(
+                keys,
+                state.draft_state,
+                state.tokens,
+                state.lengths,
+                num_draft=length,
+                sampling=sampling,
+                process_logits_fn=process,
+            )
+        wanted = jnp.arange(length) < state.num_draft[:, None]
+        proposal = proposal._replace(tokens=jnp.where(wanted, proposal.tokens, PAD_TOKEN))
+        last = jnp.take_along_axis(state.tokens, state.lengths[:, None] - 1, axis=1)
+        fed = jnp.concatenate([last, jnp.maximum(proposal.tokens, 0)], axis=1)
+        positions = state.lengths[:, None] - 1 + jnp.arange(length + 1)
+        logits, target_cache = target.apply_fn(target.params, fed, positions, state.target_cache)
+        if process_logits_fn is not None:
+            text = append(state.tokens, state.lengths, proposal.tokens)
+            drafts = jnp.arange(length + 1)
+            logits = jax.vmap(lambda i, row: process(text, state.lengths + i, row), (0, 1), 1)(drafts, logits)
+        result = verify_fn(keys, logits, proposal, sampling)
+        num_drafted = jnp.cumprod(proposal.tokens >= 0, axis=1, dtype=jnp.int32).sum(1, dtype=jnp.int32)
+        missing = ((0, 0), (0, compiled[-1] - length))
+        tokens = jnp.pad(result.tokens, missing, constant_values=PAD_TOKEN)
+        log_probs = jnp.pad(result.log_probs, missing)
+        return (tokens, log_probs, result.num_accepted, result.status, num_drafted), target_cache, draft_state
+
+    branches = [functools.partial(verify_drafts, length) for length in compiled]
+    if len(branches) == 1:
+        results, target_cache, draft_state = branches[0](state)
+    else:
+        longest = jnp.where(state.finished, 0, state.num_draft).max()
+        chosen = jnp.searchsorted(jnp.array(compiled), longest)
+        results, target_cache, draft_state = lax.switch(chosen, branches, state)
+    tokens, log_probs, num_accepted, status, num_drafted = results
+
+    num_new, ended = _cut(tokens, num_accepted + 1, state, eos_token)
+    active = ~state.finished
+    next_num_draft = num_draft_module.update(num_draft, state.num_draft, num_accepted)
+    new_state = DecodeState(
+        tokens=append(state.tokens, state.lengths, tokens, num_new),
+        lengths=state.lengths + num_new,
+        limits=state.limits,
+        finished=state.finished | ended,
+        log_probs=append(state.log_probs, state.lengths, log_probs, num_new),
+        num_draft=jnp.where(active, next_num_draft, state.num_draft),
+        target_cache=target_cache,
+        draft_state=draft_state,
+    )
+    gained = jnp.where(jnp.arange(tokens.shape[1]) < num_new[:, None], tokens, PAD_TOKEN)
+    counted = (jnp.where(active, count, 0) for count in (num_drafted, num_accepted, status))
+    return new_state, StepInfo(gained, num_new, *counted)
+
+
+def resolve(draft: Model | Drafter | None, num_draft: NumDraft) -> tuple[Drafter | None, NumDraft]:
+    """A drafter for a model; and no drafts where there is nobody to draft."""
+    if draft is None:
+        return None, 0
+    return ModelDrafter(draft) if isinstance(draft, Model) else draft, num_draft
+
+
+def eos_tokens(eos_token: int | Sequence[int] | Int[Array, "E"] | None) -> Int[Array, "E"]:
+    """All end tokens, possibly none."""
+    return jnp.ravel(jnp.asarray(() if eos_token is None else eos_token, jnp.int32))
+
+
+def _cut(
+    tokens: Int[Array, "B K1"],
+    num_emitted: Int[Array, "B"],
+    state: DecodeState,
+    eos_token: int | Sequence[int] | Int[Array, "E"] | None,
+) -> tuple[Int[Array, "B"], Bool[Array, "B"]]:
+    """How many of the emitted tokens each row keeps, and which rows end with them.
+
+    A row ends with its first end token, or at its limit; a finished row keeps none.
+    """
+    position = jnp.arange(tokens.shape[1])
+    num_new = jnp.minimum(num_emitted, state.limits - state.lengths)
+    is_eos = (tokens[..., None] == eos_tokens(eos_token)).any(-1) & (position < num_new[:, None])
+    num_new = jnp.where(is_eos.any(1), jnp.argmax(is_eos, axis=1).astype(num_new.dtype) + 1, num_new)
+    ended = is_eos.any(1) | (state.lengths + num_new >= state.limits)
+    return jnp.where(state.finished, 0, num_new), ended

@@ -1,0 +1,322 @@
+"""Whisper: an encoder of speech and a decoder of its text (Radford et al., 2022, arXiv 2212.04356).
+
+Pre-norm blocks with LayerNorm and biases; the encoder has sinusoidal positions, the decoder learned ones, and its
+head is its embedding. The encoder's output is read once an utterance: `decoder_model` makes a `Model` whose
+parameters hold each layer's keys and values of it, so that the decoder alone is what a decoding loop runs.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int
+
+from specsamp_jax._types import Model
+from specsamp_jax.models.cache import Cache, CacheSpec, LayerCache, causal_mask
+from specsamp_jax.models.layers import Vocabulary, normal_param
+from specsamp_jax.models.whisper.layers import (
+    INIT_STDDEV,
+    MLP,
+    Convolution,
+    CrossAttention,
+    KeysValues,
+    LayerNorm,
+    SelfAttention,
+)
+
+# What config.json may say only this way, because nothing else is implemented.
+_REQUIRED = {
+    "activation_function": "gelu",
+    "scale_embedding": False,
+    "tie_word_embeddings": True,
+    "quantization_config": None,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class WhisperConfig:
+    """The sizes of a Whisper, under the names of Hugging Face's config.json and with its defaults.
+
+    Attributes:
+      vocab_size: Tokens.
+      num_mel_bins: Mel filters of the features: 80, or 128 in large-v3.
+      d_model: Features of both residual streams; even.
+      encoder_layers: Blocks of the encoder.
+      encoder_attention_heads: Heads of its attention; divides `d_model`.
+      encoder_ffn_dim: Features between the matrices of its MLP.
+      decoder_layers: Blocks of the decoder; 2 in most distilled checkpoints.
+      decoder_attention_heads: Heads of its attentions; divides `d_model`.
+      decoder_ffn_dim: Features between the matrices of its MLP.
+      max_source_positions: Encoder states of a window; two frames of 10 ms each.
+      max_target_positions: The longest text, its prompt included.
+
+    Raises:
+      ValueError: Sizes that do not fit together.
+    """
+
+    model_type: ClassVar[str] = "whisper"
+
+    vocab_size: int = 51865
+    num_mel_bins: int = 80
+    d_model: int = 384
+    encoder_layers: int = 4
+    encoder_attention_heads: int = 6
+    encoder_ffn_dim: int = 1536
+    decoder_layers: int = 4
+    decoder_attention_heads: int = 6
+    decoder_ffn_dim: int = 1536
+    max_source_positions: int = 1500
+    max_target_positions: int = 448
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if not isinstance(value, int) or value <= 0:
+                raise ValueError(f"{field.name} must be a whole number above 0, got {value!r}.")
+        for name in ("encoder_attention_heads", "decoder_attention_heads"):
+            if self.d_model % getattr(self, name):
+                raise ValueError(f"{name} must divide d_model = {self.d_model}, got {getattr(self, name)}.")
+        if self.d_model % 2:
+            raise ValueError(f"d_model must be even, for its positions are sines and cosines, got {self.d_model}.")
+
+    @property
+    def num_frames(self) -> int:
+        """Frames of features that a window has."""
+        return 2 * self.max_source_positions
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns what Hugging Face's config.json holds for this model."""
+        return {
+            "architectures": ["WhisperForConditionalGeneration"],
+            "model_type": self.model_type,
+            "is_encoder_decoder": True,
+            # Special tokens stand in generation_config.json; this one has a default that not every vocabulary holds.
+            "pad_token_id": None,
+            **dataclasses.asdict(self),
+            **_REQUIRED,
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "WhisperConfig":
+        """Returns the config that a config.json describes.
+
+        Args:
+          values: The parsed file; what it does not say is the default, as in transformers.
+
+        Raises:
+          ValueError: Another model type, or a setting that is not implemented.
+        """
+        if values.get("model_type") != cls.model_type:
+            raise ValueError(f"model_type must be {cls.model_type!r}, got {values.get('model_type')!r}.")
+        for key, required in _REQUIRED.items():
+            if values.get(key, required) != required:
+                raise ValueError(f"{key} must be {required!r}, got {values[key]!r}; this is not supported.")
+        names = [field.name for field in dataclasses.fields(cls)]
+        return cls(**{name: values[name] for name in names if name in values})
+
+
+class EncoderBlock(nnx.Module):
+    """One layer of the encoder."""
+
+    def __init__(self, config: WhisperConfig, *, rngs: nnx.Rngs, **kwargs):
+        self.attention_norm = LayerNorm(config.d_model, **kwargs)
+        self.attention = SelfAttention(config.d_model, config.encoder_attention_heads, rngs=rngs, **kwargs)
+        self.mlp_norm = LayerNorm(config.d_model, **kwargs)
+        self.mlp = MLP(config.d_model, config.encoder_ffn_dim, rngs=rngs, **kwargs)
+
+    def __call__(self, x: Float[Array, "B S F"]) -> Float[Array, "B S F"]:
+        """Returns the residual stream behind this layer."""
+        x = x + self.attention(self.attention_norm(x))[0]
+        return x + self.mlp(self.mlp_norm(x))
+
+
+class DecoderBlock(nnx.Module):
+    """One layer of the decoder."""
+
+    def __init__(self, config: WhisperConfig, *, rngs: nnx.Rngs, **kwargs):
+        self.attention_norm = LayerNorm(config.d_model, **kwargs)
+        self.attention = SelfAttention(config.d_model, config.decoder_attention_heads, rngs=rngs, **kwargs)
+        self.cross_norm = LayerNorm(config.d_model, **kwargs)
+        self.cross = CrossAttention(config.d_model, config.decoder_attention_heads, rngs=rngs, **kwargs)
+        self.mlp_norm = LayerNorm(config.d_model, **kwargs)
+        self.mlp = MLP(config.d_model, config.decoder_ffn_dim, rngs=rngs, **kwargs)
+
+    def __call__(
+        self, x: Float[Array, "B T F"], positions: Int[Array, "B T"], mask: Any, cross: KeysValues, cache: LayerCache
+    ) -> tuple[Float[Array, "B T F"], LayerCache | None]:
+        """Returns the residual stream behind this layer, and the layer's cache."""
+        attended, written = self.attention(self.attention_norm(x), positions, mask, cache)
+        x = x + attended
+        x = x + self.cross(self.cross_norm(x), cross)
+        return x + self.mlp(self.mlp_norm(x)), written
+
+
+class Encoder(nnx.Module):
+    """From log-mel features to states, two frames each."""
+
+    def __init__(self, config: WhisperConfig, *, rngs: nnx.Rngs, **kwargs):
+        self.conv1 = Convolution(config.num_mel_bins, config.d_model, 1, rngs=rngs, **kwargs)
+        self.conv2 = Convolution(config.d_model, config.d_model, 2, rngs=rngs, **kwargs)
+        self.positions = nnx.Param(sinusoids(config.max_source_positions, config.d_model, kwargs["param_dtype"]))
+        self.blocks = nnx.List([EncoderBlock(config, rngs=rngs, **kwargs) for _ in range(config.encoder_layers)])
+        self.norm = LayerNorm(config.d_model, **kwargs)
+
+    def __call__(self, features: Float[Array, "B M F"]) -> Float[Array, "B S D"]:
+        """Returns the states of whole windows; F is twice `max_source_positions`."""
+        x = jax.nn.gelu(self.conv1(jnp.swapaxes(features, 1, 2)), approximate=False)
+        x = jax.nn.gelu(self.conv2(x), approximate=False)
+        x = x + self.positions[...].astype(x.dtype)
+        for block in self.blocks:
+            x = block(x)
+        return self.norm(x)
+
+
+class Decoder(nnx.Module):
+    """From text and the encoder's states to logits."""
+
+    def __init__(self, config: WhisperConfig, *, rngs: nnx.Rngs, **kwargs):
+        self.dtype = kwargs["dtype"]
+        self.vocabulary = Vocabulary(
+            config.vocab_size, config.d_model, tied=True, stddev=INIT_STDDEV, rngs=rngs, **kwargs
+        )
+        size = config.max_target_positions, config.d_model
+        self.positions = normal_param(rngs.params(), size, INIT_STDDEV, kwargs["param_dtype"])
+        self.blocks = nnx.List([DecoderBlock(config, rngs=rngs, **kwargs) for _ in range(config.decoder_layers)])
+        self.norm = LayerNorm(config.d_model, **kwargs)
+
+    def read(self, states: Float[Array, "B S F"]) -> tuple[KeysValues, ...]:
+        """Returns each layer's keys and values of the encoder's states."""
+        return tuple(block.cross.read(states) for block in self.blocks)
+
+    def __call__(
+        self, tokens: Int[Array, "B T"], positions: Int[Array, "B T"], cross: tuple[KeysValues, ...], cache: Cache
+    ) -> tuple[Float[Array, "B T V"], Cache]:
+        """Returns the logits behind each token, float32, and the cache with these tokens written.
+
+        Args:
+          tokens: Token ids; one outside the vocabulary, such as padding, is read as the nearest within.
+          positions: Where each token stands in its sequence, per row. One past `max_target_positions` has the last
+            one's embedding: there is no other, and a text must end before.
+          cross: What `read` returned.
+          cache: What `init_cache_fn` of the model or an earlier call returned; as in `Llama`.
+        """
+        places = self.positions[...].at[positions].get(mode="clip", wrap_negative_indices=False)
+        x = self.vocabulary.embed(tokens) + places.astype(self.dtype)
+        mask = causal_mask(positions, cache[0].keys.shape[1])[:, None]
+        written = []
+        for block, layer_cross, layer_cache in zip(self.blocks, cross, cache, strict=True):
+            x, layer_cache = block(x, positions, mask, layer_cross, layer_cache)
+            written.append(layer_cache)
+        return self.vocabulary.logits(self.norm(x)), tuple(written)
+
+
+class Whisper(nnx.Module):
+    """An encoder and a decoder; `encode` and `decoder_model` run them.
+
+    Attributes:
+      config: The sizes.
+      dtype: What it computes in, and what caches are kept in. Norms and softmax are computed in float32, and the
+        logits are float32.
+      encoder: The encoder. A module with the same encoder may be given that of another, to save its memory.
+      decoder: The decoder.
+
+    Example:
+      >>> sizes = {"num_mel_bins": 4, "d_model": 24, "encoder_layers": 1, "decoder_layers": 1}
+      >>> config = WhisperConfig(vocab_size=32, max_source_positions=10, **sizes)
+      >>> module = Whisper(config, rngs=nnx.Rngs(0))
+      >>> states = encode(module, jnp.zeros((1, 4, 20)))
+      >>> model = decoder_model(module, states)
+      >>> tokens, positions = jnp.array([[5, 7]]), jnp.array([[0, 1]])
+      >>> logits, cache = model.apply_fn(model.params, tokens, positions, model.init_cache_fn(1, 8))
+      >>> states.shape, logits.shape
+      ((1, 10, 24), (1, 2, 32))
+    """
+
+    def __init__(
+        self,
+        config: WhisperConfig,
+        *,
+        dtype: DTypeLike = jnp.float32,
+        param_dtype: DTypeLike = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        self.config, self.dtype = config, jnp.dtype(dtype)
+        kwargs = {"dtype": self.dtype, "param_dtype": jnp.dtype(param_dtype), "rngs": rngs}
+        self.encoder = Encoder(config, **kwargs)
+        self.decoder = Decoder(config, **kwargs)
+
+
+def sinusoids(num_positions: int, num_features: int, dtype: DTypeLike) -> Float[Array, "S F"]:
+    """Returns the encoder's positions: sines, then cosines, of wavelengths from 2 pi to 20000 pi.
+
+    Angle i of `F / 2` turns by `10000^(-i / (F / 2 - 1))` a position (Vaswani et al., 2017, arXiv 1706.03762,
+    section 3.5, in the arrangement of Whisper). Checkpoints hold them.
+    """
+    half = num_features // 2
+    angles = np.arange(num_positions)[:, None] * 10000 ** (-np.arange(half) / max(half - 1, 1))
+    return jnp.asarray(np.concatenate([np.sin(angles), np.cos(angles)], axis=1), dtype)
+
+
+def encode(module: Whisper, features: Float[Array | np.ndarray, "B M F"]) -> Float[Array, "B S D"]:
+    """Returns the encoder's states of each window of features; they do not depend on the other windows.
+
+    Args:
+      module: The model.
+      features: Log-mel features of whole windows, `num_mel_bins` times `config.num_frames` each.
+
+    Raises:
+      ValueError: Features of another shape.
+    """
+    expected = (module.config.num_mel_bins, module.config.num_frames)
+    if features.ndim != 3 or features.shape[1:] != expected:
+        raise ValueError(
+            f"features must have shape [B, M, F] = [B, {expected[0]}, {expected[1]}] by the config, "
+            f"got {list(features.shape)}."
+        )
+    graphdef, params = nnx.split(module.encoder)
+    # One window fills a device, and its scores are large (20 heads of 1500 x 1500 in float32): one after the other.
+    return jnp.concatenate([_encode(graphdef, params, features[i : i + 1]) for i in range(len(features))])
+
+
+def decoder_model(module: Whisper, states: Float[Array, "B S F"]) -> Model:
+    """Returns the decoder as a `Model` of the text of B utterances, row by row.
+
+    Its parameters are the decoder's and each layer's keys and values of the states; its cache is the text's alone.
+    Other utterances of the same shape need no new trace.
+
+    Args:
+      module: The model.
+      states: What `encode` returned, of this model or of one with the same encoder.
+    """
+    graphdef, params = nnx.split(module.decoder)
+    config = module.config
+    heads = config.decoder_attention_heads
+    spec = CacheSpec(config.decoder_layers, heads, config.d_model // heads, module.dtype)
+    params = {"decoder": nnx.to_pure_dict(params), "cross": _read(graphdef, params, states)}
+    return Model(params, _DecoderCall(graphdef), spec)
+
+
+@dataclasses.dataclass(frozen=True)
+class _DecoderCall:
+    """`(params, tokens, positions, cache) -> (logits, cache)`, equal where decoders are."""
+
+    graphdef: Any
+
+    def __call__(self, params, tokens, positions, cache):
+        return nnx.merge(self.graphdef, params["decoder"])(tokens, positions, params["cross"], cache)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _encode(graphdef, params, features):
+    return nnx.merge(graphdef, params)(features)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _read(graphdef, params, states):
+    return nnx.merge(graphdef, params).read(states)

@@ -1,0 +1,55 @@
+"""The choice between a rule's plain JAX core and its GPU kernel."""
+
+from collections.abc import Callable
+
+import jax
+from jax import lax
+from jax.core import Tracer
+
+from specsamp_jax._types import Verification
+
+NEEDED = "an NVIDIA GPU of compute capability 9.0 (Hopper) or newer"
+
+
+def _has_kernels() -> bool:
+    """Whether this process has a GPU that the kernels are written for."""
+    return jax.default_backend() == "gpu" and all(float(d.compute_capability) >= 9 for d in jax.devices())
+
+
+def _may_compile_kernels(arguments: object) -> bool:
+    """Whether a program that is being traced here may be compiled for such a GPU.
+
+    A process without any GPU may lower it for another machine's; what is not traced runs here and now.
+    """
+    if jax.default_backend() == "gpu":
+        return _has_kernels()
+    return any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(arguments))
+
+
+def dispatch(
+    core: Callable[..., Verification],
+    kernel: Callable[..., Verification],
+    arguments: tuple,
+    why_not: str | None,
+    implementation: str | None,
+) -> Verification:
+    """Returns `core(*arguments)` or `kernel(*arguments)`, chosen when the program is lowered.
+
+    Args:
+      core: The plain JAX function.
+      kernel: The same function as a GPU kernel.
+      arguments: The arguments of both.
+      why_not: The requirement of the kernel that these arguments do not meet; None if it takes them.
+      implementation: "xla", "pallas", or None for the kernel where the program is compiled for such a GPU.
+
+    Raises:
+      NotImplementedError: "pallas" is asked for and cannot run here.
+    """
+    if implementation == "pallas":
+        why_not = why_not if _has_kernels() else f"{NEEDED}; got {jax.default_backend()}"
+        if why_not is not None:
+            raise NotImplementedError(f'implementation "pallas" needs {why_not}.')
+        return kernel(*arguments)
+    if implementation == "xla" or why_not is not None or not _may_compile_kernels(arguments):
+        return core(*arguments)
+    return lax.platform_dependent(*arguments, cuda=kernel, default=core)

@@ -1,0 +1,98 @@
+"""The steps that the rules share: which drafts count, what is emitted, how the result is packed."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int
+
+from specsamp_jax._types import DEGENERATE_DRAFT, DEGENERATE_TARGET, EMPTY_RESIDUAL, PAD_TOKEN, Verification
+from specsamp_jax.sampling import draw
+from specsamp_jax.sampling import rows as dist
+
+
+class Uniforms(NamedTuple):
+    """All the chance in one verification: uniforms in [0, 1).
+
+    Attributes:
+      accept: One a draft position.
+      emit: Two for the residual or bonus token: its tile, and its place in the tile.
+    """
+
+    accept: Float[Array, "B K"]
+    emit: Float[Array, "B 2"]
+
+
+def draft_mask(tokens: Int[Array, "B K"]) -> Bool[Array, "B K"]:
+    """True up to where a row drafted no further."""
+    return num_leading(tokens >= 0)[:, None] > jnp.arange(tokens.shape[1])
+
+
+def num_leading(mask: Bool[Array, "B K"]) -> Int[Array, "B"]:
+    """How many of the leading entries of each row are True."""
+    return jnp.cumprod(mask, axis=1, dtype=jnp.int32).sum(1, dtype=jnp.int32)
+
+
+def last_draft_row(
+    drafter: dist.Rows, drafted: Bool[Array, "B K"], num_accepted: Int[Array, "B"]
+) -> tuple[dist.Rows, Bool[Array, "B 1"]]:
+    """The draft's row at which each sequence stopped, and whether it stopped there by rejecting (K > 0).
+
+    A sequence that accepted all that it drafted rejects nothing: its last token is the target's own.
+    """
+    num_draft = drafted.shape[1]
+    row = jnp.minimum(num_accepted, num_draft - 1)
+    return drafter.take(row), (num_accepted < num_draft)[:, None] & jnp.take_along_axis(drafted, row[:, None], axis=1)
+
+
+def sample_residual(
+    residual: Float[Array, "B V"],
+    fallback_fn: Callable[[], Float[Array, "B V"]],
+    uniforms: Float[Array, "B 2"],
+) -> tuple[Int[Array, "B"], Bool[Array, "B"]]:
+    """A token by the residual's weights, by the fallback's where those are all zero; and where that was."""
+    sums = draw.tile_sums(residual)
+    empty = sums.sum(-1) == 0
+
+    def patched():
+        weights = jnp.where(empty[:, None], fallback_fn(), residual)
+        return draw.sample_weights(weights, draw.tile_sums(weights), uniforms)
+
+    token = lax.cond(empty.any(), patched, lambda: draw.sample_weights(residual, sums, uniforms))
+    return token, empty
+
+
+def pack(
+    draft_tokens: Int[Array, "B K"],
+    num_accepted: Int[Array, "B"],
+    last_token: Int[Array, "B"],
+    draft_log_probs: Float[Array, "B K"],
+    last_log_prob: Float[Array, "B"],
+    accept_prob: Float[Array, "B K"],
+    status: Int[Array, "B"],
+) -> Verification:
+    """The accepted drafts, then the last token, then padding."""
+    position = jnp.arange(draft_tokens.shape[1] + 1)
+    accepted, last = position < num_accepted[:, None], position == num_accepted[:, None]
+
+    def lay(drafts, final, padding):
+        drafts = jnp.pad(drafts, ((0, 0), (0, 1)))
+        return jnp.where(accepted, drafts, jnp.where(last, final[:, None].astype(drafts.dtype), padding))
+
+    tokens = lay(draft_tokens, last_token, PAD_TOKEN)
+    log_probs = lay(draft_log_probs, last_log_prob, 0)
+    return Verification(tokens, num_accepted, log_probs, accept_prob, status)
+
+
+def in_use(mask: Bool[Array, "B R"], num_accepted: Int[Array, "B"]) -> Bool[Array, "B"]:
+    """Whether any row is marked among those up to and including the one that emitted the last token."""
+    return (mask & (jnp.arange(mask.shape[1]) <= num_accepted[:, None])).any(1)
+
+
+def status(
+    degenerate_target: Bool[Array, "B"], degenerate_draft: Bool[Array, "B"], empty: Bool[Array, "B"]
+) -> Int[Array, "B"]:
+    """The sum of the flags that hold."""
+    flags = {DEGENERATE_TARGET: degenerate_target, DEGENERATE_DRAFT: degenerate_draft, EMPTY_RESIDUAL: empty}
+    return sum((flag * holds.astype(jnp.int32) for flag, holds in flags.items()), jnp.int32(0))

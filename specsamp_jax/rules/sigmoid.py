@@ -1,0 +1,131 @@
+"""The sigmoid rule of the paper, an approximation: element-wise scores in the place of probabilities."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from specsamp_jax._types import Draft, Verification
+from specsamp_jax.rules import emit
+from specsamp_jax.sampling import rows as dist
+from specsamp_jax.sampling.draw import replace_degenerate
+from specsamp_jax.sampling.filters import Filter
+from specsamp_jax.sampling.reduce import wide
+
+
+def verify_sigmoid(
+    target_logits: Float[Array, "B K1 V"],
+    target_filter: Filter,
+    draft: Draft,
+    draft_filter: Filter,
+    uniforms: emit.Uniforms,
+    *,
+    alpha: int | float,
+    beta: int | float,
+) -> Verification:
+    """The sigmoid rule of Wagner et al. (2024, arXiv 2406.11016), `s(z) = sigmoid((z - alpha)/(beta - alpha))`.
+
+    Accepts with probability min(1, s_p(x)/s_q(x)); the residual is max(0, s_p - s_q), the bonus s_p. A token
+    that is filtered out scores 0; a certain row (greedy, or drafted without chance) scores 1 at its token.
+    Accepting reads one logit a row; only log_probs need a pass over all rows, which XLA drops where they are
+    not used.
+    """
+    tokens, vocab_size = draft.tokens, target_logits.shape[-1]
+    target = dist.target_rows(target_logits, target_filter)
+    drafter = dist.draft_rows(draft._replace(log_normalizers=jnp.zeros(tokens.shape)), draft_filter)
+
+    scored = target.first(tokens.shape[1])
+    score_p = _token_score(scored, tokens, alpha, beta)
+    score_q = _token_score(drafter, tokens, alpha, beta)
+    drafted = emit.draft_mask(tokens)
+    usable = drafted & (score_p > 0)
+    accept_prob = jnp.where(usable & ~jnp.isnan(score_q), jnp.minimum(score_p / score_q, 1), 0)
+    # Strictly: u can be 0. A score of NaN accepts nothing.
+    num_accepted = emit.num_leading(usable & (uniforms.accept * score_q < score_p))
+
+    last = target.take(num_accepted)
+    last = last._replace(degenerate=_degenerate(last))
+    scores = _scores(last, vocab_size, alpha, beta)
+    residual, rejecting, distrusted = scores, *(jnp.zeros((scores.shape[0], 1), bool) for _ in range(2))
+    if tokens.shape[1] > 0:
+        row, stopped = emit.last_draft_row(drafter, drafted, num_accepted)
+        distrusted = stopped & _degenerate(row)
+        rejecting = stopped & ~distrusted
+        residual = jnp.where(rejecting, _residual(last, row, vocab_size, alpha, beta), scores)
+    token, empty = emit.sample_residual(residual, lambda: _scores(last, vocab_size, alpha, beta), uniforms.emit)
+    last_logits = dist.take_row(target_logits, num_accepted)
+    token = replace_degenerate(token, last_logits, last.degenerate[:, 0])
+
+    return emit.pack(
+        tokens,
+        num_accepted,
+        token,
+        dist.log_prob(scored, tokens),
+        dist.log_prob(target.take(num_accepted), token[:, None])[:, 0],
+        accept_prob,
+        emit.status(last.degenerate[:, 0], distrusted[:, 0], (rejecting & ~last.degenerate)[:, 0] & empty),
+    )
+
+
+def _degenerate(row: dist.Rows) -> Bool[Array, "B 1"]:
+    """Where a row's scores make no distribution: NaN or +inf among the logits, or none above -inf."""
+    if row.logits is None:
+        return jnp.zeros(row.offset.shape, bool)
+    return ~jnp.isfinite(row.logits.max(-1)) | jnp.isnan(row.logits).any(-1)
+
+
+def _score(z: Array, alpha: int | float, beta: int | float) -> Array:
+    return jax.nn.sigmoid((z - alpha) / (beta - alpha))
+
+
+def _token_score(
+    rows: dist.Rows, tokens: Int[Array, "B R"], alpha: int | float, beta: int | float
+) -> Float[Array, "B R"]:
+    """The score of one token a row."""
+    absolute = rows._replace(offset=jnp.zeros_like(rows.offset))
+    score = _score(dist.token_logits(absolute, tokens), alpha, beta)
+    if rows.certain is not None:
+        score = jnp.where(rows.certain < 0, score, rows.certain == tokens)
+    return score
+
+
+def _kept(logits: Float[Array, "B 1 V"], filter: Filter) -> tuple[Float[Array, "B V"], Bool[Array, "B V"]]:
+    """The scaled logits of one row a sequence, and which of them are kept."""
+    z = wide(logits[:, 0])
+    kept = z > -jnp.inf
+    if filter.cutoff is not None:
+        kept &= z >= filter.cutoff
+    return z if filter.scale is None else z * filter.scale[:, None], kept
+
+
+def _scores(row: dist.Rows, vocab_size: int, alpha: int | float, beta: int | float) -> Float[Array, "B V"]:
+    """The scores of one row a sequence."""
+    index = jnp.arange(vocab_size)
+    if row.logits is None:
+        return (index == row.certain).astype(row.offset.dtype)
+    z, kept = _kept(row.logits, row.filter)
+    scores = jnp.where(kept, _score(z, alpha, beta), 0)
+    return scores if row.certain is None else jnp.where(row.certain < 0, scores, index == row.certain)
+
+
+def _residual(
+    p: dist.Rows, q: dist.Rows, vocab_size: int, alpha: int | float, beta: int | float
+) -> Float[Array, "B V"]:
+    """max(0, s_p - s_q) of one row a sequence.
+
+    Between two sigmoids a and b apart by 1e-4 a subtraction would leave three digits; the same difference is
+    `-sigmoid(a) sigmoid(-b) expm1(b - a)`.
+    """
+    score_p, score_q = (_scores(row, vocab_size, alpha, beta) for row in (p, q))
+    difference = score_p - score_q
+    if p.logits is not None and q.logits is not None:
+        (z_p, kept_p), (z_q, kept_q) = _kept(p.logits, p.filter), _kept(q.logits, q.filter)
+        soft = kept_p & kept_q
+        for row in (p, q):
+            if row.certain is not None:
+                soft &= row.certain < 0
+        z_p, z_q = (jnp.where(soft, z, 0) for z in (z_p, z_q))
+        # Nothing is left where q is larger, and nothing times infinity would be no number.
+        above = jnp.minimum((z_q - z_p) / (beta - alpha), 0)
+        exact = -score_p * jax.nn.sigmoid((alpha - z_q) / (beta - alpha)) * jnp.expm1(above)
+        difference = jnp.where(soft, exact, difference)
+    return jnp.maximum(difference, 0)

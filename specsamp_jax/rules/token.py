@@ -1,0 +1,61 @@
+"""The token rule: accept each draft with probability min(1, p/q), else sample max(0, p - q)."""
+
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float
+
+from specsamp_jax._types import Draft, Verification
+from specsamp_jax.rules import emit
+from specsamp_jax.sampling import rows as dist
+from specsamp_jax.sampling.draw import replace_degenerate
+from specsamp_jax.sampling.filters import Filter
+
+
+def verify_token(
+    target_logits: Float[Array, "B K1 V"],
+    target_filter: Filter,
+    draft: Draft,
+    draft_filter: Filter,
+    uniforms: emit.Uniforms,
+) -> Verification:
+    """The token rule of Leviathan et al. (2023, arXiv 2211.17192, algorithm 1) and Chen et al. (2302.01318).
+
+    Draft i is accepted iff `log u_i < log p_i(x_i) - log q_i(x_i)`: strictly, since u can be 0, and with the
+    difference on the right, since the product of u below 1 and q can round up to an equal p. The logsumexp
+    of every row is computed, and the vocabulary is read again on one row a sequence only.
+    """
+    tokens, vocab_size = draft.tokens, target_logits.shape[-1]
+    target = dist.target_rows(target_logits, target_filter)
+    drafter = dist.draft_rows(draft, draft_filter)
+
+    scored = target.first(tokens.shape[1])
+    log_p = dist.log_prob(scored, tokens)
+    log_q = dist.log_prob(drafter, tokens)
+    log_ratio = log_p - log_q
+    drafted = emit.draft_mask(tokens)
+    # A token that q cannot have given says nothing: like one from a degenerate row it is not accepted, and the
+    # target's own token takes its place.
+    trusted = drafted & (log_q > -jnp.inf)
+    usable = trusted & (log_p > -jnp.inf)
+    # On its own, behind barriers: fused, XLA's CPU backend takes another exponential in another batch.
+    ratio = lax.optimization_barrier(jnp.exp(lax.optimization_barrier(jnp.minimum(log_ratio, 0))))
+    accept_prob = jnp.where(usable, ratio, 0)
+    num_accepted = emit.num_leading(usable & (jnp.log(uniforms.accept) < log_ratio))
+
+    last = target.take(num_accepted)
+    p = dist.probs(last, vocab_size)
+    residual, rejecting = p, jnp.zeros((p.shape[0], 1), bool)
+    if tokens.shape[1] > 0:
+        row, rejecting = emit.last_draft_row(drafter, trusted, num_accepted)
+        residual = jnp.maximum(p - jnp.where(rejecting, dist.probs(row, vocab_size), 0), 0)
+    token, empty = emit.sample_residual(residual, lambda: dist.probs(last, vocab_size), uniforms.emit)
+    last_logits = dist.take_row(target_logits, num_accepted)
+    token = replace_degenerate(token, last_logits, last.degenerate[:, 0])
+
+    log_prob = dist.log_prob(last, token[:, None])[:, 0]
+    status = emit.status(
+        emit.in_use(target.degenerate, num_accepted),
+        emit.in_use(drafted & ~trusted, num_accepted),
+        (rejecting & ~last.degenerate)[:, 0] & empty,
+    )
+    return emit.pack(tokens, num_accepted, token, log_p, log_prob, accept_prob, status)

@@ -1,0 +1,101 @@
+"""Drawing tokens: two-level inverse-CDF sampling, and `sample`, which drafters call."""
+
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from specsamp_jax import _checks
+from specsamp_jax._types import SamplingParams
+from specsamp_jax.sampling import rows as dist
+from specsamp_jax.sampling import streams
+from specsamp_jax.sampling.filters import make_filter
+from specsamp_jax.sampling.reduce import row_sum
+from specsamp_jax.sampling.streams import Purpose
+
+TILE = 1024
+"""Elements of a row whose weights are added up before any choice is made; see `sample_weights`."""
+
+
+def sample(
+    key: Key[Array, "*keys"], logits: Float[Array, "B V"], sampling: SamplingParams | None = None
+) -> tuple[Int[Array, "B"], Float[Array, "B"]]:
+    """One token a row from the filtered logits, and the logsumexp of those: what drafters call.
+
+    The draws are disjoint from those of `verify` for the same key. A row with NaN or +inf, or with no logit
+    above -inf, yields its first largest logit that is a number, and a logsumexp that is not finite.
+
+    Args:
+      key: One typed threefry key, or one a row, `[B]`.
+      logits: Any floating-point type.
+      sampling: What is applied to the logits; None is temperature 1 with no filter.
+
+    Returns:
+      tokens `[B]` and log_normalizers `[B]`, as `Draft` takes them (stacked along K).
+
+    Raises:
+      ValueError: An argument has a wrong shape, type or value.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, specsamp_jax as ss
+      >>> tokens, _ = ss.sample(jax.random.key(0), jnp.array([[0.0, 3.0]]), ss.SamplingParams(temperature=0.0))
+      >>> int(tokens[0])
+      1
+    """
+    _checks.logits("logits", logits, "B V")
+    batch_size, vocab_size = logits.shape
+    if sampling is not None:
+        _checks.sampling("sampling", sampling, batch_size)
+    keys = streams.row_keys(key, batch_size)
+    rows = dist.target_rows(logits[:, None], make_filter(logits[:, None], sampling))
+    p = dist.probs(rows, vocab_size)
+    token = sample_weights(p, tile_sums(p), streams.uniforms(keys, Purpose.DRAFT, 2))
+    return replace_degenerate(token, logits, rows.degenerate[:, 0]), rows.log_normalizers[:, 0]
+
+
+def tile_sums(weights: Float[Array, "B V"]) -> Float[Array, "B T"]:
+    """Sums of weights over tiles of `TILE` elements, the last one possibly shorter."""
+    batch_size, vocab_size = weights.shape
+    num_tiles = -(-vocab_size // TILE)
+    padded = jnp.pad(weights, ((0, 0), (0, num_tiles * TILE - vocab_size)))
+    return row_sum(padded.reshape(batch_size, num_tiles, TILE), vocab_size)
+
+
+def sample_index(weights: Float[Array, "B n"], uniform: Float[Array, "B"]) -> Int[Array, "B"]:
+    """Index of the first positive weight at which the running sum exceeds `uniform` times the total.
+
+    Where rounding leaves none, the last positive weight; where none is positive, 0. A weight of zero is
+    chosen in no other case, however the running sums are rounded.
+    """
+    running = jnp.cumsum(weights, axis=-1)
+    positive = weights > 0
+    chosen = positive & (running > uniform[:, None] * running[:, -1:])
+    last = weights.shape[-1] - 1 - jnp.argmax(positive[:, ::-1], axis=-1)
+    index = jnp.where(chosen.any(-1), jnp.argmax(chosen, axis=-1), last)
+    return jnp.where(positive.any(-1), index, 0)
+
+
+def sample_weights(
+    weights: Float[Array, "B V"], sums: Float[Array, "B T"], uniforms: Float[Array, "B 2"]
+) -> Int[Array, "B"]:
+    """A token a row with probability proportional to its weight, in two levels.
+
+    The first uniform picks a tile by its sum, the second an element of that tile by its weight. Two levels
+    keep a probability exact to about 2**-24 of its tile, where one running sum over the vocabulary would
+    round every token to a multiple of 2**-24 of the whole row: percents of a rare one.
+    """
+    tile = sample_index(sums, uniforms[:, 0])
+    index = tile[:, None] * TILE + jnp.arange(TILE)
+    vocab_size = weights.shape[-1]
+    within = jnp.take_along_axis(weights, jnp.minimum(index, vocab_size - 1), axis=-1)
+    return tile * TILE + sample_index(jnp.where(index < vocab_size, within, 0), uniforms[:, 1])
+
+
+def replace_degenerate(
+    token: Int[Array, "B"], logits: Float[Array, "B V"], degenerate: Bool[Array, "B"]
+) -> Int[Array, "B"]:
+    """The token, or the first largest logit that is a number where the row makes no distribution."""
+    return lax.cond(
+        degenerate.any(),
+        lambda: jnp.where(degenerate, dist.first_largest(logits), token),
+        lambda: token,
+    )

@@ -1,0 +1,277 @@
+"""The command: what it prints, and the one sentence that a wrong option gets."""
+
+import json
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+import specsamp_jax as ss
+from specsamp_jax.cli import demo_checks, generation
+from specsamp_jax.cli import generate as generate_module
+from specsamp_jax.cli import main as main_module
+from specsamp_jax.models import Llama, LlamaConfig, load_checkpoint, save_checkpoint, with_vocab_size
+from specsamp_jax.text import TextStream, load_tokenizer
+
+TOKENIZER = Path(__file__).parents[1] / "fixtures" / "text" / "byte_level"
+CHATML = TOKENIZER.parent / "templates" / "chatml.jinja"
+NUM_TOKENS = 291  # of the tokenizer
+
+
+def run(monkeypatch, capsys, *arguments):
+    """Exit status, standard output and standard error of the command."""
+    monkeypatch.setattr(sys, "argv", ["specsamp", *map(str, arguments)])
+    status = 0
+    try:
+        main_module.main()
+    except SystemExit as error:
+        status = error.code
+    captured = capsys.readouterr()
+    return status, captured.out, captured.err
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """A target of 300 logits and a drafter of 291, with one tokenizer."""
+    root = tmp_path_factory.mktemp("checkpoints")
+    for name, size, seed in (("target", 300, 0), ("draft", NUM_TOKENS, 1)):
+        config = LlamaConfig(size, 16, 24, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1)
+        shutil.copytree(TOKENIZER, root / name)
+        module = Llama(config, rngs=nnx.Rngs(seed))
+        module.vocabulary.head.set_value(
+            module.vocabulary.head[...] * 40
+        )  # greedy tokens that do not hang on the last bit
+        save_checkpoint(root / name, module, dtype="float32")
+    shutil.copy(CHATML, root / "target" / "chat_template.jinja")
+    return root
+
+
+def alone(folders, tokens, max_new_tokens):
+    """What the target says greedily after a prompt, without a drafter."""
+    result = ss.generate(
+        jax.random.key(0),
+        np.array([tokens]),
+        target=load_checkpoint(folders / "target"),
+        draft=None,
+        max_new_tokens=max_new_tokens,
+        sampling=ss.SamplingParams(temperature=0.0),
+        eos_token=281,
+    )
+    return result.tokens[0, : result.lengths[0]].tolist()
+
+
+# Continuing texts
+
+
+def test_a_prompt_is_continued_by_the_trained_pair_and_the_seed_decides(monkeypatch, capsys):
+    prompt = "Return the"
+    options = ("--prompt", prompt, "--max-new-tokens", "12", "--top-k", "40", "--num-draft", "2")
+    status, text, progress = run(monkeypatch, capsys, "generate", *options)
+    assert status == 0
+    assert text.startswith(prompt)
+    assert len(text) > len(prompt) + 10
+    assert "temperature 1.0, top-k 40, top-p 1.0, min-p 0.0; ends at token 0" in progress
+    assert re.search(r"12 tokens in \d+ steps of the target, [\d.]+ a step; \d+ tokens a second, after", progress)
+    assert re.search(r"\d+ tokens drafted, \d+ accepted; by position, .*: [\d.]+ [\d.]+\n", progress)
+    assert run(monkeypatch, capsys, "generate", *options)[1] == text
+    assert run(monkeypatch, capsys, "generate", *options, "--seed", "1")[1] != text
+
+
+def test_prompts_are_continued_in_order_by_the_models_of_two_folders(monkeypatch, capsys, folders, tmp_path):
+    texts = ["the", "three threads 🙂 of the tree"]
+    (tmp_path / "prompt.txt").write_text(texts[1], encoding="utf-8")
+    options = ["--target", folders / "target", "--draft", folders / "draft", "--temperature", 0, "--max-new-tokens", 9]
+    prompts = ["--prompt", texts[0], "--prompt-file", tmp_path / "prompt.txt"]
+    status, printed, progress = run(monkeypatch, capsys, "generate", *options, *prompts)
+    assert status == 0
+    assert "the target has 300 logits and the draft 291: the draft's are made to fit" in progress
+    assert "greedy; ends at token 281" in progress
+    tokenizer = load_tokenizer(TOKENIZER)
+    wholes = [tokenizer.decode(alone(folders, tokenizer.encode(text), 9)) for text in texts]
+    assert printed == "\n\n".join(wholes) + "\n"
+
+
+def test_a_user_is_answered_by_the_chat_template(monkeypatch, capsys, folders):
+    options = ["--target", folders / "target", "--draft", "ngram", "--system", "Brief.", "--chat", "the?"]
+    options += ["--max-new-tokens", 6, "--temperature", 0, "--num-draft", 2, "--verify", "sigmoid"]
+    status, reply, progress = run(monkeypatch, capsys, "generate", *options)
+    assert status == 0
+    assert "approximate" in progress
+    tokenizer = load_tokenizer(folders / "target")
+    said = "<|im_start|>system\nBrief.<|im_end|>\n<|im_start|>user\nthe?<|im_end|>\n<|im_start|>assistant\n"
+    prompt = tokenizer.tokenizer.encode(said, add_special_tokens=False).ids
+    assert reply == tokenizer.decode(alone(folders, prompt, 6)[len(prompt) :]) + "\n"
+
+
+def test_an_interrupt_ends_the_line_and_tells_what_was_counted(monkeypatch, capsys, folders):
+    def interrupted(key, prompt, **options):
+        tokens = np.concatenate([prompt, [[ord("x") - 33]]], axis=1)
+        stats = ss.Stats(*map(jax.numpy.asarray, (1, [1], np.zeros(0, "i"), np.zeros(0, "i"))))
+        yield ss.Generation(*map(jax.numpy.asarray, (tokens, [tokens.shape[1]], 0.0 * tokens)), stats)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(generate_module, "stream", interrupted)
+    status, text, progress = run(monkeypatch, capsys, "generate", "--target", folders / "target", "--prompt", "the")
+    assert (status, text) == (130, "thex\n")
+    assert "1 tokens in 1 steps of the target" in progress
+    assert "longer" not in progress
+    options = ["--prompt", "the", "--max-new-tokens", 2047]
+    progress = run(monkeypatch, capsys, "generate", "--target", folders / "target", *options)[2]
+    assert "the target was trained on texts of up to 2048 tokens, and this one may become longer" in progress
+    assert "there is no drafter: the target decodes alone" in progress
+
+
+# What is told of wrong options
+
+
+def assert_complains(result, sentence):
+    status, text, complaint = result
+    assert status == 2
+    assert text == ""
+    assert sentence in complaint
+    assert complaint.startswith("specsamp: ")
+    assert complaint.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (("generate",), "Missing option '--prompt', '--prompt-file' or '--chat'."),
+        (("generate", "--prompt", "a", "--num-draft", "-1"), "'--num-draft': -1 is not in the range 0<=x<=32."),
+        (("generate", "--prompt", "a", "--top-p", "1.5"), "'--top-p': 1.5 is not in the range 0<=x<=1."),
+        (("generate", "--prompt", "a", "--temperature", "hot"), "'hot' is not a valid float range."),
+        (("generate", "--prompt", "a", "--verify", "block"), "'block' is not one of 'token', 'sigmoid'."),
+        (("generate", "--prompt", "a", "--dtype", "int8"), "'int8' is not one of 'float32', 'bfloat16', 'float16'."),
+        (("generate", "--prompt", "a", "--sead", "1"), "No such option"),
+        (("generate", "--prompt-file", "nowhere"), "'nowhere': No such file or directory"),
+        (("generate", "--prompt", "a", "--chat", "b"), "give one of the two"),
+        (("generate", "--prompt", "a", "--system", "b"), "'--system' comes before '--chat', which is missing."),
+        (("generate", "--prompt", "a", "--draft", "d"), "go with '--target', which is missing."),
+        (("generate", "--prompt", "a", "--target", "nowhere"), "--target must be a folder, but there is no nowhere."),
+        (("generate", "--chat", "b"), "must hold the chat template 'default'; it holds none."),
+        (("dance",), "No such command 'dance'."),
+    ],
+)
+def test_a_wrong_option_gets_one_sentence(monkeypatch, capsys, arguments, sentence):
+    assert_complains(run(monkeypatch, capsys, *arguments), sentence)
+
+
+def test_folders_that_do_not_fit_get_one_sentence(monkeypatch, capsys, folders, tmp_path):
+    def complains(sentence, *options, target=folders / "target", prompt="the"):
+        result = run(monkeypatch, capsys, "generate", "--target", target, "--prompt", prompt, *options)
+        assert_complains(result, sentence)
+
+    def without(name, target):
+        folder = Path(shutil.copytree(target, tmp_path / f"without {name}"))
+        (folder / name).unlink()
+        return folder
+
+    complains("--draft must be a folder, but there is no nowhere.", "--draft", "nowhere")
+    complains("--tokenizer must be a folder, but there is no nowhere.", "--tokenizer", "nowhere")
+    complains("must hold config.json", target=TOKENIZER)
+    complains("target and draft must share a vocabulary", "--draft", TOKENIZER.parent / "byte_fallback")
+    bare = without("tokenizer.json", folders / "target")
+    complains("must hold tokenizer.json, which is missing", target=bare)
+    no_begin = Path(shutil.copytree(TOKENIZER, tmp_path / "no begin"))
+    values = json.loads((no_begin / "tokenizer.json").read_text())
+    (no_begin / "tokenizer.json").write_text(json.dumps({**values, "post_processor": None}))
+    broken = Path(shutil.copytree(folders / "target", tmp_path / "broken"))
+    (broken / "config.json").write_text("{")
+    complains("config.json must be a JSON object, but it cannot be parsed", target=broken)
+    complains("has no token", "--tokenizer", no_begin, target=bare, prompt="")
+    small = Path(shutil.copytree(TOKENIZER, tmp_path / "small"))
+    config = LlamaConfig(260, 8, 8, num_hidden_layers=1, num_attention_heads=1, num_key_value_heads=1)
+    save_checkpoint(small, Llama(config, rngs=nnx.Rngs(0)))
+    complains("The tokenizer does not fit the target: it gave token 280 of 260.", target=small)
+
+
+def test_end_tokens_are_the_checkpoint_s(folders, tmp_path):
+    folder = Path(shutil.copytree(folders / "target", tmp_path / "copy"))
+
+    def ends():
+        return generation.load(folder, None, None).eos_token
+
+    def write(name, **values):
+        path = folder / name
+        old = json.loads(path.read_text()) if path.exists() else {}
+        path.write_text(json.dumps({**old, **values}))
+
+    assert ends() == (281,)  # the tokenizer's <eos>
+    write("config.json", eos_token_id=7)
+    assert ends() == (7,)
+    write("generation_config.json", eos_token_id=[8, 9])
+    assert ends() == (8, 9)
+
+
+def test_sampling_is_the_checkpoint_s_but_for_what_is_given(monkeypatch, capsys, folders, tmp_path):
+    folder = Path(shutil.copytree(folders / "target", tmp_path / "copy"))
+    values = {"do_sample": True, "temperature": 0.5, "top_k": 20, "repetition_penalty": 1.1}
+    (folder / "generation_config.json").write_text(json.dumps(values))
+    options = ["generate", "--target", folder, "--prompt", "the", "--max-new-tokens", 1, "--top-k", 3]
+    assert_complains(run(monkeypatch, capsys, *options), "repetition_penalty = 1.1, which is not supported")
+    monkeypatch.setattr(generate_module, "stream", lambda *arguments, **options: iter(()))
+    status, _, progress = run(monkeypatch, capsys, *options, "--ignore", "repetition_penalty")
+    assert status == 0
+    assert "temperature 0.5, top-k 3, top-p 1.0, min-p 0.0; ends at token 281" in progress
+
+
+def test_a_drafter_without_a_tokenizer_is_taken_at_its_word(folders, tmp_path):
+    folder = Path(shutil.copytree(folders / "draft", tmp_path / "copy"))
+    (folder / "tokenizer.json").unlink()
+    setup = generation.load(folders / "target", str(folder), None)
+    assert f"{folder} has no tokenizer.json: its tokens are taken to be the target's" in setup.notes
+
+
+# The parts
+
+
+def test_texts_are_handed_out_in_order_and_as_they_grow():
+    tokenizer, rng = load_tokenizer(TOKENIZER).tokenizer, np.random.default_rng(0)
+    rows = [rng.integers(0, 280, size=size).tolist() for size in (3, 8, 5)]  # with no prompt
+    growth = np.array([[2, 1, 0, 0, 0], [1, 2, 2, 2, 1], [1, 4, 0, 0, 0]])
+    tokens = jax.numpy.array([row + [-1] * (8 - len(row)) for row in rows])
+    stats = ss.Stats(*map(jax.numpy.asarray, (1, [1] * 3, np.zeros(0, "i"), np.zeros(0, "i"))))
+    ends = map(jax.numpy.asarray, growth.cumsum(axis=1).T)
+    generations = [ss.Generation(tokens, end, 0.0 * tokens, stats) for end in ends]
+    pieces = list(generation.in_order(generations, [TextStream(tokenizer) for _ in rows], [0, 0, 0]))
+    for row, ids in enumerate(rows):
+        assert "".join(piece for i, piece in pieces if i == row) == tokenizer.decode(ids)
+    # The first row as it grows; the second from the step on in which the first has gained nothing.
+    assert [row for row, _ in pieces] == [0, 0, 0, 1, 1, 1, 1, 2]
+
+
+def test_acceptance_counts_where_all_drafts_before_were_accepted():
+    assert generation.acceptance(np.array([10, 10, 6]), np.array([8, 4, 1])) == [0.8, 0.5, 0.25]
+    assert generation.acceptance(np.array([10, 0]), np.array([5, 0])) == [0.5, 0.0]
+
+
+def test_a_drafter_s_vocabulary_is_changed_only_where_it_differs(folders):
+    draft = load_checkpoint(folders / "draft")
+    assert with_vocab_size(draft, NUM_TOKENS) is draft
+    with pytest.raises(ValueError, match="size must be at least 1; got 0"):
+        with_vocab_size(draft, 0)
+
+
+# The demo
+
+
+def test_the_demo_shows_a_text_a_race_and_a_check(monkeypatch, capsys):
+    monkeypatch.setattr(demo_checks, "NUM_CHECKED", 1024)
+    monkeypatch.setattr(demo_checks, "NUM_PROMPTS", 2)
+    status, text, _ = run(monkeypatch, capsys, "demo")
+    assert status == 0
+    assert "a docstring from a file that was not trained on" in text
+    alone, speculative = (re.search(rf"{name} +(\d+) +([\d.]+)", text) for name in ("target alone", "with 4 drafts"))
+    assert alone
+    assert speculative
+    assert float(alone[2]) == 1.0
+    assert 1.2 < float(speculative[2]) <= 5
+    check = re.search(r"chi-square [\d.]+ on \d+ degrees of freedom, p = ([\d.]+): (.*)", text)
+    assert check
+    assert float(check[1]) > 1e-3
+    assert check[2] == "nothing speaks against it"

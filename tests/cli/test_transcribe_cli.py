@@ -1,0 +1,123 @@
+"""`specsamp transcribe`: what it writes where, and the one sentence that a wrong option gets."""
+
+import shutil
+import sys
+import wave
+
+import jax
+import pytest
+from whisper_fixture import FIXTURES, LONG, SHORT
+
+from specsamp_jax.cli import main as main_module
+from specsamp_jax.cli import transcribe as transcribe_module
+from specsamp_jax.models import load_module, save_checkpoint
+from specsamp_jax.speech import load_speech, load_wav, transcribe
+
+TARGET, DRAFT = str(FIXTURES / "multilingual"), str(FIXTURES / "distilled")
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    def run(*arguments):
+        """Exit status, standard output and standard error of the command."""
+        monkeypatch.setattr(sys, "argv", ["specsamp", "transcribe", *map(str, arguments)])
+        status = 0
+        try:
+            main_module.main()
+        except SystemExit as error:
+            status = error.code
+        captured = capsys.readouterr()
+        return status, captured.out, captured.err
+
+    return run
+
+
+@pytest.fixture
+def sounds(tmp_path):
+    """Two files of 16 bits."""
+    files = [tmp_path / f"{name}.wav" for name in ("first", "second")]
+    for path, samples in zip(files, (SHORT[0], LONG[0][:32_000]), strict=True):
+        with wave.open(str(path), "wb") as file:
+            file.setnchannels(1)
+            file.setsampwidth(2)
+            file.setframerate(16_000)
+            file.writeframes((samples * 32767).astype("<i2").tobytes())
+    return files
+
+
+def test_text_goes_to_standard_output_and_all_else_to_standard_error(run, sounds):
+    status, text, told = run(*sounds, "--target", TARGET, "--draft", DRAFT)
+    assert status == 0
+    target = load_speech(TARGET)
+    waveforms = [load_wav(path) for path in sounds]
+    result = transcribe(jax.random.key(0), waveforms, target=target, draft=load_speech(DRAFT))
+    expected = [f"{path}: {t.text}" for path, t in zip(sounds, result.transcripts, strict=True)]
+    assert text.splitlines() == expected
+    for words in (
+        "the drafter shares the target's encoder, for theirs are the same",
+        "heard 3.3 of 3.3 s",
+        f"{sounds[0]}: the language is {result.transcripts[0].language}",
+        f"{int(result.stats.num_emitted.sum())} tokens of 3.3 s of sound in ",
+        " tokens a step; accepted by position: ",
+    ):
+        assert words in told
+
+
+def test_timestamps_are_lines(run, sounds):
+    status, text, told = run(
+        sounds[1], "--target", TARGET, "--timestamps", "--language", "en", "--max-new-tokens", "40"
+    )
+    assert status == 0
+    assert "there is no drafter: the target decodes alone" in told
+    assert "the language is" not in told
+    (transcript,) = transcribe(
+        jax.random.key(0),
+        [load_wav(sounds[1])],
+        target=load_speech(TARGET),
+        draft=None,
+        language="en",
+        timestamps=True,
+        max_new_tokens=40,
+    ).transcripts
+    assert text.splitlines() == [f"[{s.start:.2f} - {s.end:.2f}] {s.text}" for s in transcript.segments]
+    assert text.startswith("[0.")
+
+
+def test_a_drafter_with_another_encoder_is_told(tmp_path, capsys):
+    other = shutil.copytree(DRAFT, tmp_path / "other")
+    module = load_module(DRAFT)
+    module.encoder.norm.bias.set_value(module.encoder.norm.bias[...] + 1)
+    save_checkpoint(other, module, dtype="float32")
+    target, drafter = transcribe_module._load(FIXTURES / "multilingual", other, "float32")
+    assert drafter is not None
+    assert drafter.module.encoder is not target.module.encoder
+    differs = "model.encoder.layer_norm.bias differs"
+    assert f"the drafter has an encoder of its own, which runs too: {differs}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ([], "Missing argument 'AUDIO...'."),
+        (["SOUND"], "Missing option '--target'."),
+        (["nowhere.wav", "--target", TARGET], "nowhere.wav cannot be read: No such file or directory."),
+        (["SOUND", "--target", "nowhere"], "A checkpoint must hold config.json, but there is no nowhere/config.json."),
+        (["SOUND", "--target", TARGET, "--language", "xx"], "language must be one of de, en, fr, got 'xx'."),
+        (["SOUND", "--target", TARGET, "--task", "sing"], "'sing' is not one of 'transcribe', 'translate'."),
+        (["SOUND", "--target", TARGET, "--num-draft", "0"], "0 is not in the range 1<=x<=32."),
+        (
+            ["SOUND", "--target", str(FIXTURES / "english"), "--draft", DRAFT],
+            "vocab_size of the drafter must be the target's, 1569; got 172.",
+        ),
+        (
+            ["SOUND", "--target", str(FIXTURES / "english"), "--task", "translate"],
+            "task must be left out for an English-only model, got 'translate'.",
+        ),
+    ],
+)
+def test_a_wrong_option_gets_one_sentence(run, sounds, arguments, sentence):
+    status, text, told = run(*(sounds[0] if argument == "SOUND" else argument for argument in arguments))
+    assert status == 2
+    assert text == ""
+    assert told.splitlines()[-1].startswith("specsamp: ")
+    assert sentence in told.splitlines()[-1]

@@ -1,0 +1,222 @@
+import json
+import re
+import shutil
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import safetensors.numpy
+from flax import nnx
+from small_llama import SIZES, make_llama
+
+from specsamp_jax.models import from_nnx, load_checkpoint, load_module, save_checkpoint
+from specsamp_jax.models.checkpoints.tensors import Stored
+
+
+def leaves(module):
+    return jax.tree.leaves(nnx.to_pure_dict(nnx.state(module)))
+
+
+def test_round_trip_in_float32_is_exact(llama, tmp_path):
+    save_checkpoint(tmp_path / "a" / "b", llama, dtype=jnp.float32)
+    again = load_module(tmp_path / "a" / "b")
+    assert again.config == llama.config
+    for x, y in zip(leaves(llama), leaves(again), strict=True):
+        assert y.dtype == jnp.float32
+        np.testing.assert_array_equal(x, y)
+
+
+def test_round_trip_in_bfloat16_rounds_once(llama, tmp_path):
+    save_checkpoint(tmp_path, llama)
+    for x, y in zip(leaves(llama), leaves(load_module(tmp_path, dtype=jnp.float32)), strict=True):
+        np.testing.assert_array_equal(x.astype(jnp.bfloat16).astype(jnp.float32), y)
+    half = load_module(tmp_path)
+    assert {half.dtype, *(x.dtype for x in leaves(half))} == {jnp.dtype("bfloat16")}
+
+
+def test_a_loaded_model_is_the_adapted_module(llama, tmp_path):
+    save_checkpoint(tmp_path, llama, dtype=jnp.float32)
+    model, expected = load_checkpoint(tmp_path), from_nnx(llama)
+    assert model.apply_fn == expected.apply_fn
+    assert model.init_cache_fn == expected.init_cache_fn
+    tokens, positions = jnp.array([[3, 1, 4]]), jnp.array([[0, 1, 2]])
+    np.testing.assert_array_equal(
+        model.apply_fn(model.params, tokens, positions, model.init_cache_fn(1, 4))[0],
+        expected.apply_fn(expected.params, tokens, positions, expected.init_cache_fn(1, 4))[0],
+    )
+
+
+def test_saving_replaces_what_was_there(tmp_path):
+    save_checkpoint(tmp_path, make_llama(seed=1, num_hidden_layers=3))
+    save_checkpoint(tmp_path, make_llama(seed=2), dtype=jnp.float32)
+    for x, y in zip(leaves(make_llama(seed=2)), leaves(load_module(tmp_path)), strict=True):
+        np.testing.assert_array_equal(x, y)
+
+
+@pytest.fixture
+def saved(tmp_path):
+    save_checkpoint(tmp_path, make_llama())
+    return tmp_path
+
+
+def refuses(folder, sentence):
+    with pytest.raises(ValueError, match=re.escape(sentence)):
+        load_checkpoint(folder)
+
+
+def change_tensors(folder, change):
+    file = folder / "model.safetensors"
+    tensors = safetensors.numpy.load_file(file)
+    change(tensors)
+    safetensors.numpy.save_file(tensors, file)
+
+
+def test_missing_tensor(saved):
+    change_tensors(saved, lambda tensors: tensors.pop("model.layers.1.self_attn.k_proj.weight"))
+    refuses(saved, "must hold the tensor model.layers.1.self_attn.k_proj.weight, which is missing.")
+
+
+def test_superfluous_tensor(saved):
+    change_tensors(saved, lambda tensors: tensors.update({"model.layers.2.mlp.up_proj.weight": np.zeros(3)}))
+    refuses(saved, "holds the tensor model.layers.2.mlp.up_proj.weight, which this model does not have.")
+
+
+def test_misshapen_tensor(saved):
+    change_tensors(saved, lambda tensors: tensors.update({"model.layers.0.mlp.up_proj.weight": np.zeros((24, 40))}))
+    refuses(saved, "model.layers.0.mlp.up_proj.weight must have shape (40, 24) by the config, got (24, 40)")
+
+
+def test_tensor_of_integers(saved):
+    change_tensors(saved, lambda tensors: tensors.update({"model.norm.weight": np.zeros(24, np.int8)}))
+    refuses(saved, "model.norm.weight must be floating point, got I8")
+
+
+@pytest.mark.parametrize("keep", [0, 5, 500, -1])
+def test_truncated_tensors(saved, keep):
+    file = saved / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:keep])
+    refuses(saved, f"{file} is no whole safetensors file: ")
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+def test_missing_file(saved, name):
+    (saved / name).unlink()
+    refuses(saved, f"A checkpoint must hold {name}, but there is no {saved / name}.")
+
+
+@pytest.mark.parametrize("text", ["{", "", "[1]", "\udc80"])
+def test_broken_config(saved, text):
+    (saved / "config.json").write_bytes(text.encode(errors="surrogateescape"))
+    refuses(saved, f"{saved / 'config.json'} must be a JSON object")
+
+
+def test_other_architecture(saved):
+    file = saved / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "model_type": "mamba"}))
+    refuses(
+        saved,
+        "model_type must be one of 'llama', 'mistral', 'qwen2', 'qwen3', 'gemma', 'gemma2', 'whisper', got 'mamba'",
+    )
+
+
+def test_other_sizes_name_a_tensor(saved):
+    file = saved / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "vocab_size": SIZES["vocab_size"] + 1}))
+    refuses(saved, "model.embed_tokens.weight must have shape (32, 24) by the config, got (31, 24)")
+
+
+def test_tensors_that_follow_from_others_are_allowed(tmp_path):
+    module = make_llama(tie_word_embeddings=True)
+    save_checkpoint(tmp_path, module, dtype=jnp.float32)
+    extra = {"model.layers.0.self_attn.rotary_emb.inv_freq": np.zeros(4), "lm_head.weight": np.zeros((31, 24))}
+    change_tensors(tmp_path, lambda tensors: tensors.update(extra))
+    for x, y in zip(leaves(module), leaves(load_module(tmp_path)), strict=True):
+        np.testing.assert_array_equal(x, y)
+
+
+def test_each_parameter_keeps_its_type_and_most_of_them_say_what_is_computed(saved):
+    name = "model.layers.1.self_attn.k_proj.weight"
+    change_tensors(
+        saved,
+        lambda tensors: tensors.update(
+            {"model.norm.weight": np.ones(24, np.float64), name: tensors[name].astype(np.float16)}
+        ),
+    )
+    module = load_module(saved)
+    assert module.dtype == jnp.bfloat16
+    assert module.norm.weight.dtype == jnp.float32
+    assert module.blocks[0].attention.qkv.weight.dtype == jnp.bfloat16
+    assert module.blocks[1].attention.qkv.weight.dtype == jnp.float32  # of bfloat16 and float16
+
+
+def test_dtype_of_integers(saved):
+    with pytest.raises(ValueError, match="dtype must be floating point, got int8"):
+        load_checkpoint(saved, dtype=jnp.int8)
+
+
+def test_a_pickle_is_named(saved):
+    (saved / "model.safetensors").rename(saved / "pytorch_model.bin")
+    refuses(saved, "pytorch_model.bin is a pickle; transformers' save_pretrained writes safetensors of it.")
+
+
+# Several files
+
+
+@pytest.fixture
+def sharded(tmp_path):
+    shutil.copytree(Path(__file__).parents[2] / "fixtures" / "decoders" / "llama3", tmp_path / "sharded")
+    return tmp_path / "sharded"
+
+
+FIRST, SECOND = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
+
+
+def change_index(folder, change):
+    file = folder / "model.safetensors.index.json"
+    index = json.loads(file.read_text())
+    change(index["weight_map"])
+    file.write_text(json.dumps(index))
+
+
+def test_missing_shard(sharded):
+    (sharded / SECOND).unlink()
+    refuses(sharded, f" is in {SECOND}, but there is no {sharded / SECOND}.")
+
+
+def test_truncated_shard(sharded):
+    (sharded / SECOND).write_bytes((sharded / SECOND).read_bytes()[:-1])
+    refuses(sharded, f"{sharded / SECOND} is no whole safetensors file: ")
+
+
+def test_index_with_a_tensor_that_its_file_lacks(sharded):
+    change_index(sharded, lambda places: places.update({"model.more": FIRST}))
+    refuses(sharded, f"says that model.more is in {FIRST}, which does not hold it.")
+
+
+def test_index_that_lacks_a_tensor(sharded):
+    change_index(sharded, lambda places: places.pop("model.norm.weight"))
+    refuses(sharded, f"{SECOND} holds model.norm.weight, which {sharded / 'model.safetensors.index.json'} has in None.")
+
+
+def test_index_with_the_wrong_file(sharded):
+    change_index(sharded, lambda places: places.update({"model.norm.weight": FIRST}))
+    refuses(sharded, f"{SECOND} holds model.norm.weight, which {sharded / 'model.safetensors.index.json'} has in")
+
+
+def test_index_with_files_elsewhere(sharded):
+    change_index(sharded, lambda places: places.update({"model.norm.weight": "../model.safetensors"}))
+    refuses(sharded, "must name files beside it, got '../model.safetensors'.")
+
+
+@pytest.mark.parametrize("index", [{}, {"weight_map": []}, {"weight_map": {"a": 1}}])
+def test_index_without_places(sharded, index):
+    (sharded / "model.safetensors.index.json").write_text(json.dumps(index))
+    refuses(sharded, "must hold weight_map, a JSON object of file names by tensor name, got")
+
+
+def test_nothing_is_read_before_all_is_checked(sharded, monkeypatch):
+    (sharded / "config.json").write_text((sharded / "config.json").read_text().replace("61", "62"))
+    monkeypatch.setattr(Stored, "mapped", lambda self: pytest.fail("a tensor was read"))
+    refuses(sharded, "model.embed_tokens.weight must have shape (62, 24) by the config, got (61, 24)")

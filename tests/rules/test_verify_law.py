@@ -1,0 +1,167 @@
+"""The output law: K+1 tokens enumerated at V = 4, K = 2, and held against 200,000 draws by chi-square."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracle
+import pytest
+
+import specsamp_jax as ss
+from specsamp_jax.sampling import draw, streams
+
+NUM_DRAWS, V, K = 200_000, 4, 2
+TILE = 2
+
+OFF = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
+FILTERED = {"temperature": 0.8, "top_k": 3, "top_p": 0.95, "min_p": 0.05}
+WARM = {**OFF, "temperature": 1.5}
+GREEDY = {**OFF, "temperature": 0.0}
+
+
+def table(seed, sharpness):
+    """Logits after the last two tokens, V where there is none; some are -inf."""
+    rng = np.random.default_rng(seed)
+    logits = rng.normal(size=(V + 1, V + 1, V)) * sharpness
+    return np.where(rng.random(logits.shape) < 0.1, -np.inf, logits).astype(np.float32)
+
+
+# So that at first a rejected draft of either tile is followed by a token of either.
+TARGET, DRAFT = table(1, 1.5), table(2, 1.0)
+
+
+def logits_after(table, tokens):
+    """The logits that follow each row of tokens `[B, n]`."""
+    before = jnp.pad(tokens, ((0, 0), (K - tokens.shape[1], 0)), constant_values=V)
+    return jnp.asarray(table)[before[:, 0], before[:, 1]]
+
+
+def law_of(table, setting):
+    """From a prefix to the oracle's distribution."""
+    return functools.cache(
+        lambda prefix: oracle.distribution(table[(V,) * (K - len(prefix)) + prefix].astype(float), **setting)
+    )
+
+
+def as_arrays(setting):
+    return ss.SamplingParams(*(jnp.asarray(setting[name]) for name in ss.SamplingParams._fields))
+
+
+def compiled(fn):
+    """`fn` compiled with tiles of two tokens: a row of four has two of them, and no room for 1,024 tokens."""
+
+    def traced(*args):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(draw, "TILE", TILE)
+            return fn(*args)
+
+    return jax.jit(traced)
+
+
+row_keys = jax.jit(streams.row_keys, static_argnums=1)
+verify = compiled(ss.verify)
+
+
+@compiled
+def sampled_drafts(keys, sampling):
+    """K tokens a row, each sampled after those before it; the first with the very keys of the verification."""
+    tokens, logits, log_normalizers = jnp.zeros((NUM_DRAWS, 0), jnp.int32), [], []
+    for i in range(K):
+        logits.append(logits_after(DRAFT, tokens))
+        token, log_normalizer = ss.sample(streams.fold_in(keys, i) if i else keys, logits[i], sampling)
+        tokens = jnp.concatenate([tokens, token[:, None].astype(jnp.int32)], axis=1)
+        log_normalizers.append(log_normalizer)
+    return ss.Draft(tokens, jnp.stack(logits, axis=1), sampling, jnp.stack(log_normalizers, axis=1))
+
+
+CERTAIN = (2, 1)
+"""What a drafter without chance proposes."""
+
+
+def certain_drafts():
+    return ss.Draft(jnp.tile(jnp.array(CERTAIN, jnp.int32), (NUM_DRAWS, 1)))
+
+
+@jax.jit
+def target_logits(tokens):
+    return jnp.stack([logits_after(TARGET, jnp.maximum(tokens[:, :i], 0)) for i in range(K + 1)], axis=1)
+
+
+@compiled
+def completed(keys, tokens, sampling):
+    """K+1 tokens a row: those that were emitted, followed by the target's own."""
+    for i in range(1, K + 1):
+        own, _ = ss.sample(streams.fold_in(keys, K + i), logits_after(TARGET, tokens[:, :i]), sampling)
+        tokens = tokens.at[:, i].set(jnp.where(tokens[:, i] < 0, own, tokens[:, i]))
+    return tokens
+
+
+def step(key, setting, draft_setting=None, stop=None):
+    """What a step emits and its completion, drafts sampled with the verification's own key; none after `stop`."""
+    keys, sampling = row_keys(key, NUM_DRAWS), as_arrays(setting)
+    draft = certain_drafts() if draft_setting is None else sampled_drafts(keys, as_arrays(draft_setting))
+    if stop is not None:
+        tokens = np.array(draft.tokens)
+        tokens[tokens[:, 0] == stop, 1] = -1
+        draft = draft._replace(tokens=jnp.asarray(tokens))
+    emitted = verify(key, target_logits(draft.tokens), draft, sampling).tokens
+    return emitted, completed(keys, emitted, sampling)
+
+
+@pytest.fixture(params=["one key", "one key a row"])
+def key(request):
+    return jax.random.key(0) if request.param == "one key" else jax.random.split(jax.random.key(1), NUM_DRAWS)
+
+
+@pytest.fixture
+def assert_exact(assert_law):
+    """A function that holds a step of a drafter that samples against both laws."""
+
+    def assert_exact(key, setting, draft_setting):
+        emitted, all_tokens = step(key, setting, draft_setting)
+        p, q = law_of(TARGET, setting), law_of(DRAFT, draft_setting)
+        assert_law(emitted, oracle.speculative_law(p, q, K))
+        assert_law(all_tokens, oracle.target_law(p, K + 1))
+
+    return assert_exact
+
+
+@pytest.mark.parametrize("setting", [OFF, FILTERED], ids=["plain", "filtered"])
+def test_soft_drafts(assert_exact, key, setting):
+    assert_exact(key, setting, setting)
+
+
+@pytest.mark.parametrize(
+    ("setting", "draft_setting"), [(FILTERED, WARM), (OFF, GREEDY), (GREEDY, OFF)], ids=["warm", "greedy", "to greedy"]
+)
+def test_drafts_that_are_sampled_otherwise_than_the_target(assert_exact, setting, draft_setting):
+    assert_exact(jax.random.key(3), setting, draft_setting)
+
+
+@pytest.mark.parametrize("stop", range(V))
+def test_soft_drafts_that_end_early(assert_law, stop):
+    emitted, all_tokens = step(jax.random.key(2), OFF, OFF, stop)
+    first = np.asarray(emitted[:, 0])
+    assert np.all(np.asarray(emitted)[first == stop, 2] == -1)
+    assert_law(all_tokens, oracle.target_law(law_of(TARGET, OFF), K + 1))
+
+
+@pytest.mark.parametrize("setting", [OFF, FILTERED], ids=["plain", "filtered"])
+def test_drafts_without_chance(assert_law, key, setting):
+    emitted, all_tokens = step(key, setting)
+    p = law_of(TARGET, setting)
+    assert_law(emitted, oracle.speculative_law(p, lambda prefix: oracle.one_hot(CERTAIN[len(prefix)], V), K))
+    assert_law(all_tokens, oracle.target_law(p, K + 1))
+
+
+def test_the_wrong_law_is_told_from_the_right_one(assert_law):
+    """The tests above can fail: the draft's law, or a target's a little warmer, is not what is emitted."""
+    emitted, all_tokens = step(jax.random.key(0), OFF, OFF)
+    warmer = law_of(TARGET, {**OFF, "temperature": 1.1})
+    for tokens, law in (
+        (all_tokens, oracle.target_law(warmer, K + 1)),
+        (emitted, oracle.speculative_law(law_of(TARGET, OFF), law_of(DRAFT, {**OFF, "temperature": 1.1}), K)),
+    ):
+        with pytest.raises(AssertionError):
+            assert_law(tokens, law)
