@@ -102,8 +102,8 @@ def _cutoff(
 
     if not is_number(sampling.min_p, 0.0):
         min_p = jnp.broadcast_to(jnp.asarray(sampling.min_p, dtype), (batch_size,))
-        # p >= min_p * max p, where p is exp(scale * logit) over a constant. log 0 = -inf: off.
-        cutoff = jnp.maximum(cutoff, largest + jnp.log(min_p) / scale)
+        # p >= min_p * max p, where p is exp(scale * logit) over a constant. log 0 = -inf: off, and so is NaN.
+        cutoff = jnp.maximum(cutoff, largest + jnp.log(jnp.where(min_p > 0, min_p, 0)) / scale)
     # Never above the largest, whatever the rounding: a row keeps its most probable token.
     return jnp.minimum(cutoff, largest)
 

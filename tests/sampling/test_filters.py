@@ -167,10 +167,27 @@ def test_values_out_of_range_that_no_check_could_see_have_a_result_too():
         {**OFF, "min_p": 1.5},
         {**OFF, "top_p": -0.5},
     ]
-    off = [{**OFF, "top_k": -3}, {**OFF, "top_p": 1.5}]
+    off = [
+        {**OFF, "top_k": -3},
+        {**OFF, "top_p": 1.5},
+        {**OFF, "top_p": np.nan},
+        {**OFF, "min_p": -0.5},
+        {**OFF, "min_p": np.nan},
+    ]
     row = KINDS["normal"]
     assert np.all(probs_of([row] * 4, greedy) == oracle.one_hot(row.argmax(), V))
-    np.testing.assert_allclose(probs_of([row] * 2, off), [oracle.distribution(row.astype(float))] * 2, rtol=1e-5)
+    expected = [oracle.distribution(row.astype(float))] * len(off)
+    np.testing.assert_allclose(probs_of([row] * len(off), off), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("min_p", [np.nan, -1.0])
+def test_min_p_that_is_no_share_samples_as_if_it_were_off(min_p):
+    keys = jax.random.split(jax.random.key(0), B)
+    logits = jnp.tile(KINDS["normal"], (B, 1))
+    sampled = jax.jit(ss.sample)(keys, logits, ss.SamplingParams(min_p=jnp.full(B, min_p)))
+    expected = jax.jit(ss.sample)(keys, logits, ss.SamplingParams(min_p=jnp.zeros(B)))
+    assert len(set(sampled[0].tolist())) > 5
+    assert jax.tree.all(jax.tree.map(lambda a, b: (a == b).all(), sampled, expected))
 
 
 def test_greedy_takes_the_first_of_equal_largest_logits():
