@@ -1,9 +1,9 @@
-"""Trains the pair in specsamp_jax/cli/assets: a target on docstrings, a drafter on the target's distribution.
+"""Train the pair in specsamp_jax/cli/assets: a target on docstrings, then a drafter on the target's distribution.
 
     python examples/pair/train_pair.py --out .work/trained
 
-reads .work/pair/{train,held_out}.npy, which make_corpus.py wrote, and writes OUT/target, OUT/drafter and
-OUT/training.json. `--scale 0.001` is a trial run of a few steps. It was run on one H100.
+Reads .work/pair/{train,held_out}.npy, which make_corpus.py writes. Writes OUT/target, OUT/drafter and
+OUT/training.json. `--scale 0.001` makes a trial run of a few steps. The pair in the package took 13 minutes on an H100.
 """
 
 import json
@@ -24,10 +24,11 @@ from specsamp_jax import train
 from specsamp_jax.models import Llama, LlamaConfig, from_nnx, load_module, save_checkpoint
 
 SEED = 0
-END = 0  # the id of <|end|>, which begins every document
+END = 0  # the id of <|end|>, the first token of every document
 LENGTH = 384
 BATCH = 96
 DISTIL_BATCH = 48
+EVALUATION_BATCH = 32
 VOCABULARY = {"vocab_size": 4096, "tie_word_embeddings": True, "max_position_embeddings": 2048, "rms_norm_eps": 1e-5}
 TARGET = LlamaConfig(
     hidden_size=256,
@@ -47,8 +48,10 @@ DRAFTER = LlamaConfig(
 )
 TARGET_STEPS = 7500
 DISTIL_STEPS = {"kl_divergence": 10_000, "total_variation": 40_000}
-SAMPLED_ROWS = 40 * 1024  # of text by the target itself, half of what the drafter learns from
-PROMPT, CONTINUATION = 16, LENGTH - 15  # LENGTH + 1 tokens in all
+SAMPLED_ROWS = 40 * 1024  # rows of text sampled from the target: half of the drafter's training data
+SAMPLED_AT_ONCE = 2048
+PROMPT = 16
+NUM_CONTINUATIONS, CONTINUED_FROM, CONTINUED_BY = 512, 32, 128  # the held-out documents on which acceptance is measured
 
 
 def optimizer(num_steps: int, rate: float) -> optax.GradientTransformation:
@@ -58,7 +61,7 @@ def optimizer(num_steps: int, rate: float) -> optax.GradientTransformation:
 
 
 def run(name, loss_fn, module, batches, num_steps, rate) -> None:
-    """Trains `module` in place, saying now and then how it goes."""
+    """Trains `module` in place and prints the loss every 1,000 steps."""
     began = time.perf_counter()
     graphdef, params = nnx.split(module)
     updates = train.fit(loss_fn(graphdef), params, batches, optimizer(num_steps, rate))
@@ -70,13 +73,13 @@ def run(name, loss_fn, module, batches, num_steps, rate) -> None:
 
 
 def windows(tokens, keys, batch_size):
-    """Random stretches of the corpus."""
+    """Yields batches of random windows of the corpus, one per key."""
     for key in keys:
         yield train.random_windows(key, tokens, batch_size=batch_size, length=LENGTH + 1)
 
 
 def half_sampled(tokens, sampled, num_steps, seed):
-    """Batches half of the corpus and half of the target's own text."""
+    """Yields batches, half corpus and half text sampled from the target."""
     rng = np.random.default_rng(seed)
     keys = (jax.random.fold_in(jax.random.key(seed), step) for step in range(num_steps))
     for batch in windows(tokens, keys, DISTIL_BATCH // 2):
@@ -84,7 +87,7 @@ def half_sampled(tokens, sampled, num_steps, seed):
 
 
 def documents(stream: np.ndarray, num: int, length: int, seed: int) -> np.ndarray:
-    """The first tokens of `num` documents that have more than these, `[num, length]`."""
+    """Returns the first `length` tokens of `num` random documents that are longer, `[num, length]`."""
     starts = np.flatnonzero(stream == END)
     long_enough = starts[:-1][np.diff(starts) > length]
     chosen = np.random.default_rng(seed).choice(long_enough, num, replace=num > len(long_enough))
@@ -92,19 +95,19 @@ def documents(stream: np.ndarray, num: int, length: int, seed: int) -> np.ndarra
 
 
 def sample_text(target, stream, num_rows, seed) -> jax.Array:
-    """Text by the target at temperature 1, each row behind the beginning of a training document."""
-    rows = []
-    for i, start in enumerate(range(0, num_rows, 2048)):
-        prompt = documents(stream, min(2048, num_rows - start), PROMPT, seed + i)
+    """Samples text from the target at temperature 1; each row continues the beginning of a training document."""
+    rows, continuation = [], LENGTH + 1 - PROMPT
+    for i, start in enumerate(range(0, num_rows, SAMPLED_AT_ONCE)):
+        prompt = documents(stream, min(SAMPLED_AT_ONCE, num_rows - start), PROMPT, seed + i)
         text = ss.generate(
-            jax.random.key(seed + i), prompt, target=target, draft=None, max_new_tokens=CONTINUATION, eos_token=END
+            jax.random.key(seed + i), prompt, target=target, draft=None, max_new_tokens=continuation, eos_token=END
         )
         rows.append(text.tokens)
     return jnp.concatenate(rows)
 
 
 def evaluate(target, drafter, held_out) -> dict:
-    """Losses and acceptance on the held-out files."""
+    """Measures losses and acceptance on the held-out files."""
     models = [nnx.split(module) for module in (target, drafter)]
 
     @jax.jit
@@ -115,26 +118,27 @@ def evaluate(target, drafter, held_out) -> dict:
 
     usable = len(held_out) // (LENGTH + 1) * (LENGTH + 1)
     rows = held_out[:usable].reshape(-1, LENGTH + 1).astype(np.int32)
-    rows = rows[: len(rows) // 32 * 32]
-    losses = np.mean([measure(batch) for batch in rows.reshape(-1, 32, LENGTH + 1)], axis=0)
-    prompt = documents(held_out, 512, 32, SEED)
+    rows = rows[: len(rows) // EVALUATION_BATCH * EVALUATION_BATCH]
+    losses = np.mean([measure(batch) for batch in rows.reshape(-1, EVALUATION_BATCH, LENGTH + 1)], axis=0)
+    prompt = documents(held_out, NUM_CONTINUATIONS, CONTINUED_FROM, SEED)
     text = ss.generate(
         jax.random.key(SEED),
         prompt,
         target=from_nnx(target),
         draft=from_nnx(drafter),
         num_draft=4,
-        max_new_tokens=128,
+        max_new_tokens=CONTINUED_BY,
         eos_token=END,
     )
     drafted, accepted = (np.asarray(count, np.int64) for count in text.stats[2:])
-    # Position i is tried only where all drafts before it were accepted.
+    # Position i is tested only where all earlier drafts were accepted.
     tried = np.concatenate([drafted[:1], accepted[:-1]])
     return {
         "held_out_loss": {"target": float(losses[0]), "drafter": float(losses[1])},
         "acceptance_rate_on_held_out_text": float(losses[2]),
         "continuations": {
-            "what": "512 held-out documents continued from 32 tokens by up to 128, temperature 1, K = 4, token rule",
+            "what": f"{NUM_CONTINUATIONS} held-out documents continued from {CONTINUED_FROM} tokens by up to "
+            f"{CONTINUED_BY}, temperature 1, K = 4, token rule",
             "acceptance": float(accepted.sum() / tried.sum()),
             "acceptance_by_position": (accepted / tried).tolist(),
             "accepted_share_of_drafted": float(accepted.sum() / drafted.sum()),
@@ -146,12 +150,14 @@ def evaluate(target, drafter, held_out) -> dict:
 @click.command()
 @click.option("--data", type=click.Path(exists=True, path_type=Path), default=".work/pair")
 @click.option("--out", type=click.Path(path_type=Path), required=True)
-@click.option("--scale", default=1.0, help="Of the number of steps.")
-@click.option("--target", "trained", type=click.Path(exists=True), help="A trained target, to distil only.")
+@click.option("--scale", default=1.0, help="Factor on the number of training steps.")
+@click.option(
+    "--target", "trained", type=click.Path(exists=True), help="A trained target: only the drafter is trained."
+)
 def main(data: Path, out: Path, scale: float, trained: str | None) -> None:
     began = time.perf_counter()
     train_stream, held_out = np.load(data / "train.npy"), np.load(data / "held_out.npy")
-    tokens = jnp.asarray(train_stream)
+    tokens = jnp.asarray(train_stream, jnp.int32)
     target, drafter = (
         Llama(config, dtype=jnp.bfloat16, rngs=nnx.Rngs(SEED + i)) for i, config in enumerate((TARGET, DRAFTER))
     )
@@ -165,9 +171,9 @@ def main(data: Path, out: Path, scale: float, trained: str | None) -> None:
         keys = jax.random.split(jax.random.key(SEED + 1), steps)
         run("target", train.model_loss, target, windows(tokens, keys, BATCH), steps, 3e-3)
         save_checkpoint(out / "target", target)
-    # The drafter learns from the weights as they will be read, rounded to bfloat16.
+    # The drafter learns from the weights as users load them, rounded to bfloat16.
     target = load_module(trained or out / "target", dtype=jnp.bfloat16)
-    sampled = sample_text(from_nnx(target), train_stream, max(2048, round(SAMPLED_ROWS * scale)), SEED + 2)
+    sampled = sample_text(from_nnx(target), train_stream, max(SAMPLED_AT_ONCE, round(SAMPLED_ROWS * scale)), SEED + 2)
     print(f"sampled {sampled.shape} {time.perf_counter() - began:.1f} s", flush=True)
     for i, (name, full) in enumerate(DISTIL_STEPS.items()):
         steps = max(2, round(full * scale))

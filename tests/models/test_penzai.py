@@ -1,7 +1,4 @@
-"""A decoder that nobody here wrote: penzai's, with penzai's own cache, by the README's example."""
-
-import re
-from pathlib import Path
+"""A decoder that was not written here: penzai's, with penzai's own cache, as in examples/penzai_model.py."""
 
 import jax
 import numpy as np
@@ -9,25 +6,23 @@ import pytest
 
 pz = pytest.importorskip("penzai.pz")
 
-README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
 
+def test_the_example_generates_what_penzai_itself_finds_most_probable():
+    import penzai_model
 
-def test_the_text_of_the_readme_s_example_is_penzai_s_own():
-    (code,) = (code for code in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "penzai" in code)
-    example = {}
-    exec(compile(code, "README.md", "exec"), example)
-    tokens, lengths = np.asarray(example["text"].tokens), np.asarray(example["text"].lengths)
+    transformer = penzai_model.small_transformer()
+    text = penzai_model.main(transformer)
+    tokens, lengths = np.asarray(text.tokens), np.asarray(text.lengths)
     assert lengths.tolist() == [25, 22]
 
     @jax.jit
-    def likeliest(text):
-        """The token that penzai finds likeliest behind each token, without a cache and without us."""
-        return example["transformer"](pz.nx.wrap(text, "seq")).unwrap("seq", "vocabulary").argmax(-1)
+    def most_probable(tokens):
+        """The most probable token after each token, by penzai alone, without a cache."""
+        return transformer(pz.nx.wrap(tokens, "seq")).unwrap("seq", "vocabulary").argmax(-1)
 
-    for row, (prompt_length, length) in enumerate(zip(example["lengths"], lengths, strict=True)):
-        # The example's model knows 0 as a token, and nothing looks at what follows it.
-        text = np.maximum(tokens[row], 0)
-        assert text[prompt_length:length].tolist() == likeliest(text)[prompt_length - 1 : length - 1].tolist()
-    # Drafts were accepted, and drafts were taken back from penzai's cache.
-    stats = example["text"].stats
-    assert 0 < stats.num_accepted.sum() < stats.num_drafted.sum()
+    for row, (prompt_length, length) in enumerate(zip(penzai_model.PROMPT_LENGTHS, lengths, strict=True)):
+        # penzai has no padding token. No token before the padding attends to it.
+        padded = np.maximum(tokens[row], 0)
+        assert padded[prompt_length:length].tolist() == most_probable(padded)[prompt_length - 1 : length - 1].tolist()
+    # Some drafts were accepted, and others were removed from penzai's cache.
+    assert 0 < text.stats.num_accepted.sum() < text.stats.num_drafted.sum()
