@@ -29,4 +29,4 @@ def test_decode(benchmark, environment, batch_size, name):
         setup=lambda: ((next(turn),), {}),
         rounds=len(texts),
     )
-    benchmark.extra_info["tokens_a_second"] = batch_size * decoding.MAX_NEW_TOKENS / benchmark.stats.stats.median
+    benchmark.extra_info["tokens_per_second"] = batch_size * decoding.MAX_NEW_TOKENS / benchmark.stats.stats.median

@@ -30,18 +30,25 @@ def batch_lines(batch_size: int, result: dict[str, Any]) -> list[str]:
     """One batch size in Markdown."""
     rows = []
     for name, entry in result["contenders"].items():
-        rate, by_position = entry["tokens_a_second"], entry["acceptance_by_position"]
+        rate, by_position = entry["tokens_per_second"], entry["acceptance_by_position"]
         rows.append(
             [
                 name,
                 f"{rate['median']:.0f}",
                 f"{rate['p10']:.0f} to {rate['p90']:.0f}",
                 f"{entry['times_reference']['median']:.2f} x",
-                f"{entry['tokens_a_step']:.2f}",
+                f"{entry['tokens_per_step']:.2f}",
                 " ".join("-" if a is None else f"{a:.2f}" for a in by_position or []),
             ]
         )
-    header = ["contender", "tokens/s", "p10 to p90", f"time of {REFERENCE}", "tokens a step", "acceptance by position"]
+    header = [
+        "contender",
+        "tokens/s",
+        "p10 to p90",
+        f"time over {REFERENCE}",
+        "tokens per step",
+        "acceptance by position",
+    ]
     parts = [[name, f"{1e6 * seconds:.0f}"] for name, seconds in result["parts"].items()]
     parts += [[f"one step, {name}", f"{1e6 * step_seconds(result, name):.0f}"] for name in (REFERENCE, "target_alone")]
     tables = timing.table(header, rows), timing.table(["part", "us"], parts)
@@ -51,29 +58,30 @@ def batch_lines(batch_size: int, result: dict[str, Any]) -> list[str]:
 def step_seconds(result: dict[str, Any], name: str) -> float:
     """What a step of the loop takes on average, the prefill left out."""
     entry = result["contenders"][name]
-    num_steps = MAX_NEW_TOKENS / entry["tokens_a_step"]
+    num_steps = MAX_NEW_TOKENS / entry["tokens_per_step"]
     prefill = result["parts"]["prefill of both" if name == REFERENCE else "prefill of the target"]
     return (entry["seconds"]["median"] - prefill) / num_steps
 
 
 def goal_lines(result: dict[str, Any]) -> list[str]:
-    """Batch 1: what was aimed at and what was measured."""
+    """Goals and measurements at batch 1, in Markdown."""
     times = {name: entry["times_reference"]["median"] for name, entry in result["contenders"].items()}
-    lines = [f"Speculation makes {times['target_alone']:.2f} times the tokens a second of the target alone."]
+    ours = {name: times["target_alone"] / times[name] for name in (REFERENCE, "heuristic") if name in times}
+    lines = [f"{name}: {gain:.2f} times the speed of the target alone." for name, gain in ours.items()]
     for name in times:
         if name.startswith("transformers_assisted"):
             met = "met" if times[name] >= GOAL else "not met"
-            lines += [f"It makes {times[name]:.2f} times those of {name} (goal {GOAL}: {met})."]
-    return lines
+            lines += [f"{REFERENCE}: {times[name]:.2f} times the speed of {name} (goal {GOAL}: {met})."]
+    return "\n\n".join(lines).splitlines()
 
 
 NOTES = f"""\
-The pair in the package, float32, K = {NUM_DRAFT}, temperature 1 without filters; {MAX_NEW_TOKENS} new tokens behind
-{decoding.PROMPT_LENGTH} of a held-out docstring, no end token; the same prompt for all in a round. Tokens a second are
-new tokens over wall time, prefill included: median of the rounds, first and last decile. "time of" is the median
-ratio of times within a round. A step of a batch counts as one step of each row. Threads are each library's default
-unless the name says otherwise. Parts are timed alone, in a compiled loop, the least of five; the steps are the
-contenders' times over their steps."""
+The pair in the package, float32, K = {NUM_DRAFT}, temperature 1 without filters. {MAX_NEW_TOKENS} new tokens after
+{decoding.PROMPT_LENGTH} tokens of a held-out docstring, no end token; all contenders continue the same prompt in a
+round. Tokens per second: new tokens over wall time, prefill included; median of the rounds, first and last decile.
+"time over": the median over rounds of the time over the reference's. A step of a batch counts as one step of each row.
+Each library uses its default number of threads unless the name says otherwise. Parts are timed alone, in a compiled
+loop, as the fastest of five; "one step" is a contender's time without its prefill, divided by its steps."""
 
 
 @click.command()
@@ -95,7 +103,12 @@ def main(batch_sizes: tuple[int, ...], rounds: int, out: Path | None) -> None:
         lines += [*goal_lines(results[1]), ""]
     for batch_size, result in results.items():
         lines += batch_lines(batch_size, result)
-    timing.write(out or timing.RESULTS / f"decode_{about['platform']}", {"about": about, "results": results}, lines)
+    rows = []
+    for batch_size, result in results.items():
+        labels = {"batch_size": batch_size}
+        rows += [timing.result_row({**labels, "contender": n}, entry) for n, entry in result["contenders"].items()]
+        rows += [{**labels, "part": name, "seconds": seconds} for name, seconds in result["parts"].items()]
+    timing.write(out or timing.RESULTS / f"decode_{about['platform']}", about, rows, lines)
 
 
 if __name__ == "__main__":

@@ -87,7 +87,7 @@ def case_lines(name: str, result: dict[str, Any]) -> list[str]:
 
 
 def goal_lines(results: dict[str, Any]) -> list[str]:
-    """What was aimed at and what was measured."""
+    """Goals and measurements, in Markdown."""
     rows = []
     for (case, peer), goal in GOALS.items():
         entry = results.get(case, {}).get("contenders", {}).get(peer)
@@ -98,10 +98,11 @@ def goal_lines(results: dict[str, Any]) -> list[str]:
 
 
 NOTES = """\
-Median of the rounds' medians, and their first and last decile; "time" is the median ratio within a round. float32
-logits, temperature 1. GB/s counts all logits once, and the floor is one maximum over all of them. "accepted" is the
-mean number of drafts accepted, checked against the exact expectation before anything is timed. Threads are each
-library's default unless the name says otherwise. What each contender is, and is handed, is in bench/README.md."""
+ms: the median of the rounds' medians, with their first and last decile. "time": the median over rounds of this
+contender's time over the reference's. float32 logits, temperature 1. GB/s counts every logit once. The floor is one
+maximum over all logits. "accepted": the mean number of accepted drafts, checked against the exact expectation before
+timing. Each library uses its default number of threads unless the name says otherwise. bench/README.md describes the
+contenders and their inputs."""
 
 
 @click.command()
@@ -125,7 +126,12 @@ def main(names: tuple[str, ...], rounds: int, burst: int, out: Path | None) -> N
         peers.close()
     lines = ["# The sampling step", "", *timing.environment_lines(about), "", NOTES, "", *goal_lines(results)]
     lines += itertools.chain.from_iterable(case_lines(name, result) for name, result in results.items())
-    timing.write(out or timing.RESULTS / f"verify_{about['platform']}", {"about": about, "results": results}, lines)
+    rows = [
+        timing.result_row({**result["case"], "contender": contender}, entry)
+        for result in results.values()
+        for contender, entry in result["contenders"].items()
+    ]
+    timing.write(out or timing.RESULTS / f"verify_{about['platform']}", about, rows, lines)
 
 
 if __name__ == "__main__":

@@ -142,7 +142,7 @@ def compare(peers: timing.Peers | None, batch_size: int, *, rounds: int, is_enco
         peer = isinstance(made[0], dict)
         texts[each.name] = np.array([m["tokens"] if peer else m.tokens for m in made])
         steps = sum(m["num_steps"] if peer else int(m.stats.num_steps) for m in made)
-        counts[each.name] = {"tokens_a_step": rounds * MAX_NEW_TOKENS / steps}
+        counts[each.name] = {"tokens_per_step": rounds * MAX_NEW_TOKENS / steps}
         if not peer and each.name == REFERENCE:
             drafted, accepted = (
                 np.sum([getattr(m.stats, f"num_{n}") for m in made], 0) for n in ("drafted", "accepted")
@@ -154,7 +154,7 @@ def compare(peers: timing.Peers | None, batch_size: int, *, rounds: int, is_enco
     result = timing.summary(seconds, dict.fromkeys(seconds, REFERENCE))
     for name, entry in result.items():
         rates = [batch_size * MAX_NEW_TOKENS / value for value in entry["rounds"]]
-        entry |= {"tokens_a_second": timing.spread(rates), **counts[name]}
+        entry |= {"tokens_per_second": timing.spread(rates), **counts[name]}
     return result
 
 
@@ -172,28 +172,28 @@ def batch_lines(title: str, result: dict[str, Any]) -> list[str]:
     rows = [
         [
             name,
-            f"{entry['tokens_a_second']['median']:.0f}",
-            f"{entry['tokens_a_second']['p10']:.0f} to {entry['tokens_a_second']['p90']:.0f}",
+            f"{entry['tokens_per_second']['median']:.0f}",
+            f"{entry['tokens_per_second']['p10']:.0f} to {entry['tokens_per_second']['p90']:.0f}",
             f"{entry['times_reference']['median']:.2f} x",
-            f"{entry['tokens_a_step']:.2f}",
+            f"{entry['tokens_per_step']:.2f}",
             f"{entry['same_tokens']:.3f}",
         ]
         for name, entry in result.items()
     ]
-    header = ["contender", "tokens/s", "p10 to p90", f"time of {REFERENCE}", "tokens a step", "same tokens"]
+    header = ["contender", "tokens/s", "p10 to p90", f"time over {REFERENCE}", "tokens per step", "same tokens"]
     accepted = " ".join(f"{rate:.2f}" for rate in result[REFERENCE]["accepted"])
     return [f"## {title}", "", *timing.table(header, rows), "", f"Accepted by position: {accepted}.", ""]
 
 
 NOTES = f"""\
 A random Whisper in float32, {CONFIG.encoder_layers} + {CONFIG.decoder_layers} layers of width {CONFIG.d_model},
-vocabulary {CONFIG.vocab_size}, windows of 30 s; its drafter has the same encoder and the first {DRAFT_LAYERS} of the
-decoder layers, of which the others are quiet, so that the drafter is often right. Greedy, K = {NUM_DRAFT},
-{MAX_NEW_TOKENS} tokens, suppressed tokens on; each round hears another random sound, the same for all. Whole: from
-features to text, the encoder included. Decoding: `generate` behind the encoder, whose work is the same however tokens
-are drafted; prefill and the keys and values of the encoder's states are included. Their drafter shares the encoder's
-states as ours does. "same tokens": the share of tokens that are those of our target alone. Medians over the rounds,
-first and last decile."""
+vocabulary {CONFIG.vocab_size}, windows of 30 s. The drafter has the same encoder and the first {DRAFT_LAYERS} of the
+decoder layers; the target's other layers have small weights, so that the drafter is often right. Greedy, K =
+{NUM_DRAFT}, {MAX_NEW_TOKENS} tokens, suppressed tokens on; each round has another random sound, the same for all.
+Whole: from features to text, the encoder included. Decoding: `generate` after the encoder, whose cost does not depend
+on drafting; prefill and the keys and values of the encoder's states are included. The drafter of transformers shares
+the encoder's states as ours does. "same tokens": the share of tokens equal to those of our target alone. Medians over
+the rounds, first and last decile."""
 
 
 @click.command()
@@ -218,8 +218,12 @@ def main(batch_sizes: tuple[int, ...], rounds: int, out: Path | None) -> None:
     lines += goal_lines(results.get(("decoding", 1), {}))
     for (name, batch_size), result in results.items():
         lines += batch_lines(f"Batch {batch_size}, {name}", result)
-    written = {f"{name}_{batch_size}": result for (name, batch_size), result in results.items()}
-    timing.write(out or timing.RESULTS / f"whisper_{about['platform']}", {"about": about, "results": written}, lines)
+    rows = [
+        timing.result_row({"timed": timed, "batch_size": batch_size, "contender": name}, entry)
+        for (timed, batch_size), result in results.items()
+        for name, entry in result.items()
+    ]
+    timing.write(out or timing.RESULTS / f"whisper_{about['platform']}", about, rows, lines)
 
 
 if __name__ == "__main__":

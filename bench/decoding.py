@@ -118,7 +118,7 @@ def race(
     result = summary(seconds, dict.fromkeys(seconds, reference))
     for name, entry in result.items():
         rates = [len(prompts[0]) * MAX_NEW_TOKENS / value for value in entry["rounds"]]
-        entry |= {"tokens_a_second": spread(rates), **counted[name]}
+        entry |= {"tokens_per_second": spread(rates), **counted[name]}
     return result
 
 
@@ -142,14 +142,14 @@ def check(contender: Contender, prompts: list[np.ndarray], vocab_size: int) -> l
 
 def statistics(counts: list[dict[str, Any]]) -> dict[str, Any]:
     """Tokens a step (of a row, on average), and acceptance by position where drafts before were accepted."""
-    tokens_a_step = MAX_NEW_TOKENS * len(counts) / sum(count["num_steps"] for count in counts)
+    tokens_per_step = MAX_NEW_TOKENS * len(counts) / sum(count["num_steps"] for count in counts)
     drafted, accepted = (np.sum([c.get(name, ()) for c in counts], axis=0) for name in ("num_drafted", "num_accepted"))
     # A position is tried where all before it were accepted. Where draft lengths vary, that is not known from these.
     by_position = None
     if np.size(drafted) and (drafted == drafted[0]).all():
         tried = np.concatenate([drafted[:1], accepted[:-1]]).tolist()
         by_position = [a / n if n else None for a, n in zip(accepted.tolist(), tried, strict=True)]
-    return {"tokens_a_step": tokens_a_step, "acceptance_by_position": by_position}
+    return {"tokens_per_step": tokens_per_step, "acceptance_by_position": by_position}
 
 
 def parts(pair: Pair, prompt: np.ndarray, *, num_loops: int, repeats: int) -> dict[str, float]:

@@ -181,7 +181,7 @@ def environment_lines(about: dict[str, Any]) -> list[str]:
     if peers := about.get("peers"):
         versions |= {f"{name} (peers)" if name in versions else name: v for name, v in peers["versions"].items()}
     return [
-        f"{about['device']}, {about['cores']} cores, of which other processes used {about['others']:.2f} meanwhile, "
+        f"{about['device']}, {about['cores']} cores; other processes used {max(about['others'], 0):.2f} cores meanwhile. "
         f"{about['date']}. " + ", ".join(f"{name} {v}" for name, v in versions.items()) + ".",
         "",
         f"    {about['command']}",
@@ -194,9 +194,31 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
     return [lines[0], "|---|" + "---:|" * (len(header) - 1), *lines[1:]]
 
 
-def write(out: Path, results: dict[str, Any], lines: Sequence[str]) -> None:
-    """Writes OUT.json and OUT.md, and says the latter."""
+def result_row(labels: dict[str, Any], entry: dict[str, Any]) -> dict[str, Any]:
+    """Returns one contender's result as a flat row: what it is, its seconds, its time over the reference's, the rest.
+
+    The rounds themselves are left out; median and deciles stay.
+    """
+    seconds, times = entry["seconds"], entry["times_reference"]
+    timed = {**labels, "seconds": seconds["median"], "p10": seconds["p10"], "p90": seconds["p90"]}
+    timed |= {"reference": entry["reference"], "times_reference": times["median"]}
+    rest = {k: v for k, v in entry.items() if k not in ("seconds", "times_reference", "reference", "rounds")}
+    return timed | {k: v["median"] if isinstance(v, dict) else v for k, v in rest.items()}
+
+
+def four_digits(value: Any) -> Any:
+    """Rounds every number in a row or a list to four significant digits."""
+    if isinstance(value, dict):
+        return {key: four_digits(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [four_digits(each) for each in value]
+    return float(f"{value:.4g}") if isinstance(value, float) else value
+
+
+def write(out: Path, about: dict[str, Any], rows: Iterable[dict[str, Any]], lines: Sequence[str]) -> None:
+    """Writes OUT.json, one line per row, and OUT.md, and prints the latter."""
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.with_suffix(".json").write_text(json.dumps(results, indent=1) + "\n")
+    written = ",\n".join(json.dumps(four_digits(row)) for row in rows)
+    out.with_suffix(".json").write_text(f'{{"about": {json.dumps(four_digits(about))},\n"rows": [\n{written}\n]}}\n')
     out.with_suffix(".md").write_text("\n".join(lines) + "\n")
     print("\n".join(lines))
