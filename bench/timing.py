@@ -181,8 +181,8 @@ def environment_lines(about: dict[str, Any]) -> list[str]:
     if peers := about.get("peers"):
         versions |= {f"{name} (peers)" if name in versions else name: v for name, v in peers["versions"].items()}
     return [
-        f"{about['device']}, {about['cores']} cores; other processes used {max(about['others'], 0):.2f} cores meanwhile. "
-        f"{about['date']}. " + ", ".join(f"{name} {v}" for name, v in versions.items()) + ".",
+        f"{about['device']}, {about['cores']} cores; other processes used {max(about['others'], 0):.2f} cores "
+        f"meanwhile. {about['date']}. " + ", ".join(f"{name} {v}" for name, v in versions.items()) + ".",
         "",
         f"    {about['command']}",
     ]
