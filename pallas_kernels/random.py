@@ -1,0 +1,62 @@
+"""Threefry in a kernel: the uniforms of `specsamp_jax.sampling.streams`, bit for bit, where they are used.
+
+Source: Salmon, Moraes, Dror, Shaw (2011), "Parallel random numbers: as easy as 1, 2, 3": Threefry-2x32, 20 rounds.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+ROTATIONS = (13, 15, 26, 6), (17, 29, 16, 24)
+"""Bits by which the second word is rotated, in turn four rounds each."""
+
+PARITY = 0x1BD11BDA
+"""Makes the third word of the key schedule."""
+
+Words = tuple[Any, Any]
+
+
+class Noise(NamedTuple):
+    """Where a kernel's uniforms come from.
+
+    Attributes:
+      keys: Key data, uint32: one key `[2]`, which each row folds with its own number, or one per row, `[B, 2]`.
+      purpose: Number of the stream.
+      partitionable: Whether `jax_threefry_partitionable` is set: how JAX makes 32 bits of a key's two words.
+    """
+
+    keys: Any
+    purpose: int
+    partitionable: bool
+
+
+def threefry(key: Words, count: Words) -> Words:
+    """Two words of a key of two words and a counter of two words, each uint32 and of any shape."""
+    schedule = *key, key[0] ^ key[1] ^ jnp.uint32(PARITY)
+    x, y = count[0] + schedule[0], count[1] + schedule[1]
+    for group in range(5):
+        for rotation in ROTATIONS[group % 2]:
+            x = x + y
+            y = ((y << jnp.uint32(rotation)) | (y >> jnp.uint32(32 - rotation))) ^ x
+        x = x + schedule[(group + 1) % 3]
+        y = y + schedule[(group + 2) % 3] + jnp.uint32(group + 1)
+    return x, y
+
+
+def fold_in(key: Words, data: Any) -> Words:
+    """Like `jax.random.fold_in` of a number from 0 to 2**32 - 1."""
+    return threefry(key, (jnp.uint32(0), data))
+
+
+def uniforms(noise: Noise, row: Any, index: jax.Array) -> jax.Array:
+    """Uniforms of one row in [0, 1), float32, multiples of 2**-24: those of the draws `index`, int32 of any shape."""
+    if len(noise.keys.shape) == 1:
+        key = fold_in((noise.keys[0], noise.keys[1]), row.astype(jnp.uint32))
+    else:
+        key = noise.keys[row, 0], noise.keys[row, 1]
+    stream = fold_in(key, jnp.uint32(noise.purpose))
+    first, second = threefry(fold_in(stream, index.astype(jnp.uint32)), (jnp.uint32(0), jnp.uint32(0)))
+    bits = first ^ second if noise.partitionable else first
+    # A signed number below 2**24: the conversion is one instruction, and exact.
+    return (bits >> jnp.uint32(8)).astype(jnp.int32).astype(jnp.float32) * jnp.float32(2**-24)
