@@ -1,0 +1,240 @@
+"""Logits processors: the generation settings of published checkpoints that change a distribution.
+
+Each is a function `(tokens [B, L], lengths [B], logits [B, V]) -> logits [B, V]`, to be passed to `generate` as
+`process_logits_fn`, which applies it to target and draft alike at every drafted position. Forbidden tokens get -inf.
+Each equals the processor of the same setting in the transformers library. A processor is a pytree: its arrays and
+numbers may change without a new trace.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+from jaxtyping import Array, Bool, Float, Int
+
+from specsamp_jax.decoding.drafters import ProcessLogitsFn
+
+
+def _processor(*static: str) -> Callable[[type], type]:
+    """Registers a frozen dataclass whose fields, but for the `static` ones, are the leaves of a pytree."""
+
+    def register(cls: type) -> type:
+        cls = dataclasses.dataclass(frozen=True)(cls)
+        fields = [field.name for field in dataclasses.fields(cls)]
+        return jax.tree_util.register_dataclass(
+            cls, data_fields=[name for name in fields if name not in static], meta_fields=list(static)
+        )
+
+    return register
+
+
+@_processor()
+class RepetitionPenalty:
+    """Divides positive logits of tokens that the text holds by `penalty`, and multiplies negative ones by it.
+
+    Attributes:
+      penalty: Above 1 discourages repetition; 1 is off. A number, or `[B]`.
+
+    Source: Keskar et al. (2019, arXiv 1909.05858), section 4.1.
+    """
+
+    penalty: ArrayLike
+
+    def __call__(
+        self, tokens: Int[Array, "B L"], lengths: Int[Array, "B"], logits: Float[Array, "B V"]
+    ) -> Float[Array, "B V"]:
+        """Returns the penalised logits."""
+        penalty = _column(self.penalty, logits)
+        penalised = jnp.where(logits < 0, logits * penalty, logits / penalty)
+        return jnp.where(_counts(tokens, 0, lengths, logits.shape[1]) > 0, penalised, logits)
+
+
+@_processor()
+class CountPenalty:
+    """Lowers the logits of generated tokens: once by `presence`, and by `frequency` for each occurrence.
+
+    Attributes:
+      presence: Subtracted if a token was generated. A number, or `[B]`.
+      frequency: Subtracted for each time a token was generated. A number, or `[B]`.
+      prompt_lengths: Tokens of each prompt, which do not count. A number, or `[B]`.
+    """
+
+    presence: ArrayLike
+    frequency: ArrayLike
+    prompt_lengths: ArrayLike
+
+    def __call__(
+        self, tokens: Int[Array, "B L"], lengths: Int[Array, "B"], logits: Float[Array, "B V"]
+    ) -> Float[Array, "B V"]:
+        """Returns the penalised logits."""
+        counts = _counts(tokens, self.prompt_lengths, lengths, logits.shape[1])
+        presence, frequency = _column(self.presence, logits), _column(self.frequency, logits)
+        return logits - presence * (counts > 0) - frequency * counts.astype(logits.dtype)
+
+
+@_processor("size")
+class NoRepeatNGram:
+    """Forbids every token that would complete an n-gram which the text holds already.
+
+    Attributes:
+      size: Tokens of an n-gram, 1 or more.
+
+    Source: Paulus et al. (2017, arXiv 1705.04304), section 2.5.
+    """
+
+    size: int
+
+    def __call__(
+        self, tokens: Int[Array, "B L"], lengths: Int[Array, "B"], logits: Float[Array, "B V"]
+    ) -> Float[Array, "B V"]:
+        """Returns the logits with repeated n-grams forbidden."""
+        num_before = self.size - 1
+        position = jnp.arange(tokens.shape[1])
+        repeats = (position >= num_before) & (position < lengths[:, None]) & (lengths >= num_before)[:, None]
+        for back in range(1, num_before + 1):
+            latest = _at(tokens, lengths - back)
+            repeats &= jnp.roll(tokens, back, axis=1) == latest[:, None]
+        return jnp.where(_scatter(repeats, tokens, logits.shape[1]), -jnp.inf, logits)
+
+
+@_processor("sequences")
+class ForbidSequences:
+    """Forbids the last token of each sequence wherever the text ends with the tokens before it (bad words).
+
+    Attributes:
+      sequences: Sequences of one token or more.
+    """
+
+    sequences: tuple[tuple[int, ...], ...]
+
+    def __call__(
+        self, tokens: Int[Array, "B L"], lengths: Int[Array, "B"], logits: Float[Array, "B V"]
+    ) -> Float[Array, "B V"]:
+        """Returns the logits with the ends of such sequences forbidden."""
+        for *before, last in self.sequences:
+            matches = lengths >= len(before)
+            for back, token in enumerate(reversed(before), start=1):
+                matches &= _at(tokens, lengths - back) == token
+            logits = logits.at[:, last].set(jnp.where(matches, -jnp.inf, logits[:, last]))
+        return logits
+
+
+@_processor("forbidden")
+class SuppressTokens:
+    """Forbids tokens everywhere.
+
+    Attributes:
+      forbidden: The tokens.
+    """
+
+    forbidden: tuple[int, ...]
+
+    def __call__(
+        self, tokens: Int[Array, "B L"], lengths: Int[Array, "B"], logits: Float[Array, "B V"]
+    ) -> Float[Array, "B V"]:
+        """Returns the logits without those tokens."""
+        return jnp.where(_is_among(self.forbidden, logits), -jnp.inf, logits)
+
+
+@_processor("forbidden")
+class SuppressBefore:
+    """Forbids tokens until the text is `length` tokens long, prompt included.
+
+    With end tokens it sets the fewest tokens of a text; with `length` one more than the prompt's, the tokens that no
+    text begins with.
+
+    Attributes:
+      forbidden: The tokens.
+      length: The length from which on they may come. A number, or `[B]`.
+    """
+
+    forbidden: tuple[int, ...]
+    length: ArrayLike
+
+    def __call__(
+        self, tokens: Int[Array, "B L"], lengths: Int[Array, "B"], logits: Float[Array, "B V"]
+    ) -> Float[Array, "B V"]:
+        """Returns the logits without those tokens where the text is still short."""
+        is_short = (lengths < jnp.asarray(self.length))[:, None]
+        return jnp.where(_is_among(self.forbidden, logits) & is_short, -jnp.inf, logits)
+
+
+@_processor("token")
+class ForceToken:
+    """Gives all probability to one token where the text is `length` tokens long (a forced first or last token).
+
+    Attributes:
+      token: The token.
+      length: The length of the text, prompt included, that the token follows. A number, or `[B]`.
+    """
+
+    token: int
+    length: ArrayLike
+
+    def __call__(
+        self, tokens: Int[Array, "B L"], lengths: Int[Array, "B"], logits: Float[Array, "B V"]
+    ) -> Float[Array, "B V"]:
+        """Returns 0 for the token and -inf for the others at that length, else the logits."""
+        forced = jnp.where(jnp.arange(logits.shape[1]) == self.token, 0.0, -jnp.inf).astype(logits.dtype)
+        return jnp.where((lengths == jnp.asarray(self.length))[:, None], forced, logits)
+
+
+@_processor()
+class Chain:
+    """Applies processors one after the other.
+
+    Attributes:
+      processors: The processors, the first one first.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> process = Chain((RepetitionPenalty(2.0), SuppressTokens((3,))))
+      >>> process(jnp.array([[1, 0]]), jnp.array([1]), jnp.array([[4.0, 4.0, -1.0, 9.0]])).tolist()
+      [[4.0, 2.0, -1.0, -inf]]
+    """
+
+    processors: tuple[ProcessLogitsFn, ...]
+
+    def __call__(
+        self, tokens: Int[Array, "B L"], lengths: Int[Array, "B"], logits: Float[Array, "B V"]
+    ) -> Float[Array, "B V"]:
+        """Returns the logits after all of them."""
+        return functools.reduce(lambda out, process: process(tokens, lengths, out), self.processors, logits)
+
+
+def _column(value: ArrayLike, logits: Float[Array, "B V"]) -> Float[Array, "B 1"]:
+    """A number, or one per row, beside the logits."""
+    return jnp.broadcast_to(jnp.asarray(value, logits.dtype), logits.shape[:1])[:, None]
+
+
+def _is_among(tokens: tuple[int, ...], logits: Float[Array, "B V"]) -> Bool[np.ndarray, "V"]:
+    return np.isin(np.arange(logits.shape[1]), tokens)
+
+
+def _at(tokens: Int[Array, "B L"], index: Int[Array, "B"]) -> Int[Array, "B"]:
+    """Each row's token at an index; the first one's where the index is below 0."""
+    return jnp.take_along_axis(tokens, jnp.maximum(index, 0)[:, None], axis=1)[:, 0]
+
+
+def _counts(
+    tokens: Int[Array, "B L"], first: ArrayLike, lengths: Int[Array, "B"], vocab_size: int
+) -> Int[Array, "B V"]:
+    """Occurrences of each token in each row's text from `first` on."""
+    position = jnp.arange(tokens.shape[1])
+    first = jnp.broadcast_to(jnp.asarray(first), lengths.shape)[:, None]
+    counted = (position >= first) & (position < lengths[:, None])
+    rows = jnp.arange(tokens.shape[0])[:, None]
+    # What lies outside the vocabulary, padding above all, is dropped.
+    index = jnp.where(counted & (tokens >= 0), tokens, vocab_size)
+    return jnp.zeros((tokens.shape[0], vocab_size), jnp.int32).at[rows, index].add(1, mode="drop")
+
+
+def _scatter(mask: Bool[Array, "B L"], tokens: Int[Array, "B L"], vocab_size: int) -> Bool[Array, "B V"]:
+    """True at the tokens of each row that are marked."""
+    rows = jnp.arange(tokens.shape[0])[:, None]
+    index = jnp.where(mask & (tokens >= 0), tokens, vocab_size)
+    return jnp.zeros((tokens.shape[0], vocab_size), bool).at[rows, index].set(True, mode="drop")

@@ -1,0 +1,103 @@
+"""Logits processors: equal to transformers' on the same texts, and exact within the loop."""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracle
+import pytest
+import tables
+
+import specsamp_jax as ss
+from specsamp_jax.decoding import processors
+
+FIXTURE = np.load(Path(__file__).parents[1] / "fixtures" / "processors.npz")
+END, PROMPT = 10, 3
+REPETITION, BIGRAMS = processors.RepetitionPenalty(1.3), processors.NoRepeatNGram(2)
+WORDS = processors.ForbidSequences(((4,), (1, 2), (2, 0, 1)))
+CASES = {
+    "repetition": REPETITION,
+    "ngram1": processors.NoRepeatNGram(1),
+    "ngram2": BIGRAMS,
+    "ngram3": processors.NoRepeatNGram(3),
+    "words": WORDS,
+    "min_length": processors.SuppressBefore((END,), 6),
+    "min_new_tokens": processors.SuppressBefore((END,), PROMPT + 2),
+    "suppress": processors.SuppressTokens((0, 7)),
+    "forced_begin": processors.ForceToken(5, 1),
+    "forced_end": processors.ForceToken(END, 8),
+    "chain": processors.Chain((REPETITION, BIGRAMS, WORDS)),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_processor_equals_that_of_transformers(name):
+    # Columns after a text's end hold another token of it: they must not count.
+    got = jax.jit(CASES[name])(jnp.asarray(FIXTURE["tokens"]), jnp.asarray(FIXTURE["lengths"]), FIXTURE["logits"])
+    np.testing.assert_allclose(got, FIXTURE[name], rtol=1e-6)
+    assert not np.array_equal(FIXTURE[name], FIXTURE["logits"])
+
+
+def test_tokens_no_text_begins_with():
+    process = processors.SuppressBefore((0, 7), PROMPT + 1)
+    at_begin = FIXTURE["lengths"] == PROMPT
+    got = process(*(jnp.asarray(FIXTURE[name][at_begin]) for name in ("tokens", "lengths", "logits")))
+    np.testing.assert_array_equal(got, FIXTURE["suppress_begin"][at_begin])
+
+
+def test_count_penalties_leave_the_prompt_out():
+    process = processors.CountPenalty(jnp.array([1.0, 0.0]), 0.5, jnp.array([2, 1]))
+    tokens, lengths = jnp.array([[3, 3, 1, 1, -1], [0, 2, 2, 2, 1]]), jnp.array([4, 4])
+    got = process(tokens, lengths, jnp.zeros((2, 4)))
+    np.testing.assert_array_equal(got, [[0, -2, 0, 0], [0, 0, -1.5, 0]])
+
+
+NUM_SAMPLES, NUM_NEW = 20_000, 3
+TARGET, DRAFT = tables.table(3, 1.0), tables.table(4, 1.0)
+TEXT = [1, 2, 1]
+PROCESS = processors.Chain(
+    (
+        processors.RepetitionPenalty(1.5),
+        processors.CountPenalty(0.5, 0.3, len(TEXT)),
+        processors.NoRepeatNGram(3),
+        processors.ForbidSequences(((2, 2),)),
+    )
+)
+
+
+def processed(text):
+    """The target's logits after a text, processed as the settings' definitions say, token by token."""
+    logits = tables.logits_after(TARGET, text).astype(np.float64)
+    for token in set(text):
+        logits[token] = logits[token] * 1.5 if logits[token] < 0 else logits[token] / 1.5
+    for token in range(tables.VOCAB):
+        count = text[len(TEXT) :].count(token)
+        logits[token] -= 0.5 * (count > 0) + 0.3 * count
+    for i in range(len(text) - 2):
+        if text[i : i + 2] == text[-2:]:
+            logits[text[i + 2]] = -np.inf
+    if text[-1] == 2:
+        logits[2] = -np.inf
+    return logits
+
+
+@pytest.mark.parametrize("draft", [tables.model(DRAFT), ss.NGramDrafter()], ids=["model", "ngram"])
+def test_the_loop_emits_the_law_of_the_processed_target(draft):
+    expected = oracle.target_law(lambda prefix: oracle.distribution(processed([*TEXT, *prefix])), NUM_NEW)
+    result = ss.generate(
+        jax.random.key(5),
+        np.broadcast_to(TEXT, (NUM_SAMPLES, len(TEXT))),
+        target=tables.model(TARGET),
+        draft=draft,
+        num_draft=2,
+        max_new_tokens=NUM_NEW,
+        process_logits_fn=PROCESS,
+    )
+    cells = {text: i for i, text in enumerate(expected)}
+    texts, counts = np.unique(np.asarray(result.tokens[:, len(TEXT) :]), axis=0, return_counts=True)
+    observed = np.zeros(len(cells))
+    observed[[cells[tuple(text.tolist())] for text in texts]] = counts
+    assert oracle.chi_square(observed, np.array(list(expected.values()))) > 1e-4
+    accepted, drafted = result.stats.num_accepted.sum(), result.stats.num_drafted.sum()
+    assert 0.02 * drafted < accepted < 0.98 * drafted
