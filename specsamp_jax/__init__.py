@@ -21,6 +21,7 @@ from specsamp_jax.decoding.step import StepInfo as StepInfo
 from specsamp_jax.decoding.step import init as init
 from specsamp_jax.decoding.step import step as step
 from specsamp_jax.rules.verify import verify as verify
+from specsamp_jax.rules.verify import verify_block as verify_block
 from specsamp_jax.rules.verify import verify_sigmoid as verify_sigmoid
 from specsamp_jax.sampling.atoms import accept_prob as accept_prob
 from specsamp_jax.sampling.atoms import acceptance_rate as acceptance_rate

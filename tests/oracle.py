@@ -10,6 +10,7 @@ Sources, by the names used below:
   Wagner: Wagner et al., 2024, arXiv 2406.11016.
 """
 
+import itertools
 from collections import defaultdict
 from collections.abc import Callable
 
@@ -462,6 +463,54 @@ def _step_law(num_draft: int, *, draft: RowFn, accept: RowFn, replace: RowFn, bo
                 extend((*prefix, token), mass * float(accepted))
 
     extend((), 1.0)
+    return dict(law)
+
+
+# Block verification
+
+
+def block_probs(
+    p: Float[np.ndarray, "n1 V"], q: Float[np.ndarray, "n V"], tokens: Int[np.ndarray, "n"]
+) -> tuple[np.ndarray, np.ndarray]:
+    """The quantities of block verification for one sequence of n drafts.
+
+    Returns:
+      P_0 to P_n, and h_0 to h_n: the probability of keeping i drafts where no more were kept.
+
+    Source: Sun et al. (2024, arXiv 2403.10444), algorithm 2 and equations 3 and 4.
+    """
+    joint, keep = np.ones(len(tokens) + 1), np.ones(len(tokens) + 1)
+    for i, token in enumerate(tokens):
+        joint[i + 1] = min(joint[i] * p[i, token] / q[i, token], 1.0)
+    for i in range(1, len(tokens)):
+        total = np.maximum(joint[i] * p[i] - q[i], 0).sum()
+        keep[i] = total / (total + 1 - joint[i]) if total + 1 - joint[i] > 0 else 0.0
+    if len(tokens):
+        keep[-1] = joint[-1]
+    return joint, keep
+
+
+def block_law(target: RowFn, draft: RowFn, num_draft: int) -> Law:
+    """The law of the tokens that one step of block verification emits; arguments as of `speculative_law`.
+
+    Source: Sun et al. (2024, arXiv 2403.10444), algorithm 2, its draws summed over.
+    """
+    law = defaultdict(float)
+    vocab = len(target(()))
+    for path in itertools.product(range(vocab), repeat=num_draft):
+        mass = float(np.prod([draft(path[:i])[token] for i, token in enumerate(path)]))
+        if mass == 0:
+            continue
+        p = np.stack([target(path[:i]) for i in range(num_draft + 1)])
+        q = np.stack([draft(path[:i]) for i in range(num_draft)]) if num_draft else np.zeros((0, vocab))
+        joint, keep = block_probs(p, q, np.array(path, int))
+        for i in range(num_draft, -1, -1):
+            weights = p[i] if i == num_draft else np.maximum(joint[i] * p[i] - q[i], 0)
+            if keep[i] > 0:
+                last = weights / weights.sum()
+                for token in np.flatnonzero(last):
+                    law[(*path[:i], int(token))] += mass * keep[i] * float(last[token])
+            mass *= 1 - keep[i]
     return dict(law)
 
 

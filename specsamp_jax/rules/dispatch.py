@@ -28,7 +28,7 @@ def _may_compile_kernels(arguments: object) -> bool:
 
 def dispatch(
     core: Callable[..., Verification],
-    kernel: Callable[..., Verification],
+    kernel: Callable[..., Verification] | None,
     arguments: tuple,
     why_not: str | None,
     implementation: str | None,
@@ -37,7 +37,7 @@ def dispatch(
 
     Args:
       core: The plain JAX function.
-      kernel: The same function as a GPU kernel.
+      kernel: The same function as a GPU kernel. None: there is none.
       arguments: The arguments of both.
       why_not: The requirement of the kernel that these arguments do not meet; None if it takes them.
       implementation: "xla", "pallas", or None for the kernel where the program is compiled for such a GPU.
@@ -45,11 +45,15 @@ def dispatch(
     Raises:
       NotImplementedError: "pallas" is asked for and cannot run here.
     """
+    if kernel is None:
+        why_not = "a rule that has a kernel; this one has none"
     if implementation == "pallas":
-        why_not = why_not if _has_kernels() else f"{NEEDED}; got {jax.default_backend()}"
+        if why_not is None and not _has_kernels():
+            why_not = f"{NEEDED}; got {jax.default_backend()}"
         if why_not is not None:
             raise NotImplementedError(f'implementation "pallas" needs {why_not}.')
+        assert kernel is not None
         return kernel(*arguments)
-    if implementation == "xla" or why_not is not None or not _may_compile_kernels(arguments):
+    if implementation == "xla" or kernel is None or why_not is not None or not _may_compile_kernels(arguments):
         return core(*arguments)
     return lax.platform_dependent(*arguments, cuda=kernel, default=core)

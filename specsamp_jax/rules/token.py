@@ -1,7 +1,6 @@
 """The token rule: accept each draft with probability min(1, p/q), else sample max(0, p - q)."""
 
 import jax.numpy as jnp
-from jax import lax
 from jaxtyping import Array, Float
 
 from specsamp_jax._types import Draft, Verification
@@ -37,9 +36,7 @@ def verify_token(
     # target's own token takes its place.
     trusted = drafted & (log_q > -jnp.inf)
     usable = trusted & (log_p > -jnp.inf)
-    # On its own, behind barriers: fused, XLA's CPU backend takes another exponential in another batch.
-    ratio = lax.optimization_barrier(jnp.exp(lax.optimization_barrier(jnp.minimum(log_ratio, 0))))
-    accept_prob = jnp.where(usable, ratio, 0)
+    accept_prob = jnp.where(usable, emit.exp(jnp.minimum(log_ratio, 0)), 0)
     num_accepted = emit.num_leading(usable & (jnp.log(uniforms.accept) < log_ratio))
 
     last = target.take(num_accepted)

@@ -7,6 +7,7 @@ from jaxtyping import Array, Float, Key
 
 from specsamp_jax import _checks
 from specsamp_jax._types import Draft, SamplingParams, Verification
+from specsamp_jax.rules import block as block_rule
 from specsamp_jax.rules import kernels
 from specsamp_jax.rules import sigmoid as sigmoid_rule
 from specsamp_jax.rules import token as token_rule
@@ -66,6 +67,50 @@ def verify(
     return _verify("token", {}, key, target_logits, draft, sampling, implementation)
 
 
+def verify_block(
+    key: Key[Array, "*keys"],
+    target_logits: Float[Array, "B K1 V"],
+    draft: Draft,
+    sampling: SamplingParams | None = None,
+    *,
+    implementation: str | None = None,
+) -> Verification:
+    """The accepted drafts and one more token by block verification: exact, and never fewer tokens in expectation.
+
+    The drafts of a sequence are judged together. Draft i is kept with all before it with a probability that looks at
+    the product of the ratios p/q so far, so that a token the target likes makes up for one before it. Emitted tokens
+    have the law of tokens sampled from p, as those of `verify` have, and are at least as many in expectation.
+
+    Arithmetic, edges and errors are those of `verify`. A draft ends before a degenerate row, or before a token that q
+    cannot have given, and the target's token follows it. `accept_prob` is min(1, p/q), which is not the probability
+    with which this rule keeps a draft.
+
+    Args:
+      key: As in `verify`.
+      target_logits: As in `verify`.
+      draft: As in `verify`.
+      sampling: As in `verify`.
+      implementation: As in `verify`; there is no kernel yet.
+
+    Returns:
+      A `Verification`, as of `verify`.
+
+    Raises:
+      ValueError: As in `verify`.
+      NotImplementedError: As in `verify`.
+
+    Source: Sun et al. (2024, arXiv 2403.10444, algorithm 2).
+
+    Example:
+      >>> import jax, jax.numpy as jnp, specsamp_jax as ss
+      >>> target_logits = jnp.log(jnp.array([[[0.1, 0.9], [0.5, 0.5]]]))
+      >>> draft = ss.Draft(jnp.array([[1]]), logits=target_logits[:, :1])
+      >>> int(ss.verify_block(jax.random.key(0), target_logits, draft).num_accepted[0])
+      1
+    """
+    return _verify("block", {}, key, target_logits, draft, sampling, implementation)
+
+
 def verify_sigmoid(
     key: Key[Array, "*keys"],
     target_logits: Float[Array, "B K1 V"],
@@ -120,9 +165,10 @@ def verify_sigmoid(
 
 CORES = {
     "token": (token_rule.verify_token, kernels.verify_token),
+    "block": (block_rule.verify_block, None),
     "sigmoid": (sigmoid_rule.verify_sigmoid, kernels.verify_sigmoid),
 }
-"""Each rule's core in plain JAX, and its kernel."""
+"""Each rule's core in plain JAX, and its kernel if it has one."""
 
 
 def _verify(
@@ -152,5 +198,5 @@ def _verify(
         # The emission's two come first, so that no draw depends on how many drafts there are.
         Uniforms(accept=draws[:, 2:], emit=draws[:, :2]),
     )
-    core, kernel = (functools.partial(fn, **constants) for fn in CORES[rule])
+    core, kernel = (fn and functools.partial(fn, **constants) for fn in CORES[rule])
     return dispatch(core, kernel, arguments, kernels.why_not(target_logits, draft), implementation)

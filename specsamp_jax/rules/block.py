@@ -1,0 +1,120 @@
+"""The block rule: drafts are accepted together, which is exact and never shorter in expectation than one by one."""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int
+
+from specsamp_jax._types import Draft, Verification
+from specsamp_jax.rules import emit
+from specsamp_jax.sampling import draw
+from specsamp_jax.sampling import rows as dist
+from specsamp_jax.sampling.filters import Filter
+
+
+class _Stop(NamedTuple):
+    """State of the search for the last accepted draft, from the right.
+
+    Attributes:
+      num_accepted: The candidate: where the sequence stops if it is decided.
+      decided: Whether the search has ended.
+    """
+
+    num_accepted: Int[Array, "B"]
+    decided: Bool[Array, "B"]
+
+
+def verify_block(
+    target_logits: Float[Array, "B K1 V"],
+    target_filter: Filter,
+    draft: Draft,
+    draft_filter: Filter,
+    uniforms: emit.Uniforms,
+) -> Verification:
+    """Returns the verification by the block rule of Sun et al. (2024, arXiv 2403.10444, algorithm 2).
+
+    With `P_i = min(P_{i-1} p_i(x_i)/q_i(x_i), 1)` and `Z_{i+1} = sum_v max(P_i p_{i+1}(v) - q_{i+1}(v), 0)`, a
+    sequence keeps i of its n drafts for the largest i with `u_i < h_i`, where `h_n = P_n`, `h_0 = 1` and else
+    `h_i = Z_{i+1} / (Z_{i+1} + 1 - P_i)`; its last token has weights `max(P_i p_{i+1} - q_{i+1}, 0)`, or p after n
+    drafts. Since `h_i <= P_i`, only positions with `u_i < P_i` can be the last one: they are tried from the right,
+    one row a sequence at a time, about one and a half on average.
+    """
+    tokens, vocab_size = draft.tokens, target_logits.shape[-1]
+    num_draft = tokens.shape[1]
+    target = dist.target_rows(target_logits, target_filter)
+    drafter = dist.draft_rows(draft, draft_filter)
+
+    scored = target.first(num_draft)
+    log_p, log_q = dist.log_prob(scored, tokens), dist.log_prob(drafter, tokens)
+    drafted = emit.draft_mask(tokens)
+    # A draft ends before a token that q cannot have given, and before a degenerate row of either model: what follows
+    # is the target's own token, or the first largest logit.
+    trusted = drafted & (log_q > -jnp.inf)
+    num_usable = emit.num_leading(trusted & ~scored.degenerate)
+    log_ratio = jnp.where(trusted, log_p - log_q, -jnp.inf)
+    joint = _joint_prob(log_ratio)
+
+    def residual(num_accepted):
+        """[B, V] weights of the token after `num_accepted` drafts."""
+        p = dist.probs(target.take(num_accepted), vocab_size)
+        if num_draft == 0:
+            return p
+        row, rejecting = emit.last_draft_row(drafter, jnp.arange(num_draft) < num_usable[:, None], num_accepted)
+        weights = jnp.maximum(_at(joint, num_accepted)[:, None] * p - dist.probs(row, vocab_size), 0)
+        return jnp.where(rejecting, weights, p)
+
+    num_accepted = _num_accepted(joint, num_usable, uniforms.accept, residual)
+    last = target.take(num_accepted)
+    token, empty = emit.sample_residual(residual(num_accepted), lambda: dist.probs(last, vocab_size), uniforms.emit)
+    last_logits = dist.take_row(target_logits, num_accepted)
+    token = draw.replace_degenerate(token, last_logits, last.degenerate[:, 0])
+
+    accept_prob = jnp.where(trusted & (log_p > -jnp.inf), emit.exp(jnp.minimum(log_ratio, 0)), 0)
+    status = emit.status(
+        emit.in_use(target.degenerate, num_accepted),
+        emit.in_use(drafted & ~trusted, num_accepted),
+        (num_accepted < num_usable) & ~last.degenerate[:, 0] & empty,
+    )
+    log_prob = dist.log_prob(last, token[:, None])[:, 0]
+    return emit.pack(tokens, num_accepted, token, log_p, log_prob, accept_prob, status)
+
+
+def _joint_prob(log_ratio: Float[Array, "B K"]) -> Float[Array, "B K1"]:
+    """P_0 to P_K: how probable the drafts so far are under the target, over the draft, and 1 at most."""
+    log_prob, steps = jnp.zeros_like(log_ratio[:, :1]), []
+    for i in range(log_ratio.shape[1]):
+        steps.append(log_prob)
+        log_prob = jnp.minimum(log_prob + log_ratio[:, i : i + 1], 0)
+    return emit.exp(jnp.concatenate([*steps, log_prob], axis=1))
+
+
+def _num_accepted(joint, num_usable, uniforms, residual) -> Int[Array, "B"]:
+    """The largest i with u_i < h_i; the weights of a row are added up only where u_i < P_i leaves it in question."""
+    batch_size, num_draft = uniforms.shape
+    if num_draft == 0:
+        return jnp.zeros_like(num_usable)
+    # u_i and P_i of the drafts 1 to K; before the first one a sequence can always stop.
+    candidate = jnp.concatenate([jnp.ones((batch_size, 1), bool), uniforms < joint[:, 1:]], axis=1)
+    index = jnp.arange(num_draft + 1)
+
+    def largest(limit):
+        """The largest candidate up to `limit`."""
+        return jnp.where(candidate & (index <= limit[:, None]), index, 0).max(1).astype(num_usable.dtype)
+
+    def body(stop: _Stop) -> _Stop:
+        total = draw.tile_sums(residual(stop.num_accepted)).sum(-1)
+        remaining = 1 - _at(joint, stop.num_accepted)
+        u = _at(jnp.pad(uniforms, ((0, 0), (1, 0))), stop.num_accepted)
+        # u < Z / (Z + 1 - P), without a division of zero by zero: nothing is left of equal rows, which stop later.
+        accepted = (u * (total + remaining) < total) | (stop.num_accepted == 0)
+        decided = stop.decided | accepted
+        return _Stop(jnp.where(decided, stop.num_accepted, largest(stop.num_accepted - 1)), decided)
+
+    first = largest(num_usable)
+    begin = _Stop(first, (first == num_usable) | (first == 0))
+    return lax.while_loop(lambda stop: ~stop.decided.all(), body, begin).num_accepted
+
+
+def _at(values: Float[Array, "B K1"], index: Int[Array, "B"]) -> Float[Array, "B"]:
+    return jnp.take_along_axis(values, index[:, None], axis=1)[:, 0]
