@@ -38,7 +38,7 @@ def batch_lines(batch_size: int, result: dict[str, Any]) -> list[str]:
                 f"{rate['p10']:.0f} to {rate['p90']:.0f}",
                 f"{entry['times_reference']['median']:.2f} x",
                 f"{entry['tokens_per_step']:.2f}",
-                " ".join("-" if a is None else f"{a:.2f}" for a in by_position or []),
+                " ".join(f"{rate:.2f}" for rate in by_position or []),
             ]
         )
     header = [

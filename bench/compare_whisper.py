@@ -14,6 +14,7 @@ import timing
 from flax import nnx
 
 import specsamp_jax as ss
+from specsamp_jax.decoding.stats import accepted_by_position
 from specsamp_jax.models import load_module, save_checkpoint
 from specsamp_jax.models.whisper.checkpoint import share_encoder
 from specsamp_jax.models.whisper.model import Whisper, WhisperConfig, decoder_model, encode
@@ -147,7 +148,7 @@ def compare(peers: timing.Peers | None, batch_size: int, *, rounds: int, is_enco
             drafted, accepted = (
                 np.sum([getattr(m.stats, f"num_{n}") for m in made], 0) for n in ("drafted", "accepted")
             )
-            counts[each.name]["accepted"] = (accepted / drafted).tolist()
+            counts[each.name]["accepted"] = accepted_by_position(drafted, accepted)
     for name, text in texts.items():
         counts[name]["same_tokens"] = float((text == texts["target_alone"]).mean())
     seconds = timing.alternate(contenders, lambda i, _: [i], rounds=rounds)

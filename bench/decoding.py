@@ -16,6 +16,7 @@ from tokenizers import Tokenizer
 
 import specsamp_jax as ss
 from specsamp_jax.cli import docstrings
+from specsamp_jax.decoding.stats import accepted_by_position
 from specsamp_jax.models import load_checkpoint
 
 ASSETS = docstrings.TOKENIZER_FILE.parent
@@ -147,8 +148,7 @@ def statistics(counts: list[dict[str, Any]]) -> dict[str, Any]:
     # A position is tried where all before it were accepted. Where draft lengths vary, that is not known from these.
     by_position = None
     if np.size(drafted) and (drafted == drafted[0]).all():
-        tried = np.concatenate([drafted[:1], accepted[:-1]]).tolist()
-        by_position = [a / n if n else None for a, n in zip(accepted.tolist(), tried, strict=True)]
+        by_position = accepted_by_position(drafted, accepted)
     return {"tokens_per_step": tokens_per_step, "acceptance_by_position": by_position}
 
 

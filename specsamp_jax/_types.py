@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
 
@@ -101,19 +102,27 @@ class Model:
 
 
 class Stats(NamedTuple):
-    """What a decoding loop counted.
+    """Counts of a decoding loop.
 
     Attributes:
       num_steps: Steps of the loop.
       num_emitted: Tokens emitted by each row.
       num_drafted: Drafts verified at each draft position, over rows and steps.
       num_accepted: Drafts accepted at each draft position, over rows and steps.
+      status: The flags of `Verification.status` that each row has had in any step.
     """
 
     num_steps: Int[Array, ""]
     num_emitted: Int[Array, "B"]
     num_drafted: Int[Array, "K"]
     num_accepted: Int[Array, "K"]
+    status: Int[Array, "B"]
+
+    @classmethod
+    def zeros(cls, batch_size: int, num_draft: int) -> "Stats":
+        """Returns the counts before the first step, for B rows and K draft positions."""
+        shapes = ((), batch_size, num_draft, num_draft, batch_size)
+        return cls(*(jnp.zeros(shape, jnp.int32) for shape in shapes))
 
 
 class Generation(NamedTuple):

@@ -21,6 +21,7 @@ from flax import nnx
 
 import specsamp_jax as ss
 from specsamp_jax import train
+from specsamp_jax.decoding.stats import accepted_by_position
 from specsamp_jax.models import Llama, LlamaConfig, from_nnx, load_module, save_checkpoint
 
 SEED = 0
@@ -130,7 +131,7 @@ def evaluate(target, drafter, held_out) -> dict:
         max_new_tokens=CONTINUED_BY,
         eos_token=END,
     )
-    drafted, accepted = (np.asarray(count, np.int64) for count in text.stats[2:])
+    drafted, accepted = (np.asarray(count, np.int64) for count in (text.stats.num_drafted, text.stats.num_accepted))
     # Position i is tested only where all earlier drafts were accepted.
     tried = np.concatenate([drafted[:1], accepted[:-1]])
     return {
@@ -140,7 +141,7 @@ def evaluate(target, drafter, held_out) -> dict:
             "what": f"{NUM_CONTINUATIONS} held-out documents continued from {CONTINUED_FROM} tokens by up to "
             f"{CONTINUED_BY}, temperature 1, K = 4, token rule",
             "acceptance": float(accepted.sum() / tried.sum()),
-            "acceptance_by_position": (accepted / tried).tolist(),
+            "acceptance_by_position": accepted_by_position(drafted, accepted),
             "accepted_share_of_drafted": float(accepted.sum() / drafted.sum()),
             "tokens_a_step": float(1 + accepted.sum() / drafted[0]),
         },

@@ -13,9 +13,9 @@ from tokenizers import Tokenizer
 
 from specsamp_jax._types import Stats
 from specsamp_jax.cli import docstrings
-from specsamp_jax.cli.generation import acceptance
 from specsamp_jax.cli.pair import Pair
 from specsamp_jax.decoding.generate import generate
+from specsamp_jax.decoding.stats import accepted_by_position
 from specsamp_jax.decoding.step import init, step
 from specsamp_jax.text import TextStream
 
@@ -107,8 +107,10 @@ def race(pair: Pair, prompts: Sequence[Prompt], seed: int) -> tuple[Run, Run]:
 
 def _summary(name: str, seconds: float, stats: Sequence[Stats]) -> Run:
     emitted = sum(int(s.num_emitted.sum()) for s in stats)
-    drafted, accepted = (np.sum(counts, axis=0) for counts in zip(*(s[2:] for s in stats), strict=True))
-    return Run(name, emitted / seconds, emitted / sum(int(s.num_steps) for s in stats), acceptance(drafted, accepted))
+    drafted = np.sum([s.num_drafted for s in stats], axis=0)
+    accepted = np.sum([s.num_accepted for s in stats], axis=0)
+    tokens_a_step = emitted / sum(int(s.num_steps) for s in stats)
+    return Run(name, emitted / seconds, tokens_a_step, accepted_by_position(drafted, accepted))
 
 
 class Check(NamedTuple):

@@ -11,6 +11,7 @@ from specsamp_jax._files import read_json
 from specsamp_jax._types import Generation, Model, SamplingParams, Stats
 from specsamp_jax.cli.pair import ASSETS
 from specsamp_jax.decoding.drafters import Drafter, NGramDrafter
+from specsamp_jax.decoding.stats import accepted_by_position
 from specsamp_jax.models import load_checkpoint, load_generation_config, vocab_size, with_vocab_size
 from specsamp_jax.text import CheckpointTokenizer, TextStream, check_vocabularies, load_tokenizer
 
@@ -164,16 +165,10 @@ class Meter:
         ]
         drafted, accepted = np.asarray(self._stats.num_drafted), np.asarray(self._stats.num_accepted)
         if drafted.sum():
-            rates = " ".join(f"{rate:.2f}" for rate in acceptance(drafted, accepted))
+            rates = " ".join(f"{rate:.2f}" for rate in accepted_by_position(drafted, accepted))
             counts = f"{drafted.sum()} tokens drafted, {accepted.sum()} accepted"
             lines.append(f"{counts}; by position, where all before were: {rates}")
         return lines
-
-
-def acceptance(num_drafted: np.ndarray, num_accepted: np.ndarray) -> list[float]:
-    """The share of drafts accepted at each position, of those that were tried: all drafts before were accepted."""
-    tried = np.minimum(num_drafted, np.concatenate([num_drafted[:1], num_accepted[:-1]]))
-    return (num_accepted / np.maximum(tried, 1)).tolist()
 
 
 def describe(sampling: SamplingParams, eos_token: Sequence[int]) -> str:

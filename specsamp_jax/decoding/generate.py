@@ -128,18 +128,13 @@ def stream(
     (drafter, num_draft), ends = resolve(draft, num_draft), eos_tokens(eos_token)
     shared = {"num_draft": num_draft}
     state = _init(prompt, prompt_lengths, target, drafter, max_new_tokens=max_new_tokens, **shared)
-    stats = _no_stats(prompt.shape[0], num_draft)
+    stats = Stats.zeros(prompt.shape[0], compiled_lengths(num_draft)[-1])
     length = prompt.shape[1] + max_new_tokens
     functions = {"verify_fn": verify_fn, "process_logits_fn": process_logits_fn}
     while not bool(state.finished.all()):
         state, stats = _advance(keys, state, stats, target, drafter, traced, ends, fixed=fixed, **shared, **functions)
         # The next step is given the state's buffers: what is handed out is a copy.
         yield jax.tree.map(jnp.copy, _generation(state, stats, length))
-
-
-def _no_stats(batch_size: int, num_draft: NumDraft) -> Stats:
-    longest = compiled_lengths(num_draft)[-1]
-    return Stats(*(jnp.zeros(shape, jnp.int32) for shape in ((), (batch_size,), (longest,), (longest,))))
 
 
 def _count(stats: Stats, info: StepInfo) -> Stats:
@@ -153,6 +148,7 @@ def _count(stats: Stats, info: StepInfo) -> Stats:
         stats.num_emitted + info.num_tokens,
         stats.num_drafted + by_position(info.num_drafted),
         stats.num_accepted + by_position(info.num_accepted),
+        stats.status | info.status,
     )
 
 
@@ -186,7 +182,7 @@ def _advance(keys, state, stats, target, drafter, traced, ends, *, fixed, **opti
 def _generate(keys, prompt, prompt_lengths, target, drafter, traced, ends, *, fixed, max_new_tokens, **options):
     num_draft = options["num_draft"]
     state = _init(prompt, prompt_lengths, target, drafter, num_draft=num_draft, max_new_tokens=max_new_tokens)
-    stats = _no_stats(prompt.shape[0], num_draft)
+    stats = Stats.zeros(prompt.shape[0], compiled_lengths(num_draft)[-1])
 
     def body(carry):
         return _advance(keys, *carry, target, drafter, traced, ends, fixed=fixed, **options)

@@ -134,7 +134,7 @@ def transcribe(
     languages = [language] * len(sounds)
     pieces: list[list[tuple[int, Piece]]] = [[] for _ in sounds]
     num_heard = [0] * len(sounds)
-    counts = _no_counts(len(sounds), 0 if draft is None else compiled_lengths(num_draft)[-1])
+    counts = Stats.zeros(len(sounds), 0 if draft is None else compiled_lengths(num_draft)[-1])
     # First windows first: an utterance's language is known before its later windows are asked.
     queue = deque(sorted((start, i) for i, sound in enumerate(sounds) for start in sound.starts))
     size = min(batch_size, len(queue))
@@ -219,17 +219,17 @@ def _first_logits(model: Model, start: Int[Array, "B 1"]) -> Float[Array, "B V"]
     return logits[:, 0]
 
 
-def _no_counts(num_utterances: int, num_draft: int) -> Stats:
-    return Stats(*(jnp.zeros(shape, jnp.int32) for shape in ((), num_utterances, num_draft, num_draft)))
-
-
 def _add(counts: Stats, new: Stats, rows: Int[np.ndarray, "B"]) -> Stats:
-    num_emitted = counts.num_emitted.at[rows].add(new.num_emitted)
+    """Adds a batch of windows to the counts; `rows` are the utterances of its windows, which may repeat."""
+    num_emitted, status = np.array(counts.num_emitted), np.array(counts.status)
+    np.add.at(num_emitted, rows, new.num_emitted)
+    np.bitwise_or.at(status, rows, new.status)
     return Stats(
         counts.num_steps + new.num_steps,
-        num_emitted,
+        jnp.asarray(num_emitted),
         counts.num_drafted + new.num_drafted,
         counts.num_accepted + new.num_accepted,
+        jnp.asarray(status),
     )
 
 

@@ -111,7 +111,7 @@ def test_a_user_is_answered_by_the_chat_template(monkeypatch, capsys, folders):
 def test_an_interrupt_ends_the_line_and_tells_what_was_counted(monkeypatch, capsys, folders):
     def interrupted(key, prompt, **options):
         tokens = np.concatenate([prompt, [[ord("x") - 33]]], axis=1)
-        stats = ss.Stats(*map(jax.numpy.asarray, (1, [1], np.zeros(0, "i"), np.zeros(0, "i"))))
+        stats = ss.Stats(*map(jax.numpy.asarray, (1, [1], np.zeros(0, "i"), np.zeros(0, "i"), [0])))
         yield ss.Generation(*map(jax.numpy.asarray, (tokens, [tokens.shape[1]], 0.0 * tokens)), stats)
         raise KeyboardInterrupt
 
@@ -235,7 +235,7 @@ def test_texts_are_handed_out_in_order_and_as_they_grow():
     rows = [rng.integers(0, 280, size=size).tolist() for size in (3, 8, 5)]  # with no prompt
     growth = np.array([[2, 1, 0, 0, 0], [1, 2, 2, 2, 1], [1, 4, 0, 0, 0]])
     tokens = jax.numpy.array([row + [-1] * (8 - len(row)) for row in rows])
-    stats = ss.Stats(*map(jax.numpy.asarray, (1, [1] * 3, np.zeros(0, "i"), np.zeros(0, "i"))))
+    stats = ss.Stats(*map(jax.numpy.asarray, (1, [1] * 3, np.zeros(0, "i"), np.zeros(0, "i"), [0] * 3)))
     ends = map(jax.numpy.asarray, growth.cumsum(axis=1).T)
     generations = [ss.Generation(tokens, end, 0.0 * tokens, stats) for end in ends]
     pieces = list(generation.in_order(generations, [TextStream(tokenizer) for _ in rows], [0, 0, 0]))
@@ -243,11 +243,6 @@ def test_texts_are_handed_out_in_order_and_as_they_grow():
         assert "".join(piece for i, piece in pieces if i == row) == tokenizer.decode(ids)
     # The first row as it grows; the second from the step on in which the first has gained nothing.
     assert [row for row, _ in pieces] == [0, 0, 0, 1, 1, 1, 1, 2]
-
-
-def test_acceptance_counts_where_all_drafts_before_were_accepted():
-    assert generation.acceptance(np.array([10, 10, 6]), np.array([8, 4, 1])) == [0.8, 0.5, 0.25]
-    assert generation.acceptance(np.array([10, 0]), np.array([5, 0])) == [0.5, 0.0]
 
 
 def test_a_drafter_s_vocabulary_is_changed_only_where_it_differs(folders):
