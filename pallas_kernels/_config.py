@@ -6,8 +6,7 @@ import math
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-TILE = 1024
-"""Elements of a row whose weights are added up before any choice is made: the first level of sampling."""
+from pallas_kernels.types import TILE
 
 THREADS = 128
 """Threads of a warpgroup; a block is one."""

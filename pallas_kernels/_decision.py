@@ -12,7 +12,7 @@ from pallas_kernels import _rows as rows
 from pallas_kernels import _sums as summing
 from pallas_kernels import _waits as waits
 from pallas_kernels._acceptance import Acceptance
-from pallas_kernels._launch import Flags, Known, Tables
+from pallas_kernels._launch import Known, Tables
 
 
 class _State(NamedTuple):
@@ -38,15 +38,15 @@ class Decision(Acceptance):
       early_exit: Whether rows are read here, up to the first rejection.
     """
 
-    def __init__(self, inputs, results, *place: Any, known: Known, tables: Tables, early_exit: bool, flags: Flags):
+    def __init__(self, inputs, results, *place: Any, known: Known, tables: Tables, early_exit: bool):
         super().__init__(inputs, results, *place, known=known)
-        self.tables, self.early_exit, self.flags = tables, early_exit, Flags(*flags)
+        self.tables, self.early_exit = tables, early_exit
 
-    def run(self, largest_normalizer: float):
+    def run(self):
         """Decides, after all rows were read, or reading them; and emits."""
         summing.clear_before(self.room)
         if self.early_exit:
-            row = self._read_up_to_rejection(largest_normalizer)
+            row = self._read_up_to_rejection()
         else:
             waits.wait_for_last()
             row = self._decide()
@@ -58,10 +58,10 @@ class Decision(Acceptance):
         self._write_down(slice(None), numbers)
         return jnp.min(jnp.where(accepted, rows.NOWHERE, self.lane()))
 
-    def _read_up_to_rejection(self, largest_normalizer: float):
+    def _read_up_to_rejection(self):
         """Reads row after row, and decides on each, up to the first rejection."""
         if self.num_draft:
-            self.share(self.num_draft, lambda row: self.look_up(row, self.known.facts, largest_normalizer))
+            self.share(self.num_draft, lambda row: self.look_up(row, self.known.facts))
 
         def body(carry):
             row, _ = carry
@@ -206,7 +206,7 @@ class Decision(Acceptance):
 
     def _write(self, state, token, log_prob, empty):
         holds = state.degenerate, state.distrusted, empty
-        self.write_last(state.num_accepted, token, self.flags, holds)
+        self.write_last(state.num_accepted, token, holds)
         self.results.log_probs[self.sequence, state.num_accepted] = log_prob
 
     def _write_numbers(self, count, i):

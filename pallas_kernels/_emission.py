@@ -18,6 +18,7 @@ from pallas_kernels import _sums as summing
 from pallas_kernels import _waits as waits
 from pallas_kernels._launch import Operands, Results
 from pallas_kernels._sequence import Sequence
+from pallas_kernels.types import DEGENERATE_DRAFT, DEGENERATE_TARGET, EMPTY_RESIDUAL
 
 
 def groups_of(inputs: Operands, vocab_size: int, chosen: config.Config) -> config.Groups:
@@ -180,11 +181,12 @@ class Emission(Sequence):
         top = jnp.max(tops)
         return jnp.where(top > -jnp.inf, jnp.min(jnp.where(tops == top, places, rows.NOWHERE)), 0)
 
-    def write_last(self, count: jax.Array, token: jax.Array, flags: tuple[int, ...], holds: tuple[Any, ...]):
+    def write_last(self, count: jax.Array, token: jax.Array, holds: tuple[Any, Any, Any]):
         """The last token, behind `count` accepted drafts; and the status, a sum of the flags that hold."""
         out, sequence = self.results, self.sequence
         out.tokens[sequence, count] = token
         out.num_accepted[sequence] = count
+        flags = DEGENERATE_TARGET, DEGENERATE_DRAFT, EMPTY_RESIDUAL
         held = [jnp.where(hold, flag, 0) for flag, hold in zip(flags, holds, strict=True)]
         out.status[sequence] = sum(held, jnp.int32(0))
 

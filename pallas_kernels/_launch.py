@@ -6,37 +6,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.experimental.pallas import mosaic_gpu as plgpu
-from jaxtyping import Array, Bool, Float
 
 from pallas_kernels import _config as config
 from pallas_kernels import _sums as summing
 from pallas_kernels import _waits as waits
-
-
-class Filter(NamedTuple):
-    """Scale, cutoff and greedy rows of R rows a sequence; None: of no row.
-
-    A logit x counts as `x * scale` where `x >= cutoff` and as -inf elsewhere; a greedy row is its first
-    largest logit for certain, or, of the draft, its drafted token.
-    """
-
-    scale: Float[Array, "B"] | None = None
-    cutoff: Float[Array, "B R"] | None = None
-    greedy: Bool[Array, "B"] | None = None
-
-
-class Flags(NamedTuple):
-    """What is added to `status`.
-
-    Attributes:
-      degenerate_target: A target row in use holds NaN or +inf, or keeps nothing.
-      degenerate_draft: The same of a draft row, or it gives its drafted token no probability.
-      empty_residual: A draft was rejected where max(p - q, 0) is zero to the last bit.
-    """
-
-    degenerate_target: int
-    degenerate_draft: int
-    empty_residual: int
+from pallas_kernels.types import TILE, Filter, Uniforms
 
 
 class Operands(NamedTuple):
@@ -138,7 +112,7 @@ class Results(NamedTuple):
 
 
 def make_operands(
-    target_logits, target_filter, draft_logits, draft_filter, log_normalizers, tokens, accept, emit
+    target_logits, target_filter, draft_logits, draft_filter, log_normalizers, tokens, uniforms: Uniforms
 ) -> Operands:
     """The inputs, of the types that the kernels want; no row is copied."""
     num_draft = tokens.shape[1]
@@ -159,8 +133,8 @@ def make_operands(
         draft_greedy=wide(draft_filter.greedy, jnp.int32),
         normalizers=wide(log_normalizers),
         tokens=wide(tokens, jnp.int32) if num_draft else None,
-        accept=wide(accept) if num_draft else None,
-        emit=wide(emit),
+        accept=wide(uniforms.accept) if num_draft else None,
+        emit=wide(uniforms.emit),
     )
 
 
@@ -197,7 +171,7 @@ def tables(num_rows: int) -> Tables:
 
 def room_to_search(num_slots: int) -> Any:
     """Room for running sums of as many numbers, or of a tile's."""
-    return plgpu.SMEM((summing.BEFORE + max(config.TILE, config.in_lanes(num_slots)),), jnp.float32)
+    return plgpu.SMEM((summing.BEFORE + max(TILE, config.in_lanes(num_slots)),), jnp.float32)
 
 
 def results(batch_size: int, num_draft: int, num_slots: int) -> Results:

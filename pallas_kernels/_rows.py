@@ -9,6 +9,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from pallas_kernels import _config as config
+from pallas_kernels.types import TILE
 
 LOG2_E = 1 / math.log(2)
 """exp(x) is exp2(x * LOG2_E), and exp2 is one instruction."""
@@ -73,14 +74,14 @@ class Tile(NamedTuple):
     def layout(self) -> Any:
         """Of its elements: vectors of a thread."""
         if self.in_shared:
-            return plgpu.Layout.WG_STRIDED((config.TILE,), vec_size=self.vec)
+            return plgpu.Layout.WG_STRIDED((TILE,), vec_size=self.vec)
         vec = self.vec
         tiling = plgpu.Tiling(((config.THREADS * vec,), (32 * vec,), (vec,)))
         return plgpu.Layout.TILED(tiling, warp_dims=(-3,), lane_dims=(-2,), vector_dim=-1)
 
     def place(self) -> jax.Array:
         """The places in the row."""
-        return plgpu.broadcasted_iota(jnp.int32, (config.TILE,), 0, layout=self.layout) + self.first * self.vec
+        return plgpu.broadcasted_iota(jnp.int32, (TILE,), 0, layout=self.layout) + self.first * self.vec
 
 
 def tile_at(tile: jax.Array, vocab_size: int, places: list[tuple[Any, jax.Array]], in_shared: bool) -> Tile:
@@ -89,18 +90,18 @@ def tile_at(tile: jax.Array, vocab_size: int, places: list[tuple[Any, jax.Array]
     All of them are read at the same places of their rows. A tile before the first or past the last is empty.
     """
     vec = min(config.row_vector_size(ref.dtype, vocab_size) for ref, _ in places)
-    row_vectors, tile_vectors = vocab_size // vec, config.TILE // vec
+    row_vectors, tile_vectors = vocab_size // vec, TILE // vec
     first = jnp.clip(tile * tile_vectors, 0, row_vectors - 1)
     for ref, row in places:
         first = jnp.minimum(first, ref.shape[0] // vec - tile_vectors - row * row_vectors)
-    high = jnp.minimum((tile + 1) * config.TILE, vocab_size)
-    return Tile(vec, first, in_shared, tile * config.TILE, high)
+    high = jnp.minimum((tile + 1) * TILE, vocab_size)
+    return Tile(vec, first, in_shared, tile * TILE, high)
 
 
 def load_tile(ref: Any, vocab_size: int, row: jax.Array, tile: Tile) -> jax.Array:
     """[TILE] logits of a row."""
     # HBM or L2 -> registers: [TILE], vec elements a thread and load.
-    at = pl.ds((row * (vocab_size // tile.vec) + tile.first) * tile.vec, config.TILE)
+    at = pl.ds((row * (vocab_size // tile.vec) + tile.first) * tile.vec, TILE)
     return plgpu.load(ref.at[at], layout=tile.layout, optimized=False)
 
 

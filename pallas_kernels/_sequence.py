@@ -12,6 +12,7 @@ from pallas_kernels import _chunks as chunks
 from pallas_kernels import _config as config
 from pallas_kernels import _rows as rows
 from pallas_kernels._launch import Facts, Lines, Operands, Partials
+from pallas_kernels.types import LARGEST_LOG_NORMALIZER, TILE
 
 
 class Sequence:
@@ -36,7 +37,7 @@ class Sequence:
             holds = holds & ((self.inputs.tokens[self.sequence, i] >= 0) | (i >= row))
         return holds
 
-    def look_up(self, row: jax.Array, facts: Facts, largest_normalizer: float):
+    def look_up(self, row: jax.Array, facts: Facts):
         """Writes down what is to be known of one drafted token; a logit of -inf where it has none.
 
         Of a normalizer that was handed over and cannot be used the row is read here, by one block: it is rare.
@@ -54,7 +55,7 @@ class Sequence:
         facts.accept[place] = accept
         if normalizer is not None:
             # Whether it is a number, and precise enough to be subtracted.
-            usable = (jnp.abs(normalizer) <= largest_normalizer) | ~is_drafted
+            usable = (jnp.abs(normalizer) <= LARGEST_LOG_NORMALIZER) | ~is_drafted
             handed_over = jnp.float32(0), normalizer
             offset, log_sum = lax.cond(usable, lambda: handed_over, lambda: self._draft_row_at_once(row))
             facts.q_offset[place], facts.q_log_sum[place] = offset, log_sum
@@ -84,7 +85,7 @@ class Sequence:
             tile, (x,) = self.load_tile([(of, row)], number)
             return fn(tile, x, carry)
 
-        carry = tuple(plgpu.layout_cast(jnp.full((config.TILE,), value), first.layout) for value in start)
+        carry = tuple(plgpu.layout_cast(jnp.full((TILE,), value), first.layout) for value in start)
         return lax.fori_loop(0, config.num_tiles(self.vocab_size), one, carry)
 
     def load_tile(self, of_rows: list[tuple[str, Any]], number: Any, in_shared: bool = False):

@@ -14,23 +14,8 @@ from pallas_kernels import _launch as launching
 from pallas_kernels import _rows as rows
 from pallas_kernels import _sums as summing
 from pallas_kernels._emission import Emission, groups_of
-from pallas_kernels._launch import Filter, Flags, make_operands
-
-
-class SigmoidResult(NamedTuple):
-    """What the sigmoid rule decides for B sequences.
-
-    Attributes:
-      tokens: The accepted drafts, then one more token, then -1.
-      num_accepted: How many drafts were accepted.
-      accept_prob: min(1, s_p/s_q) of each drafted token, 0 where s_p is, or where nothing was drafted.
-      status: The sum of the flags that hold, of the rows that the last token came from.
-    """
-
-    tokens: Int[Array, "B K1"]
-    num_accepted: Int[Array, "B"]
-    accept_prob: Float[Array, "B K"]
-    status: Int[Array, "B"]
+from pallas_kernels._launch import make_operands
+from pallas_kernels.types import Filter, SigmoidVerification, Uniforms
 
 
 def verify_sigmoid(
@@ -39,16 +24,14 @@ def verify_sigmoid(
     draft_logits: Float[Array, "B K V"] | None,
     draft_filter: Filter,
     tokens: Int[Array, "B K"],
-    accept: Float[Array, "B K"],
-    emit: Float[Array, "B 2"],
+    uniforms: Uniforms,
     *,
     alpha: float,
     beta: float,
-    flags: Flags,
-) -> SigmoidResult:
+) -> SigmoidVerification:
     """The sigmoid rule of Wagner et al. (2024, arXiv 2406.11016) on a GPU, Hopper or newer.
 
-    Accepts drafts while `accept * s_q < s_p`, which reads one logit a row; then reads the row that emits, and
+    Accepts drafts while `uniforms.accept * s_q < s_p`, which reads one logit a row; then reads the row that emits, and
     the draft's at a rejection. Target rows are never greedy here: the first largest logit of all rows would
     have to be found. Types and shapes as in `verify_token`.
     """
@@ -56,7 +39,7 @@ def verify_sigmoid(
         raise NotImplementedError("the sigmoid kernel takes no greedy target rows")
     batch_size, num_rows, vocab_size = target_logits.shape
     num_draft = num_rows - 1
-    operands = make_operands(target_logits, target_filter, draft_logits, draft_filter, None, tokens, accept, emit)
+    operands = make_operands(target_logits, target_filter, draft_logits, draft_filter, None, tokens, uniforms)
     chosen = config.choose_sigmoid(batch_size, vocab_size)
     groups = groups_of(operands, vocab_size, chosen)
     results = launching.results(batch_size, num_draft, groups.num_slots)
@@ -65,11 +48,11 @@ def verify_sigmoid(
     def body(operands, made, room, barrier):
         out, tops = made
         place = room, barrier, vocab_size, groups, chosen.blocks
-        _Sigmoid(operands, out, *place, tops=tops, alpha=alpha, beta=beta, flags=flags).run()
+        _Sigmoid(operands, out, *place, tops=tops, alpha=alpha, beta=beta).run()
 
     room = launching.room_to_search(groups.num_slots)
     out, _ = launching.launch(body, operands, (results, tops), {"sequence": batch_size}, chosen.blocks, room)
-    return SigmoidResult(out.tokens, out.num_accepted, out.accept_prob[:, :num_draft], out.status)
+    return SigmoidVerification(out.tokens, out.num_accepted, out.accept_prob[:, :num_draft], out.status)
 
 
 class _State(NamedTuple):
@@ -84,9 +67,9 @@ class _State(NamedTuple):
 class _Sigmoid(Emission):
     """One sequence under the sigmoid rule; `tops` are the largest logits of groups of tiles of both rows."""
 
-    def __init__(self, inputs, results, *place, tops, alpha, beta, flags):
+    def __init__(self, inputs, results, *place, tops, alpha, beta):
         super().__init__(inputs, results, *place)
-        self.tops, self.flags = tops, flags
+        self.tops = tops
         self.alpha, self.width = float(alpha), float(beta - alpha)
         self.has_draft = inputs.draft is not None
 
@@ -211,7 +194,7 @@ class _Sigmoid(Emission):
 
         @pl.when(degenerate)
         def _():
-            write(self.first_number(state.num_accepted), self.flags, (True, distrusted, False))
+            write(self.first_number(state.num_accepted), (True, distrusted, False))
 
         @pl.when(~degenerate)
         def _():
@@ -225,7 +208,7 @@ class _Sigmoid(Emission):
 
             number = lax.cond(alone, again, lambda: number)
             token = self.choose_token(state._replace(rejecting=state.rejecting & ~alone), number)
-            write(token, self.flags, (False, distrusted, empty & state.rejecting & ~distrusted))
+            write(token, (False, distrusted, empty & state.rejecting & ~distrusted))
 
 
 def _inverse(x: jax.Array) -> jax.Array:

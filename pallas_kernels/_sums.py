@@ -10,6 +10,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from pallas_kernels import _config as config
 from pallas_kernels import _rows as rows
+from pallas_kernels.types import TILE
 
 BEFORE = 1536
 """Zeros before what running sums are made of: as far back as a sum is looked for, of up to 2,048 numbers."""
@@ -124,10 +125,10 @@ def numbers_of(sums: jax.Array, vec: int) -> list[jax.Array]:
 
 def first_of_tile_beyond(room: Any, weights: jax.Array, uniform: jax.Array) -> jax.Array:
     """The same of [TILE] weights, and a share of their sum: a part of the tile, then an element."""
-    room[pl.ds(BEFORE, config.TILE)] = weights
+    room[pl.ds(BEFORE, TILE)] = weights
     width = config.THREADS
     layout = _pile_layout(1).reduce(0)
-    at = [BEFORE + i * width for i in range(config.TILE // width)]
+    at = [BEFORE + i * width for i in range(TILE // width)]
     # Shared memory -> registers: [THREADS], an element a thread.
     parts = numbers_of(sum_each([plgpu.load(room.at[pl.ds(a, width)], layout=layout) for a in at], 1), 1)
     wanted = uniform * sum(parts[1:], parts[0])

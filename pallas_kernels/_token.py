@@ -1,7 +1,7 @@
 """The token rule: all rows are read in one launch and decided on in another, or both in one."""
 
 import functools
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax.numpy as jnp
 from jax import lax
@@ -13,27 +13,9 @@ from pallas_kernels import _launch as launching
 from pallas_kernels import _waits as waits
 from pallas_kernels._decision import Decision
 from pallas_kernels._emission import groups_of
-from pallas_kernels._launch import Filter, Flags, Known, Operands, make_operands
+from pallas_kernels._launch import Known, Operands, make_operands
 from pallas_kernels._sequence import Sequence
-
-
-class TokenResult(NamedTuple):
-    """What the token rule decides for B sequences.
-
-    Attributes:
-      tokens: The accepted drafts, then one more token, then -1.
-      num_accepted: How many drafts were accepted.
-      log_probs: log p of each emitted token, 0 at padding, -inf from a degenerate row.
-      accept_prob: min(1, p/q) of each draft, 0 where nothing was drafted, or where its row was not read because
-        a draft before it was rejected.
-      status: The sum of the flags that hold.
-    """
-
-    tokens: Int[Array, "B K1"]
-    num_accepted: Int[Array, "B"]
-    log_probs: Float[Array, "B K1"]
-    accept_prob: Float[Array, "B K"]
-    status: Int[Array, "B"]
+from pallas_kernels.types import Filter, Uniforms, Verification
 
 
 def verify_token(
@@ -43,19 +25,15 @@ def verify_token(
     draft_filter: Filter,
     log_normalizers: Float[Array, "B K"] | None,
     tokens: Int[Array, "B K"],
-    accept: Float[Array, "B K"],
-    emit: Float[Array, "B 2"],
-    *,
-    largest_normalizer: float,
-    flags: Flags,
-) -> TokenResult:
+    uniforms: Uniforms,
+) -> Verification:
     """The token rule on a GPU, Hopper or newer.
 
-    Accepts drafts while `log accept < log p - log q`, then emits one token from max(p - q, 0), or from p after
-    all drafts were accepted, by two-level inversion: `emit` picks a tile of `TILE` tokens, then a token. A row
+    Accepts drafts while `log uniforms.accept < log p - log q`, then emits one token from max(p - q, 0), or from p after
+    all drafts were accepted, by two-level inversion: `uniforms.emit` picks a tile of `TILE` tokens, then a token. A row
     drafts up to its first negative token; rows behind that are not read, but for the target's row there.
     Normalizers that were handed over take the place of reading the draft's rows; those larger than
-    `largest_normalizer`, or NaN, do not.
+    `LARGEST_LOG_NORMALIZER`, or NaN, do not.
 
     Logits are bfloat16, float16 or float32, of any V from `TILE` on; arithmetic is float32, exponentials are
     the hardware's (about 2 units in the last place).
@@ -63,7 +41,7 @@ def verify_token(
     batch_size, num_rows, vocab_size = target_logits.shape
     num_draft = num_rows - 1
     operands = make_operands(
-        target_logits, target_filter, draft_logits, draft_filter, log_normalizers, tokens, accept, emit
+        target_logits, target_filter, draft_logits, draft_filter, log_normalizers, tokens, uniforms
     )
     # The draft's rows are read with the target's, or where normalizers were handed over not at all.
     read_beside = operands.draft if operands.normalizers is None else None
@@ -79,7 +57,7 @@ def verify_token(
     grid, cluster = {"sequence": batch_size}, chosen.blocks
     if not early_exit:
         known = known._replace(lines=lines(*of_target), counters=launching.counters(batch_size))
-        read = _read(operands, num_rows, known, vocab_size, largest_normalizer)
+        read = _read(operands, num_rows, known, vocab_size)
         grid, cluster = grid | {"block": chosen.blocks}, None
 
     def finish(given, made, shared, barrier):
@@ -89,16 +67,16 @@ def verify_token(
         known = scratch if early_exit else read
         meeting = barrier if early_exit else waits.Arrivals(known.counters, number)
         place = room, meeting, vocab_size, groups, chosen.blocks
-        sequence: Any = Decision(operands, out, *place, known=known, tables=tables, early_exit=early_exit, flags=flags)
-        sequence.run(largest_normalizer)
+        sequence: Any = Decision(operands, out, *place, known=known, tables=tables, early_exit=early_exit)
+        sequence.run()
 
     made = launching.results(batch_size, num_draft, groups.num_slots), known if early_exit else None
     shared = launching.tables(num_rows), launching.room_to_search(groups.num_slots), waits.number()
     out, _ = launching.launch(finish, (operands, read), made, grid, cluster, shared)
-    return TokenResult(out.tokens, out.num_accepted, out.log_probs, out.accept_prob[:, :num_draft], out.status)
+    return Verification(out.tokens, out.num_accepted, out.log_probs, out.accept_prob[:, :num_draft], out.status)
 
 
-def _read(operands: Operands, num_rows: int, room: Known, vocab_size: int, largest_normalizer: float) -> Known:
+def _read(operands: Operands, num_rows: int, room: Known, vocab_size: int) -> Known:
     """Every chunk of every row that is drafted, each by a block of its own; and each drafted token's facts."""
     num_draft, batch_size = num_rows - 1, operands.emit.shape[0]
 
@@ -116,7 +94,7 @@ def _read(operands: Operands, num_rows: int, room: Known, vocab_size: int, large
             # By blocks of their own: others would wait for it before they read.
             @pl.when((chunk == count) & (slot < num_draft))
             def _():
-                sequence.look_up(slot, known.facts, largest_normalizer)
+                sequence.look_up(slot, known.facts)
 
         @pl.when((slot == 0) & (chunk == 0))
         def _():

@@ -1,4 +1,4 @@
-"""The named tuples that pass between the rooms of the house, and the words they share."""
+"""The named tuples that pass between modules; those the kernels use too come from `pallas_kernels.types`."""
 
 import dataclasses
 from collections.abc import Callable
@@ -9,17 +9,15 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
 
-PAD_TOKEN = -1
-"""Stands in `tokens` wherever there is no token."""
-
-DEGENERATE_TARGET = 1
-"""Flag of `Verification.status`: a target row in use holds NaN or +inf, or keeps no token."""
-
-DEGENERATE_DRAFT = 2
-"""Flag of `Verification.status`: a draft row in use holds NaN or +inf, keeps no token, or not the drafted one."""
-
-EMPTY_RESIDUAL = 4
-"""Flag of `Verification.status`: a draft was rejected where max(p - q, 0) is zero to the last bit."""
+from pallas_kernels.types import DEGENERATE_DRAFT as DEGENERATE_DRAFT
+from pallas_kernels.types import DEGENERATE_TARGET as DEGENERATE_TARGET
+from pallas_kernels.types import EMPTY_RESIDUAL as EMPTY_RESIDUAL
+from pallas_kernels.types import LARGEST_LOG_NORMALIZER as LARGEST_LOG_NORMALIZER
+from pallas_kernels.types import PAD_TOKEN as PAD_TOKEN
+from pallas_kernels.types import TILE as TILE
+from pallas_kernels.types import Filter as Filter
+from pallas_kernels.types import Uniforms as Uniforms
+from pallas_kernels.types import Verification as Verification
 
 
 class SamplingParams(NamedTuple):
@@ -59,27 +57,6 @@ class Draft(NamedTuple):
     logits: Float[Array, "B K V"] | None = None
     sampling: SamplingParams | None = None
     log_normalizers: Float[Array, "B K"] | None = None
-
-
-class Verification(NamedTuple):
-    """What a verification rule decides for B sequences.
-
-    Attributes:
-      tokens: The accepted drafts, then one residual or bonus token, then `PAD_TOKEN`.
-      num_accepted: How many drafts were accepted, 0 to K; `num_accepted + 1` tokens are emitted.
-      log_probs: log p of each emitted token under the filtered target, 0 at padding, -inf for a token
-        emitted from a degenerate row.
-      accept_prob: min(1, p/q) at each drafted token, 0 where nothing was drafted. The GPU kernel reads no row past
-        the first rejection where the batch is large (512 drafts in 64 rows or more, or 132 rows), and is 0 there too.
-      status: 0, or a sum of `DEGENERATE_TARGET`, `DEGENERATE_DRAFT` and `EMPTY_RESIDUAL`. Only rows that
-        had a part in the result count: those up to and including the one that emitted the last token.
-    """
-
-    tokens: Int[Array, "B K1"]
-    num_accepted: Int[Array, "B"]
-    log_probs: Float[Array, "B K1"]
-    accept_prob: Float[Array, "B K"]
-    status: Int[Array, "B"]
 
 
 @jax.tree_util.register_dataclass

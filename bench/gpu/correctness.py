@@ -21,10 +21,9 @@ import jax.numpy as jnp
 import numpy as np
 from inputs import make
 
-from specsamp_jax._types import Draft, SamplingParams
-from specsamp_jax.rules import emit as steps
+from specsamp_jax._types import Draft, Filter, SamplingParams, Uniforms
 from specsamp_jax.rules import kernels, sigmoid, token
-from specsamp_jax.sampling.filters import Filter, make_filter
+from specsamp_jax.sampling.filters import make_filter
 
 kernel, core = jax.jit(kernels.verify_token), jax.jit(token.verify_token)
 
@@ -98,9 +97,7 @@ def law(vocab_size=32000, batch_size=1024, calls=48):
     def draw(key):
         keys = jax.random.split(key, 3)
         tokens = jax.random.categorical(keys[0], logits[0, 0].astype(jnp.float32), shape=(batch_size, 1))
-        uniforms = steps.Uniforms(
-            jax.random.uniform(keys[1], (batch_size, 1)), jax.random.uniform(keys[2], (batch_size, 2))
-        )
+        uniforms = Uniforms(jax.random.uniform(keys[1], (batch_size, 1)), jax.random.uniform(keys[2], (batch_size, 2)))
         draft = Draft(tokens.astype(jnp.int32), logits)
         return kernels.verify_token(target, Filter(), draft, Filter(), uniforms).tokens[:, 0]
 

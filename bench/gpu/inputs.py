@@ -5,9 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from specsamp_jax._types import Draft
-from specsamp_jax.rules import emit as steps
-from specsamp_jax.sampling.filters import Filter
+from specsamp_jax._types import Draft, Filter, Uniforms
 
 NOISE = 0.5
 """Two normal logits apart by this much share 2 Phi(-NOISE / 2) = .80 of their mass."""
@@ -22,7 +20,7 @@ def make(key, batch_size, num_draft, vocab_size, dtype, kind):
     noise = NOISE * jax.random.normal(keys[1], (batch_size, num_draft, vocab_size), jnp.float32)
     logits = (target[:, :-1].astype(jnp.float32) + noise).astype(dtype)
     tokens = jax.random.categorical(keys[2], logits.astype(jnp.float32)).astype(jnp.int32)
-    uniforms = steps.Uniforms(
+    uniforms = Uniforms(
         jax.random.uniform(keys[3], (batch_size, num_draft)), jax.random.uniform(keys[4], (batch_size, 2))
     )
     normalizers = jax.nn.logsumexp(logits.astype(jnp.float32), axis=-1) if kind == "normalizers" else None

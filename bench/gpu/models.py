@@ -25,8 +25,8 @@ from flax import nnx
 
 import specsamp_jax as ss
 from specsamp_jax import models
+from specsamp_jax._types import Uniforms
 from specsamp_jax.models.whisper.model import decoder_model, encode
-from specsamp_jax.rules.emit import Uniforms
 
 NUM_DRAFT, PROMPT_LENGTH, NUM_STEPS = 4, 128, 24
 BATCH_SIZES = 1, 8, 64

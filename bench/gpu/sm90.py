@@ -160,23 +160,26 @@ def cases():
     import jax.numpy as jnp
 
     import pallas_kernels as pk
+    from pallas_kernels.types import Filter, Uniforms
 
     def arg(*shape, dtype: Any = jnp.float32) -> Any:
         return jax.ShapeDtypeStruct(shape, dtype)
 
-    flags = pk.Flags(1, 2, 4)
-
     def token(b, k, v, dtype, what=""):
-        filters: list[Any] = [pk.Filter(), pk.Filter()]
+        filters: list[Any] = [Filter(), Filter()]
         if "filters" in what or "greedy" in what:
             greedy = arg(b, dtype=bool) if "greedy" in what else None
-            filters = [pk.Filter(arg(b), arg(b, rows), greedy) for rows in (k + 1, k)]
-        fn = functools.partial(pk.verify_token, largest_normalizer=128.0, flags=flags)
+            filters = [Filter(arg(b), arg(b, rows), greedy) for rows in (k + 1, k)]
         normalizers = arg(b, k) if "normalizers" in what else None
         logits = [arg(b, k + 1, v, dtype=dtype), arg(b, k, v, dtype=dtype)]
-        rest = normalizers, arg(b, k, dtype=jnp.int32), arg(b, k), arg(b, 2)
+        rest = normalizers, arg(b, k, dtype=jnp.int32), Uniforms(arg(b, k), arg(b, 2))
         args = logits[0], filters[0], logits[1], filters[1], *rest
-        return f"token B{b} K{k} V{v} {dtype.__name__} {what}", fn, args, 64 * 2 // jnp.dtype(dtype).itemsize
+        return (
+            f"token B{b} K{k} V{v} {dtype.__name__} {what}",
+            pk.verify_token,
+            args,
+            64 * 2 // jnp.dtype(dtype).itemsize,
+        )
 
     yield token(64, 4, 151936, jnp.bfloat16)
     yield token(64, 4, 151936, jnp.bfloat16, "normalizers")
@@ -193,10 +196,10 @@ def cases():
     yield token(1, 4, 256000, jnp.bfloat16)
     yield token(1, 4, 151936, jnp.bfloat16, "normalizers")
     b, k, v = 64, 4, 151936
-    sigmoid = functools.partial(pk.verify_sigmoid, alpha=-1e4, beta=1e4, flags=flags)
+    sigmoid = functools.partial(pk.verify_sigmoid, alpha=-1e4, beta=1e4)
     logits = [arg(b, k + 1, v, dtype=jnp.bfloat16), arg(b, k, v, dtype=jnp.bfloat16)]
-    rest = arg(b, k, dtype=jnp.int32), arg(b, k), arg(b, 2)
-    yield "sigmoid B64 K4 V151936 bfloat16", sigmoid, (logits[0], pk.Filter(), logits[1], pk.Filter(), *rest), 64
+    rest = arg(b, k, dtype=jnp.int32), Uniforms(arg(b, k), arg(b, 2))
+    yield "sigmoid B64 K4 V151936 bfloat16", sigmoid, (logits[0], Filter(), logits[1], Filter(), *rest), 64
 
 
 def main():

@@ -6,11 +6,10 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from specsamp_jax._types import Draft, Verification
+from specsamp_jax._types import Draft, Filter, Uniforms, Verification
 from specsamp_jax.rules import emit
 from specsamp_jax.sampling import draw
 from specsamp_jax.sampling import rows as dist
-from specsamp_jax.sampling.filters import Filter
 
 
 class _Stop(NamedTuple):
@@ -30,7 +29,7 @@ def verify_block(
     target_filter: Filter,
     draft: Draft,
     draft_filter: Filter,
-    uniforms: emit.Uniforms,
+    uniforms: Uniforms,
 ) -> Verification:
     """Returns the verification by the block rule of Sun et al. (2024, arXiv 2403.10444, algorithm 2).
 

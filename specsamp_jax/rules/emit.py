@@ -1,7 +1,6 @@
 """The steps that the rules share: which drafts count, what is emitted, how the result is packed."""
 
 from collections.abc import Callable
-from typing import NamedTuple
 
 import jax.numpy as jnp
 from jax import lax
@@ -10,18 +9,6 @@ from jaxtyping import Array, Bool, Float, Int
 from specsamp_jax._types import DEGENERATE_DRAFT, DEGENERATE_TARGET, EMPTY_RESIDUAL, PAD_TOKEN, Verification
 from specsamp_jax.sampling import draw
 from specsamp_jax.sampling import rows as dist
-
-
-class Uniforms(NamedTuple):
-    """All the chance in one verification: uniforms in [0, 1).
-
-    Attributes:
-      accept: One a draft position.
-      emit: Two for the residual or bonus token: its tile, and its place in the tile.
-    """
-
-    accept: Float[Array, "B K"]
-    emit: Float[Array, "B 2"]
 
 
 def draft_mask(tokens: Int[Array, "B K"]) -> Bool[Array, "B K"]:

@@ -4,14 +4,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 import pallas_kernels
-from specsamp_jax._types import DEGENERATE_DRAFT, DEGENERATE_TARGET, EMPTY_RESIDUAL, Draft, Verification
+from specsamp_jax._types import TILE, Draft, Filter, Uniforms, Verification
 from specsamp_jax.rules import emit
 from specsamp_jax.rules import sigmoid as sigmoid_rule
-from specsamp_jax.sampling import draw
 from specsamp_jax.sampling import rows as dist
-from specsamp_jax.sampling.filters import Filter
-
-FLAGS = pallas_kernels.Flags(DEGENERATE_TARGET, DEGENERATE_DRAFT, EMPTY_RESIDUAL)
 
 MAX_BATCH = 65_535
 """What a grid may be in its last direction."""
@@ -36,8 +32,6 @@ def why_not(target_logits: Float[Array, "B K1 V"], draft: Draft) -> str | None:
         return f"a vocabulary of at most {MAX_VOCABULARY}; got {vocab_size}"
     if draft.tokens.shape[1] > pallas_kernels.MAX_DRAFTS:
         return f"at most {pallas_kernels.MAX_DRAFTS} drafts; got {draft.tokens.shape[1]}"
-    if draw.TILE != pallas_kernels.TILE:
-        return f"tiles of {pallas_kernels.TILE} elements; the cores use {draw.TILE}"
     return None
 
 
@@ -46,25 +40,21 @@ def verify_token(
     target_filter: Filter,
     draft: Draft,
     draft_filter: Filter,
-    uniforms: emit.Uniforms,
+    uniforms: Uniforms,
 ) -> Verification:
     """The token rule in one launch or two; see `token.verify_token`, which it equals up to rounding.
 
     `log_probs` and `accept_prob` come from the hardware's exponential and logarithm, good to about 1e-6.
     """
-    result = pallas_kernels.verify_token(
+    return pallas_kernels.verify_token(
         _at_least_a_tile(target_logits),
-        pallas_kernels.Filter(*target_filter),
+        target_filter,
         None if draft.logits is None else _at_least_a_tile(draft.logits),
-        pallas_kernels.Filter(*draft_filter),
+        draft_filter,
         draft.log_normalizers,
         draft.tokens,
-        uniforms.accept,
-        uniforms.emit,
-        largest_normalizer=dist.LARGEST_LOG_NORMALIZER,
-        flags=FLAGS,
+        uniforms,
     )
-    return Verification(result.tokens, result.num_accepted, result.log_probs, result.accept_prob, result.status)
 
 
 def verify_sigmoid(
@@ -72,7 +62,7 @@ def verify_sigmoid(
     target_filter: Filter,
     draft: Draft,
     draft_filter: Filter,
-    uniforms: emit.Uniforms,
+    uniforms: Uniforms,
     *,
     alpha: int | float,
     beta: int | float,
@@ -88,15 +78,13 @@ def verify_sigmoid(
     tokens = draft.tokens
     result = pallas_kernels.verify_sigmoid(
         _at_least_a_tile(target_logits),
-        pallas_kernels.Filter(*target_filter),
+        target_filter,
         None if draft.logits is None else _at_least_a_tile(draft.logits),
-        pallas_kernels.Filter(*draft_filter),
+        draft_filter,
         tokens,
-        uniforms.accept,
-        uniforms.emit,
+        uniforms,
         alpha=alpha,
         beta=beta,
-        flags=FLAGS,
     )
     target, num_accepted = dist.target_rows(target_logits, target_filter), result.num_accepted
     last_token = jnp.take_along_axis(result.tokens, num_accepted[:, None], axis=1)
@@ -109,12 +97,12 @@ def verify_sigmoid(
         result.accept_prob,
         result.status,
     ).log_probs
-    return Verification(result.tokens, num_accepted, log_probs, result.accept_prob, result.status)
+    return Verification(log_probs=log_probs, **result._asdict())
 
 
 def _at_least_a_tile(logits: Float[Array, "B R V"]) -> Float[Array, "B R W"]:
     """The logits themselves, or, of a vocabulary smaller than a tile, with -inf up to one."""
-    if logits.shape[-1] >= pallas_kernels.TILE:
+    if logits.shape[-1] >= TILE:
         return logits
-    missing = pallas_kernels.TILE - logits.shape[-1]
+    missing = TILE - logits.shape[-1]
     return jnp.pad(logits, ((0, 0), (0, 0), (0, missing)), constant_values=-jnp.inf)

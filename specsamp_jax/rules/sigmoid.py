@@ -4,11 +4,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from specsamp_jax._types import Draft, Verification
+from specsamp_jax._types import Draft, Filter, Uniforms, Verification
 from specsamp_jax.rules import emit
 from specsamp_jax.sampling import rows as dist
 from specsamp_jax.sampling.draw import replace_degenerate
-from specsamp_jax.sampling.filters import Filter
 from specsamp_jax.sampling.reduce import wide
 
 
@@ -17,7 +16,7 @@ def verify_sigmoid(
     target_filter: Filter,
     draft: Draft,
     draft_filter: Filter,
-    uniforms: emit.Uniforms,
+    uniforms: Uniforms,
     *,
     alpha: int | float,
     beta: int | float,

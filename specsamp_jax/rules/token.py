@@ -3,11 +3,10 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from specsamp_jax._types import Draft, Verification
+from specsamp_jax._types import Draft, Filter, Uniforms, Verification
 from specsamp_jax.rules import emit
 from specsamp_jax.sampling import rows as dist
 from specsamp_jax.sampling.draw import replace_degenerate
-from specsamp_jax.sampling.filters import Filter
 
 
 def verify_token(
@@ -15,7 +14,7 @@ def verify_token(
     target_filter: Filter,
     draft: Draft,
     draft_filter: Filter,
-    uniforms: emit.Uniforms,
+    uniforms: Uniforms,
 ) -> Verification:
     """The token rule of Leviathan et al. (2023, arXiv 2211.17192, algorithm 1) and Chen et al. (2302.01318).
 

@@ -6,13 +6,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from specsamp_jax import _checks
-from specsamp_jax._types import Draft, SamplingParams, Verification
+from specsamp_jax._types import Draft, SamplingParams, Uniforms, Verification
 from specsamp_jax.rules import block as block_rule
 from specsamp_jax.rules import kernels
 from specsamp_jax.rules import sigmoid as sigmoid_rule
 from specsamp_jax.rules import token as token_rule
 from specsamp_jax.rules.dispatch import dispatch
-from specsamp_jax.rules.emit import Uniforms
 from specsamp_jax.sampling import streams
 from specsamp_jax.sampling.filters import make_filter
 from specsamp_jax.sampling.streams import Purpose

@@ -5,15 +5,12 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from specsamp_jax import _checks
-from specsamp_jax._types import SamplingParams
+from specsamp_jax._types import TILE, SamplingParams
 from specsamp_jax.sampling import rows as dist
 from specsamp_jax.sampling import streams
 from specsamp_jax.sampling.filters import make_filter
 from specsamp_jax.sampling.reduce import row_sum
 from specsamp_jax.sampling.streams import Purpose
-
-TILE = 1024
-"""Elements of a row whose weights are added up before any choice is made; see `sample_weights`."""
 
 
 def sample(

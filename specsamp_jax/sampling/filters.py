@@ -5,7 +5,7 @@ row itself, a number to multiply it by, and the smallest logit that is kept.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -13,22 +13,8 @@ from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
-from specsamp_jax._types import SamplingParams
+from specsamp_jax._types import Filter, SamplingParams
 from specsamp_jax.sampling.reduce import map_rows, row_max, row_sum, wide
-
-
-class Filter(NamedTuple):
-    """What `SamplingParams` make of R rows a sequence; a field that is None holds for no row at all.
-
-    Attributes:
-      scale: Multiplies the logits, 1/temperature; 1 for greedy rows. None: 1.
-      cutoff: The smallest kept logit, before scaling, as wide as the arithmetic. None: all are kept.
-      greedy: True where all probability is on the first largest logit. None: nowhere.
-    """
-
-    scale: Float[Array, "B"] | None = None
-    cutoff: Float[Array, "B R"] | None = None
-    greedy: Bool[Array, "B"] | None = None
 
 
 def is_number(value: Any, number: int | float) -> bool:

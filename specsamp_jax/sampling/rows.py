@@ -7,12 +7,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from specsamp_jax._types import Draft
-from specsamp_jax.sampling.filters import Filter
+from specsamp_jax._types import LARGEST_LOG_NORMALIZER, Draft, Filter
 from specsamp_jax.sampling.reduce import SMALL, map_rows, row_max, row_sum, wide
-
-LARGEST_LOG_NORMALIZER = 128.0
-"""Above it a float32 logsumexp is off by more than 2**-17, and so is every q: the rows are read instead."""
 
 
 class Rows(NamedTuple):

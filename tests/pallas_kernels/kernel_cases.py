@@ -4,9 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from specsamp_jax._types import Draft, SamplingParams
-from specsamp_jax.rules import emit as steps
-from specsamp_jax.sampling.filters import Filter, make_filter
+from specsamp_jax._types import Draft, Filter, SamplingParams, Uniforms
+from specsamp_jax.sampling.filters import make_filter
 
 ON_GPU = jax.default_backend() == "gpu"
 """Kernels are compiled where there is a GPU, else interpreted."""
@@ -24,7 +23,7 @@ def random_case(
     draft_filter = make_filter(logits if num_draft else target[:, :0], draft_sampling)
     filtered = filtered_logits(logits, draft_filter)
     tokens = jax.random.categorical(keys[2], filtered).astype(jnp.int32)
-    uniforms = steps.Uniforms(
+    uniforms = Uniforms(
         jax.random.uniform(keys[3], (batch_size, num_draft)), jax.random.uniform(keys[4], (batch_size, 2))
     )
     normalizers = jax.nn.logsumexp(filtered, axis=-1) if kind == "normalizers" else None

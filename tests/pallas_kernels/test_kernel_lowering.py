@@ -10,10 +10,8 @@ from jax import export
 
 import specsamp_jax as ss
 from pallas_kernels import _config as config
-from specsamp_jax._types import Draft
-from specsamp_jax.rules import emit as steps
+from specsamp_jax._types import Draft, Filter, Uniforms
 from specsamp_jax.rules import kernels
-from specsamp_jax.sampling.filters import Filter
 
 # B, K, V, type, what the draft gives
 SHAPES = [
@@ -44,7 +42,7 @@ def arguments(shape, row_filter):
         None,
         arg(*drafts[:2]) if kind == "normalizers" else None,
     )
-    uniforms = steps.Uniforms(arg(*drafts[:2]), arg(batch_size, 2))
+    uniforms = Uniforms(arg(*drafts[:2]), arg(batch_size, 2))
     draft_filter = Filter() if kind == "one_hot" else row_filter(*drafts[:2])
     return arg(*rows, dtype=dtype), row_filter(*rows[:2]), draft, draft_filter, uniforms
 

@@ -6,10 +6,8 @@ import kernel_cases as cases
 import pytest
 
 from pallas_kernels import _config as config
-from specsamp_jax._types import DEGENERATE_DRAFT, DEGENERATE_TARGET, Draft
-from specsamp_jax.rules import emit as steps
+from specsamp_jax._types import DEGENERATE_DRAFT, DEGENERATE_TARGET, Draft, Filter, Uniforms
 from specsamp_jax.rules import kernels, sigmoid
-from specsamp_jax.sampling.filters import Filter
 
 pytestmark = pytest.mark.slow
 
@@ -64,7 +62,7 @@ def test_ragged_and_degenerate(check):
 def test_not_a_number(interpreted):
     # By hand: XLA's maximum of many rows forgets a NaN on CPUs, so that the core does not say what is right.
     target = jnp.zeros((1, 1, 1100)).at[0, 0, 5].set(jnp.nan).at[0, 0, 102].set(1.0)
-    uniforms = steps.Uniforms(jnp.zeros((1, 0)), jnp.full((1, 2), 0.5))
+    uniforms = Uniforms(jnp.zeros((1, 0)), jnp.full((1, 2), 0.5))
     with interpreted():
         got = kernels.verify_sigmoid(
             target, Filter(), Draft(jnp.zeros((1, 0), jnp.int32)), Filter(), uniforms, alpha=-1e4, beta=1e4
@@ -79,6 +77,6 @@ def test_not_a_number(interpreted):
 def test_a_logit_masked_by_a_number_leaves_a_residual(check, lowest, alpha, beta):
     target = jnp.zeros((1, 2, 1024)).at[0, 0, :3].set(4.0).at[0, 0, 5].set(lowest)
     logits = jnp.zeros((1, 1, 1024)).at[0, 0, 10].set(6.0).at[0, 0, 5].set(2.0)
-    uniforms = steps.Uniforms(jnp.full((1, 1), 1 - 2.0**-24), jnp.full((1, 2), 0.5))
+    uniforms = Uniforms(jnp.full((1, 1), 1 - 2.0**-24), jnp.full((1, 2), 0.5))
     args = target, Filter(), Draft(jnp.array([[10]]), logits), Filter(), uniforms
     assert check(args, alpha, beta).tokens.tolist() == [[1, -1]]

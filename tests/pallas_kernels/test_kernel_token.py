@@ -7,10 +7,8 @@ import pytest
 
 from pallas_kernels import _acceptance
 from pallas_kernels import _config as config
-from specsamp_jax._types import DEGENERATE_DRAFT, DEGENERATE_TARGET, EMPTY_RESIDUAL, Draft
-from specsamp_jax.rules import emit as steps
+from specsamp_jax._types import DEGENERATE_DRAFT, DEGENERATE_TARGET, EMPTY_RESIDUAL, Draft, Filter, Uniforms
 from specsamp_jax.rules import kernels, token
-from specsamp_jax.sampling.filters import Filter
 
 pytestmark = pytest.mark.slow
 
@@ -110,7 +108,7 @@ def test_greedy_ties_take_the_first(run):
     target = jnp.zeros((1, 2, 1030)).at[0, :, 589].set(4.0).at[0, :, 77].set(4.0)
     for drafted, accepted in ((77, 1), (589, 0)):
         args = target, Filter(jnp.ones(1), None, jnp.array([True])), Draft(jnp.array([[drafted]])), Filter()
-        got = check(run, (*args, steps.Uniforms(jnp.full((1, 1), 0.9), jnp.full((1, 2), 0.5))))
+        got = check(run, (*args, Uniforms(jnp.full((1, 1), 0.9), jnp.full((1, 2), 0.5))))
         assert got.num_accepted.tolist() == [accepted]
         assert got.tokens[0].tolist() == [77, 77 if accepted else -1]
 
@@ -122,7 +120,7 @@ def test_boundary_uniforms(run, vocab_size, dtype):
     below_one = 1 - 2.0**-24
     emit = jnp.array([[0.0, 0.0], [below_one, below_one]])
     for accept in (0.0, below_one):
-        uniforms = steps.Uniforms(jnp.full((2, 1), accept), emit)
+        uniforms = Uniforms(jnp.full((2, 1), accept), emit)
         got = check(run, (target, Filter(), Draft(jnp.array([[9], [9]])), Filter(), uniforms))
         accepted = accept < 1 / 3
         last = got.tokens[jnp.arange(2), got.num_accepted].tolist()
@@ -131,7 +129,7 @@ def test_boundary_uniforms(run, vocab_size, dtype):
 
 def test_probability_zero_is_never_accepted(run):
     target = jnp.full((1, 2, 1024), -jnp.inf).at[:, :, 3].set(0.0)
-    uniforms = steps.Uniforms(jnp.zeros((1, 1)), jnp.zeros((1, 2)))
+    uniforms = Uniforms(jnp.zeros((1, 1)), jnp.zeros((1, 2)))
     got = check(run, (target, Filter(), Draft(jnp.array([[4]])), Filter(), uniforms))
     assert got.tokens.tolist() == [[3, -1]]
 

@@ -8,8 +8,8 @@ import pytest
 import tables
 
 import specsamp_jax as ss
+from specsamp_jax._types import Uniforms
 from specsamp_jax.rules.block import verify_block
-from specsamp_jax.rules.emit import Uniforms
 from specsamp_jax.sampling import draw
 from specsamp_jax.sampling.filters import make_filter
 

@@ -7,11 +7,11 @@ import oracle
 import pytest
 
 import specsamp_jax as ss
+from specsamp_jax._types import Filter, Uniforms
 from specsamp_jax.rules import sigmoid as sigmoid_rule
-from specsamp_jax.rules.emit import Uniforms
 from specsamp_jax.sampling import draw
 from specsamp_jax.sampling import rows as dist
-from specsamp_jax.sampling.filters import Filter, make_filter
+from specsamp_jax.sampling.filters import make_filter
 
 B, K, V, TILE = 256, 3, 29, 8
 ALPHA, BETA = 1.0, 2.5

@@ -10,7 +10,7 @@ import oracle
 import pytest
 
 import specsamp_jax as ss
-from specsamp_jax.rules.emit import Uniforms
+from specsamp_jax._types import Uniforms
 from specsamp_jax.rules.token import verify_token
 from specsamp_jax.sampling import draw
 from specsamp_jax.sampling.filters import make_filter

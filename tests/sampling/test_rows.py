@@ -7,9 +7,10 @@ import oracle
 import pytest
 
 import specsamp_jax as ss
+from specsamp_jax._types import Filter
 from specsamp_jax.sampling import draw
 from specsamp_jax.sampling import rows as dist
-from specsamp_jax.sampling.filters import Filter, make_filter
+from specsamp_jax.sampling.filters import make_filter
 
 BELOW_ONE = 1 - 2.0**-24
 """The largest uniform there is."""
