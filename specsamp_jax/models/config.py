@@ -1,13 +1,14 @@
-"""What the configs of decoder-only families share: their sizes, and how config.json is read and written."""
+"""Sizes of a decoder-only transformer, read from and written to config.json."""
 
 import dataclasses
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+from specsamp_jax.models.families import FAMILIES, Family
 from specsamp_jax.models.rotary import Scaling, read_rope
 
-# Settings that change no logit: names, versions, special tokens, what only training or sampling reads, and the type
-# of the weights, which the weights say themselves.
+# Settings that change no logit: names, versions, special tokens, settings of training and sampling, and the dtype of
+# the weights, which the tensors have themselves.
 _HARMLESS = (
     "architectures auto_map model_type transformers_version torch_dtype dtype initializer_range attention_dropout "
     "hidden_dropout embd_pdrop resid_pdrop use_cache cache_implementation bos_token_id eos_token_id pad_token_id "
@@ -21,34 +22,48 @@ _HARMLESS = (
 )
 
 
+_FULL, _SLIDING = "full_attention", "sliding_attention"
+# Fields of DecoderConfig that only some families have; Family.settings says which.
+_OPTIONAL = (
+    "sliding_window",
+    "layer_types",
+    "query_pre_attn_scalar",
+    "attn_logit_softcapping",
+    "final_logit_softcapping",
+)
+
+
 @dataclasses.dataclass(frozen=True)
 class DecoderConfig:
-    """The sizes of a decoder-only transformer, under the names of Hugging Face's config.json.
+    """Sizes of a decoder-only transformer, named as in Hugging Face's config.json.
+
+    Each family has a subclass with its `model_type` and its defaults. The last five fields exist in some families
+    only; in the others they must be None.
 
     Attributes:
-      vocab_size: Tokens.
+      vocab_size: Tokens in the vocabulary.
       hidden_size: Features of the residual stream.
       intermediate_size: Features between the matrices of the MLP.
       num_hidden_layers: Blocks.
-      num_attention_heads: Heads of queries.
-      num_key_value_heads: Heads of keys and values; divides `num_attention_heads`.
+      num_attention_heads: Query heads.
+      num_key_value_heads: Key and value heads; divides `num_attention_heads`.
       head_dim: Features of a head, even. None: `hidden_size / num_attention_heads`.
       rope_theta: Base of the rotary frequencies.
       rms_norm_eps: Added to the mean square in each norm.
-      tie_word_embeddings: Whether the head is the embedding, transposed.
-      max_position_embeddings: The longest text trained on; recorded, not enforced.
-      rope_scaling: How the rotary frequencies are scaled; None: they are not.
+      tie_word_embeddings: Whether the head is the transposed embedding.
+      max_position_embeddings: Length of the longest text in training; recorded, not enforced.
+      rope_scaling: Scaling of the rotary frequencies; None: no scaling.
+      sliding_window: Tokens that a layer with a window attends, itself included. None: all tokens before it.
+      layer_types: "sliding_attention" or "full_attention" for each layer. None: the family's pattern.
+      query_pre_attn_scalar: Scores are divided by its square root. None: by that of `head_dim`.
+      attn_logit_softcapping: Soft cap of the attention scores. None: no cap.
+      final_logit_softcapping: Soft cap of the logits. None: no cap.
 
     Raises:
-      ValueError: Sizes that do not fit together.
+      ValueError: Sizes that do not fit together, or a setting that the family does not have.
     """
 
     model_type: ClassVar[str]
-    architecture: ClassVar[str]
-    required: ClassVar[Mapping[str, tuple[Any, ...]]]
-    """What config.json may say only in one of these ways, the first being what is written."""
-    unused: ClassVar[frozenset[str]] = frozenset()
-    """Settings that do nothing as long as `required` is kept."""
 
     vocab_size: int
     hidden_size: int
@@ -62,12 +77,19 @@ class DecoderConfig:
     tie_word_embeddings: bool = False
     max_position_embeddings: int = 2048
     rope_scaling: Scaling | None = None
+    _: dataclasses.KW_ONLY
+    sliding_window: int | None = None
+    layer_types: tuple[str, ...] | None = None
+    query_pre_attn_scalar: int | None = None
+    attn_logit_softcapping: float | None = None
+    final_logit_softcapping: float | None = None
 
     def __post_init__(self):
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
+        for name, value in vars(self).items():
             if isinstance(value, int | float) and not isinstance(value, bool) and not value > 0:
-                raise ValueError(f"{field.name} must be above 0, got {value}.")
+                raise ValueError(f"{name} must be above 0, got {value}.")
+            if name in _OPTIONAL and name not in self.family.settings and value is not None:
+                raise ValueError(f"{name} must be None, for {self.model_type!r} does not have it, got {value!r}.")
         if self.num_attention_heads % self.num_key_value_heads:
             raise ValueError(
                 f"num_key_value_heads must divide num_attention_heads = {self.num_attention_heads}, "
@@ -80,26 +102,41 @@ class DecoderConfig:
             )
         if self.head_size % 2:
             raise ValueError(f"head_dim must be even, for rotary positions turn pairs, got {self.head_size}.")
+        types = self.layer_types
+        if types is not None and not (len(types) == self.num_hidden_layers and set(types) <= {_FULL, _SLIDING}):
+            raise ValueError(
+                f"layer_types must be one of {_FULL} and {_SLIDING} for each of {self.num_hidden_layers} layers, "
+                f"got {types!r}."
+            )
+
+    @property
+    def family(self) -> Family:
+        """Architecture of the family."""
+        return FAMILIES[self.model_type]
 
     @property
     def head_size(self) -> int:
-        """`head_dim`, or what stands for it."""
+        """`head_dim`, or its default."""
         return self.hidden_size // self.num_attention_heads if self.head_dim is None else self.head_dim
 
     @property
     def windows(self) -> tuple[int | None, ...]:
-        """How many tokens each layer attends, itself included; None: all before it."""
-        return (None,) * self.num_hidden_layers
+        """Number of tokens that each layer attends, itself included; None: all tokens before it."""
+        types = self.layer_types or self.family.layer_types
+        repeated = (types[i % len(types)] for i in range(self.num_hidden_layers))
+        return tuple(self.sliding_window if kind == _SLIDING else None for kind in repeated)
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns what Hugging Face's config.json holds for this model."""
+        """Returns the contents of Hugging Face's config.json for this model."""
+        fields = dataclasses.asdict(self)
+        absent = set(_OPTIONAL) - self.family.settings
         return {
-            "architectures": [self.architecture],
+            "architectures": [self.family.architecture],
             "model_type": self.model_type,
-            **dataclasses.asdict(self),
+            **{name: value for name, value in fields.items() if name not in absent},
             "head_dim": self.head_size,
             "rope_scaling": None if self.rope_scaling is None else self.rope_scaling.to_dict(),
-            **{key: allowed[0] for key, allowed in self.required.items()},
+            **{key: allowed[0] for key, allowed in self.family.required.items()},
         }
 
     @classmethod
@@ -108,24 +145,26 @@ class DecoderConfig:
 
         Args:
           values: The parsed file, of transformers 5 (`rope_parameters`, `dtype`) or older (`rope_theta`,
-            `rope_scaling`, `torch_dtype`). What it leaves out is what transformers takes for it.
+            `rope_scaling`, `torch_dtype`). Missing settings have the defaults of transformers.
 
         Raises:
-          ValueError: Another model type, a missing size, or a setting that is not implemented or not known.
+          ValueError: Another model type, a missing size, or a setting that is unknown or not implemented.
         """
         if values.get("model_type") != cls.model_type:
             raise ValueError(f"model_type must be {cls.model_type!r}, got {values.get('model_type')!r}.")
-        for key, allowed in cls.required.items():
+        family = FAMILIES[cls.model_type]
+        for key, allowed in family.required.items():
             if key in values and values[key] not in allowed:
                 raise ValueError(f"{key} must be {allowed[0]!r}, got {values[key]!r}; this is not supported.")
-        fields = {field.name: field for field in dataclasses.fields(cls)}
-        layers = values.get("layer_types") or ["full_attention"]
-        if "layer_types" not in fields and set(layers) != {"full_attention"}:
-            raise ValueError(f"layer_types must be 'full_attention' only, got {layers!r}; this is not supported.")
-        known = {*fields, *cls.required, *cls.unused, *_HARMLESS.split(), "layer_types", "rope_parameters"}
+        absent = set(_OPTIONAL) - family.settings
+        fields = {field.name: field for field in dataclasses.fields(cls) if field.name not in absent}
+        layers = values.get("layer_types") or [_FULL]
+        if "layer_types" not in fields and set(layers) != {_FULL}:
+            raise ValueError(f"layer_types must be {_FULL!r} only, got {layers!r}; this is not supported.")
+        supported = {*fields, *family.required, *family.ignored, *_HARMLESS.split(), "layer_types", "rope_parameters"}
         for key, value in values.items():
-            # What is off changes nothing, whatever it is.
-            if key not in known and not key.startswith("_") and value is not None and value is not False:
+            # A setting that is null or false is off and changes nothing.
+            if key not in supported and not key.startswith("_") and value is not None and value is not False:
                 raise ValueError(
                     f"config.json holds {key} = {value!r}, which is not known here for {cls.model_type!r} and might "
                     "change what the model computes; where it does not, take it out."
@@ -151,7 +190,7 @@ _KINDS: dict[Any, tuple[Any, str]] = {
 
 
 def _plain(key: str, value: Any, kind: Any) -> Any:
-    """JSON's value as Python's, checked: a list as a tuple, and 1 as 1.0 where a number is meant."""
+    """Returns a JSON value, checked, as its Python type: lists as tuples, and integers as floats for float fields."""
     allowed, words = _KINDS.get(kind, (object, ""))
     if not isinstance(value, allowed) or (isinstance(value, bool) and words and kind is not bool):
         raise ValueError(f"{key} must be {words}, got {value!r}.")

@@ -1,4 +1,4 @@
-"""Layers that the families share: the vocabulary, the matrix and the norm."""
+"""Layers that several models share: the vocabulary, the matrix and the norm."""
 
 from typing import Any
 
@@ -9,19 +9,29 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 
-def normal_param(key: Array, shape: tuple[int, ...], stddev: float, dtype: DTypeLike) -> nnx.Param:
-    """Returns a parameter drawn from a normal distribution around zero."""
-    return nnx.Param(stddev * jax.random.normal(key, shape, dtype))
+def linear(in_features: int, out_features: int, *, bias: bool = False, stddev: float, **kwargs: Any) -> nnx.Linear:
+    """Returns `x @ kernel + bias`, with a kernel `[in, out]` drawn from a normal distribution.
+
+    A CPU multiplies few rows by this arrangement up to twice as fast as by `[out, in]`.
+
+    Args:
+      in_features: Features of `x`.
+      out_features: Features of the product.
+      bias: Whether there is a bias; it is 0 at first.
+      stddev: Standard deviation of the kernel at first.
+      **kwargs: `dtype` (of the computation), `param_dtype` and `rngs` of `nnx.Linear`.
+    """
+    return nnx.Linear(in_features, out_features, use_bias=bias, kernel_init=nnx.initializers.normal(stddev), **kwargs)
 
 
 class Vocabulary(nnx.Module):
-    """What a token is to the model, and how likely each is to it: the embedding and the head.
+    """Embedding of tokens, and the head that gives their logits.
 
     Attributes:
-      embedding: One row a token; None where it is the head's transpose.
+      embedding: One row per token; None where it is the transposed head.
       head: The head, `[features, tokens]`: with few positions a CPU multiplies by it up to twice as fast as by
         `[tokens, features]`, and columns are looked up as quickly as rows.
-      dtype: What the product is computed in.
+      dtype: Dtype of the product.
     """
 
     def __init__(
@@ -41,57 +51,27 @@ class Vocabulary(nnx.Module):
         self.dtype = dtype
 
     def embed(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T F"]:
-        """Returns what each token is, in `dtype`; one outside the vocabulary is read as the nearest within."""
+        """Returns the embedding of each token, in `dtype`; an id outside the vocabulary is read as the nearest one."""
         nearest: dict[str, Any] = {"mode": "clip", "wrap_negative_indices": False}
         if self.embedding is not None:
             return self.embedding[...].at[tokens].get(**nearest).astype(self.dtype)
         return jnp.moveaxis(self.head[...].at[:, tokens].get(**nearest), 0, -1).astype(self.dtype)
 
     def logits(self, x: Float[Array, "B T F"]) -> Float[Array, "B T V"]:
-        """Returns one logit a token, float32."""
+        """Returns the logits of all tokens, float32."""
         return jnp.einsum("btd,dv->btv", x, self.head[...].astype(self.dtype), preferred_element_type=jnp.float32)
-
-
-class Linear(nnx.Module):
-    """`x @ weight + bias`.
-
-    The weight is `[in, out]`: with few rows in `x` a CPU multiplies by it up to twice as fast as by `[out, in]`.
-
-    Attributes:
-      weight: The matrix.
-      bias: The vector, 0 at first, or None.
-      dtype: What the product is computed in.
-    """
-
-    def __init__(
-        self,
-        in_features: int,
-        out_features: int,
-        *,
-        bias: bool = False,
-        stddev: float,
-        dtype: DTypeLike,
-        param_dtype: DTypeLike,
-        rngs: nnx.Rngs,
-    ):
-        self.weight = normal_param(rngs.params(), (in_features, out_features), stddev, param_dtype)
-        self.bias = nnx.Param(jnp.zeros((out_features,), param_dtype)) if bias else None
-        self.dtype = dtype
-
-    def __call__(self, x: Float[Array, "*B I"]) -> Float[Array, "*B O"]:
-        """Returns the result, in `dtype`."""
-        product = x.astype(self.dtype) @ self.weight[...].astype(self.dtype)
-        return product if self.bias is None else product + self.bias[...].astype(self.dtype)
 
 
 class RMSNorm(nnx.Module):
     """Root mean square norm, computed in float32 (Zhang and Sennrich, 2019, arXiv 1910.07467, equation 4).
 
+    Own code: `nnx.RMSNorm` has no offset, and multiplies the gain by the scale before `x`, which rounds differently.
+
     Attributes:
-      weight: One gain a feature, less `offset`; the gain is 1 at first.
+      weight: One gain per feature, less `offset`; the gain is 1 at first.
       eps: Added to the mean square.
       offset: Added to the weight; 1 in Gemma.
-      dtype: What is returned.
+      dtype: Dtype of the result.
     """
 
     def __init__(self, num_features: int, *, eps: float, offset: float = 0.0, dtype: DTypeLike, param_dtype: DTypeLike):
@@ -104,3 +84,8 @@ class RMSNorm(nnx.Module):
         x = x.astype(jnp.float32)
         scale = jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + self.eps)
         return (x * scale * (self.weight[...].astype(jnp.float32) + self.offset)).astype(self.dtype)
+
+
+def normal_param(key: Array, shape: tuple[int, ...], stddev: float, dtype: DTypeLike) -> nnx.Param:
+    """Returns a parameter drawn from a normal distribution with mean 0."""
+    return nnx.Param(stddev * jax.random.normal(key, shape, dtype))

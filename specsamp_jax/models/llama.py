@@ -1,36 +1,28 @@
-"""The Llama family (Touvron et al., 2023, arXiv 2302.13971 and 2307.09288; Grattafiori et al., 2024, 2407.21783).
-
-Its block is the one of the other families; what is its own are the settings it allows. Sheared-LLaMA (Xia et al.,
-2023, arXiv 2310.06694) is a Llama. Mistral is one whose every layer has a window.
-"""
+"""Llama and Mistral."""
 
 import dataclasses
 from typing import ClassVar
 
-from specsamp_jax.models.checkpoints.slots import Slot as Slot
 from specsamp_jax.models.config import DecoderConfig
 from specsamp_jax.models.decoder import Decoder
-from specsamp_jax.models.decoder import checkpoint_layout as checkpoint_layout
-
-_REQUIRED = {"hidden_act": ("silu",), "attention_bias": (False,), "mlp_bias": (False,), "quantization_config": (None,)}
 
 
 @dataclasses.dataclass(frozen=True)
 class LlamaConfig(DecoderConfig):
-    """The sizes of a Llama: those of `DecoderConfig`."""
+    """Sizes of a Llama; the fields are those of `DecoderConfig`."""
 
-    model_type: ClassVar = "llama"
-    architecture: ClassVar = "LlamaForCausalLM"
-    required: ClassVar = _REQUIRED
+    model_type: ClassVar[str] = "llama"
 
 
 class Llama(Decoder):
-    """A decoder-only transformer of the Llama shape.
+    """Llama (Touvron et al., 2023, arXiv 2302.13971 and 2307.09288; Grattafiori et al., 2024, arXiv 2407.21783).
+
+    Sheared-LLaMA (Xia et al., 2023, arXiv 2310.06694) has the same architecture.
 
     Attributes:
       config: The sizes.
-      dtype: What it computes in, and what the cache is kept in. Norms, rotations and the softmax are computed
-        in float32, and the logits are float32.
+      dtype: Dtype of the computation and of the cache. Norms, rotations and the softmax are computed in float32,
+        and the logits are float32.
 
     Example:
       >>> import jax.numpy as jnp
@@ -43,30 +35,23 @@ class Llama(Decoder):
       (1, 2, 32)
     """
 
+    model_type: ClassVar[str] = "llama"
+
 
 @dataclasses.dataclass(frozen=True)
 class MistralConfig(DecoderConfig):
-    """The sizes of a Mistral: those of `LlamaConfig`, and the window.
+    """Sizes of a Mistral; every layer attends the last `sliding_window` tokens."""
 
-    Attributes:
-      sliding_window: How many tokens each layer attends, itself included. None: all before it.
-    """
-
-    model_type: ClassVar = "mistral"
-    architecture: ClassVar = "MistralForCausalLM"
-    required: ClassVar = {"hidden_act": ("silu",), "quantization_config": (None,)}
+    model_type: ClassVar[str] = "mistral"
 
     sliding_window: int | None = 4096
 
-    @property
-    def windows(self) -> tuple[int | None, ...]:
-        """The window of each layer."""
-        return (self.sliding_window,) * self.num_hidden_layers
-
 
 class Mistral(Decoder):
-    """A Llama whose layers attend `sliding_window` tokens (Jiang et al., 2023, arXiv 2310.06825).
+    """Mistral (Jiang et al., 2023, arXiv 2310.06825): a Llama with a sliding window in every layer.
 
-    The cache keeps a slot for every position all the same: a window that rolled would lose what a rejected draft
-    has overwritten.
+    The cache keeps one slot per position nevertheless: a rolling cache would lose the keys and values that a
+    rejected draft has overwritten.
     """
+
+    model_type: ClassVar[str] = "mistral"

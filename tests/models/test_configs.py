@@ -6,9 +6,10 @@ import re
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from small_llama import SIZES
 
-from specsamp_jax.models import Gemma2Config, GemmaConfig, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
+from specsamp_jax.models import Gemma2Config, GemmaConfig, Llama, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
 from specsamp_jax.models.rotary import LinearScaling, Llama3Scaling, rotary_angles
 
 LLAMA3 = {
@@ -25,6 +26,29 @@ PUBLISHED = {"architectures": ["X"], "torch_dtype": "bfloat16", "transformers_ve
 def test_round_trip_through_json(family):
     config = family(**SIZES, rope_scaling=LinearScaling(2.0))
     assert family.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"sliding_window": 8},
+        {"layer_types": ("full_attention", "full_attention")},
+        {"query_pre_attn_scalar": 8},
+        {"attn_logit_softcapping": 5.0},
+        {"final_logit_softcapping": 5.0},
+    ],
+)
+def test_a_setting_of_another_family_is_refused(setting):
+    (name,) = setting
+    with pytest.raises(ValueError, match=f"{name} must be None, for 'llama' does not have it, got"):
+        LlamaConfig(**SIZES, **setting)
+    assert name not in LlamaConfig(**SIZES).to_dict()
+    assert getattr(Gemma2Config(**SIZES, **setting), name) == setting[name]
+
+
+def test_a_config_of_another_family_is_refused():
+    with pytest.raises(ValueError, match="config must be one of 'llama' for Llama, got 'qwen2'"):
+        Llama(Qwen2Config(**SIZES), rngs=nnx.Rngs(0))
 
 
 def test_sheared_llama():

@@ -8,7 +8,7 @@ from flax import nnx
 from small_llama import SIZES, make_llama
 
 from specsamp_jax.models import Llama, LlamaConfig
-from specsamp_jax.models.llama import checkpoint_layout
+from specsamp_jax.models.decoder import checkpoint_layout
 
 B, T, S = 3, 11, 16
 RTOL = 2e-5  # of the largest logit; float32, two layers
@@ -223,14 +223,14 @@ def test_initial_scales():
     for param in (
         module.vocabulary.embedding,
         module.vocabulary.head,
-        block.attention.qkv.weight,
-        block.mlp.gate_up.weight,
+        block.attention.qkv.kernel,
+        block.mlp.gate_up.kernel,
     ):
         assert np.std(param[...]) == pytest.approx(0.02, rel=0.05)
-    for param in (block.attention.out.weight, block.mlp.down.weight):
+    for param in (block.attention.out.kernel, block.mlp.down.kernel):
         assert np.std(param[...]) == pytest.approx(0.02 / 4, rel=0.05)
     assert (block.mlp_norm.weight[...] == 1).all()
-    assert not np.array_equal(block.mlp.down.weight[...], module.blocks[4].mlp.down.weight[...])
+    assert not np.array_equal(block.mlp.down.kernel[...], module.blocks[4].mlp.down.kernel[...])
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ def speech(name):
 def stranger():
     """A drafter with an encoder of its own."""
     other = load_speech(FIXTURES / "distilled")
-    kernel = other.module.encoder.conv1.weight
+    kernel = other.module.encoder.conv1.kernel
     kernel.set_value(kernel[...] * 1.5)
     return other
 

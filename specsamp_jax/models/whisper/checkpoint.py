@@ -4,9 +4,10 @@ from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 
 from specsamp_jax.models.checkpoints.slots import Slot, vocabulary_layout
-from specsamp_jax.models.whisper.layers import Affine, LayerNorm
+from specsamp_jax.models.whisper.layers import LayerNorm, PartlyBiasedLinear
 from specsamp_jax.models.whisper.model import DecoderBlock, EncoderBlock, Whisper
 
 _ENCODER_SIZES = (
@@ -73,7 +74,8 @@ def checkpoint_layout(module: Whisper) -> Iterator[Slot]:
 def _encoder_layout(module: Whisper) -> Iterator[Slot]:
     config, encoder = module.config, module.encoder
     for name, conv, width in (("conv1", encoder.conv1, config.num_mel_bins), ("conv2", encoder.conv2, config.d_model)):
-        yield Slot(conv.weight, {f"model.encoder.{name}.weight": (config.d_model, width, 3)})
+        yield Slot(conv.kernel, {f"model.encoder.{name}.weight": (config.d_model, width, 3)}, transposed=True)
+        assert conv.bias is not None
         yield Slot(conv.bias, {f"model.encoder.{name}.bias": (config.d_model,)})
     size = (config.max_source_positions, config.d_model)
     yield Slot(encoder.positions, {"model.encoder.embed_positions.weight": size})
@@ -92,10 +94,13 @@ def _block(block: EncoderBlock | DecoderBlock, size: int, inner: int, layer: str
     yield from _affine(block.mlp.down, inner, layer, "fc2", num_out=size)
 
 
-def _affine(affine: Affine, size: int, prefix: str, *names: str, num_out: int | None = None) -> Iterator[Slot]:
+def _affine(
+    affine: nnx.Linear | PartlyBiasedLinear, size: int, prefix: str, *names: str, num_out: int | None = None
+) -> Iterator[Slot]:
     """Matrices that read the same input are one; the key's has no bias."""
     out = size if num_out is None else num_out
-    yield Slot(affine.weight, {f"{prefix}{name}.weight": (out, size) for name in names}, transposed=True)
+    yield Slot(affine.kernel, {f"{prefix}{name}.weight": (out, size) for name in names}, transposed=True)
+    assert affine.bias is not None
     yield Slot(affine.bias, {f"{prefix}{name}.bias": (out,) for name in names if name != "k_proj"})
 
 

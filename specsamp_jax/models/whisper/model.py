@@ -1,14 +1,13 @@
 """Whisper: an encoder of speech and a decoder of its text (Radford et al., 2022, arXiv 2212.04356).
 
-Pre-norm blocks with LayerNorm and biases; the encoder has sinusoidal positions, the decoder learned ones, and its
-head is its embedding. The encoder's output is read once an utterance: `decoder_model` makes a `Model` whose
-parameters hold each layer's keys and values of it, so that the decoder alone is what a decoding loop runs.
+Pre-norm blocks with LayerNorm and biases; the encoder has sinusoidal positions, the decoder learned ones, and the
+decoder's head is its embedding. `decoder_model` reads the encoder's output once per utterance and returns a `Model`
+whose parameters hold each layer's keys and values of it, so that a decoding loop runs the decoder alone.
 """
 
 import dataclasses
 import functools
-from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,105 +19,8 @@ from jaxtyping import Array, Float, Int
 from specsamp_jax._types import Model
 from specsamp_jax.models.cache import Cache, CacheSpec, LayerCache, causal_mask
 from specsamp_jax.models.layers import Vocabulary, normal_param
-from specsamp_jax.models.whisper.layers import (
-    INIT_STDDEV,
-    MLP,
-    Convolution,
-    CrossAttention,
-    KeysValues,
-    LayerNorm,
-    SelfAttention,
-)
-
-# What config.json may say only this way, because nothing else is implemented.
-_REQUIRED = {
-    "activation_function": "gelu",
-    "scale_embedding": False,
-    "tie_word_embeddings": True,
-    "quantization_config": None,
-}
-
-
-@dataclasses.dataclass(frozen=True)
-class WhisperConfig:
-    """The sizes of a Whisper, under the names of Hugging Face's config.json and with its defaults.
-
-    Attributes:
-      vocab_size: Tokens.
-      num_mel_bins: Mel filters of the features: 80, or 128 in large-v3.
-      d_model: Features of both residual streams; even.
-      encoder_layers: Blocks of the encoder.
-      encoder_attention_heads: Heads of its attention; divides `d_model`.
-      encoder_ffn_dim: Features between the matrices of its MLP.
-      decoder_layers: Blocks of the decoder; 2 in most distilled checkpoints.
-      decoder_attention_heads: Heads of its attentions; divides `d_model`.
-      decoder_ffn_dim: Features between the matrices of its MLP.
-      max_source_positions: Encoder states of a window; two frames of 10 ms each.
-      max_target_positions: The longest text, its prompt included.
-
-    Raises:
-      ValueError: Sizes that do not fit together.
-    """
-
-    model_type: ClassVar[str] = "whisper"
-
-    vocab_size: int = 51865
-    num_mel_bins: int = 80
-    d_model: int = 384
-    encoder_layers: int = 4
-    encoder_attention_heads: int = 6
-    encoder_ffn_dim: int = 1536
-    decoder_layers: int = 4
-    decoder_attention_heads: int = 6
-    decoder_ffn_dim: int = 1536
-    max_source_positions: int = 1500
-    max_target_positions: int = 448
-
-    def __post_init__(self):
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if not isinstance(value, int) or value <= 0:
-                raise ValueError(f"{field.name} must be a whole number above 0, got {value!r}.")
-        for name in ("encoder_attention_heads", "decoder_attention_heads"):
-            if self.d_model % getattr(self, name):
-                raise ValueError(f"{name} must divide d_model = {self.d_model}, got {getattr(self, name)}.")
-        if self.d_model % 2:
-            raise ValueError(f"d_model must be even, for its positions are sines and cosines, got {self.d_model}.")
-
-    @property
-    def num_frames(self) -> int:
-        """Frames of features that a window has."""
-        return 2 * self.max_source_positions
-
-    def to_dict(self) -> dict[str, Any]:
-        """Returns what Hugging Face's config.json holds for this model."""
-        return {
-            "architectures": ["WhisperForConditionalGeneration"],
-            "model_type": self.model_type,
-            "is_encoder_decoder": True,
-            # Special tokens stand in generation_config.json; this one has a default that not every vocabulary holds.
-            "pad_token_id": None,
-            **dataclasses.asdict(self),
-            **_REQUIRED,
-        }
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "WhisperConfig":
-        """Returns the config that a config.json describes.
-
-        Args:
-          values: The parsed file; what it does not say is the default, as in transformers.
-
-        Raises:
-          ValueError: Another model type, or a setting that is not implemented.
-        """
-        if values.get("model_type") != cls.model_type:
-            raise ValueError(f"model_type must be {cls.model_type!r}, got {values.get('model_type')!r}.")
-        for key, required in _REQUIRED.items():
-            if values.get(key, required) != required:
-                raise ValueError(f"{key} must be {required!r}, got {values[key]!r}; this is not supported.")
-        names = [field.name for field in dataclasses.fields(cls)]
-        return cls(**{name: values[name] for name in names if name in values})
+from specsamp_jax.models.whisper.config import WhisperConfig as WhisperConfig
+from specsamp_jax.models.whisper.layers import INIT_STDDEV, MLP, CrossAttention, KeysValues, LayerNorm, SelfAttention
 
 
 class EncoderBlock(nnx.Module):
@@ -131,7 +33,7 @@ class EncoderBlock(nnx.Module):
         self.mlp = MLP(config.d_model, config.encoder_ffn_dim, rngs=rngs, **kwargs)
 
     def __call__(self, x: Float[Array, "B S F"]) -> Float[Array, "B S F"]:
-        """Returns the residual stream behind this layer."""
+        """Returns the residual stream after this layer."""
         x = x + self.attention(self.attention_norm(x))[0]
         return x + self.mlp(self.mlp_norm(x))
 
@@ -150,7 +52,7 @@ class DecoderBlock(nnx.Module):
     def __call__(
         self, x: Float[Array, "B T F"], positions: Int[Array, "B T"], mask: Any, cross: KeysValues, cache: LayerCache
     ) -> tuple[Float[Array, "B T F"], LayerCache | None]:
-        """Returns the residual stream behind this layer, and the layer's cache."""
+        """Returns the residual stream after this layer, and the layer's cache."""
         attended, written = self.attention(self.attention_norm(x), positions, mask, cache)
         x = x + attended
         x = x + self.cross(self.cross_norm(x), cross)
@@ -158,11 +60,13 @@ class DecoderBlock(nnx.Module):
 
 
 class Encoder(nnx.Module):
-    """From log-mel features to states, two frames each."""
+    """Encoder of log-mel features; one state for every two frames."""
 
     def __init__(self, config: WhisperConfig, *, rngs: nnx.Rngs, **kwargs):
-        self.conv1 = Convolution(config.num_mel_bins, config.d_model, 1, rngs=rngs, **kwargs)
-        self.conv2 = Convolution(config.d_model, config.d_model, 2, rngs=rngs, **kwargs)
+        init = nnx.initializers.normal(INIT_STDDEV)
+        conv: dict[str, Any] = {"kernel_size": 3, "padding": 1, "kernel_init": init, "rngs": rngs, **kwargs}
+        self.conv1 = nnx.Conv(config.num_mel_bins, config.d_model, strides=1, **conv)
+        self.conv2 = nnx.Conv(config.d_model, config.d_model, strides=2, **conv)
         self.positions = nnx.Param(sinusoids(config.max_source_positions, config.d_model, kwargs["param_dtype"]))
         self.blocks = nnx.List([EncoderBlock(config, rngs=rngs, **kwargs) for _ in range(config.encoder_layers)])
         self.norm = LayerNorm(config.d_model, **kwargs)
@@ -178,7 +82,7 @@ class Encoder(nnx.Module):
 
 
 class Decoder(nnx.Module):
-    """From text and the encoder's states to logits."""
+    """Decoder that maps text and the encoder's states to logits."""
 
     def __init__(self, config: WhisperConfig, *, rngs: nnx.Rngs, **kwargs):
         self.dtype = kwargs["dtype"]
@@ -197,17 +101,17 @@ class Decoder(nnx.Module):
     def __call__(
         self, tokens: Int[Array, "B T"], positions: Int[Array, "B T"], cross: tuple[KeysValues, ...], cache: Cache
     ) -> tuple[Float[Array, "B T V"], Cache]:
-        """Returns the logits behind each token, float32, and the cache with these tokens written.
+        """Returns the logits after each token, float32, and the cache with these tokens written.
 
         Args:
-          tokens: Token ids; one outside the vocabulary, such as padding, is read as the nearest within.
-          positions: Where each token stands in its sequence, per row. One past `max_target_positions` has the last
-            one's embedding: there is no other, and a text must end before.
-          cross: What `read` returned.
-          cache: What `init_cache_fn` of the model or an earlier call returned; as in `Llama`.
+          tokens: Token ids; an id outside the vocabulary, such as padding, is read as the nearest one inside.
+          positions: Position of each token in its sequence, per row. A position from `max_target_positions` on has
+            the last embedding: there is no other, and a text must end before.
+          cross: Keys and values from `read`.
+          cache: Cache from the model's `init_cache_fn` or an earlier call; as in `Llama`.
         """
-        places = self.positions[...].at[positions].get(mode="clip", wrap_negative_indices=False)
-        x = self.vocabulary.embed(tokens) + places.astype(self.dtype)
+        embedded = self.positions[...].at[positions].get(mode="clip", wrap_negative_indices=False)
+        x = self.vocabulary.embed(tokens) + embedded.astype(self.dtype)
         mask = causal_mask(positions, cache[0].keys.shape[1])[:, None]
         written = []
         for block, layer_cross, layer_cache in zip(self.blocks, cross, cache, strict=True):
@@ -221,9 +125,9 @@ class Whisper(nnx.Module):
 
     Attributes:
       config: The sizes.
-      dtype: What it computes in, and what caches are kept in. Norms and softmax are computed in float32, and the
-        logits are float32.
-      encoder: The encoder. A module with the same encoder may be given that of another, to save its memory.
+      dtype: Dtype of the computation and of caches. Norms and softmax are computed in float32, and the logits are
+        float32.
+      encoder: The encoder. Two modules with equal encoders may share one, to save memory.
       decoder: The decoder.
 
     Example:
@@ -253,10 +157,10 @@ class Whisper(nnx.Module):
 
 
 def sinusoids(num_positions: int, num_features: int, dtype: DTypeLike) -> Float[Array, "S F"]:
-    """Returns the encoder's positions: sines, then cosines, of wavelengths from 2 pi to 20000 pi.
+    """Returns the encoder's position embeddings: sines, then cosines, of wavelengths from 2 pi to 20000 pi.
 
-    Angle i of `F / 2` turns by `10000^(-i / (F / 2 - 1))` a position (Vaswani et al., 2017, arXiv 1706.03762,
-    section 3.5, in the arrangement of Whisper). Checkpoints hold them.
+    Angle i of `F / 2` grows by `10000^(-i / (F / 2 - 1))` per position (Vaswani et al., 2017, arXiv 1706.03762,
+    section 3.5, arranged as in Whisper). Checkpoints hold them.
     """
     half = num_features // 2
     angles = np.arange(num_positions)[:, None] * 10000 ** (-np.arange(half) / max(half - 1, 1))
@@ -264,7 +168,7 @@ def sinusoids(num_positions: int, num_features: int, dtype: DTypeLike) -> Float[
 
 
 def encode(module: Whisper, features: Float[Array | np.ndarray, "B M F"]) -> Float[Array, "B S D"]:
-    """Returns the encoder's states of each window of features; they do not depend on the other windows.
+    """Returns the encoder's states of each window of features, computed window by window.
 
     Args:
       module: The model.
@@ -287,12 +191,12 @@ def encode(module: Whisper, features: Float[Array | np.ndarray, "B M F"]) -> Flo
 def decoder_model(module: Whisper, states: Float[Array, "B S F"]) -> Model:
     """Returns the decoder as a `Model` of the text of B utterances, row by row.
 
-    Its parameters are the decoder's and each layer's keys and values of the states; its cache is the text's alone.
+    The parameters are the decoder's and each layer's keys and values of the states; the cache holds the text only.
     Other utterances of the same shape need no new trace.
 
     Args:
       module: The model.
-      states: What `encode` returned, of this model or of one with the same encoder.
+      states: States from `encode`, of this model or of one with an equal encoder.
     """
     graphdef, params = nnx.split(module.decoder)
     config = module.config
@@ -304,7 +208,7 @@ def decoder_model(module: Whisper, states: Float[Array, "B S F"]) -> Model:
 
 @dataclasses.dataclass(frozen=True)
 class _DecoderCall:
-    """`(params, tokens, positions, cache) -> (logits, cache)`, equal where decoders are."""
+    """`(params, tokens, positions, cache) -> (logits, cache)`; equal for decoders of equal structure."""
 
     graphdef: Any
 

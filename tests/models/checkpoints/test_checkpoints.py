@@ -147,8 +147,8 @@ def test_each_parameter_keeps_its_type_and_most_of_them_say_what_is_computed(sav
     module = load_module(saved)
     assert module.dtype == jnp.bfloat16
     assert module.norm.weight.dtype == jnp.float32
-    assert module.blocks[0].attention.qkv.weight.dtype == jnp.bfloat16
-    assert module.blocks[1].attention.qkv.weight.dtype == jnp.float32  # of bfloat16 and float16
+    assert module.blocks[0].attention.qkv.kernel.dtype == jnp.bfloat16
+    assert module.blocks[1].attention.qkv.kernel.dtype == jnp.float32  # of bfloat16 and float16
 
 
 def test_dtype_of_integers(saved):
