@@ -1,5 +1,10 @@
-"""What a wrong argument is told: its name, what was expected, what came, and the likely cause."""
+"""Argument validation: each error names the argument, what was expected, what came, and the likely cause.
 
+Values are compared where they are known while the program is traced. What only a running program knows has a
+documented result instead.
+"""
+
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -10,92 +15,176 @@ from jax.core import Tracer
 
 from specsamp_jax._types import Draft, Model, SamplingParams
 
+_ARRAYS = (jax.Array, np.ndarray, np.generic)
+_LARGEST = 2**31 - 1
+"""The largest int32, in which token ids and counts are kept."""
 
-def _shape(array: Any) -> str:
-    return f"{jnp.result_type(array).name}{list(jnp.shape(array))}"
+
+# Values and arrays of one kind
+
+
+def _came(value: Any) -> str:
+    """A value as a message shows it: an array by its type and shape, a number by itself, the rest by its type."""
+    if isinstance(value, bool | int | float | complex):
+        return repr(value)
+    if not isinstance(value, _ARRAYS):
+        return type(value).__name__
+    strange = not isinstance(value, jax.Array) and value.dtype.kind in "OSUMm"
+    name = value.dtype.name if strange else jnp.result_type(value).name
+    return f"{name}{list(value.shape)}"
 
 
 def _concrete(value: Any) -> np.ndarray | None:
     """The value as NumPy sees it, or None where it is known only when the compiled program runs."""
-    return None if isinstance(value, Tracer) else np.asarray(value)
+    if isinstance(value, Tracer) or not getattr(value, "is_fully_addressable", True):
+        return None
+    return np.asarray(value)
+
+
+def _is(kind: Any, value: Any) -> bool:
+    return jnp.issubdtype(value.dtype, kind)
+
+
+def array(name: str, value: Any) -> None:
+    """A JAX or NumPy array."""
+    if not isinstance(value, _ARRAYS):
+        raise ValueError(f"{name} must be a JAX or NumPy array; got {_came(value)}. jnp.asarray makes one.")
+
+
+def floating(name: str, value: Any, hint: str = "Are they token ids?") -> None:
+    """An array of a floating-point type."""
+    array(name, value)
+    if not _is(jnp.floating, value):
+        raise ValueError(f"{name} must be of a floating-point type; got {_came(value)}. {hint}")
+
+
+def integers(name: str, value: Any) -> None:
+    """An array of integers."""
+    array(name, value)
+    if not _is(jnp.integer, value):
+        raise ValueError(f"{name} must be of an integer type; got {_came(value)}.")
+
+
+def count(name: str, value: Any, lowest: int) -> None:
+    """A Python int, for it sets shapes or programs."""
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise ValueError(f"{name} must be a Python int; got {_came(value)}.")
+    if not lowest <= value <= _LARGEST:
+        raise ValueError(f"{name} must be at least {lowest} and below 2**31; got {value}.")
+
+
+def _number(name: str, value: Any, batch_size: int) -> None:
+    """A number that is no bool, or an array of numbers with shape [] or [B]."""
+    whole_or_real = isinstance(value, int | float) and not isinstance(value, bool)
+    if not whole_or_real and not (isinstance(value, _ARRAYS) and (_is(jnp.integer, value) or _is(jnp.floating, value))):
+        raise ValueError(f"{name} must be a number, or an array of numbers with shape [B]; got {_came(value)}.")
+    if np.shape(value) not in ((), (batch_size,)):
+        raise ValueError(f"{name} must be a scalar or have one value a row, [B] = [{batch_size}]; got {_came(value)}.")
+
+
+def _at_most(name: str, value: Any, high: int | float, off: str) -> None:
+    concrete = _concrete(value)
+    if concrete is not None and not np.all((concrete >= 0) & (concrete <= high)):
+        raise ValueError(f"{name} must be in [0, {high:.10g}] ({off}); got {concrete}.")
+
+
+def real(name: str, value: Any, batch_size: int, high: int | float, off: str) -> None:
+    """A number from 0 to `high`, or an array of such with shape [] or [B]."""
+    _number(name, value, batch_size)
+    # JAX makes an int32 of a Python int.
+    if isinstance(value, int) and value > _LARGEST:
+        raise ValueError(f"{name} must be below 2**31 where it is a Python int; got {value}. Is it meant as a float?")
+    _at_most(name, value, high, off)
+
+
+def whole(name: str, value: Any, batch_size: int, off: str) -> None:
+    """A whole number from 0 to 2**31 - 1, or an array of such with shape [] or [B]."""
+    _number(name, value, batch_size)
+    if isinstance(value, float) or (isinstance(value, _ARRAYS) and not _is(jnp.integer, value)):
+        raise ValueError(f"{name} must be a whole number; got {_came(value)}.")
+    _at_most(name, value, _LARGEST, off)
+
+
+def token_ids(name: str, value: Any, vocab_size: int) -> None:
+    """Integers from 0 to V - 1, in an array of any shape."""
+    integers(name, value)
+    concrete = _concrete(value)
+    if concrete is None:
+        return
+    wrong = concrete[(concrete < 0) | (concrete >= vocab_size)]
+    if wrong.size:
+        raise ValueError(
+            f"{name} must hold token ids from 0 to V - 1 = {vocab_size - 1}, the target's vocabulary; got {wrong[0]}. "
+            "Does the tokenizer belong to this model?"
+        )
+
+
+def int32(tokens: Any) -> Any:
+    """Token ids as int32. One that int32 cannot hold becomes the nearest number, which is no token of any model."""
+    if tokens.dtype.itemsize > 4 or tokens.dtype == np.uint32:
+        # NumPy's own clip: JAX would cut 64 bits to 32 first.
+        clip = np.clip if isinstance(tokens, np.ndarray | np.generic) else jnp.clip
+        tokens = clip(tokens, max(jnp.iinfo(tokens.dtype).min, -_LARGEST), _LARGEST)
+    return tokens.astype(np.int32)
+
+
+# Arguments of sampling and verification
 
 
 def key(key: Any, batch_size: int) -> None:
-    """One typed threefry key, or one a row."""
-    if not (isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, dtypes.prng_key)):
+    """One JAX key or one per row: typed, of any implementation, or the raw words of one."""
+    typed = isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, dtypes.prng_key)
+    raw = isinstance(key, jax.Array | np.ndarray) and key.dtype == np.uint32 and key.ndim > 0
+    if not typed and not (raw and key.shape[-1] in (2, 4)):
         raise ValueError(
-            f"key must be a typed key, as jax.random.key makes it; got {type(key).__name__}. "
-            "Keys of jax.random.PRNGKey are wrapped by jax.random.wrap_key_data."
+            "key must be a JAX key, as jax.random.key or jax.random.PRNGKey makes it, or one of them per row; "
+            f"got {_came(key)}."
         )
-    if str(jax.random.key_impl(key)) != "threefry2x32":
-        raise ValueError(
-            f"key must be of the threefry2x32 implementation; got {jax.random.key_impl(key)}. The others draw "
-            "different bits in another batch, so a row would depend on its neighbours."
-        )
-    if key.shape not in ((), (batch_size,)):
-        raise ValueError(
-            f"key must be one key, or one a row with shape [B] = [{batch_size}]; got shape {list(key.shape)}."
-        )
-
-
-def floating(name: str, array: Any) -> None:
-    """Logits are of a floating-point type."""
-    if not jnp.issubdtype(jnp.result_type(array), jnp.floating):
-        raise ValueError(f"{name} must be of a floating-point type; got {_shape(array)}. Are they token ids?")
+    shape = key.shape if typed else key.shape[:-1]
+    if shape not in ((), (batch_size,)):
+        raise ValueError(f"key must be one key, or one a row with shape [B] = [{batch_size}]; got shape {list(shape)}.")
 
 
 def logits(name: str, array: Any, letters: str) -> None:
     """Floating-point logits with one axis a letter, the vocabulary last and not empty."""
     floating(name, array)
-    if jnp.ndim(array) != len(letters.split()):
-        raise ValueError(f"{name} must have shape [{', '.join(letters.split())}]; got {_shape(array)}.")
-    if jnp.shape(array)[-1] == 0:
-        raise ValueError(f"{name} must hold at least one token on its last axis; got {_shape(array)}.")
+    if array.ndim != len(letters.split()):
+        raise ValueError(f"{name} must have shape [{', '.join(letters.split())}]; got {_came(array)}.")
+    if array.shape[-1] == 0:
+        raise ValueError(f"{name} must hold at least one token on its last axis; got {_came(array)}.")
 
 
 def sampling(name: str, params: SamplingParams, batch_size: int) -> None:
     """Each field a scalar or `[B]`, in its range where its values are known before the program runs."""
     if not isinstance(params, SamplingParams):
         raise ValueError(f"{name} must be a SamplingParams; got {type(params).__name__}.")
-    for field, value in params._asdict().items():
-        if jnp.shape(value) not in ((), (batch_size,)):
-            raise ValueError(
-                f"{name}.{field} must be a scalar or have one value a row, [B] = [{batch_size}]; got {_shape(value)}."
-            )
-    ranges = {
-        "temperature": (0.0, np.inf, "0 is greedy"),
-        "top_k": (0, np.inf, "0 is off"),
-        "top_p": (0.0, 1.0, "1 is off"),
-        "min_p": (0.0, 1.0, "0 is off"),
-    }
-    if not jnp.issubdtype(jnp.result_type(params.top_k), jnp.integer):
-        raise ValueError(f"{name}.top_k must be a whole number; got {_shape(params.top_k)}.")
-    for field, (low, high, off) in ranges.items():
-        value = _concrete(getattr(params, field))
-        if value is not None and not np.all((value >= low) & (value <= high)):
-            raise ValueError(f"{name}.{field} must be in [{low:g}, {high:g}] ({off}); got {value}.")
+    real(f"{name}.temperature", params.temperature, batch_size, np.inf, "0 is greedy")
+    whole(f"{name}.top_k", params.top_k, batch_size, "0 is off")
+    real(f"{name}.top_p", params.top_p, batch_size, 1, "1 is off")
+    real(f"{name}.min_p", params.min_p, batch_size, 1, "0 is off")
 
 
 def draft(draft: Draft, target_logits: Any) -> None:
     """A draft that fits the target's logits `[B, K+1, V]`."""
     if not isinstance(draft, Draft):
         raise ValueError(f"draft must be a Draft; got {type(draft).__name__}. Draft(tokens) is the shortest.")
-    batch_size, num_rows, vocab_size = jnp.shape(target_logits)
+    batch_size, num_rows, vocab_size = target_logits.shape
     tokens = draft.tokens
-    if not jnp.issubdtype(jnp.result_type(tokens), jnp.signedinteger):
-        raise ValueError(f"draft.tokens must be of a signed integer type, for -1 ends a draft; got {_shape(tokens)}.")
-    if jnp.shape(tokens) != (batch_size, num_rows - 1):
+    array("draft.tokens", tokens)
+    if not _is(jnp.signedinteger, tokens):
+        raise ValueError(f"draft.tokens must be of a signed integer type, for -1 ends a draft; got {_came(tokens)}.")
+    if tokens.shape != (batch_size, num_rows - 1):
         raise ValueError(
             f"draft.tokens must have shape [B, K] = [{batch_size}, {num_rows - 1}] beside target_logits [B, K+1, V] = "
-            f"{[batch_size, num_rows, vocab_size]}; got {_shape(tokens)}. "
+            f"{[batch_size, num_rows, vocab_size]}; got {_came(tokens)}. "
             "Is the target's row for the bonus token missing?"
         )
     expected = (batch_size, num_rows - 1, vocab_size)
     if draft.logits is not None:
         floating("draft.logits", draft.logits)
-        if jnp.shape(draft.logits) != expected:
+        if draft.logits.shape != expected:
             raise ValueError(
-                f"draft.logits must have shape [B, K, V] = {list(expected)}; got {_shape(draft.logits)}. "
+                f"draft.logits must have shape [B, K, V] = {list(expected)}; got {_came(draft.logits)}. "
                 "Both models must share one vocabulary: pad the shorter logits with -inf."
             )
     if draft.sampling is not None:
@@ -105,10 +194,11 @@ def draft(draft: Draft, target_logits: Any) -> None:
     if draft.log_normalizers is not None:
         if draft.logits is None:
             raise ValueError("draft.log_normalizers are those of draft.logits, and there are none: leave it None.")
-        if jnp.shape(draft.log_normalizers) != expected[:2]:
+        floating("draft.log_normalizers", draft.log_normalizers, "They are what `sample` returns beside the tokens.")
+        if draft.log_normalizers.shape != expected[:2]:
             raise ValueError(
                 f"draft.log_normalizers must have shape [B, K] = {list(expected[:2])}; "
-                f"got {_shape(draft.log_normalizers)}."
+                f"got {_came(draft.log_normalizers)}."
             )
 
 
@@ -122,36 +212,79 @@ def pair(target_logits: Any, draft_logits: Any) -> None:
     """Logits of one shape `[..., V]` from target and draft."""
     floating("target_logits", target_logits)
     floating("draft_logits", draft_logits)
-    if jnp.shape(target_logits) != jnp.shape(draft_logits) or not jnp.shape(target_logits):
+    if target_logits.shape != draft_logits.shape or not target_logits.shape:
         raise ValueError(
-            f"target_logits and draft_logits must have one shape [..., V]; got {_shape(target_logits)} and "
-            f"{_shape(draft_logits)}. Is the target's bonus row among them?"
+            f"target_logits and draft_logits must have one shape [..., V]; got {_came(target_logits)} and "
+            f"{_came(draft_logits)}. Is the target's bonus row among them?"
         )
 
 
+# Arguments of the decoding loop
+
+
 def generate(prompt: Any, target: Any, draft: Any, num_draft: Any, max_new_tokens: Any, prompt_lengths: Any) -> None:
-    """The arguments of the decoding loop, the keys and the sampling parameters excepted."""
-    if jnp.ndim(prompt) != 2 or not jnp.issubdtype(jnp.result_type(prompt), jnp.integer) or prompt.shape[1] == 0:
+    """The arguments of the decoding loop, but for keys, sampling parameters, end tokens and the prompt's values."""
+    array("prompt", prompt)
+    if prompt.ndim != 2 or not _is(jnp.integer, prompt) or prompt.shape[1] == 0:
         raise ValueError(
-            f"prompt must be token ids of shape [B, P], at least one a row; got {_shape(prompt)}. "
+            f"prompt must be token ids of shape [B, P], at least one a row; got {_came(prompt)}. "
             "A single prompt is [1, P]."
         )
     if not isinstance(target, Model):
         raise ValueError(f"target must be a Model; got {type(target).__name__}. See specsamp_jax.models for adapters.")
     if not (draft is None or isinstance(draft, Model) or hasattr(draft, "propose")):
         raise ValueError(f"draft must be a Model, a drafter with `propose`, or None; got {type(draft).__name__}.")
-    if isinstance(num_draft, int) and num_draft < 0:
-        raise ValueError(f"num_draft must be at least 0; got {num_draft}.")
-    if not isinstance(num_draft, int) and not hasattr(num_draft, "lengths"):
-        raise ValueError(
-            f"num_draft must be a Python int or HeuristicNumDraft, for it sets shapes; got {type(num_draft).__name__}."
-        )
-    if not isinstance(max_new_tokens, int) or max_new_tokens < 1:
-        raise ValueError(f"max_new_tokens must be a Python int of at least 1; got {max_new_tokens!r}.")
+    if not hasattr(num_draft, "lengths"):
+        if not isinstance(num_draft, int) or isinstance(num_draft, bool):
+            raise ValueError(
+                f"num_draft must be a Python int or HeuristicNumDraft, for it sets shapes; got {_came(num_draft)}."
+            )
+        count("num_draft", num_draft, 0)
+    count("max_new_tokens", max_new_tokens, 1)
     if prompt_lengths is None:
         return
-    if jnp.shape(prompt_lengths) != (prompt.shape[0],):
-        raise ValueError(f"prompt_lengths must have shape [B] = [{prompt.shape[0]}]; got {_shape(prompt_lengths)}.")
+    integers("prompt_lengths", prompt_lengths)
+    if prompt_lengths.shape != (prompt.shape[0],):
+        raise ValueError(f"prompt_lengths must have shape [B] = [{prompt.shape[0]}]; got {_came(prompt_lengths)}.")
     lengths = _concrete(prompt_lengths)
     if lengths is not None and not np.all((lengths >= 1) & (lengths <= prompt.shape[1])):
         raise ValueError(f"prompt_lengths must be from 1 to P = {prompt.shape[1]}; got {lengths}.")
+
+
+def prompt_ids(prompt: Any, prompt_lengths: Any, vocab_size: int) -> None:
+    """Token ids below V in each prompt; what stands past its length is not looked at."""
+    ids, lengths = _concrete(prompt), None if prompt_lengths is None else _concrete(prompt_lengths)
+    if ids is None or (prompt_lengths is not None and lengths is None):
+        return
+    if lengths is not None:
+        ids = ids[np.arange(ids.shape[1]) < lengths[:, None]]
+    token_ids("prompt", ids, vocab_size)
+
+
+def end_tokens(eos_token: Any, vocab_size: int | None) -> None:
+    """None, an id, or several in a sequence or in an array of one axis; below V where it is told."""
+    if eos_token is None:
+        return
+    highest = _LARGEST if vocab_size is None else vocab_size - 1
+    message = f"eos_token must be None, a token id from 0 to {highest}, or several of them; got {{}}."
+    several = isinstance(eos_token, Sequence) and not isinstance(eos_token, str | bytes)
+    for value in eos_token if several else (eos_token,):
+        whole_number = isinstance(value, int) and not isinstance(value, bool)
+        if not whole_number and not (isinstance(value, _ARRAYS) and _is(jnp.integer, value)):
+            raise ValueError(message.format(_came(value)))
+        if np.ndim(value) > (0 if several else 1):
+            raise ValueError(message.format(_came(value)))
+        ids = _concrete(value)
+        if ids is not None and not np.all((ids >= 0) & (ids <= highest)):
+            raise ValueError(message.format(ids))
+
+
+def model_output(result: Any, tokens: Any) -> None:
+    """`(logits [B, T, V], cache)`, as `Model.apply_fn` returns it for tokens `[B, T]`."""
+    expected = f"apply_fn must return (logits [B, T, V], cache) for tokens [B, T] = {list(tokens.shape)}"
+    if not isinstance(result, tuple | list) or len(result) != 2:
+        raise ValueError(f"{expected}; got {_came(result)}. A model without a cache returns () in its place.")
+    found = result[0]
+    if not isinstance(found, _ARRAYS) or found.ndim != 3 or found.shape[:2] != tokens.shape or found.shape[2] == 0:
+        raise ValueError(f"{expected}; its first item is {_came(found)}. Are logits and cache swapped?")
+    floating("logits of apply_fn", found)

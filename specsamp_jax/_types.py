@@ -6,8 +6,9 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Key, UInt32
 
 from pallas_kernels.types import DEGENERATE_DRAFT as DEGENERATE_DRAFT
 from pallas_kernels.types import DEGENERATE_TARGET as DEGENERATE_TARGET
@@ -18,6 +19,9 @@ from pallas_kernels.types import TILE as TILE
 from pallas_kernels.types import Filter as Filter
 from pallas_kernels.types import Uniforms as Uniforms
 from pallas_kernels.types import Verification as Verification
+
+KeyLike = Key[Array, "*keys"] | UInt32[Array | np.ndarray, "*keys words"]
+"""A typed key of any implementation, or the raw words of one; one key, or one per row."""
 
 
 class SamplingParams(NamedTuple):

@@ -41,10 +41,12 @@ def assert_told(message, name, *args, **kwargs):
 @pytest.mark.parametrize(
     ("key", "message"),
     [
-        (np.zeros(2, np.uint32), "key must be a typed key, as jax.random.key makes it; got ndarray."),
-        (7, "key must be a typed key, as jax.random.key makes it; got int."),
-        (jnp.zeros(2, jnp.uint32), "Keys of jax.random.PRNGKey are wrapped by jax.random.wrap_key_data."),
-        (jax.random.key(0, impl="rbg"), "key must be of the threefry2x32 implementation; got rbg."),
+        (7, "key must be a JAX key, as jax.random.key or jax.random.PRNGKey makes it, or one of them per row; got 7."),
+        (None, "or one of them per row; got NoneType."),
+        (np.zeros(2, np.int32), "or one of them per row; got int32[2]."),
+        (jnp.zeros(3, jnp.uint32), "or one of them per row; got uint32[3]."),
+        (jnp.uint32(0), "or one of them per row; got uint32[]."),
+        (jnp.zeros((3, 4), jnp.uint32), "key must be one key, or one a row with shape [B] = [2]; got shape [3]."),
         (
             jax.random.split(KEY, 3),
             "key must be one key, or one a row with shape [B] = [2]; got shape [3].",
@@ -66,6 +68,11 @@ def test_key(name, key, message):
             "target_logits must be of a floating-point type; got int32[2, 4, 5]. Are they token ids?",
         ),
         (jnp.zeros((B, V)), "target_logits must have shape [B, K+1, V]; got float32[2, 5]."),
+        (
+            np.zeros((B, K + 1, V)).tolist(),
+            "target_logits must be a JAX or NumPy array; got list. jnp.asarray makes one.",
+        ),
+        (np.full((B, K + 1, V), None), "target_logits must be of a floating-point type; got object[2, 4, 5]."),
         (
             jnp.zeros((B, K + 1, 0)),
             "target_logits must hold at least one token on its last axis; got float32[2, 4, 0].",
@@ -90,6 +97,7 @@ def test_logits_of_sample(logits, message):
 
 DRAFTS = {
     "no Draft": (TOKENS, "draft must be a Draft; got ArrayImpl. Draft(tokens) is the shortest."),
+    "listed tokens": (ss.Draft([[0] * K] * B), "draft.tokens must be a JAX or NumPy array; got list."),
     "float tokens": (
         ss.Draft(jnp.zeros((B, K))),
         "draft.tokens must be of a signed integer type, for -1 ends a draft; got float32[2, 3].",
@@ -118,6 +126,18 @@ DRAFTS = {
         ss.Draft(TOKENS, log_normalizers=jnp.zeros((B, K))),
         "draft.log_normalizers are those of draft.logits, and there are none: leave it None.",
     ),
+    "truth for normalizers": (
+        ss.Draft(TOKENS, LOGITS, log_normalizers=jnp.zeros((B, K), bool)),
+        "draft.log_normalizers must be of a floating-point type; got bool[2, 3]. They are what `sample` returns",
+    ),
+    "complex normalizers": (
+        ss.Draft(TOKENS, LOGITS, log_normalizers=jnp.zeros((B, K), complex)),
+        "draft.log_normalizers must be of a floating-point type; got complex64[2, 3].",
+    ),
+    "listed normalizers": (
+        ss.Draft(TOKENS, LOGITS, log_normalizers=[[0.0] * K] * B),
+        "draft.log_normalizers must be a JAX or NumPy array; got list.",
+    ),
     "normalizers of another shape": (
         ss.Draft(TOKENS, LOGITS, log_normalizers=jnp.zeros((B, K + 1))),
         "draft.log_normalizers must have shape [B, K] = [2, 3]; got float32[2, 4].",
@@ -138,10 +158,32 @@ SAMPLINGS = {
         ss.SamplingParams(temperature=jnp.ones(3)),
         "{name}.temperature must be a scalar or have one value a row, [B] = [2]; got float32[3].",
     ),
-    "part of a token": (ss.SamplingParams(top_k=2.5), "{name}.top_k must be a whole number; got float32[]."),
+    "part of a token": (ss.SamplingParams(top_k=2.5), "{name}.top_k must be a whole number; got 2.5."),
+    "parts of tokens": (ss.SamplingParams(top_k=jnp.ones(2)), "{name}.top_k must be a whole number; got float32[2]."),
+    "beyond int32": (
+        ss.SamplingParams(top_k=2**31),
+        "{name}.top_k must be in [0, 2147483647] (0 is off); got 2147483648.",
+    ),
+    "NumPy beyond int32": (ss.SamplingParams(top_k=np.int64(2**40)), "{name}.top_k must be in [0, 2147483647]"),
+    "none": (
+        ss.SamplingParams(temperature=None),
+        "{name}.temperature must be a number, or an array of numbers with shape [B]; got NoneType.",
+    ),
+    "a word": (ss.SamplingParams(temperature="0.7"), "{name}.temperature must be a number, or an array of numbers"),
+    "a list": (ss.SamplingParams(temperature=[0.7, 0.7]), "an array of numbers with shape [B]; got list."),
+    "truth": (
+        ss.SamplingParams(top_p=True),
+        "{name}.top_p must be a number, or an array of numbers with shape [B]; got T",
+    ),
+    "truths": (ss.SamplingParams(min_p=jnp.ones(2, bool)), "an array of numbers with shape [B]; got bool[2]."),
+    "complex": (
+        ss.SamplingParams(top_p=0.5j),
+        "{name}.top_p must be a number, or an array of numbers with shape [B]; got",
+    ),
+    "a huge int": (ss.SamplingParams(temperature=10**400), "must be below 2**31 where it is a Python int; got 1000000"),
     "cold": (ss.SamplingParams(temperature=-1.0), "{name}.temperature must be in [0, inf] (0 is greedy); got -1.0."),
     "NaN": (ss.SamplingParams(temperature=np.nan), "{name}.temperature must be in [0, inf] (0 is greedy); got nan."),
-    "negative": (ss.SamplingParams(top_k=-1), "{name}.top_k must be in [0, inf] (0 is off); got -1."),
+    "negative": (ss.SamplingParams(top_k=-1), "{name}.top_k must be in [0, 2147483647] (0 is off); got -1."),
     "percent": (ss.SamplingParams(top_p=95.0), "{name}.top_p must be in [0, 1] (1 is off); got 95.0."),
     "one of two": (
         ss.SamplingParams(min_p=jnp.array([0.5, 1.5])),
@@ -168,7 +210,7 @@ def test_values_that_only_the_program_knows_are_not_looked_at():
 
 
 def test_the_ends_of_the_ranges_are_inside():
-    for params in (ss.SamplingParams(0.0, 0, 0.0, 0.0), ss.SamplingParams(np.inf, 10**6, 1.0, 1.0)):
+    for params in (ss.SamplingParams(0.0, 0, 0.0, 0.0), ss.SamplingParams(np.inf, 2**31 - 1, 1, 1)):
         jax.eval_shape(lambda params=params: call("sample", KEY, TARGET[:, 0], params))
 
 

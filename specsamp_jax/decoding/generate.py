@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Int, Key
+from jaxtyping import Array, Int
 
 from specsamp_jax import _checks
-from specsamp_jax._types import Generation, Model, SamplingParams, Stats
+from specsamp_jax._types import Generation, KeyLike, Model, SamplingParams, Stats
 from specsamp_jax.decoding import static
 from specsamp_jax.decoding.drafters import Drafter, ProcessLogitsFn
 from specsamp_jax.decoding.num_draft import NumDraft, compiled_lengths
@@ -20,7 +20,7 @@ from specsamp_jax.sampling import streams
 
 
 def generate(
-    key: Key[Array, "*keys"],
+    key: KeyLike,
     prompt: Int[Array | np.ndarray, "B P"],
     *,
     target: Model,
@@ -39,7 +39,7 @@ def generate(
     compiled once for a shape; sampling parameters, end tokens and weights may change without a new trace.
 
     Args:
-      key: One typed threefry key, or one a row. With one a row, a row's draws depend on its key alone.
+      key: One JAX key, or one per row, as in `verify`. With one per row, a row's draws depend on its key alone.
       prompt: Left-aligned token ids, one or more a row.
       target: The model whose distribution is sampled.
       draft: Who proposes: a smaller `Model`, or any drafter with `propose` such as `NGramDrafter`. None: the
@@ -93,7 +93,7 @@ def generate(
 
 
 def stream(
-    key: Key[Array, "*keys"],
+    key: KeyLike,
     prompt: Int[Array | np.ndarray, "B P"],
     *,
     target: Model,

@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int
 
 from specsamp_jax import _checks
-from specsamp_jax._types import PAD_TOKEN, Draft, Model, SamplingParams, Verification
+from specsamp_jax._types import PAD_TOKEN, Draft, KeyLike, Model, SamplingParams, Verification
 from specsamp_jax.decoding import num_draft as num_draft_module
 from specsamp_jax.decoding.drafters import Drafter, ModelDrafter, ProcessLogitsFn, append, prefill
 from specsamp_jax.decoding.num_draft import NumDraft
@@ -108,7 +108,7 @@ def init(
 
 
 def step(
-    key: Key[Array, "*keys"],
+    key: KeyLike,
     state: DecodeState,
     *,
     target: Model,

@@ -49,7 +49,7 @@ def verify_block(
     drafted = emit.draft_mask(tokens)
     # A draft ends before a token that q cannot have given, and before a degenerate row of either model: what follows
     # is the target's own token, or the first largest logit.
-    trusted = drafted & (log_q > -jnp.inf)
+    trusted = drafted & (log_q > -jnp.inf) & (tokens < vocab_size)
     num_usable = emit.num_leading(trusted & ~scored.degenerate)
     log_ratio = jnp.where(trusted, log_p - log_q, -jnp.inf)
     joint = _joint_prob(log_ratio)

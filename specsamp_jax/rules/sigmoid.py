@@ -47,7 +47,8 @@ def verify_sigmoid(
     residual, rejecting, distrusted = scores, *(jnp.zeros((scores.shape[0], 1), bool) for _ in range(2))
     if tokens.shape[1] > 0:
         row, stopped = emit.last_draft_row(drafter, drafted, num_accepted)
-        distrusted = stopped & _degenerate(row)
+        beyond = dist.take_row(jnp.pad(tokens, ((0, 0), (0, 1))), num_accepted)[:, None] >= vocab_size
+        distrusted = stopped & (beyond | _degenerate(row))
         rejecting = stopped & ~distrusted
         residual = jnp.where(rejecting, _residual(last, row, vocab_size, alpha, beta), scores)
     token, empty = emit.sample_residual(residual, lambda: _scores(last, vocab_size, alpha, beta), uniforms.emit)

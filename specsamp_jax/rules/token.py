@@ -32,8 +32,8 @@ def verify_token(
     log_ratio = log_p - log_q
     drafted = emit.draft_mask(tokens)
     # A token that q cannot have given says nothing: like one from a degenerate row it is not accepted, and the
-    # target's own token takes its place.
-    trusted = drafted & (log_q > -jnp.inf)
+    # target's own token takes its place. A one-hot q gives whatever was drafted, but no token beyond the vocabulary.
+    trusted = drafted & (log_q > -jnp.inf) & (tokens < vocab_size)
     usable = trusted & (log_p > -jnp.inf)
     accept_prob = jnp.where(usable, emit.exp(jnp.minimum(log_ratio, 0)), 0)
     num_accepted = emit.num_leading(usable & (jnp.log(uniforms.accept) < log_ratio))

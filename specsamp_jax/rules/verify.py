@@ -3,10 +3,10 @@
 import functools
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float
 
 from specsamp_jax import _checks
-from specsamp_jax._types import Draft, SamplingParams, Uniforms, Verification
+from specsamp_jax._types import Draft, KeyLike, SamplingParams, Uniforms, Verification
 from specsamp_jax.rules import block as block_rule
 from specsamp_jax.rules import kernels
 from specsamp_jax.rules import sigmoid as sigmoid_rule
@@ -14,11 +14,12 @@ from specsamp_jax.rules import token as token_rule
 from specsamp_jax.rules.dispatch import dispatch
 from specsamp_jax.sampling import streams
 from specsamp_jax.sampling.filters import make_filter
+from specsamp_jax.sampling.reduce import at_least_16_bits
 from specsamp_jax.sampling.streams import Purpose
 
 
 def verify(
-    key: Key[Array, "*keys"],
+    key: KeyLike,
     target_logits: Float[Array, "B K1 V"],
     draft: Draft,
     sampling: SamplingParams | None = None,
@@ -38,8 +39,10 @@ def verify(
     set `status`. Equal logits at a cutoff are kept together; a greedy row takes the first of them.
 
     Args:
-      key: One typed threefry key, or one a row. With one a row, a row's result depends on that row alone.
-      target_logits: Row i scores drafted token i, row K the bonus token. Any floating-point type.
+      key: One JAX key, or one per row. With one per row, a row's result depends on that row alone. Keys of other
+        implementations than threefry, and the raw words of `jax.random.PRNGKey`, are made threefry keys first.
+      target_logits: Row i scores drafted token i, row K the bonus token. Any floating-point type. Logits, not
+        probabilities, of which nothing tells them apart: take the logarithm of those.
       draft: What was proposed; see `Draft`.
       sampling: What is applied to `target_logits`; None is temperature 1 with no filter.
       implementation: None for the best on what the program is compiled for: the kernel on NVIDIA GPUs from Hopper
@@ -67,7 +70,7 @@ def verify(
 
 
 def verify_block(
-    key: Key[Array, "*keys"],
+    key: KeyLike,
     target_logits: Float[Array, "B K1 V"],
     draft: Draft,
     sampling: SamplingParams | None = None,
@@ -111,7 +114,7 @@ def verify_block(
 
 
 def verify_sigmoid(
-    key: Key[Array, "*keys"],
+    key: KeyLike,
     target_logits: Float[Array, "B K1 V"],
     draft: Draft,
     sampling: SamplingParams | None = None,
@@ -173,7 +176,7 @@ CORES = {
 def _verify(
     rule: str,
     constants: dict[str, int | float],
-    key: Key[Array, "*keys"],
+    key: KeyLike,
     target_logits: Float[Array, "B K1 V"],
     draft: Draft,
     sampling: SamplingParams | None,
@@ -185,7 +188,10 @@ def _verify(
     if sampling is not None:
         _checks.sampling("sampling", sampling, batch_size)
     _checks.implementation(implementation)
-    draft = draft._replace(tokens=draft.tokens.astype(jnp.int32))
+    target_logits = at_least_16_bits(jnp.asarray(target_logits))
+    draft = draft._replace(tokens=_checks.int32(draft.tokens))
+    if draft.logits is not None:
+        draft = draft._replace(logits=at_least_16_bits(jnp.asarray(draft.logits)))
     keys = streams.row_keys(key, batch_size)
     draws = streams.uniforms(keys, Purpose.VERIFY, num_rows + 1)
     draft_logits = target_logits[:, :0] if draft.logits is None else draft.logits

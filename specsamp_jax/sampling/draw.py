@@ -2,19 +2,19 @@
 
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int
 
 from specsamp_jax import _checks
-from specsamp_jax._types import TILE, SamplingParams
+from specsamp_jax._types import TILE, KeyLike, SamplingParams
 from specsamp_jax.sampling import rows as dist
 from specsamp_jax.sampling import streams
 from specsamp_jax.sampling.filters import make_filter
-from specsamp_jax.sampling.reduce import row_sum
+from specsamp_jax.sampling.reduce import at_least_16_bits, row_sum
 from specsamp_jax.sampling.streams import Purpose
 
 
 def sample(
-    key: Key[Array, "*keys"], logits: Float[Array, "B V"], sampling: SamplingParams | None = None
+    key: KeyLike, logits: Float[Array, "B V"], sampling: SamplingParams | None = None
 ) -> tuple[Int[Array, "B"], Float[Array, "B"]]:
     """One token a row from the filtered logits, and the logsumexp of those: what drafters call.
 
@@ -22,8 +22,9 @@ def sample(
     above -inf, yields its first largest logit that is a number, and a logsumexp that is not finite.
 
     Args:
-      key: One typed threefry key, or one a row, `[B]`.
-      logits: Any floating-point type.
+      key: One JAX key, or one per row; as in `verify`.
+      logits: Any floating-point type. Logits, not probabilities, of which nothing tells them apart: take the
+        logarithm of those.
       sampling: What is applied to the logits; None is temperature 1 with no filter.
 
     Returns:
@@ -39,6 +40,7 @@ def sample(
       1
     """
     _checks.logits("logits", logits, "B V")
+    logits = at_least_16_bits(jnp.asarray(logits))
     batch_size, vocab_size = logits.shape
     if sampling is not None:
         _checks.sampling("sampling", sampling, batch_size)

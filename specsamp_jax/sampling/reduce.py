@@ -41,7 +41,16 @@ def _fold(fn: Callable[[Array, Array], Array], values: Array, neutral: int | flo
 
 def wide(logits: Array) -> Array:
     """The logits in the type of the arithmetic: float32, or wider where they are."""
-    return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+    # Not `promote_types`, which promotes no float8.
+    return logits.astype(jnp.float32 if jnp.finfo(logits.dtype).bits < 32 else logits.dtype)
+
+
+def at_least_16_bits(logits: Array) -> Array:
+    """The logits; those of float8 and narrower as bfloat16, which holds all their values.
+
+    Some of these types have no infinity to fill a row with, or no order by their bits.
+    """
+    return logits.astype(jnp.bfloat16) if jnp.finfo(logits.dtype).bits < 16 else logits
 
 
 def map_rows(fn: Callable[..., Any], logits: Float[Array, "B R V"], *more: Array) -> Any:

@@ -1,14 +1,14 @@
 """Every random draw: from a key, a row and a named purpose."""
 
 import enum
-from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import random
+from jax import dtypes, random
 from jaxtyping import Array, Float, Int, Key
 
 from specsamp_jax import _checks
+from specsamp_jax._types import KeyLike
 
 
 class Purpose(enum.IntEnum):
@@ -18,12 +18,33 @@ class Purpose(enum.IntEnum):
     VERIFY = 2
 
 
-def row_keys(key: Any, batch_size: int) -> Key[Array, "B"]:
-    """One key a row: `key` itself where it has one a row, else `key` folded with the row's index."""
+def row_keys(key: KeyLike, batch_size: int) -> Key[Array, "B"]:
+    """One threefry key per row: those of `key` where it has one per row, else `key` folded with the row's index."""
     _checks.key(key, batch_size)
-    if key.ndim == 1:
-        return key
-    return jax.vmap(random.fold_in, (None, 0))(key, jnp.arange(batch_size))
+    keys = threefry(key)
+    if keys.ndim == 1:
+        return keys
+    return jax.vmap(random.fold_in, (None, 0))(keys, jnp.arange(batch_size))
+
+
+def threefry(key: KeyLike) -> Key[Array, "*keys"]:
+    """The typed threefry key that stands for a key of any implementation, or for its raw words.
+
+    Keys of other implementations draw different bits in another batch, so that a row would depend on its
+    neighbours. A threefry key is made of their words instead: the first two, folded with each of the others.
+    The raw words of a threefry key are that key.
+    """
+    typed = jnp.issubdtype(key.dtype, dtypes.prng_key)
+    if typed and str(random.key_impl(key)) == "threefry2x32":
+        return jnp.asarray(key)
+    words = random.key_data(key).reshape(*key.shape, -1) if typed else jnp.asarray(key)
+    # An implementation may have keys of one word.
+    words = jnp.pad(words, [(0, 0)] * (words.ndim - 1) + [(0, max(0, 2 - words.shape[-1]))])
+    keys = random.wrap_key_data(words[..., :2], impl="threefry2x32")
+    fold = random.fold_in if keys.ndim == 0 else jax.vmap(random.fold_in)
+    for i in range(2, words.shape[-1]):
+        keys = fold(keys, words[..., i])
+    return keys
 
 
 def fold_in(keys: Key[Array, "B"], data: Int[Array, "..."] | int) -> Key[Array, "B"]:

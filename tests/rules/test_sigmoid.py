@@ -41,7 +41,8 @@ def rule(alpha, beta):
 
     @jax.jit
     def rule(target_logits, sampling, draft, uniforms):
-        filters = make_filter(target_logits, sampling), make_filter(draft.logits, draft.sampling)
+        draft_logits = target_logits[:, :0] if draft.logits is None else draft.logits
+        filters = make_filter(target_logits, sampling), make_filter(draft_logits, draft.sampling)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(draw, "TILE", TILE)
             return sigmoid_rule.verify_sigmoid(
@@ -219,6 +220,22 @@ def test_a_row_without_distribution_is_seen_where_it_emits(case, values, token):
     assert np.all(result.num_accepted == 0)
     assert np.all(result.status == ss.DEGENERATE_DRAFT)
     assert not np.any(result.accept_prob[:, 0])
+
+
+@pytest.mark.parametrize("chance", [True, False])
+def test_a_drafted_token_that_is_none_is_replaced_by_the_targets(case, chance):
+    target, _, draft, uniforms = case
+    params = as_arrays([OFF] * B)
+    tokens = target[:, :K].argmax(-1).astype(np.int32)
+    tokens[:, 1] = V + 3
+    draft = draft._replace(tokens=tokens, sampling=params) if chance else ss.Draft(tokens)
+    uniforms = uniforms._replace(accept=np.zeros((B, K), np.float32))
+    result = narrow_rule(target, params, draft, uniforms)
+    assert np.all(result.num_accepted == 1)
+    assert np.all(result.status == ss.DEGENERATE_DRAFT)
+    less = narrow_rule(target, params, draft._replace(tokens=np.where(tokens < V, tokens, -1)), uniforms)
+    assert np.array_equal(result.tokens, less.tokens)
+    assert np.all(less.status == 0)
 
 
 def test_a_residual_of_nothing_is_flagged(case):

@@ -394,6 +394,11 @@ def test_a_drafted_token_that_is_none_is_replaced_from_the_target(case, chance):
     assert np.array_equal(result.log_probs, less.log_probs)
     assert np.array_equal(result.num_accepted, less.num_accepted)
     assert not np.any(result.accept_prob[nowhere >= V])
+    # It is told from a draft that ended there.
+    stopped = np.take_along_axis(np.asarray(nowhere), np.minimum(result.num_accepted, K - 1)[:, None], 1)[:, 0] >= V
+    stopped &= result.num_accepted < K
+    assert np.any(stopped)
+    assert np.array_equal(result.status, np.where(stopped, ss.DEGENERATE_DRAFT, less.status))
 
 
 def test_an_empty_residual_is_flagged_and_emits_from_the_target(case):

@@ -167,6 +167,55 @@ def test_bfloat16_logits_are_what_they_are_in_float32():
     np.testing.assert_allclose(narrow.log_probs, wide.log_probs, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    "dtype", ["float8_e4m3fn", "float8_e5m2", "float8_e4m3b11fnuz", "float8_e4m3fnuz", "float8_e5m2fnuz"]
+)
+def test_float8_logits_are_what_they_are_in_bfloat16(dtype):
+    keys, target, draft = random_batch(29)
+    narrow = [jnp.asarray(np.nan_to_num(z), dtype) for z in (target, draft.logits / 8)]
+    wide = [z.astype("bfloat16") for z in narrow]
+    results = [quick_step(keys, z_p, ss.Draft(draft.tokens, z_q, arrays()), arrays()) for z_p, z_q in (narrow, wide)]
+    assert_same_bits(*results, K)
+    assert results[0].log_probs.dtype == jnp.float32
+    assert len(set(results[0].num_accepted.tolist())) > 1
+    sampled, expected = (quick_sample(keys, z[:, 0], arrays()) for z in (narrow[0], wide[0]))
+    assert jax.tree.all(jax.tree.map(lambda a, b: (a == b).all(), sampled, expected))
+    for fn in (ss.residual_logits, ss.acceptance_rate):
+        assert jnp.array_equal(fn(narrow[0][:, :K], narrow[1]), fn(wide[0][:, :K], wide[1]))
+
+
+@pytest.mark.parametrize("impl", ["rbg", "unsafe_rbg", "raw", "raw rbg"])
+def test_keys_of_every_kind_leave_rows_alone(impl):
+    """With one key per row, a row is the same in another place and batch."""
+    _, target, draft = random_batch(29)
+    draft = draft._replace(sampling=arrays(), log_normalizers=None)
+    keys = jax.random.split(jax.random.key(1, impl={"raw": "threefry2x32", "raw rbg": "rbg"}.get(impl, impl)), B)
+    if impl.startswith("raw"):
+        keys = jax.random.key_data(keys)
+    expected = as_numpy(quick_step(keys, target, draft, arrays()))
+    some = np.array([6, 1, 3])
+    result = quick_step(keys[some], *take(some, (target, draft, arrays())))
+    assert_same_bits(result, take(some, expected), K)
+    one = quick_step(keys[0], target, draft, arrays())
+    assert_same_bits(quick_step(keys[0], *take([0, 1], (target, draft, arrays()))), take([0, 1], as_numpy(one)), K)
+    tokens = quick_sample(keys, target[:, 1], arrays())[0]
+    assert np.array_equal(quick_sample(keys[some], target[some, 1], take(some, arrays()))[0], tokens[some])
+
+
+@pytest.mark.parametrize("rule", [ss.verify, ss.verify_sigmoid])
+def test_drafted_ids_that_int32_cannot_hold_are_no_tokens(rule):
+    keys, target, draft = random_batch(29)
+    draft = draft._replace(log_normalizers=None)
+    wide = draft.tokens.astype(np.int64)
+    wide[0, 0], wide[1, 1], wide[2, 2], wide[3, 0] = 2**32 + 1, 2**33, 2**62, -(2**32) + 1
+    narrow = draft.tokens.copy()
+    narrow[0, 0], narrow[1, 1], narrow[2, 2], narrow[3, 0] = 29, 29, 29, -1
+    rule = functools.partial(rule, keys, jnp.asarray(target))
+    results = [as_numpy(rule(draft._replace(tokens=tokens))) for tokens in (wide, narrow)]
+    assert_same_bits(*results, K)
+    assert results[0].accept_prob[0, 0] == 0
+
+
 def test_float64_is_verified_in_float64():
     with jax.enable_x64(True):
         rng = np.random.default_rng(0)

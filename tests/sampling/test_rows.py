@@ -114,6 +114,28 @@ def test_the_first_largest_is_a_number_and_a_token():
     assert dist.first_largest(jnp.array(rows)).tolist() == [1, 2, 1, 3, 0, 0]
 
 
+def operations(jaxpr):
+    """All operations of a program, those of its inner programs included."""
+    for eqn in jaxpr.eqns:
+        yield eqn
+        for inner in jax.tree.leaves(list(eqn.params.values()), is_leaf=lambda x: hasattr(x, "eqns")):
+            if hasattr(inner, "eqns"):
+                yield from operations(inner)
+
+
+def test_a_greedy_row_is_found_without_argmax():
+    """XLA's CPU backend does not vectorise `argmax`: greedy rows would take nine times as long as sampled ones."""
+    logits, greedy = jnp.zeros((2, 5000)), ss.SamplingParams(temperature=jnp.zeros(2))
+    for fn in (
+        dist.first_largest,
+        lambda z: ss.sample(jax.random.key(0), z, greedy),
+        lambda z: ss.verify(jax.random.key(0), z[:, None], ss.Draft(jnp.zeros((2, 0), int)), greedy),
+    ):
+        found = [eqn for eqn in operations(jax.make_jaxpr(fn)(logits).jaxpr) if eqn.primitive.name == "argmax"]
+        # Rows of a tile and of tile sums are short.
+        assert all(eqn.invars[0].aval.shape[-1] <= draw.TILE for eqn in found)
+
+
 def test_log_probs_normalizers_and_probs_of_one_row_agree():
     logits = jnp.asarray(np.random.default_rng(1).normal(size=(3, 1, 50)) * 4, jnp.float32).at[0, 0, 3].set(-jnp.inf)
 

@@ -78,3 +78,46 @@ def test_fold_in_gives_each_row_its_own_number():
     folded = streams.fold_in(keys, jnp.array([7, 8, 9]))
     assert all(bool(folded[i] == jax.random.fold_in(keys[i], 7 + i)) for i in range(3))
     assert bool(jnp.all(streams.fold_in(keys, 2) == jax.vmap(lambda k: jax.random.fold_in(k, 2))(keys)))
+
+
+def other_keys():
+    """Keys of every kind that are no typed threefry key: one, and one per row."""
+    for impl in ("rbg", "unsafe_rbg"):
+        typed = jax.random.key(5, impl=impl)
+        yield typed, jax.random.split(typed, 4)
+    yield jax.random.PRNGKey(5), jax.random.key_data(jax.random.split(jax.random.key(5), 4))
+    words = jax.random.key_data(jax.random.split(jax.random.key(5, impl="rbg"), 4))
+    yield words[0], np.asarray(words)
+
+
+@pytest.mark.parametrize("pair", list(other_keys()), ids=["rbg", "unsafe rbg", "raw threefry", "raw rbg"])
+def test_keys_of_every_kind_make_threefry_keys(pair):
+    one, per_row = pair
+    keys = row_keys(one, 4)
+    assert str(jax.random.key_impl(keys)) == "threefry2x32"
+    assert bool(jnp.all(row_keys(one, 2) == keys[:2]))
+    keys = row_keys(per_row, 4)
+    assert len({tuple(data) for data in jax.random.key_data(keys).tolist()}) == 4
+    # A row's key is made of that row's alone, in any place and batch.
+    for rows in (np.array([3]), np.array([2, 0])):
+        assert bool(jnp.all(row_keys(per_row[rows], len(rows)) == keys[rows]))
+
+
+def test_every_word_of_a_key_counts():
+    words = np.arange(4, dtype=np.uint32)
+    changed = np.stack([words, *(words + (np.arange(4) == i).astype(np.uint32) for i in range(4))])
+    keys = row_keys(changed, 5)
+    assert len({tuple(data) for data in jax.random.key_data(keys).tolist()}) == 5
+
+
+def test_raw_words_of_a_threefry_key_are_that_key():
+    key = jax.random.key(7)
+    assert bool(jnp.all(row_keys(jax.random.PRNGKey(7), 3) == row_keys(key, 3)))
+    keys = jax.random.split(key, 3)
+    assert bool(jnp.all(row_keys(jax.random.key_data(keys), 3) == keys))
+
+
+def test_the_bits_of_threefry_keys_are_on_record():
+    keys = row_keys(jax.random.key(42), 2)
+    assert jax.random.key_data(keys).tolist() == [[1832780943, 270669613], [64467757, 2916123636]]
+    assert (uniforms(keys, Purpose.VERIFY, 2) * 2**24).tolist() == [[6306506, 5155475], [11553068, 4785912]]
