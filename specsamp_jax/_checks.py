@@ -119,13 +119,14 @@ def token_ids(name: str, value: Any, vocab_size: int) -> None:
         )
 
 
-def int32(tokens: Any) -> Any:
+def int32(tokens: Any) -> jax.Array:
     """Token ids as int32. One that int32 cannot hold becomes the nearest number, which is no token of any model."""
     if tokens.dtype.itemsize > 4 or tokens.dtype == np.uint32:
-        # NumPy's own clip: JAX would cut 64 bits to 32 first.
-        clip = np.clip if isinstance(tokens, np.ndarray | np.generic) else jnp.clip
-        tokens = clip(tokens, max(jnp.iinfo(tokens.dtype).min, -_LARGEST), _LARGEST)
-    return tokens.astype(np.int32)
+        lowest = max(jnp.iinfo(tokens.dtype).min, -_LARGEST)
+        # JAX would cut NumPy's 64 bits to 32 before it clips them.
+        numpy = isinstance(tokens, np.ndarray | np.generic)
+        tokens = np.clip(np.asarray(tokens), lowest, _LARGEST) if numpy else jnp.clip(tokens, lowest, _LARGEST)
+    return jnp.asarray(tokens.astype(np.int32))
 
 
 # Arguments of sampling and verification
