@@ -40,6 +40,10 @@ def demo_command(seed: int) -> None:
     click.echo(f"\nOn {jax.devices()[0].device_kind}, one prompt at a time, {demo_checks.NEW_TOKENS} tokens each:\n")
     runs = [(run.name, f"{run.tokens_a_second:.0f}", f"{run.tokens_a_step:.2f}") for run in (speculative, alone)]
     table([("", "tokens a second", "tokens a step"), *runs])
+    gain = speculative.tokens_a_second / alone.tokens_a_second
+    click.echo(f"\nSpeculation was {gain:.2f} times as fast as the target alone.")
+    if gain < 1:
+        click.echo("That is slower: here a pass over several tokens costs more than the accepted drafts save.")
     positions = [str(i + 1) for i in range(len(speculative.acceptance))]
     click.echo()
     table([("draft position", *positions), ("accepted", *(f"{rate:.2f}" for rate in speculative.acceptance))])

@@ -1,0 +1,54 @@
+"""The pages of README.md and docs/: their code runs as it stands and prints what they say, and their links lead somewhere."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+BLOCK = re.compile(r"^(?P<indent> *)```(?P<language>\w+)[^\n]*\n(?P<code>.*?)^(?P=indent)```", re.DOTALL | re.MULTILINE)
+NOT_RUN = re.compile(r"<!-- not run: \S.*-->\n+$")
+
+
+def name(page):
+    return page.relative_to(ROOT).as_posix()
+
+
+def code_blocks(page):
+    """Each Python block of a page, with the output that the next block says it prints, or None.
+
+    A block after `<!-- not run: REASON -->` is left out.
+    """
+    text = page.read_text(encoding="utf-8")
+    blocks = list(BLOCK.finditer(text))
+    for block, after in zip(blocks, [*blocks[1:], None], strict=True):
+        if block["language"] != "python" or NOT_RUN.search(text[: block.start()]):
+            continue
+        follows = after is not None and not text[block.end() : after.start()].strip()
+        yield block["code"], after["code"] if follows and after["language"] == "text" else None
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if list(code_blocks(page))], ids=name)
+def test_the_code_of_a_page_runs_in_order_and_prints_what_the_page_says(page, capsys, compiled_quickly):
+    namespace = {"__name__": "page"}
+    for code, output in code_blocks(page):
+        exec(compile(code, name(page), "exec"), namespace)
+        printed = capsys.readouterr().out
+        if output is not None:
+            assert printed.split() == output.split()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_links_and_pictures_of_a_page_are_there(page):
+    text = page.read_text(encoding="utf-8")
+    for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", text) + re.findall(r'src="([^"]+)"', text):
+        if not re.match(r"https?:|mailto:", target):
+            assert (page.parent / target).exists(), f"{name(page)} links to {target}"
+
+
+def test_every_page_is_in_the_navigation_and_every_entry_is_a_page():
+    navigation = (ROOT / "mkdocs.yml").read_text(encoding="utf-8").partition("\nnav:\n")[2]
+    entries = re.findall(r"([\w/-]+\.md)$", navigation, re.MULTILINE)
+    pages = {page.relative_to(ROOT / "docs").as_posix() for page in PAGES if page.name != "README.md"}
+    assert sorted(entries) == sorted(pages)
