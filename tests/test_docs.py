@@ -1,5 +1,6 @@
-"""The pages of README.md and docs/: their code runs as it stands and prints what they say, and their links lead somewhere."""
+"""README.md and docs/: the code runs as it stands and prints what the page says, and links lead somewhere."""
 
+import itertools
 import re
 from pathlib import Path
 
@@ -22,7 +23,7 @@ def code_blocks(page):
     """
     text = page.read_text(encoding="utf-8")
     blocks = list(BLOCK.finditer(text))
-    for block, after in zip(blocks, [*blocks[1:], None], strict=True):
+    for block, after in itertools.zip_longest(blocks, blocks[1:]):
         if block["language"] != "python" or NOT_RUN.search(text[: block.start()]):
             continue
         follows = after is not None and not text[block.end() : after.start()].strip()
