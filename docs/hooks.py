@@ -1,4 +1,4 @@
-"""MkDocs hook: completes the API pages, so that no public name is left out of them."""
+"""MkDocs hooks: complete the API pages with every public name, and the navigation with every guide."""
 
 import re
 from pathlib import Path
@@ -27,3 +27,12 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
         return "\n".join(f"::: {name}" for name in names if name not in listed)
 
     return MARK.sub(rest, markdown)
+
+
+def on_config(config: Any) -> Any:
+    """Appends guides that the navigation does not list to its section of guides."""
+    guides = next(section["Guides"] for section in config.nav if "Guides" in section)
+    listed = {entry if isinstance(entry, str) else next(iter(entry.values())) for entry in guides}
+    pages = sorted(f"guides/{page.name}" for page in (ROOT / "docs" / "guides").glob("*.md"))
+    guides += [page for page in pages if page not in listed]
+    return config
