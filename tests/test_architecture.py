@@ -7,6 +7,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from inputs import QUICK
 
 import specsamp_jax as ss
 
@@ -151,8 +152,6 @@ ARRAYS = ss.SamplingParams(
     np.array([1, 0.9, 0.5, 1], "f"),
     np.array([0, 0.1, 0, 0], "f"),
 )
-
-QUICK = {"xla_backend_optimization_level": 0}
 
 
 def compiled(rule, num_draft, *, dtype="float32", sampling=None, normalizers=False, certain=False, vocab_size=V):

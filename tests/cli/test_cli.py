@@ -3,7 +3,6 @@
 import json
 import re
 import shutil
-import sys
 from pathlib import Path
 
 import jax
@@ -14,25 +13,12 @@ from flax import nnx
 import specsamp_jax as ss
 from specsamp_jax.cli import demo_checks, generation
 from specsamp_jax.cli import generate as generate_module
-from specsamp_jax.cli import main as main_module
 from specsamp_jax.models import Llama, LlamaConfig, load_checkpoint, save_checkpoint, with_vocab_size
 from specsamp_jax.text import TextStream, load_tokenizer
 
 TOKENIZER = Path(__file__).parents[1] / "fixtures" / "text" / "byte_level"
 CHATML = TOKENIZER.parent / "templates" / "chatml.jinja"
 NUM_TOKENS = 291  # of the tokenizer
-
-
-def run(monkeypatch, capsys, *arguments):
-    """Exit status, standard output and standard error of the command."""
-    monkeypatch.setattr(sys, "argv", ["specsamp", *map(str, arguments)])
-    status = 0
-    try:
-        main_module.main()
-    except SystemExit as error:
-        status = error.code
-    captured = capsys.readouterr()
-    return status, captured.out, captured.err
 
 
 @pytest.fixture(scope="module")
@@ -68,26 +54,26 @@ def alone(folders, tokens, max_new_tokens):
 # Continuing texts
 
 
-def test_a_prompt_is_continued_by_the_trained_pair_and_the_seed_decides(monkeypatch, capsys):
+def test_a_prompt_is_continued_by_the_trained_pair_and_the_seed_decides(run):
     prompt = "Return the"
     options = ("--prompt", prompt, "--max-new-tokens", "12", "--top-k", "40", "--num-draft", "2")
-    status, text, progress = run(monkeypatch, capsys, "generate", *options)
+    status, text, progress = run("generate", *options)
     assert status == 0
     assert text.startswith(prompt)
     assert len(text) > len(prompt) + 10
     assert "temperature 1.0, top-k 40, top-p 1.0, min-p 0.0; ends at token 0" in progress
     assert re.search(r"12 tokens in \d+ steps of the target, [\d.]+ a step; \d+ tokens a second, after", progress)
     assert re.search(r"\d+ tokens drafted, \d+ accepted; by position, .*: [\d.]+ [\d.]+\n", progress)
-    assert run(monkeypatch, capsys, "generate", *options)[1] == text
-    assert run(monkeypatch, capsys, "generate", *options, "--seed", "1")[1] != text
+    assert run("generate", *options)[1] == text
+    assert run("generate", *options, "--seed", "1")[1] != text
 
 
-def test_prompts_are_continued_in_order_by_the_models_of_two_folders(monkeypatch, capsys, folders, tmp_path):
+def test_prompts_are_continued_in_order_by_the_models_of_two_folders(run, folders, tmp_path):
     texts = ["the", "three threads 🙂 of the tree"]
     (tmp_path / "prompt.txt").write_text(texts[1], encoding="utf-8")
     options = ["--target", folders / "target", "--draft", folders / "draft", "--temperature", 0, "--max-new-tokens", 9]
     prompts = ["--prompt", texts[0], "--prompt-file", tmp_path / "prompt.txt"]
-    status, printed, progress = run(monkeypatch, capsys, "generate", *options, *prompts)
+    status, printed, progress = run("generate", *options, *prompts)
     assert status == 0
     assert "the target has 300 logits and the draft 291: the draft's are made to fit" in progress
     assert "greedy; ends at token 281" in progress
@@ -96,10 +82,10 @@ def test_prompts_are_continued_in_order_by_the_models_of_two_folders(monkeypatch
     assert printed == "\n\n".join(wholes) + "\n"
 
 
-def test_a_user_is_answered_by_the_chat_template(monkeypatch, capsys, folders):
+def test_a_user_is_answered_by_the_chat_template(run, folders):
     options = ["--target", folders / "target", "--draft", "ngram", "--system", "Brief.", "--chat", "the?"]
     options += ["--max-new-tokens", 6, "--temperature", 0, "--num-draft", 2, "--verify", "sigmoid"]
-    status, reply, progress = run(monkeypatch, capsys, "generate", *options)
+    status, reply, progress = run("generate", *options)
     assert status == 0
     assert "approximate" in progress
     tokenizer = load_tokenizer(folders / "target")
@@ -108,7 +94,7 @@ def test_a_user_is_answered_by_the_chat_template(monkeypatch, capsys, folders):
     assert reply == tokenizer.decode(alone(folders, prompt, 6)[len(prompt) :]) + "\n"
 
 
-def test_an_interrupt_ends_the_line_and_tells_what_was_counted(monkeypatch, capsys, folders):
+def test_an_interrupt_ends_the_line_and_tells_what_was_counted(run, monkeypatch, folders):
     def interrupted(key, prompt, **options):
         tokens = np.concatenate([prompt, [[ord("x") - 33]]], axis=1)
         stats = ss.Stats(*map(jax.numpy.asarray, (1, [1], np.zeros(0, "i"), np.zeros(0, "i"), [0])))
@@ -116,12 +102,12 @@ def test_an_interrupt_ends_the_line_and_tells_what_was_counted(monkeypatch, caps
         raise KeyboardInterrupt
 
     monkeypatch.setattr(generate_module, "stream", interrupted)
-    status, text, progress = run(monkeypatch, capsys, "generate", "--target", folders / "target", "--prompt", "the")
+    status, text, progress = run("generate", "--target", folders / "target", "--prompt", "the")
     assert (status, text) == (130, "thex\n")
     assert "1 tokens in 1 steps of the target" in progress
     assert "longer" not in progress
     options = ["--prompt", "the", "--max-new-tokens", 2047]
-    progress = run(monkeypatch, capsys, "generate", "--target", folders / "target", *options)[2]
+    progress = run("generate", "--target", folders / "target", *options)[2]
     assert "the target was trained on texts of up to 2048 tokens, and this one may become longer" in progress
     assert "there is no drafter: the target decodes alone" in progress
 
@@ -157,13 +143,13 @@ def assert_complains(result, sentence):
         (("dance",), "No such command 'dance'."),
     ],
 )
-def test_a_wrong_option_gets_one_sentence(monkeypatch, capsys, arguments, sentence):
-    assert_complains(run(monkeypatch, capsys, *arguments), sentence)
+def test_a_wrong_option_gets_one_sentence(run, arguments, sentence):
+    assert_complains(run(*arguments), sentence)
 
 
-def test_folders_that_do_not_fit_get_one_sentence(monkeypatch, capsys, folders, tmp_path):
+def test_folders_that_do_not_fit_get_one_sentence(run, folders, tmp_path):
     def complains(sentence, *options, target=folders / "target", prompt="the"):
-        result = run(monkeypatch, capsys, "generate", "--target", target, "--prompt", prompt, *options)
+        result = run("generate", "--target", target, "--prompt", prompt, *options)
         assert_complains(result, sentence)
 
     def without(name, target):
@@ -208,14 +194,14 @@ def test_end_tokens_are_the_checkpoint_s(folders, tmp_path):
     assert ends() == (8, 9)
 
 
-def test_sampling_is_the_checkpoint_s_but_for_what_is_given(monkeypatch, capsys, folders, tmp_path):
+def test_sampling_is_the_checkpoint_s_but_for_what_is_given(run, monkeypatch, folders, tmp_path):
     folder = Path(shutil.copytree(folders / "target", tmp_path / "copy"))
     values = {"do_sample": True, "temperature": 0.5, "top_k": 20, "repetition_penalty": 1.1}
     (folder / "generation_config.json").write_text(json.dumps(values))
     options = ["generate", "--target", folder, "--prompt", "the", "--max-new-tokens", 1, "--top-k", 3]
-    assert_complains(run(monkeypatch, capsys, *options), "repetition_penalty = 1.1, which is not supported")
+    assert_complains(run(*options), "repetition_penalty = 1.1, which is not supported")
     monkeypatch.setattr(generate_module, "stream", lambda *arguments, **options: iter(()))
-    status, _, progress = run(monkeypatch, capsys, *options, "--ignore", "repetition_penalty")
+    status, _, progress = run(*options, "--ignore", "repetition_penalty")
     assert status == 0
     assert "temperature 0.5, top-k 3, top-p 1.0, min-p 0.0; ends at token 281" in progress
 
@@ -255,10 +241,10 @@ def test_a_drafter_s_vocabulary_is_changed_only_where_it_differs(folders):
 # The demo
 
 
-def test_the_demo_shows_a_text_a_race_and_a_check(monkeypatch, capsys):
+def test_the_demo_shows_a_text_a_race_and_a_check(run, monkeypatch):
     monkeypatch.setattr(demo_checks, "NUM_CHECKED", 1024)
     monkeypatch.setattr(demo_checks, "NUM_PROMPTS", 2)
-    status, text, _ = run(monkeypatch, capsys, "demo")
+    status, text, _ = run("demo")
     assert status == 0
     assert "a docstring from a file that was not trained on" in text
     alone, speculative = (re.search(rf"{name} +(\d+) +([\d.]+)", text) for name in ("target alone", "with 2 drafts"))

@@ -1,35 +1,17 @@
 """`specsamp transcribe`: what it writes where, and the one sentence that a wrong option gets."""
 
 import shutil
-import sys
 import wave
 
 import jax
 import pytest
 from whisper_fixture import FIXTURES, LONG, SHORT
 
-from specsamp_jax.cli import main as main_module
 from specsamp_jax.cli import transcribe as transcribe_module
 from specsamp_jax.models import load_module, save_checkpoint
 from specsamp_jax.speech import load_speech, load_wav, transcribe
 
 TARGET, DRAFT = str(FIXTURES / "multilingual"), str(FIXTURES / "distilled")
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    def run(*arguments):
-        """Exit status, standard output and standard error of the command."""
-        monkeypatch.setattr(sys, "argv", ["specsamp", "transcribe", *map(str, arguments)])
-        status = 0
-        try:
-            main_module.main()
-        except SystemExit as error:
-            status = error.code
-        captured = capsys.readouterr()
-        return status, captured.out, captured.err
-
-    return run
 
 
 @pytest.fixture
@@ -46,7 +28,7 @@ def sounds(tmp_path):
 
 
 def test_text_goes_to_standard_output_and_all_else_to_standard_error(run, sounds):
-    status, text, told = run(*sounds, "--target", TARGET, "--draft", DRAFT)
+    status, text, told = run("transcribe", *sounds, "--target", TARGET, "--draft", DRAFT)
     assert status == 0
     target = load_speech(TARGET)
     waveforms = [load_wav(path) for path in sounds]
@@ -65,7 +47,7 @@ def test_text_goes_to_standard_output_and_all_else_to_standard_error(run, sounds
 
 def test_timestamps_are_lines(run, sounds):
     status, text, told = run(
-        sounds[1], "--target", TARGET, "--timestamps", "--language", "en", "--max-new-tokens", "40"
+        "transcribe", sounds[1], "--target", TARGET, "--timestamps", "--language", "en", "--max-new-tokens", "40"
     )
     assert status == 0
     assert "there is no drafter: the target decodes alone" in told
@@ -116,7 +98,7 @@ def test_a_drafter_with_another_encoder_is_told(tmp_path, capsys):
     ],
 )
 def test_a_wrong_option_gets_one_sentence(run, sounds, arguments, sentence):
-    status, text, told = run(*(sounds[0] if argument == "SOUND" else argument for argument in arguments))
+    status, text, told = run("transcribe", *(sounds[0] if argument == "SOUND" else argument for argument in arguments))
     assert status == 2
     assert text == ""
     assert told.splitlines()[-1].startswith("specsamp: ")

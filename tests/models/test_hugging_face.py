@@ -1,4 +1,4 @@
-"""What the transformers library computed with the checkpoints it wrote: see tests/fixtures/make_decoder_fixtures.py.
+"""Decoders against the transformers library, on checkpoints that it wrote (tests/fixtures/make_decoder_fixtures.py).
 
 Logits within 1e-4 of the largest in float32, read at once, token by token, and several at each row's own position;
 greedy text token by token, with speculation and without.
@@ -10,23 +10,25 @@ import os
 import subprocess
 from pathlib import Path
 
+import fixture_files
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
+from fixture_files import assert_near
 from flax import nnx
+from inputs import quick_jit
 from small_llama import SIZES, make_llama
 
 import specsamp_jax as ss
 from specsamp_jax.models import from_nnx, load_checkpoint, load_module, save_checkpoint
 
 ROOT = Path(__file__).parents[2]
-FIXTURES = ROOT / "tests" / "fixtures" / "decoders"
+FIXTURES = fixture_files.FIXTURES / "decoders"
 PEERS_PYTHON = ROOT / ".venv-peers" / "bin" / "python"  # made by bench/peers/make_env.sh
 NAMES = ["llama", "llama_tied", "llama_linear", "llama3", "mistral", "qwen2", "qwen3", "gemma", "gemma2"]
 GREEDY = ["llama", "llama3", "qwen2", "qwen3", "gemma", "gemma2"]
-QUICK = {"xla_backend_optimization_level": 0}  # to compile
 
 TRANSFORMERS = """
 import sys, numpy, torch, transformers
@@ -40,10 +42,8 @@ with torch.no_grad():
 """
 
 
-@functools.cache
 def expected(name):
-    with np.load(FIXTURES / name / "expected.npz") as made:
-        return dict(made)
+    return fixture_files.arrays(f"decoders/{name}/expected.npz")
 
 
 @functools.cache
@@ -51,7 +51,7 @@ def loaded(name):
     return load_checkpoint(FIXTURES / name)
 
 
-@functools.partial(jax.jit, compiler_options=QUICK)
+@quick_jit
 def apply(model, tokens, positions, cache):
     return model.apply_fn(model.params, tokens, positions, cache)
 
@@ -61,15 +61,10 @@ def all_logits(model, tokens):
     return apply(model, jnp.asarray(tokens), positions, model.init_cache_fn(*tokens.shape))[0]
 
 
-def assert_same(logits, wanted, rtol=1e-4):
-    assert np.abs(wanted).max() > 1
-    np.testing.assert_allclose(logits, wanted, rtol=0, atol=rtol * np.abs(wanted).max())
-
-
 @pytest.mark.parametrize("name", NAMES)
 def test_logits_of_a_whole_text(name):
     made = expected(name)
-    assert_same(all_logits(loaded(name), made["tokens"]), made["logits"])
+    assert_near(all_logits(loaded(name), made["tokens"]), made["logits"])
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -79,7 +74,7 @@ def test_logits_one_token_at_a_time(name):
     for t in range(made["tokens"].shape[1]):
         positions = jnp.full((3, 1), t)
         logits, cache = apply(model, made["tokens"][:, t : t + 1], positions, cache)
-        assert_same(logits[:, 0], made["logits"][:, t])
+        assert_near(logits[:, 0], made["logits"][:, t])
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -92,7 +87,7 @@ def test_logits_of_drafts_at_each_rows_own_position_after_rejected_ones(name):
     _, cache = apply(model, prompt, positions, model.init_cache_fn(3, 30))
     positions = lengths[:, None] + np.arange(num)
     logits, _ = apply(model, np.take_along_axis(tokens, positions, 1), jnp.asarray(positions), cache)
-    assert_same(logits, np.take_along_axis(made["logits"], positions[..., None], 1))
+    assert_near(logits, np.take_along_axis(made["logits"], positions[..., None], 1))
 
 
 @pytest.mark.parametrize(
@@ -104,7 +99,7 @@ def test_greedy_text(name, drafter):
     made, target = expected(name), loaded(name)
     options = {"num_draft": 4, "max_new_tokens": 64, "sampling": ss.SamplingParams(temperature=0.0)}
 
-    @functools.partial(jax.jit, compiler_options=QUICK)
+    @quick_jit
     def generate(prompt, target, draft):
         return ss.generate(jax.random.key(0), prompt, target=target, draft=draft, **options)
 
@@ -158,7 +153,7 @@ def test_half_precision(name, dtype, rtol, tmp_path):
     model = load_checkpoint(tmp_path)
     assert {x.dtype for x in jax.tree.leaves(model.params)} == {jnp.dtype(dtype)}
     assert {x.dtype for x in jax.tree.leaves(model.init_cache_fn(1, 1))} == {jnp.dtype(dtype)}
-    assert_same(all_logits(model, made["tokens"]), made["logits"], rtol)
+    assert_near(all_logits(model, made["tokens"]), made["logits"], rtol)
 
 
 @pytest.mark.skipif(not PEERS_PYTHON.exists(), reason="needs the environment that bench/peers/make_env.sh makes")
@@ -169,4 +164,4 @@ def test_our_checkpoint_with_them(name, tmp_path):
     tokens = np.random.default_rng(0).integers(SIZES["vocab_size"], size=(2, 19)).astype(np.int32)
     np.save(tmp_path / "tokens.npy", tokens)
     subprocess.run([PEERS_PYTHON, "-c", TRANSFORMERS, tmp_path], check=True, env={**os.environ, "HF_HUB_OFFLINE": "1"})
-    assert_same(all_logits(load_checkpoint(tmp_path, dtype=jnp.float32), tokens), np.load(tmp_path / "logits.npy"))
+    assert_near(all_logits(load_checkpoint(tmp_path, dtype=jnp.float32), tokens), np.load(tmp_path / "logits.npy"))

@@ -1,21 +1,16 @@
-"""What the tests of Whisper share: the fixtures, and the sounds that they were made of."""
+"""The Whisper fixtures, and the sounds from which they were made."""
 
 import functools
-import json
-import sys
-from pathlib import Path
 
+import fixture_files
 import numpy as np
+from whisper_inputs import texts_and_logits as texts_and_logits
+from whisper_inputs import waveform as waveform
 
 from specsamp_jax.models import load_module
 from specsamp_jax.models.whisper.features import log_mel
 
-FIXTURES = Path(__file__).parents[1] / "fixtures" / "whisper"
-sys.path.append(str(FIXTURES.parent))
-
-from whisper_inputs import texts_and_logits as texts_and_logits  # noqa: E402
-from whisper_inputs import waveform as waveform  # noqa: E402
-
+FIXTURES = fixture_files.FIXTURES / "whisper"
 SHORT = [waveform(1, 1.3), waveform(2, 2.0), waveform(3, 0.7)]
 LONG = [waveform(4, 5.0), waveform(5, 2.7)]
 
@@ -25,15 +20,12 @@ def module(name):
     return load_module(FIXTURES / name, dtype="float32")
 
 
-@functools.cache
 def outputs(name):
-    with np.load(FIXTURES / name / "outputs.npz") as file:
-        return dict(file)
+    return fixture_files.arrays(f"whisper/{name}/outputs.npz")
 
 
-@functools.cache
 def generated(name):
-    return json.loads((FIXTURES / "generated.json").read_text())[name]
+    return fixture_files.values("whisper/generated.json")[name]
 
 
 def windows(name, waveforms):
@@ -41,8 +33,3 @@ def windows(name, waveforms):
     config = module(name).config
     padded = (np.pad(samples, (0, config.num_frames * 160 - samples.size)) for samples in waveforms)
     return np.stack([log_mel(samples, config.num_mel_bins) for samples in padded])
-
-
-def assert_close(value, expected):
-    assert np.abs(expected).max() > 1
-    np.testing.assert_allclose(value, expected, rtol=0, atol=1e-4 * np.abs(expected).max())

@@ -6,12 +6,11 @@ import numpy as np
 import oracle
 import pytest
 import tables
+from inputs import with_uniforms
 
 import specsamp_jax as ss
 from specsamp_jax._types import Uniforms
 from specsamp_jax.rules.block import verify_block
-from specsamp_jax.sampling import draw
-from specsamp_jax.sampling.filters import make_filter
 
 B, V, TILE = 256, 13, 4
 
@@ -54,16 +53,7 @@ def test_the_example_of_the_paper():
 # The core
 
 
-def rule(target_logits, sampling, draft, uniforms):
-    """The block rule on given uniforms, in tiles so narrow that a row of V tokens has several."""
-    draft_logits = target_logits[:, :0] if draft.logits is None else draft.logits
-    filters = make_filter(target_logits, sampling), make_filter(draft_logits, draft.sampling)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(draw, "TILE", TILE)
-        return verify_block(target_logits, filters[0], draft, filters[1], uniforms)
-
-
-jit_rule = jax.jit(rule)
+jit_rule = with_uniforms(verify_block, TILE)
 
 
 def expected_tokens(p, q, tokens, accept, emit):

@@ -5,20 +5,17 @@ import jax.numpy as jnp
 import numpy as np
 import oracle
 import pytest
+from inputs import BELOW_ONE, OFF, as_arrays, in_tiles, with_uniforms
 
 import specsamp_jax as ss
 from specsamp_jax._types import Filter, Uniforms
 from specsamp_jax.rules import sigmoid as sigmoid_rule
-from specsamp_jax.sampling import draw
 from specsamp_jax.sampling import rows as dist
-from specsamp_jax.sampling.filters import make_filter
 
 B, K, V, TILE = 256, 3, 29, 8
 ALPHA, BETA = 1.0, 2.5
 RELEASED = {"alpha": -1e4, "beta": 1e4}
-BELOW_ONE = 1 - 2.0**-24
 
-OFF = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
 SETTINGS = [
     OFF,
     {**OFF, "temperature": 0.7},
@@ -27,32 +24,8 @@ SETTINGS = [
 ]
 
 
-def as_arrays(settings):
-    return ss.SamplingParams(
-        *(
-            np.array([s[name] for s in settings], np.int32 if name == "top_k" else np.float32)
-            for name in ss.SamplingParams._fields
-        )
-    )
-
-
-def rule(alpha, beta):
-    """The rule with its uniforms given, in tiles so narrow that a row of V tokens has several."""
-
-    @jax.jit
-    def rule(target_logits, sampling, draft, uniforms):
-        draft_logits = target_logits[:, :0] if draft.logits is None else draft.logits
-        filters = make_filter(target_logits, sampling), make_filter(draft_logits, draft.sampling)
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(draw, "TILE", TILE)
-            return sigmoid_rule.verify_sigmoid(
-                target_logits, filters[0], draft, filters[1], uniforms, alpha=alpha, beta=beta
-            )
-
-    return rule
-
-
-narrow_rule, released_rule = rule(ALPHA, BETA), rule(**RELEASED)
+narrow_rule = with_uniforms(sigmoid_rule.verify_sigmoid, TILE, alpha=ALPHA, beta=BETA)
+released_rule = with_uniforms(sigmoid_rule.verify_sigmoid, TILE, **RELEASED)
 
 
 @pytest.fixture(scope="module")
@@ -146,11 +119,9 @@ def emitted(alpha, beta):
     rows = [np.tile(z, (NUM_DRAWS, 1, 1)) for z in (Z_P, Z_Q)]
 
     def step(key, target_logits, tokens, logits):
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(draw, "TILE", 2)
-            return ss.verify_sigmoid(key, target_logits, ss.Draft(tokens, logits), alpha=alpha, beta=beta).tokens
+        return ss.verify_sigmoid(key, target_logits, ss.Draft(tokens, logits), alpha=alpha, beta=beta).tokens
 
-    return jax.jit(step)(jax.random.key(0), rows[0], tokens, rows[1]), np.array(q)
+    return in_tiles(2, step)(jax.random.key(0), rows[0], tokens, rows[1]), np.array(q)
 
 
 def test_what_is_emitted_follows_the_papers_law(assert_law):

@@ -8,18 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import oracle
 import pytest
+from inputs import BELOW_ONE, OFF, as_arrays, with_uniforms
 
 import specsamp_jax as ss
 from specsamp_jax._types import Uniforms
 from specsamp_jax.rules.token import verify_token
-from specsamp_jax.sampling import draw
-from specsamp_jax.sampling.filters import make_filter
 
 B, K, V, TILE = 256, 3, 29, 8
-BELOW_ONE = 1 - 2.0**-24
-"""The largest uniform there is."""
-
-OFF = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
 SETTINGS = [
     OFF,
     {**OFF, "temperature": 0.7},
@@ -32,25 +27,7 @@ SETTINGS = [
 ]
 
 
-def rule(target_logits, sampling, draft, uniforms):
-    """The token rule with its uniforms given, in tiles so narrow that a row of V tokens has several."""
-    draft_logits = target_logits[:, :0] if draft.logits is None else draft.logits
-    filters = make_filter(target_logits, sampling), make_filter(draft_logits, draft.sampling)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(draw, "TILE", TILE)
-        return verify_token(target_logits, filters[0], draft, filters[1], uniforms)
-
-
-jit_rule = jax.jit(rule)
-
-
-def as_arrays(settings):
-    return ss.SamplingParams(
-        *(
-            jnp.array([s[name] for s in settings], jnp.int32 if name == "top_k" else jnp.float32)
-            for name in ss.SamplingParams._fields
-        )
-    )
+jit_rule = with_uniforms(verify_token, TILE)
 
 
 def numpy_verification(result):

@@ -7,14 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import oracle
 import pytest
+from inputs import OFF, as_arrays, in_tiles
 
 import specsamp_jax as ss
-from specsamp_jax.sampling import draw, streams
+from specsamp_jax.sampling import streams
 
 NUM_DRAWS, V, K = 200_000, 4, 2
 TILE = 2
 
-OFF = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
 FILTERED = {"temperature": 0.8, "top_k": 3, "top_p": 0.95, "min_p": 0.05}
 WARM = {**OFF, "temperature": 1.5}
 GREEDY = {**OFF, "temperature": 0.0}
@@ -44,21 +44,8 @@ def law_of(table, setting):
     )
 
 
-def as_arrays(setting):
-    return ss.SamplingParams(*(jnp.asarray(setting[name]) for name in ss.SamplingParams._fields))
-
-
-def compiled(fn):
-    """`fn` compiled with tiles of two tokens: a row of four has two of them, and no room for 1,024 tokens."""
-
-    def traced(*args):
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(draw, "TILE", TILE)
-            return fn(*args)
-
-    return jax.jit(traced)
-
-
+# A row of four tokens has two tiles, and memory is not filled with tiles of 1,024.
+compiled = functools.partial(in_tiles, TILE)
 row_keys = jax.jit(streams.row_keys, static_argnums=1)
 verify = compiled(ss.verify)
 

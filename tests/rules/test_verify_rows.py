@@ -1,11 +1,10 @@
 """What a row emits depends on that row alone; one function whatever transforms it, and whatever its types."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from inputs import quick_jit
 
 import specsamp_jax as ss
 
@@ -13,8 +12,6 @@ B, K = 8, 3
 
 step = jax.jit(ss.verify)
 sample = jax.jit(ss.sample)
-# Where no bit depends on what the compiler makes of it, it need not take its time.
-quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 quick_step, quick_sample = quick_jit(ss.verify), quick_jit(ss.sample)
 
 

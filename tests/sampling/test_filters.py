@@ -1,6 +1,5 @@
 """Temperature, top-k, top-p and min-p, against the oracle's distributions."""
 
-import functools
 import itertools
 
 import jax
@@ -8,12 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import oracle
 import pytest
+from inputs import OFF, as_arrays, quick_jit
 
 import specsamp_jax as ss
 from specsamp_jax.sampling import rows as dist
 from specsamp_jax.sampling.filters import make_filter
 
-OFF = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
 LOWEST = float(np.finfo(np.float32).min)
 HIGHEST = float(np.finfo(np.float32).max)
 B, V = 160, 23
@@ -26,8 +25,7 @@ def probs(logits, sampling):
 
 
 jit_probs = jax.jit(probs)
-# Where the same was compiled with all its optimisations, once is enough.
-quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+# The fully optimised program is tested too.
 quick_probs = quick_jit(probs)
 
 
@@ -39,15 +37,6 @@ def probs_of(rows, settings, dtype=jnp.float32):
     result = jit_probs(jnp.asarray(logits, dtype), as_arrays([*settings, *[OFF] * (B - len(rows))]))
     assert not np.any(result[: len(rows), rows.shape[1] :])
     return np.asarray(result[: len(rows), : rows.shape[1]])
-
-
-def as_arrays(settings):
-    return ss.SamplingParams(
-        *(
-            jnp.array([s[name] for s in settings], jnp.int32 if name == "top_k" else jnp.float32)
-            for name in ss.SamplingParams._fields
-        )
-    )
 
 
 def possible(logits, setting):

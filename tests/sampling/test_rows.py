@@ -5,15 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import oracle
 import pytest
+from inputs import BELOW_ONE
 
 import specsamp_jax as ss
 from specsamp_jax._types import Filter
 from specsamp_jax.sampling import draw
 from specsamp_jax.sampling import rows as dist
 from specsamp_jax.sampling.filters import make_filter
-
-BELOW_ONE = 1 - 2.0**-24
-"""The largest uniform there is."""
 
 sample_index = jax.jit(draw.sample_index)
 target_rows = jax.jit(dist.target_rows)
