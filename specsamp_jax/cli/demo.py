@@ -1,4 +1,4 @@
-"""`specsamp demo`: a text as it is accepted, a race against the target alone, a check of the law."""
+"""`specsamp demo`: shows a text as it is accepted, its speed, and a check of its distribution."""
 
 import time
 
@@ -7,16 +7,16 @@ import jax
 
 from specsamp_jax.cli import demo_checks
 from specsamp_jax.cli.pair import load_pair
-from specsamp_jax.cli.shared import doing, primed, table
+from specsamp_jax.cli.shared import doing, primed, seed_option, table
 
-FALSE_ALARM = 1e-3  # how often the demo may cry wolf, over seeds
+FALSE_ALARM = 1e-3  # share of seeds at which the check fails although the distribution is right
 COLOURS = {"accepted": "green", "residual": "red", "bonus": "cyan"}
 
 
 @click.command("demo")
-@click.option("--seed", type=click.IntRange(0, 2**31 - 1), default=0, show_default=True, help="Of all the chance.")
+@seed_option
 def demo_command(seed: int) -> None:
-    """Continue a held-out docstring, measure the gain, and check that the text is the target's own."""
+    """Continue a held-out docstring, measure the gain, and check the distribution of the text."""
     began = time.perf_counter()
     with doing("loading the trained pair"):
         pair = load_pair()
@@ -25,7 +25,7 @@ def demo_command(seed: int) -> None:
     with doing("compiling the speculative step"):
         pieces = primed(demo_checks.continuation(pair, first.tokens, jax.random.key(seed)))
     click.echo(f"\n{click.style(first.name, bold=True)}, a docstring from a file that was not trained on,")
-    click.echo(f"continued at temperature 1, {demo_checks.NUM_DRAFT} drafts a step:")
+    click.echo(f"continued at temperature 1, {demo_checks.NUM_DRAFT} drafts per step:")
     click.echo("  ".join(["the prompt", *(click.style(kind, fg=colour) for kind, colour in COLOURS.items())]) + "\n")
     click.echo(first.text, nl=False)
     for text, kind in pieces:
@@ -38,18 +38,18 @@ def demo_command(seed: int) -> None:
         check = demo_checks.check_exactness(pair, first.tokens, seed)
 
     click.echo(f"\nOn {jax.devices()[0].device_kind}, one prompt at a time, {demo_checks.NEW_TOKENS} tokens each:\n")
-    runs = [(run.name, f"{run.tokens_a_second:.0f}", f"{run.tokens_a_step:.2f}") for run in (speculative, alone)]
-    table([("", "tokens a second", "tokens a step"), *runs])
-    gain = speculative.tokens_a_second / alone.tokens_a_second
+    runs = [(run.name, f"{run.tokens_per_second:.0f}", f"{run.tokens_per_step:.2f}") for run in (speculative, alone)]
+    table([("", "tokens per second", "tokens per step"), *runs])
+    gain = speculative.tokens_per_second / alone.tokens_per_second
     click.echo(f"\nSpeculation was {gain:.2f} times as fast as the target alone.")
     if gain < 1:
         click.echo("That is slower: here a pass over several tokens costs more than the accepted drafts save.")
     positions = [str(i + 1) for i in range(len(speculative.acceptance))]
     click.echo()
     table([("draft position", *positions), ("accepted", *(f"{rate:.2f}" for rate in speculative.acceptance))])
-    click.echo(f"\nIs it the target's own distribution? {check.num_samples:,} tokens after one context:\n")
+    click.echo(f"\nDoes the text have the target's own distribution? {check.num_samples:,} tokens after one context:\n")
     table([("token", "counted", "expected"), *check.rows(pair.tokenizer)])
-    verdict = "nothing speaks against it" if check.p_value > FALSE_ALARM else "it is NOT"
+    verdict = "no evidence of a difference" if check.p_value > FALSE_ALARM else "the distributions DIFFER"
     click.echo(
         f"\nchi-square {check.statistic:.1f} on {check.degrees} degrees of freedom, p = {check.p_value:.3f}: {verdict}"
     )

@@ -1,4 +1,4 @@
-"""What `specsamp demo` shows: a text as it is accepted, a race against the target alone, a check of the law."""
+"""Parts of `specsamp demo`: a text as it is accepted, a race against the target alone, a chi-square test."""
 
 import functools
 import time
@@ -14,6 +14,7 @@ from tokenizers import Tokenizer
 from specsamp_jax._types import Stats
 from specsamp_jax.cli import docstrings
 from specsamp_jax.cli.pair import Pair
+from specsamp_jax.cli.shared import check_target
 from specsamp_jax.decoding.generate import generate
 from specsamp_jax.decoding.stats import accepted_by_position
 from specsamp_jax.decoding.step import init, step
@@ -25,7 +26,7 @@ NUM_CHECKED, ROWS_AT_ONCE = 8192, 256
 
 
 class Prompt(NamedTuple):
-    """The beginning of a docstring that the pair was not trained on."""
+    """The beginning of a docstring that was not in the training data."""
 
     name: str
     text: str
@@ -33,7 +34,7 @@ class Prompt(NamedTuple):
 
 
 def held_out_prompts(pair: Pair, seed: int) -> list[Prompt]:
-    """The first tokens of some held-out docstrings of the Python and the NumPy installed here."""
+    """Returns the first tokens of some held-out docstrings of the installed Python and NumPy."""
     long_enough = []
     for document in docstrings.held_out_docstrings():
         tokens = pair.encode(document.text)
@@ -45,7 +46,7 @@ def held_out_prompts(pair: Pair, seed: int) -> list[Prompt]:
 
 
 def continuation(pair: Pair, tokens: Sequence[int], key: jax.Array) -> Iterator[tuple[str, str]]:
-    """Yields pieces of text as they are emitted, each with what it is: accepted, residual or bonus."""
+    """Yields pieces of text as they are emitted, each with its origin: accepted, residual or bonus."""
     state = init(
         jnp.asarray([tokens]),
         target=pair.target,
@@ -64,7 +65,7 @@ def continuation(pair: Pair, tokens: Sequence[int], key: jax.Array) -> Iterator[
         last = "bonus" if info.num_accepted[0] == info.num_drafted[0] else "residual"
         for i, token in enumerate(info.tokens[0, : int(info.num_tokens[0])].tolist()):
             kind = "accepted" if i < info.num_accepted[0] else last
-            # A token may be a part of a character: the stream hands out whole ones.
+            # A token may be part of a character: the stream returns whole characters.
             if text := stream.push([token]):
                 yield text, kind
     if text := stream.flush():
@@ -72,16 +73,16 @@ def continuation(pair: Pair, tokens: Sequence[int], key: jax.Array) -> Iterator[
 
 
 class Run(NamedTuple):
-    """What one way of decoding did on all prompts."""
+    """Measurements of one way of decoding, over all prompts."""
 
     name: str
-    tokens_a_second: float
-    tokens_a_step: float
+    tokens_per_second: float
+    tokens_per_step: float
     acceptance: list[float]
 
 
 def race(pair: Pair, prompts: Sequence[Prompt], seed: int) -> tuple[Run, Run]:
-    """The prompts continued with speculation and by the target alone, one prompt after the other, in turns."""
+    """Continues each prompt with speculation and then with the target alone, and measures both."""
     runners = {
         f"with {NUM_DRAFT} drafts": functools.partial(generate, draft=pair.drafter, num_draft=NUM_DRAFT),
         "target alone": functools.partial(generate, draft=None),
@@ -106,15 +107,17 @@ def race(pair: Pair, prompts: Sequence[Prompt], seed: int) -> tuple[Run, Run]:
 
 
 def _summary(name: str, seconds: float, stats: Sequence[Stats]) -> Run:
+    for each in stats:
+        check_target(each)
     emitted = sum(int(s.num_emitted.sum()) for s in stats)
     drafted = np.sum([s.num_drafted for s in stats], axis=0)
     accepted = np.sum([s.num_accepted for s in stats], axis=0)
-    tokens_a_step = emitted / sum(int(s.num_steps) for s in stats)
-    return Run(name, emitted / seconds, tokens_a_step, accepted_by_position(drafted, accepted))
+    tokens_per_step = emitted / sum(int(s.num_steps) for s in stats)
+    return Run(name, emitted / seconds, tokens_per_step, accepted_by_position(drafted, accepted))
 
 
 class Check(NamedTuple):
-    """Counts of the first emitted token after one context, beside the target's own distribution."""
+    """Counts of the first token emitted after one context, and the counts expected from the target."""
 
     counts: np.ndarray
     expected: np.ndarray
@@ -124,11 +127,11 @@ class Check(NamedTuple):
 
     @property
     def num_samples(self) -> int:
-        """Tokens that were counted."""
+        """Returns the number of tokens counted."""
         return int(self.counts.sum())
 
     def rows(self, tokenizer: Tokenizer) -> Iterator[tuple[str, str, str]]:
-        """The likeliest tokens, their counts and what was expected, and all the others together."""
+        """Yields the most probable tokens with their counts and expected counts, then all others together."""
         top = np.argsort(-self.expected)[:6]
         for token in top:
             yield repr(tokenizer.decode([int(token)])), f"{self.counts[token]:,}", f"{self.expected[token]:,.1f}"
@@ -137,10 +140,10 @@ class Check(NamedTuple):
 
 
 def check_exactness(pair: Pair, tokens: Sequence[int], seed: int) -> Check:
-    """Counts the first token of many speculative steps after one context; Pearson's chi-square.
+    """Tests the first token of many speculative steps after one context with Pearson's chi-square.
 
-    The expectation is a softmax in float64 of the target's logits, and goes through none of the sampling code.
-    Tokens expected fewer than five times are counted as one.
+    The expected counts are a softmax in float64 of the target's logits, which uses none of the sampling code.
+    Tokens expected fewer than five times are merged into one cell.
     """
     prompt = jnp.broadcast_to(jnp.asarray(tokens), (ROWS_AT_ONCE, len(tokens)))
 
@@ -162,7 +165,7 @@ def check_exactness(pair: Pair, tokens: Sequence[int], seed: int) -> Check:
     counts = np.bincount(np.ravel(first_tokens(keys, pair.target, pair.drafter)), minlength=len(probs))
     expected = probs / probs.sum() * counts.sum()
     rare = expected < 5
-    observed, wanted = (np.append(x[~rare], x[rare].sum()) for x in (counts, expected))
-    statistic, degrees = float(((observed - wanted) ** 2 / wanted).sum()), len(wanted) - 1
+    observed, expectation = (np.append(x[~rare], x[rare].sum()) for x in (counts, expected))
+    statistic, degrees = float(((observed - expectation) ** 2 / expectation).sum()), len(expectation) - 1
     p_value = float(jax.scipy.special.gammaincc(degrees / 2, statistic / 2))
     return Check(counts, expected, statistic, degrees, p_value)

@@ -1,5 +1,6 @@
-"""What `specsamp generate` does: models and tokenizer from folders, texts in order, and what was counted."""
+"""Parts of `specsamp generate`: loads models and tokenizer, orders the texts of a batch, and counts tokens."""
 
+import sys
 import time
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -7,29 +8,32 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from specsamp_jax._files import read_json
+from specsamp_jax._files import decode, read_json, read_setting, whole_number
 from specsamp_jax._types import Generation, Model, SamplingParams, Stats
 from specsamp_jax.cli.pair import ASSETS
+from specsamp_jax.cli.shared import acceptance_line, check_target, warn_about_draft
 from specsamp_jax.decoding.drafters import Drafter, NGramDrafter
-from specsamp_jax.decoding.stats import accepted_by_position
 from specsamp_jax.models import load_checkpoint, load_generation_config, vocab_size, with_vocab_size
 from specsamp_jax.text import CheckpointTokenizer, TextStream, check_vocabularies, load_tokenizer
 
 NGRAM = "ngram"
-"""Stands where a drafter's folder would, for drafts from the text's own n-grams."""
+"""Value of `--draft` for drafts from the n-grams of the text itself."""
+
+_MAX_PROMPT_BYTES = 1 << 26
 
 
 class Setup(NamedTuple):
-    """What a text is made with.
+    """Models, tokenizer and settings of a generation.
 
     Attributes:
-      target: The model.
-      draft: Who proposes, if anybody.
-      tokenizer: Of both.
-      sampling: As the target's folder wants it.
+      target: The target.
+      draft: The drafter, if there is one.
+      tokenizer: The tokenizer of both.
+      sampling: The sampling parameters in the target's folder.
       eos_token: The end tokens, possibly none.
-      max_length: The longest text that the target was trained on, where its folder says so.
-      notes: What is worth knowing about it, in sentences.
+      max_length: The longest text that the target was trained on, if its config.json states it.
+      num_heads: The attention heads of each model.
+      notes: Messages about the models, in sentences.
     """
 
     target: Model
@@ -38,6 +42,7 @@ class Setup(NamedTuple):
     sampling: SamplingParams
     eos_token: tuple[int, ...]
     max_length: int | None
+    num_heads: tuple[int, ...]
     notes: list[str]
 
 
@@ -54,12 +59,12 @@ def load(
     Args:
       target: A checkpoint's folder. None: the trained pair that comes with the package.
       draft: A checkpoint's folder, `NGRAM`, or None for the target alone (with the trained pair: its drafter).
-      tokenizer: The folder of the tokenizer of both, where it is not the target's own.
-      dtype: What the models compute in. None: the type of their files; with the trained pair, float32.
-      ignore: Settings of the target's generation_config.json that are left out.
+      tokenizer: The folder of the tokenizer of both. None: the target's.
+      dtype: The dtype of the computation. None: the dtype of the files; with the trained pair, float32.
+      ignore: Settings of the target's generation_config.json to leave out.
 
     Raises:
-      ValueError: A folder is missing or broken, or the two do not share a vocabulary.
+      ValueError: A folder is missing or broken, or the two models do not share a vocabulary.
     """
     if target is None:
         target, tokenizer = ASSETS / "target", ASSETS
@@ -69,7 +74,7 @@ def load(
         if folder is not None and not folder.is_dir():
             raise ValueError(f"{option} must be a folder, but there is no {folder}.")
     notes = []
-    # What is small is read first: a mistake is told before gigabytes are.
+    # Small files are read first, so that mistakes are found before gigabytes are read.
     text = load_tokenizer(tokenizer or target)
     sampling, eos_token = load_generation_config(target, ignore=ignore)
     if not eos_token and text.eos_token is not None:
@@ -78,25 +83,55 @@ def load(
         if (draft_folder / "tokenizer.json").exists():
             check_vocabularies(text.tokenizer, load_tokenizer(draft_folder).tokenizer)
         else:
-            notes.append(f"{draft_folder} has no tokenizer.json: its tokens are taken to be the target's")
+            notes.append(f"{draft_folder} has no tokenizer.json: its tokens are assumed to be the target's")
     model = load_checkpoint(target, dtype=dtype)
-    max_length = read_json(target / "config.json").get("max_position_embeddings")
+    max_length, num_heads = _read_sizes(target / "config.json")
     if draft_folder is None:
         if draft is None:
             notes.append("there is no drafter: the target decodes alone")
         drafter = NGramDrafter() if draft == NGRAM else None
-        return Setup(model, drafter, text, sampling, eos_token, max_length, notes)
+        return Setup(model, drafter, text, sampling, eos_token, max_length, (num_heads,), notes)
     drafter, size = load_checkpoint(draft_folder, dtype=dtype), vocab_size(model)
     if vocab_size(drafter) != size:
         notes.append(f"the target has {size} logits and the draft {vocab_size(drafter)}: the draft's are made to fit")
-    return Setup(model, with_vocab_size(drafter, size), text, sampling, eos_token, max_length, notes)
+    heads = (num_heads, _read_sizes(draft_folder / "config.json")[1])
+    return Setup(model, with_vocab_size(drafter, size), text, sampling, eos_token, max_length, heads, notes)
+
+
+def _read_sizes(file: Path) -> tuple[int | None, int]:
+    """The longest text and the attention heads of a model whose config.json was accepted."""
+    config = read_json(file)
+    max_length = read_setting(config, "max_position_embeddings", whole_number(1), source=file)
+    return max_length, read_setting(config, "num_attention_heads", whole_number(1), source=file)
+
+
+def read_prompt(file: Path) -> str:
+    """Returns the text of a prompt file, which may be a pipe; `-` is standard input.
+
+    Raises:
+      ValueError: The file cannot be read, is too large for a prompt, or is not text in UTF-8.
+    """
+    name = "standard input" if str(file) == "-" else str(file)
+    try:
+        if str(file) != "-":
+            with file.open("rb") as opened:
+                content = opened.read(_MAX_PROMPT_BYTES + 1)
+        elif sys.stdin is None:
+            raise ValueError("--prompt-file - needs standard input, which is closed.")
+        else:
+            content = sys.stdin.buffer.read(_MAX_PROMPT_BYTES + 1)
+    except OSError as error:
+        raise ValueError(f"--prompt-file {name!r}: {error.strerror}.") from error
+    if len(content) > _MAX_PROMPT_BYTES:
+        raise ValueError(f"--prompt-file {name!r} must have at most {_MAX_PROMPT_BYTES:,} bytes, and has more.")
+    return decode(content, f"--prompt-file {name!r}")
 
 
 def pad(prompts: Sequence[Sequence[int]], num_tokens: int) -> tuple[np.ndarray, np.ndarray]:
-    """Prompts as one array, with their lengths.
+    """Returns prompts as one array, padded with token 0, and their lengths.
 
     Raises:
-      ValueError: A prompt has a token that a model of `num_tokens` tokens does not know.
+      ValueError: A prompt has a token outside the model's vocabulary of `num_tokens`.
     """
     largest = max(map(max, prompts))
     if largest >= num_tokens:
@@ -111,13 +146,13 @@ def pad(prompts: Sequence[Sequence[int]], num_tokens: int) -> tuple[np.ndarray, 
 def in_order(
     generations: Iterable[Generation], streams: Sequence[TextStream], lengths: Sequence[int]
 ) -> Iterator[tuple[int, str]]:
-    """Yields each row's number with the next piece of its text, all of one row before the next.
+    """Yields the index of a row with the next piece of its text, all pieces of a row before the next row.
 
-    The first row that is not finished is handed out as it grows, and the others wait for it.
+    The first unfinished row is yielded as it grows, and the pieces of later rows wait.
 
     Args:
-      generations: What `stream` yields.
-      streams: One a row.
+      generations: The items of `stream`.
+      streams: One per row.
       lengths: Tokens of each prompt.
     """
     waiting, lengths, current = [""] * len(streams), list(lengths), 0
@@ -125,7 +160,7 @@ def in_order(
         tokens, grown = np.asarray(result.tokens), np.asarray(result.lengths).tolist()
         for row, stream in enumerate(streams):
             waiting[row] += stream.push(tokens[row, lengths[row] : grown[row]].tolist())
-        # Only a row that is finished gains nothing in a step.
+        # A row that gains nothing in a step is finished.
         while current < len(streams) - 1 and grown[current] == lengths[current]:
             yield current, waiting[current] + streams[current].flush()
             current += 1
@@ -137,7 +172,11 @@ def in_order(
 
 
 class Meter:
-    """Passes on what a decoding loop yields, and times it; the first step compiles and is timed apart."""
+    """Iterates over a decoding loop and times it; the first step compiles and is timed separately.
+
+    Raises:
+      ClickException: The target gave a degenerate row.
+    """
 
     def __init__(self, generations: Iterable[Generation]):
         self._generations = generations
@@ -148,32 +187,31 @@ class Meter:
     def __iter__(self) -> Iterator[Generation]:
         for result in self._generations:
             self._stats, self._last = result.stats, time.perf_counter()
+            check_target(self._stats)
             if int(self._stats.num_steps) == 1:
                 self._first, self._tokens_of_first = self._last, int(self._stats.num_emitted.sum())
             yield result
 
     def summary(self) -> list[str]:
-        """What was counted so far, in lines."""
+        """Returns the counts so far, in lines."""
         if self._stats is None:
             return ["nothing was emitted"]
         emitted, steps = int(self._stats.num_emitted.sum()), int(self._stats.num_steps)
         seconds = self._last - self._first
-        rate = f"{(emitted - self._tokens_of_first) / seconds:.0f} tokens a second, " if steps > 1 else ""
-        lines = [
-            f"{emitted} tokens in {steps} steps of the target, {emitted / steps:.2f} a step; "
-            f"{rate}after {self._first - self._began:.1f} s for the first step and its compilation"
+        rate = f"{(emitted - self._tokens_of_first) / seconds:.0f} tokens per second, " if steps > 1 else ""
+        warn_about_draft(self._stats)
+        acceptance = acceptance_line(self._stats)
+        return [
+            f"{emitted} tokens in {steps} steps of the target, {emitted / steps:.2f} per step; "
+            f"{rate}after {self._first - self._began:.1f} s for the first step and its compilation",
+            *([] if acceptance is None else [acceptance]),
         ]
-        drafted, accepted = np.asarray(self._stats.num_drafted), np.asarray(self._stats.num_accepted)
-        if drafted.sum():
-            rates = " ".join(f"{rate:.2f}" for rate in accepted_by_position(drafted, accepted))
-            counts = f"{drafted.sum()} tokens drafted, {accepted.sum()} accepted"
-            lines.append(f"{counts}; by position, where all before were: {rates}")
-        return lines
 
 
 def describe(sampling: SamplingParams, eos_token: Sequence[int]) -> str:
-    """How a text is sampled and ended, in one line."""
+    """Returns the sampling parameters and end tokens in one line."""
     fields: dict[str, Any] = sampling._asdict()
-    how = ", ".join(f"{name.replace('_', '-')} {value}" for name, value in fields.items())
-    how = "greedy" if fields["temperature"] == 0 else how
-    return f"{how}; ends at token {' or '.join(map(str, eos_token))}" if eos_token else f"{how}; no end token"
+    parameters = ", ".join(f"{name.replace('_', '-')} {value}" for name, value in fields.items())
+    parameters = "greedy" if fields["temperature"] == 0 else parameters
+    ends = f"ends at token {' or '.join(map(str, eos_token))}" if eos_token else "no end token"
+    return f"{parameters}; {ends}"

@@ -9,6 +9,7 @@ from tokenizers import Tokenizer
 from specsamp_jax._types import Model
 from specsamp_jax.cli import docstrings
 from specsamp_jax.models import load_checkpoint
+from specsamp_jax.text.tokenizer_file import read_tokenizer
 
 ASSETS = Path(__file__).parent / "assets"
 """The folder of the tokenizer, and of `target` and `drafter`, both checkpoints in Hugging Face's layout."""
@@ -44,7 +45,7 @@ def load_pair() -> Pair:
       >>> pair.encode("Return the"), pair.tokenizer.decode([843, 269])
       ([0, 843, 269], 'Return the')
     """
-    tokenizer = Tokenizer.from_file(str(docstrings.TOKENIZER_FILE))
+    tokenizer = read_tokenizer(docstrings.TOKENIZER_FILE)
     (end_token,) = tokenizer.encode(docstrings.END_TOKEN).ids
     target, drafter = (load_checkpoint(ASSETS / name, dtype=jnp.float32) for name in ("target", "drafter"))
     return Pair(target, drafter, tokenizer, end_token)

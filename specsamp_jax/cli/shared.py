@@ -1,30 +1,106 @@
-"""Output shared by the subcommands: progress on standard error, tables."""
+"""Option types, messages and checks that the subcommands share."""
 
 import itertools
+import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 import click
+import numpy as np
+
+from specsamp_jax._types import DEGENERATE_DRAFT, DEGENERATE_TARGET, Stats
+from specsamp_jax.decoding.stats import accepted_by_position
+
+DTYPES = ("float32", "bfloat16", "float16")
+FOLDER = click.Path(path_type=Path)
+TOP_K = click.IntRange(0, 2**31 - 1)
+
+
+class Text(click.ParamType):
+    """A text; refuses bytes on the command line that are not text."""
+
+    name = "text"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Returns the text."""
+        try:
+            value.encode("utf-8")
+        except UnicodeEncodeError as error:
+            self.fail(f"byte {ord(value[error.start]) & 0xFF:#04x} in {value!r} is not text in UTF-8.", param, ctx)
+        return value
+
+
+class FiniteRange(click.FloatRange):
+    """A range of numbers without NaN and infinity."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Returns the number."""
+        number = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value} is not a finite number.", param, ctx)
+        return number
+
+
+def seed_option(command: Callable[..., None]) -> Callable[..., None]:
+    """Adds `--seed`."""
+    seeds = click.IntRange(0, 2**31 - 1)
+    return click.option("--seed", type=seeds, default=0, show_default=True, help="Random seed.")(command)
+
+
+def say(message: str) -> None:
+    """Writes a message to standard error; standard output is for text."""
+    click.secho(message, err=True, dim=True)
 
 
 @contextmanager
-def doing(what: str) -> Iterator[None]:
-    """Says on standard error what takes its time, and how long it took."""
-    click.secho(f"{what} ... ", nl=False, err=True, dim=True)
+def doing(task: str) -> Iterator[None]:
+    """Writes to standard error the name of a task, and the seconds it took when it is done."""
+    click.secho(f"{task} ... ", nl=False, err=True, dim=True)
     began = time.perf_counter()
     yield
-    click.secho(f"{time.perf_counter() - began:.1f} s", err=True, dim=True)
+    say(f"{time.perf_counter() - began:.1f} s")
 
 
 def primed(items: Iterator[tuple[str, str]]) -> Iterator[tuple[str, str]]:
-    """The same items, the first of them made at once."""
+    """Returns the same items after computing the first."""
     return itertools.chain(list(itertools.islice(items, 1)), items)
 
 
 def table(rows: Sequence[Sequence[str]]) -> None:
-    """Prints rows in columns, the first to the left and the others to the right."""
+    """Prints rows in columns, the first aligned left and the others right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for first, *others in rows:
         cells = [first.ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True))]
         click.echo("  " + "   ".join(cells).rstrip())
+
+
+def acceptance_line(stats: Stats) -> str | None:
+    """Returns the drafts of a decoding loop in one line; None if there were none."""
+    drafted, accepted = np.asarray(stats.num_drafted), np.asarray(stats.num_accepted)
+    if not drafted.sum():
+        return None
+    rates = " ".join(f"{rate:.2f}" for rate in accepted_by_position(drafted, accepted))
+    return (
+        f"{drafted.sum()} tokens drafted, {accepted.sum()} accepted; by position, given that all before were accepted: "
+        f"{rates}"
+    )
+
+
+def check_target(stats: Stats, name: str = "text") -> None:
+    """Raises ClickException if the target gave a degenerate row: its tokens are then not samples of anything."""
+    rows = np.flatnonzero(np.asarray(stats.status) & DEGENERATE_TARGET)
+    if rows.size:
+        numbers = ", ".join(str(row + 1) for row in rows)
+        raise click.ClickException(
+            f"the target's logits for {name} {numbers} hold NaN or +inf, or are all -inf: there is nothing to sample "
+            "from. Its weights may be damaged, or too large for the dtype."
+        )
+
+
+def warn_about_draft(stats: Stats) -> None:
+    """Writes a message if the drafter gave a degenerate row; the text has the target's distribution all the same."""
+    if (np.asarray(stats.status) & DEGENERATE_DRAFT).any():
+        say("the drafter's logits hold NaN or +inf, or are all -inf, at some steps: those drafts were rejected")

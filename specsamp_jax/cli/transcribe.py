@@ -1,4 +1,4 @@
-"""`specsamp transcribe`: text to standard output, all else to standard error."""
+"""`specsamp transcribe`: writes text to standard output, and messages to standard error."""
 
 import time
 from pathlib import Path
@@ -8,29 +8,36 @@ import jax
 import numpy as np
 
 from specsamp_jax._types import SamplingParams, Stats
+from specsamp_jax.cli.shared import (
+    DTYPES,
+    FOLDER,
+    FiniteRange,
+    acceptance_line,
+    check_target,
+    say,
+    seed_option,
+    warn_about_draft,
+)
 from specsamp_jax.models.whisper.checkpoint import share_encoder
 from specsamp_jax.models.whisper.features import SAMPLE_RATE
 from specsamp_jax.speech import Segment, Speech, check_pair, load_speech, load_wav, transcribe
 
-DTYPES = ["float32", "bfloat16", "float16"]
-FOLDER = click.Path(path_type=Path)
-
 
 @click.command("transcribe")
 @click.argument("audio", nargs=-1, required=True, type=FOLDER)
-@click.option("--target", required=True, type=FOLDER, help="A folder with a Whisper in Hugging Face's layout.")
-@click.option(
-    "--draft", type=FOLDER, help="One with a smaller Whisper of the same vocabulary; the target alone if none."
-)
-@click.option("--language", help="A code such as en. Detected unless given; English-only models take none.")
-@click.option("--task", type=click.Choice(["transcribe", "translate"]), help="English-only models take none.")
-@click.option("--timestamps", is_flag=True, help="One line a segment, with its times.")
-@click.option("--num-draft", type=click.IntRange(1, 32), default=5, show_default=True)
-@click.option("--temperature", type=click.FloatRange(0), default=0.0, show_default=True, help="0 is greedy.")
+@click.option("--target", required=True, type=FOLDER, help="Folder of a Whisper checkpoint in Hugging Face's layout.")
+@click.option("--draft", type=FOLDER, help="Folder of a smaller Whisper with the same vocabulary. Default: no drafter.")
+@click.option("--language", help="A code such as en. Default: detected. Not for English-only models.")
+@click.option("--task", type=click.Choice(["transcribe", "translate"]), help="Not for English-only models.")
+@click.option("--timestamps", is_flag=True, help="Write one line per segment, with its times.")
+@click.option("--num-draft", type=click.IntRange(1, 32), default=5, show_default=True, help="Drafts per step.")
+@click.option("--temperature", type=FiniteRange(0), default=0.0, show_default=True, help="0 is greedy.")
 @click.option("--batch-size", type=click.IntRange(1), default=8, show_default=True, help="Windows of 30 s at once.")
-@click.option("--max-new-tokens", type=click.IntRange(1), help="Of a window; as many as it has room for unless given.")
-@click.option("--dtype", type=click.Choice(DTYPES), default=DTYPES[0], show_default=True, help="To compute in.")
-@click.option("--seed", type=click.IntRange(0, 2**31 - 1), default=0, show_default=True, help="Of all the chance.")
+@click.option("--max-new-tokens", type=click.IntRange(1), help="Most tokens per window. Default: the model's limit.")
+@click.option(
+    "--dtype", type=click.Choice(DTYPES), default=DTYPES[0], show_default=True, help="Dtype of the computation."
+)
+@seed_option
 def transcribe_command(
     audio: tuple[Path, ...],
     target: Path,
@@ -45,38 +52,38 @@ def transcribe_command(
     dtype: str,
     seed: int,
 ) -> None:
-    """Write down what is said in WAV files, several of them at once.
+    """Transcribe WAV files, several at once.
 
-    The text goes to standard output, a line a file (or a segment), all else to standard error.
+    The text is written to standard output, one line per file or segment, and messages to standard error.
     """
-    try:
-        waveforms = [load_wav(path) for path in audio]
-        models = _load(target, draft, dtype)
-        began = time.perf_counter()
-        result = transcribe(
-            jax.random.key(seed),
-            waveforms,
-            target=models[0],
-            draft=models[1],
-            num_draft=num_draft,
-            language=language,
-            task=task,
-            timestamps=timestamps,
-            sampling=SamplingParams(temperature),
-            max_new_tokens=max_new_tokens,
-            batch_size=batch_size,
-            progress_fn=lambda heard, total: _say(f"heard {heard:.1f} of {total:.1f} s"),
-        )
-    except ValueError as error:
-        raise click.ClickException(str(error)) from error
+    waveforms = [load_wav(path) for path in audio]
+    models = _load(target, draft, dtype)
+    began = time.perf_counter()
+    result = transcribe(
+        jax.random.key(seed),
+        waveforms,
+        target=models[0],
+        draft=models[1],
+        num_draft=num_draft,
+        language=language,
+        task=task,
+        timestamps=timestamps,
+        sampling=SamplingParams(temperature),
+        max_new_tokens=max_new_tokens,
+        batch_size=batch_size,
+        progress_fn=lambda done, total: say(f"{done:.1f} of {total:.1f} s done"),
+    )
     seconds = time.perf_counter() - began
+    check_target(result.stats, "file")
+    warn_about_draft(result.stats)
     for path, transcript in zip(audio, result.transcripts, strict=True):
+        file = click.format_filename(path)  # the bytes of a file's name may be no text
         if transcript.language is not None and language is None:
-            _say(f"{path}: the language is {transcript.language}")
-        name = f"{path}: " if len(audio) > 1 else ""
+            say(f"{file}: the language is {transcript.language}")
+        name = f"{file}: " if len(audio) > 1 else ""
         for line in map(_line, transcript.segments) if timestamps else [transcript.text]:
             click.echo(name + line)
-    _say(_summary(result.stats, sum(waveform.size for waveform in waveforms) / SAMPLE_RATE, seconds))
+    say(_summary(result.stats, sum(waveform.size for waveform in waveforms) / SAMPLE_RATE, seconds))
 
 
 def _load(target: Path, draft: Path | None, dtype: str) -> tuple[Speech, Speech | None]:
@@ -87,10 +94,10 @@ def _load(target: Path, draft: Path | None, dtype: str) -> tuple[Speech, Speech 
     if drafter is not None:
         check_pair(speech, drafter)
         difference = share_encoder(speech.module, drafter.module)
-        shared = "the drafter shares the target's encoder, for theirs are the same"
+        shared = "the drafter uses the target's encoder, because theirs are equal"
         if difference is not None:
-            shared = f"the drafter has an encoder of its own, which runs too: {difference} differs"
-    _say(f"loaded in {time.perf_counter() - began:.1f} s; {shared}")
+            shared = f"the drafter's own encoder runs, too, because it is another: {difference} differs"
+    say(f"loaded in {time.perf_counter() - began:.1f} s; {shared}")
     return speech, drafter
 
 
@@ -100,14 +107,9 @@ def _line(segment: Segment) -> str:
 
 def _summary(stats: Stats, length: float, seconds: float) -> str:
     num_emitted = int(np.sum(stats.num_emitted))
-    parts = [f"{num_emitted} tokens of {length:.1f} s of sound in {seconds:.1f} s, compilation included"]
-    if stats.num_drafted.size and int(stats.num_drafted[0]):
+    parts = [f"{num_emitted} tokens from {length:.1f} s of sound in {seconds:.1f} s, compilation included"]
+    acceptance = acceptance_line(stats)
+    if acceptance is not None:
         # Each step of each window drafts one first token.
-        parts.append(f"{num_emitted / int(stats.num_drafted[0]):.2f} tokens a step")
-        rates = np.asarray(stats.num_accepted) / np.asarray(stats.num_drafted)
-        parts.append("accepted by position: " + " ".join(f"{rate:.2f}" for rate in rates))
+        parts += [f"{num_emitted / int(stats.num_drafted[0]):.2f} tokens per step", acceptance]
     return "; ".join(parts)
-
-
-def _say(what: str) -> None:
-    click.secho(what, err=True, dim=True)

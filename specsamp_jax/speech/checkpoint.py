@@ -1,4 +1,4 @@
-"""A folder with a Whisper in it: its weights, its settings, its tokenizer."""
+"""Loads a Whisper checkpoint: weights, settings and tokenizer."""
 
 import os
 from pathlib import Path
@@ -8,20 +8,21 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from tokenizers import Tokenizer
 
-from specsamp_jax._files import read_json
+from specsamp_jax._files import brief, read_json
 from specsamp_jax.models import load_module
 from specsamp_jax.models.whisper.features import HOP, SAMPLE_RATE
 from specsamp_jax.models.whisper.model import Whisper
 from specsamp_jax.models.whisper.settings import WhisperSettings, load_settings
+from specsamp_jax.text.tokenizer_file import read_tokenizer
 
 
 class Speech(NamedTuple):
-    """What speech is transcribed with.
+    """A Whisper with its settings and tokenizer, for `transcribe`.
 
     Attributes:
       module: The model.
-      settings: How it is asked.
-      tokenizer: Turns its tokens into text.
+      settings: Its special tokens and rules.
+      tokenizer: Converts its tokens to text.
     """
 
     module: Whisper
@@ -30,35 +31,26 @@ class Speech(NamedTuple):
 
 
 def load_speech(path: str | os.PathLike[str], *, dtype: DTypeLike = jnp.float32) -> Speech:
-    """Returns the Whisper that the folder `path` holds.
+    """Returns the Whisper in the folder `path`.
 
     Args:
-      path: A folder in Hugging Face's layout: what `load_module` reads, `generation_config.json`, `tokenizer.json`,
-        and, if it is there, `preprocessor_config.json`.
-      dtype: What the parameters are kept in and computed with, whatever the file holds.
+      path: A folder in Hugging Face's layout: the files that `load_module` reads, `generation_config.json`,
+        `tokenizer.json` and, optionally, `preprocessor_config.json`.
+      dtype: The dtype of the parameters and of the computation, whatever the dtype in the file.
 
     Raises:
-      ValueError: A file is missing or broken, holds another model, or asks for other features than `log_mel` makes.
+      ValueError: A file is missing or broken, holds another model, or requires other features than `log_mel` computes.
     """
     path = Path(path)
     module = load_module(path, dtype=dtype)
     if not isinstance(module, Whisper):
         raise ValueError(f"{path} must hold a Whisper, got a {type(module).__name__}.")
     _check_features(path / "preprocessor_config.json", module)
-    return Speech(module, load_settings(path, module.config), _read_tokenizer(path / "tokenizer.json"))
-
-
-def _read_tokenizer(file: Path) -> Tokenizer:
-    if not file.exists():
-        raise ValueError(f"A Whisper checkpoint must hold {file.name}, but there is no {file}.")
-    try:
-        return Tokenizer.from_file(str(file))
-    except Exception as error:  # the library raises nothing narrower
-        raise ValueError(f"{file} is no tokenizer that the tokenizers library reads: {error}.") from error
+    return Speech(module, load_settings(path, module.config), read_tokenizer(path / "tokenizer.json"))
 
 
 def _check_features(file: Path, module: Whisper) -> None:
-    """Older folders may lack the file; then the config alone says how many filters there are."""
+    """Compares the features of a checkpoint with those of `log_mel`; older checkpoints lack the file."""
     values = read_json(file, required=False)
     expected = {
         "feature_size": module.config.num_mel_bins,
@@ -70,4 +62,4 @@ def _check_features(file: Path, module: Whisper) -> None:
     }
     for name, value in expected.items():
         if values.get(name, value) != value:
-            raise ValueError(f"{name} in {file} must be {value}, got {values[name]!r}.")
+            raise ValueError(f"{name} in {file} must be {value}, got {brief(values[name])}.")

@@ -1,4 +1,4 @@
-"""The tokenizer of a checkpoint in Hugging Face's layout."""
+"""Tokenizers and chat templates of checkpoints in Hugging Face's layout."""
 
 import dataclasses
 import os
@@ -8,8 +8,9 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from specsamp_jax._files import read_json
+from specsamp_jax._files import BOOLEAN, Kind, read_json, read_setting, read_text
 from specsamp_jax.text.chat import render_chat
+from specsamp_jax.text.tokenizer_file import no_panic, read_tokenizer
 
 _TOKENIZER = "tokenizer.json"
 _CONFIG = "tokenizer_config.json"
@@ -18,14 +19,14 @@ _SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cl
 
 @dataclasses.dataclass(frozen=True)
 class CheckpointTokenizer:
-    """Turns text and conversations into a model's tokens, and back.
+    """Converts text and conversations to a model's tokens, and tokens to text.
 
     Attributes:
-      tokenizer: What splits text.
-      special_tokens: The names that special tokens have by their part (`bos_token`, `eos_token`, `unk_token`, ...).
-      add_bos_token: Whether the token that begins a text is put in front because `tokenizer` does not do it itself.
-      chat_templates: Jinja templates by name; the one without a name of its own is "default".
-      path: The folder it was read from, for what an error says.
+      tokenizer: The tokenizer of the `tokenizers` library.
+      special_tokens: The text of each special token, by role (`bos_token`, `eos_token`, `unk_token`, ...).
+      add_bos_token: Whether `encode` adds `bos_token`, because `tokenizer` does not add it itself.
+      chat_templates: Jinja templates by name; an unnamed one is "default".
+      path: The folder that it was read from, for error messages.
     """
 
     tokenizer: Tokenizer
@@ -50,7 +51,7 @@ class CheckpointTokenizer:
         Raises:
           ValueError: The text has no token.
         """
-        tokens = self.tokenizer.encode(text).ids
+        tokens = no_panic(self.tokenizer.encode, text).ids
         if self.add_bos_token and self.bos_token is not None:
             tokens = [self.bos_token, *tokens]
         return self._not_empty(tokens, f"The prompt {text!r}")
@@ -58,31 +59,32 @@ class CheckpointTokenizer:
     def encode_chat(
         self, messages: Sequence[Mapping[str, Any]], *, template: str | None = None, **variables: Any
     ) -> list[int]:
-        """Returns the tokens of a conversation, up to where the assistant's next message begins.
+        """Returns the tokens of a conversation, up to the beginning of the assistant's next message.
 
         Args:
           messages: Each with `role` and `content`, first to last.
-          template: The name of one of `chat_templates`. None: "tool_use" where `tools` are among the variables and
-            there is one, else "default".
-          **variables: What else the template may read, as in `render_chat`.
+          template: The name of one of `chat_templates`. None: "tool_use" if it exists and `tools` is among the
+            variables, else "default".
+          **variables: Other variables of the template, as in `render_chat`.
 
         Raises:
           ValueError: There is no such template, or it refuses the conversation.
         """
         name = template or ("tool_use" if variables.get("tools") and "tool_use" in self.chat_templates else "default")
         if name not in self.chat_templates:
-            there = ", ".join(sorted(self.chat_templates)) or "none"
-            raise ValueError(f"{self.path} must hold the chat template {name!r}; it holds {there}.")
+            names = ", ".join(sorted(self.chat_templates)) or "none"
+            raise ValueError(f"{self.path} must hold the chat template {name!r}; it holds {names}.")
         text = render_chat(self.chat_templates[name], messages, **{**self.special_tokens, **variables})
-        # The template has written the special tokens out, the first one too.
-        return self._not_empty(self.tokenizer.encode(text, add_special_tokens=False).ids, "The conversation")
+        # The template writes all special tokens, including the first.
+        tokens = no_panic(self.tokenizer.encode, text, add_special_tokens=False).ids
+        return self._not_empty(tokens, "The conversation")
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Returns the text of some tokens, without the special ones."""
-        return self.tokenizer.decode(tokens)
+        return no_panic(self.tokenizer.decode, tokens)
 
-    def _special(self, part: str) -> int | None:
-        name = self.special_tokens.get(part)
+    def _special(self, role: str) -> int | None:
+        name = self.special_tokens.get(role)
         return None if name is None else self.tokenizer.token_to_id(name)
 
     def _not_empty(self, tokens: list[int], what: str) -> list[int]:
@@ -92,18 +94,18 @@ class CheckpointTokenizer:
 
 
 def load_tokenizer(path: str | os.PathLike[str]) -> CheckpointTokenizer:
-    """Returns the tokenizer that the folder `path` holds.
+    """Returns the tokenizer in the folder `path`.
 
-    Special tokens and templates stand in `tokenizer_config.json`, where there is one. Templates in files of their own
-    (`chat_template.jinja`, `additional_chat_templates`) go before those. Whether a text begins with a special token
-    is decided by `tokenizer.json`, and by `add_bos_token` only if that says nothing of special tokens, as
-    transformers 5 has it.
+    Special tokens and templates are read from `tokenizer_config.json`, if it exists. Templates in files of their own
+    (`chat_template.jinja`, `additional_chat_templates`) take precedence. Whether a text begins with a special token
+    is decided by `tokenizer.json`, and by `add_bos_token` only if `tokenizer.json` has no post-processor, as in
+    transformers 5.
 
     Args:
       path: A folder with `tokenizer.json`.
 
     Raises:
-      ValueError: A file is missing or broken.
+      ValueError: A file is missing, broken or no regular file, or holds a value of the wrong type.
 
     Example:
       >>> from specsamp_jax.cli.pair import ASSETS
@@ -118,40 +120,58 @@ def load_tokenizer(path: str | os.PathLike[str]) -> CheckpointTokenizer:
         if (path / "tokenizer.model").exists():
             raise ValueError(
                 f"{path} must hold {_TOKENIZER}, and holds SentencePiece's tokenizer.model: "
-                "transformers.AutoTokenizer.from_pretrained(folder).save_pretrained(folder) makes the one of the other."
+                "transformers.AutoTokenizer.from_pretrained(folder).save_pretrained(folder) converts it."
             )
         raise ValueError(f"{path} must hold {_TOKENIZER}, which is missing.")
-    try:
-        tokenizer = Tokenizer.from_file(str(path / _TOKENIZER))
-    except Exception as error:  # the library raises nothing more special
-        raise ValueError(f"{path / _TOKENIZER} is no tokenizer: {error}.") from error
-    # A saved tokenizer may cut or fill texts to the length that it was trained with.
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    config = read_json(path / _CONFIG, required=False)
-    special = {
-        **_special_tokens(read_json(path / "special_tokens_map.json", required=False)),
-        **_special_tokens(config),
+    tokenizer = read_tokenizer(path / _TOKENIZER)
+    config_file = path / _CONFIG
+    config = read_json(config_file, required=False)
+    special = _special_tokens(path / "special_tokens_map.json") | _special_tokens(config_file)
+    add_bos_token = read_setting(config, "add_bos_token", BOOLEAN, source=config_file, default=False)
+    add_bos_token = add_bos_token and tokenizer.post_processor is None
+    return CheckpointTokenizer(tokenizer, special, add_bos_token, _chat_templates(path), path)
+
+
+def _special_tokens(file: Path) -> dict[str, str]:
+    """Special tokens by role; each is written as its text, or as an object that holds the text as `content`."""
+    values = read_json(file, required=False)
+    tokens = {role: read_setting(values, role, _TOKEN, source=file) for role in _SPECIAL}
+    return {
+        role: token["content"] if isinstance(token, dict) else token
+        for role, token in tokens.items()
+        if token is not None
     }
-    add_bos_token = tokenizer.post_processor is None and config.get("add_bos_token") is True
-    return CheckpointTokenizer(tokenizer, special, add_bos_token, _chat_templates(path, config), path)
 
 
-def _special_tokens(config: Mapping[str, Any]) -> dict[str, str]:
-    """Special tokens by part; each stands as its name, or as an object that holds it as `content`."""
-    named = {part: config[part] for part in _SPECIAL if config.get(part) is not None}
-    return {part: token["content"] if isinstance(token, dict) else token for part, token in named.items()}
-
-
-def _chat_templates(path: Path, config: Mapping[str, Any]) -> dict[str, str]:
+def _chat_templates(path: Path) -> dict[str, str]:
+    """Templates by name: those in files of their own, else those in a JSON file."""
     files = {file.stem: file for file in sorted((path / "additional_chat_templates").glob("*.jinja"))}
     if (path / "chat_template.jinja").exists():
         files["default"] = path / "chat_template.jinja"
     if files:
-        return {name: file.read_text(encoding="utf-8") for name, file in files.items()}
-    template = config.get("chat_template") or read_json(path / "chat_template.json", required=False).get(
-        "chat_template"
-    )
-    if isinstance(template, list):
-        return {each["name"]: each["template"] for each in template}
-    return {} if template is None else {"default": template}
+        return {name: read_text(file) for name, file in files.items()}
+    for file in (path / _CONFIG, path / "chat_template.json"):
+        template = read_setting(read_json(file, required=False), "chat_template", _TEMPLATES, source=file)
+        if isinstance(template, list):
+            return {each["name"]: each["template"] for each in template}
+        if template:
+            return {"default": template}
+    return {}
+
+
+def _is_token(value: Any) -> bool:
+    return isinstance(value.get("content") if isinstance(value, dict) else value, str)
+
+
+def _is_template(value: Any) -> bool:
+    if not isinstance(value, list):
+        return isinstance(value, str)
+    return all(isinstance(each, dict) and _is_named_template(each) for each in value)
+
+
+def _is_named_template(value: Mapping[str, Any]) -> bool:
+    return isinstance(value.get("name"), str) and isinstance(value.get("template"), str)
+
+
+_TOKEN = Kind("text, or an object with the text as content", _is_token)
+_TEMPLATES = Kind("text, or a list of objects with name and template", _is_template)

@@ -11,9 +11,10 @@ import pytest
 from flax import nnx
 
 import specsamp_jax as ss
-from specsamp_jax.cli import demo_checks, generation
+from specsamp_jax.cli import demo_checks, generation, memory
 from specsamp_jax.cli import generate as generate_module
-from specsamp_jax.models import Llama, LlamaConfig, load_checkpoint, save_checkpoint, with_vocab_size
+from specsamp_jax.cli.pair import ASSETS
+from specsamp_jax.models import Llama, LlamaConfig, load_checkpoint, load_module, save_checkpoint, with_vocab_size
 from specsamp_jax.text import TextStream, load_tokenizer
 
 TOKENIZER = Path(__file__).parents[1] / "fixtures" / "text" / "byte_level"
@@ -62,7 +63,7 @@ def test_a_prompt_is_continued_by_the_trained_pair_and_the_seed_decides(run):
     assert text.startswith(prompt)
     assert len(text) > len(prompt) + 10
     assert "temperature 1.0, top-k 40, top-p 1.0, min-p 0.0; ends at token 0" in progress
-    assert re.search(r"12 tokens in \d+ steps of the target, [\d.]+ a step; \d+ tokens a second, after", progress)
+    assert re.search(r"12 tokens in \d+ steps of the target, [\d.]+ per step; \d+ tokens per second, after", progress)
     assert re.search(r"\d+ tokens drafted, \d+ accepted; by position, .*: [\d.]+ [\d.]+\n", progress)
     assert run("generate", *options)[1] == text
     assert run("generate", *options, "--seed", "1")[1] != text
@@ -134,13 +135,31 @@ def assert_complains(result, sentence):
         (("generate", "--prompt", "a", "--verify", "block"), "'block' is not one of 'token', 'sigmoid'."),
         (("generate", "--prompt", "a", "--dtype", "int8"), "'int8' is not one of 'float32', 'bfloat16', 'float16'."),
         (("generate", "--prompt", "a", "--sead", "1"), "No such option"),
-        (("generate", "--prompt-file", "nowhere"), "'nowhere': No such file or directory"),
+        (("generate", "--prompt-file", "nowhere"), "--prompt-file 'nowhere': No such file or directory."),
         (("generate", "--prompt", "a", "--chat", "b"), "give one of the two"),
         (("generate", "--prompt", "a", "--system", "b"), "'--system' comes before '--chat', which is missing."),
         (("generate", "--prompt", "a", "--draft", "d"), "go with '--target', which is missing."),
         (("generate", "--prompt", "a", "--target", "nowhere"), "--target must be a folder, but there is no nowhere."),
         (("generate", "--chat", "b"), "must hold the chat template 'default'; it holds none."),
         (("dance",), "No such command 'dance'."),
+        (("generate", "--prompt", "a", "--temperature", "nan"), "'--temperature': nan is not a finite number."),
+        (("generate", "--prompt", "a", "--temperature", "inf"), "'--temperature': inf is not a finite number."),
+        (("generate", "--prompt", "a", "--top-p", "nan"), "'--top-p': nan is not a finite number."),
+        (("generate", "--prompt", "a", "--min-p", "nan"), "'--min-p': nan is not a finite number."),
+        (("generate", "--prompt", "a", "--top-k", "4294967296"), "4294967296 is not in the range 0<=x<=2147483647."),
+        (("generate", "--prompt", "a\udcff"), "'--prompt': byte 0xff in 'a\\udcff' is not text in UTF-8."),
+        (("generate", "--chat", "\udce9"), "'--chat': byte 0xe9 in"),
+        (("generate", "--prompt-file", "."), "--prompt-file '.': Is a directory."),
+        (("generate", "--prompt-file", "/dev/zero"), "'/dev/zero' must have at most 67,108,864 bytes, and has more."),
+        (("generate", "--prompt-file", ASSETS / "target" / "model.safetensors"), "must be text in UTF-8, but byte"),
+        (
+            ("generate", "--prompt", "a", "--max-new-tokens", 10**9),
+            "GB are free. The target was trained on texts of up",
+        ),
+        (
+            ("generate", "--prompt", "a", "--max-new-tokens", 10**40),
+            "GB are free. The target was trained on texts of up",
+        ),
     ],
 )
 def test_a_wrong_option_gets_one_sentence(run, arguments, sentence):
@@ -210,10 +229,54 @@ def test_a_drafter_without_a_tokenizer_is_taken_at_its_word(folders, tmp_path):
     folder = Path(shutil.copytree(folders / "draft", tmp_path / "copy"))
     (folder / "tokenizer.json").unlink()
     setup = generation.load(folders / "target", str(folder), None)
-    assert f"{folder} has no tokenizer.json: its tokens are taken to be the target's" in setup.notes
+    assert f"{folder} has no tokenizer.json: its tokens are assumed to be the target's" in setup.notes
 
 
 # The parts
+
+
+def test_a_prompt_too_long_for_the_memory_is_told(run, tmp_path):
+    (tmp_path / "long.txt").write_text("the tree " * 110_000)
+    result = run("generate", "--prompt-file", tmp_path / "long.txt")
+    assert_complains(result, "for the attention scores of the prompts, and ")
+
+
+def test_memory_is_counted_for_caches_and_scores(monkeypatch):
+    def init_cache_fn(batch_size, max_length):
+        return jax.numpy.zeros((batch_size, max_length, 5), "bfloat16"), jax.numpy.zeros(
+            (batch_size, max_length), "int8"
+        )
+
+    model = ss.Model((), lambda *arguments: arguments, init_cache_fn)
+    length = 6 + 62 + 32
+    needed = 2 * 3 * length * 11 + 4 * 3 * 7 * 6 * length
+    for free in (needed, None):
+        monkeypatch.setattr(memory, "free_bytes", lambda free=free: free)
+        memory.check((model, model), 3, 6, 62, num_heads=(7, 2), max_length=None)
+    monkeypatch.setattr(memory, "free_bytes", lambda: needed - 1)
+    with pytest.raises(ValueError, match="3 x 62 new tokens after prompts of up to 6 would take"):
+        memory.check((model, model), 3, 6, 62, num_heads=(7, 2), max_length=None)
+    monkeypatch.undo()
+    assert 10**8 < memory.free_bytes() < 10**14
+
+
+def test_damaged_weights_of_the_target_are_told(run, folders, tmp_path):
+    folder = Path(shutil.copytree(folders / "target", tmp_path / "nan"))
+    module = load_module(folder)
+    module.norm.weight.set_value(module.norm.weight[...] * np.nan)
+    save_checkpoint(folder, module, dtype="float32")
+    options = ("--prompt", "the", "--max-new-tokens", 4, "--num-draft", 1)
+    status, text, messages = run("generate", "--target", folder, *options)
+    assert (status, text) == (1, "\n")
+    assert messages.splitlines()[-1].startswith("specsamp: the target's logits for text 1 hold NaN or +inf")
+    # As a drafter it costs speed only.
+    options = ("--target", folders / "target", "--draft", folder, "--temperature", 1, *options)
+    status, text, messages = run("generate", *options)
+    assert status == 0
+    assert text.startswith("the")
+    assert (
+        "the drafter's logits hold NaN or +inf, or are all -inf, at some steps: those drafts were rejected" in messages
+    )
 
 
 def test_texts_are_handed_out_in_order_and_as_they_grow():
@@ -256,4 +319,4 @@ def test_the_demo_shows_a_text_a_race_and_a_check(run, monkeypatch):
     check = re.search(r"chi-square [\d.]+ on \d+ degrees of freedom, p = ([\d.]+): (.*)", text)
     assert check
     assert float(check[1]) > 1e-3
-    assert check[2] == "nothing speaks against it"
+    assert check[2] == "no evidence of a difference"

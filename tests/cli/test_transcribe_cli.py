@@ -36,11 +36,11 @@ def test_text_goes_to_standard_output_and_all_else_to_standard_error(run, sounds
     expected = [f"{path}: {t.text}" for path, t in zip(sounds, result.transcripts, strict=True)]
     assert text.splitlines() == expected
     for words in (
-        "the drafter shares the target's encoder, for theirs are the same",
-        "heard 3.3 of 3.3 s",
+        "the drafter uses the target's encoder, because theirs are equal",
+        "3.3 of 3.3 s done",
         f"{sounds[0]}: the language is {result.transcripts[0].language}",
-        f"{int(result.stats.num_emitted.sum())} tokens of 3.3 s of sound in ",
-        " tokens a step; accepted by position: ",
+        f"{int(result.stats.num_emitted.sum())} tokens from 3.3 s of sound in ",
+        " accepted; by position, given that all before were accepted: ",
     ):
         assert words in told
 
@@ -74,7 +74,7 @@ def test_a_drafter_with_another_encoder_is_told(tmp_path, capsys):
     assert drafter is not None
     assert drafter.module.encoder is not target.module.encoder
     differs = "model.encoder.layer_norm.bias differs"
-    assert f"the drafter has an encoder of its own, which runs too: {differs}" in capsys.readouterr().err
+    assert f"the drafter's own encoder runs, too, because it is another: {differs}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -83,6 +83,9 @@ def test_a_drafter_with_another_encoder_is_told(tmp_path, capsys):
         ([], "Missing argument 'AUDIO...'."),
         (["SOUND"], "Missing option '--target'."),
         (["nowhere.wav", "--target", TARGET], "nowhere.wav cannot be read: No such file or directory."),
+        ([FIXTURES, "--target", TARGET], "whisper must be a regular file, got a directory."),
+        (["/dev/zero", "--target", TARGET], "/dev/zero must be a regular file, got a device."),
+        (["SOUND", "--target", TARGET, "--temperature", "nan"], "'--temperature': nan is not a finite number."),
         (["SOUND", "--target", "nowhere"], "A checkpoint must hold config.json, but there is no nowhere/config.json."),
         (["SOUND", "--target", TARGET, "--language", "xx"], "language must be one of de, en, fr, got 'xx'."),
         (["SOUND", "--target", TARGET, "--task", "sing"], "'sing' is not one of 'transcribe', 'translate'."),
@@ -103,3 +106,13 @@ def test_a_wrong_option_gets_one_sentence(run, sounds, arguments, sentence):
     assert text == ""
     assert told.splitlines()[-1].startswith("specsamp: ")
     assert sentence in told.splitlines()[-1]
+
+
+def test_damaged_weights_are_told(run, sounds, tmp_path):
+    folder = shutil.copytree(TARGET, tmp_path / "nan")
+    module = load_module(TARGET)
+    module.decoder.norm.weight.set_value(module.decoder.norm.weight[...] * float("nan"))
+    save_checkpoint(folder, module, dtype="float32")
+    status, text, messages = run("transcribe", *sounds, "--target", folder, "--language", "en", "--max-new-tokens", "4")
+    assert (status, text) == (1, "")
+    assert messages.splitlines()[-1].startswith("specsamp: the target's logits for file 1, 2 hold NaN or +inf")

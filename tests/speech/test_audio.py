@@ -1,6 +1,7 @@
 """WAV files of every kind, and their rates."""
 
 import inspect
+import os
 import re
 import struct
 import wave
@@ -61,7 +62,6 @@ def test_a_file_of_the_standard_library_and_one_from_a_pipe(tmp_path):
         file.writeframes(ENCODED[1, 16])
     np.testing.assert_array_equal(load_wav(tmp_path / "a.wav"), SAMPLES.astype("f"))
     np.testing.assert_array_equal(load(tmp_path, riff(1, 16, ENCODED[1, 16], size=0xFFFFFFFF)), SAMPLES.astype("f"))
-    assert load(tmp_path, riff(1, 16, b"")).shape == (0,)
 
 
 @pytest.mark.parametrize(
@@ -71,13 +71,37 @@ def test_a_file_of_the_standard_library_and_one_from_a_pipe(tmp_path):
         (b"RIFF\x04\0\0\0WAVE", "must hold a chunk 'fmt ', which is missing"),
         (riff(1, 16, ENCODED[1, 16])[:-1], "is cut off: its chunk 'data' must have 10 bytes, got 9"),
         (riff(7, 8, b"ulaw"), "must be PCM of 8, 16, 24 or 32 bits or floats of 32 or 64, got format 7 of 8 bits"),
-        (riff(1, 16, b"", channels=0), "must have channels, a rate and frames that fit: got 0 channels"),
+        (riff(1, 16, b"", channels=0), "must have frames of one sample per channel: got 0 channels"),
         (riff(3, 32, np.array([0, np.nan], "<f4").tobytes()), "must be finite, but holds NaN or infinity"),
     ],
 )
 def test_what_is_no_sound(tmp_path, content, sentence):
     with pytest.raises(ValueError, match=re.escape(sentence)):
         load(tmp_path, content)
+
+
+@pytest.mark.parametrize("rate", [0, 1, 2, 999, 768_001, 2**31, 2**32 - 1])
+def test_a_sample_rate_that_cannot_be_is_refused(tmp_path, rate):
+    with pytest.raises(ValueError, match=rf"must have a sample rate from 1,000 to 768,000 per second, got {rate:,}\."):
+        load(tmp_path, riff(1, 8, b"\x80" * 100, rate=rate))
+
+
+@pytest.mark.parametrize("rate", [8_000, 16_000])
+def test_no_samples_are_not_silence(tmp_path, rate):
+    assert resample(np.zeros(0, "f"), rate).shape == (0,)
+    with pytest.raises(ValueError, match=r"holds no samples: its chunk 'data' has 0 of 44 bytes"):
+        load(tmp_path, riff(1, 16, b"", rate=rate))
+    crashed = riff(1, 16, ENCODED[1, 16], size=0, rate=rate)
+    with pytest.raises(ValueError, match=r"holds no samples: its chunk 'data' has 0 of 54 bytes. A recorder that was"):
+        load(tmp_path, crashed)
+
+
+def test_a_sound_must_be_a_regular_file(tmp_path):
+    os.mkfifo(tmp_path / "pipe.wav")
+    (tmp_path / "zero.wav").symlink_to("/dev/zero")
+    for path, kind in ((tmp_path / "pipe.wav", "FIFO"), (tmp_path / "zero.wav", "device"), (tmp_path, "directory")):
+        with pytest.raises(ValueError, match=f"must be a regular file, got a {kind}"):
+            load_wav(path)
 
 
 def test_no_file(tmp_path):

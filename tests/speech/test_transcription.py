@@ -198,13 +198,13 @@ def test_what_cannot_be_transcribed(options, sentence):
 @pytest.mark.parametrize(
     ("file", "content", "sentence"),
     [
-        ("tokenizer.json", None, "A Whisper checkpoint must hold tokenizer.json, but there is no"),
-        ("tokenizer.json", "{}", "is no tokenizer that the tokenizers library reads"),
+        ("tokenizer.json", None, "A checkpoint must hold tokenizer.json, but there is no"),
+        ("tokenizer.json", "{}", "tokenizer.json is no tokenizer: "),
         ("preprocessor_config.json", '{"feature_size": 128}', "preprocessor_config.json must be 80, got 128"),
         ("preprocessor_config.json", '{"chunk_length": 30}', "preprocessor_config.json must be 2, got 30"),
         ("preprocessor_config.json", "[", "must be a JSON object, but it cannot be parsed"),
         ("config.json", None, "A checkpoint must hold config.json"),
-        ("config.json", '{"model_type": "whisper"}', "must hold the tensor model.encoder.layers.2"),
+        ("config.json", '{"model_type": "whisper"}', "encoder_layers in"),
     ],
 )
 def test_folders_that_cannot_be(tmp_path, file, content, sentence):

@@ -104,6 +104,26 @@ def test_bytes_that_are_no_text_are_shown_and_not_waited_for():
     assert pieces(tokenizer, [letter, no_text]) == ["t", "", REPLACEMENT]
 
 
+EMOJI = "ðŁĻĤ"  # the bytes of 🙂 as a byte-level tokenizer writes them
+
+
+def test_special_tokens_within_a_character_are_left_out():
+    tokenizer = TOKENIZERS["byte level, as Llama 3"]
+    special, letter = tokenizer.token_to_id("<eos>"), tokenizer.token_to_id("t")
+    first, *rest = (tokenizer.token_to_id(byte) for byte in EMOJI)
+    tokens = [first, special, special, rest[0], special, special, rest[1], special, special, rest[2], special, letter]
+    assert pieces(tokenizer, tokens) == [*[""] * 9, "🙂", "", "t", ""]
+    # Tokens of a prompt, too: the last four visible ones are kept.
+    assert pieces(tokenizer, [rest[2], letter], [first, rest[0], rest[1], *[special] * 4]) == ["🙂", "t", ""]
+
+
+def test_a_character_of_four_bytes_is_kept_whole_before_the_next():
+    tokenizer = TOKENIZERS["byte level, as Llama 3"]
+    letter, emoji = tokenizer.token_to_id("t"), [tokenizer.token_to_id(byte) for byte in EMOJI]
+    assert pieces(tokenizer, [letter, *emoji, letter, *emoji]) == ["t", "", "", "", "🙂", "t", "", "", "", "🙂", ""]
+    assert pieces(tokenizer, [letter], [letter, *emoji]) == ["t", ""]
+
+
 def test_a_run_of_fallback_bytes_is_shown_when_it_has_ended():
     tokenizer = TOKENIZERS["byte fallback, as Llama 2"]
     tree, *bytes_ = (tokenizer.token_to_id(token) for token in ("▁tree", "<0xC3>", "<0xA9>", "<0xC3>"))

@@ -1,7 +1,10 @@
 """Tokenizers of checkpoints and their chat templates, beside what the transformers library made of the same files."""
 
+import base64
 import doctest
 import json
+import os
+import re
 import shutil
 from pathlib import Path
 
@@ -118,6 +121,57 @@ def test_a_template_can_do_nothing_but_write(template):
 
 
 @pytest.mark.parametrize(
+    ("template", "sentence"),
+    [
+        (
+            "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
+            "more than 1,000,000 passes",
+        ),
+        (
+            "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(99) }}",
+            "1,000,000 passes",
+        ),
+        ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "is nested too deeply or calls itself forever"),
+        ("{% for i in [1] recursive %}{{ loop([1]) }}{% endfor %}", "is nested too deeply or calls itself forever"),
+        ("{% for i in range(10**12) %}{% endfor %}", "Range too big"),
+        ("{% for i in range(99999) %}{{ 'a' * 1000000 }}{% endfor %}", "its output is longer than 4,000,000"),
+        (
+            "{% set n = namespace(x='ab') %}{% for i in range(60) %}{% set n.x = n.x ~ n.x %}{% endfor %}",
+            "longer than 4,000,000",
+        ),
+        (
+            "{% set n = namespace(x='ab') %}{% for i in range(60) %}{% set n.x = n.x + n.x %}{% endfor %}",
+            "longer than 4,000,000",
+        ),
+        ("{% set x %}{% for i in range(9) %}{{ 'a' * 1000000 }}{% endfor %}{% endset %}", "longer than 4,000,000"),
+        ("{% set x = 'a' * 10**9 %}", "longer than 4,000,000"),
+        ("{% set x = [0] * 10**9 %}", "longer than 4,000,000"),
+        ("{% set x = 7 ** (10**9) %}", "a number of more than 4096 bits"),
+        ("{{ '%1000000000d' % 1 }}", "a format with a width beyond 1,000,000"),
+        ("{{ '%*d' % (1000000000, 1) }}", "a format with a width beyond 1,000,000"),
+        ("{{ '%1000000000d'|format(1) }}", "a format with a width beyond 1,000,000"),
+        ("{{ '{:1000000000}'.format(1) }}", "a format with a width beyond 1,000,000"),
+        ("{{ 'a'.ljust(10**9) }}", "an argument beyond 1,000,000"),
+        ("{{ 'a'|center(10**9) }}", "an argument beyond 1,000,000"),
+        ("{{ [1]|tojson(indent=10**9) }}", "an argument beyond 1,000,000"),
+        ("{{ lipsum(n=100000) }}", "'lipsum' is undefined"),
+        ("{{ 1 / 0 }}", "division by zero"),
+    ],
+)
+def test_a_template_cannot_loop_for_long_or_fill_the_memory(template, sentence):
+    with pytest.raises(ValueError, match="The chat template .*" + re.escape(sentence)):
+        render_chat(template, USER)
+
+
+def test_bounds_change_no_loop():
+    template = "{% for x in [4, 5] %}{{ loop.index }}/{{ loop.length }}:{{ x }}{{ ',' if not loop.last }}{% endfor %}"
+    template += "{% for k, v in {'a': 1}.items() %}{{ k ~ v }}{% endfor %}{% for x in [] %}{% else %};{% endfor %}"
+    template += "{% for x in [[1, [2]]] recursive %}{{ x if x is number else loop(x) }}{% endfor %}"
+    template += "{{ '%5d|%s' % (3, 'a') }}{{ '{:>3}'.format(1) }}{{ [3, 1]|sort|join('-') }}"
+    assert render_chat(template, USER) == "1/2:4,2/2:5a1;12    3|a  11-3"
+
+
+@pytest.mark.parametrize(
     ("template", "messages", "sentence"),
     [
         ("{% if %}", USER, "The chat template cannot be read: .*line 1"),
@@ -153,6 +207,91 @@ def test_wrong_folders_and_files_are_told(folder, tmp_path):
         load_tokenizer(folder)
     (folder / "tokenizer.model").write_bytes(b"")
     with pytest.raises(ValueError, match=r"holds SentencePiece's tokenizer.model: transformers.AutoTokenizer"):
+        load_tokenizer(folder)
+
+
+def change_tokenizer(folder, **parts):
+    file = folder / "tokenizer.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **parts}))
+
+
+def replaced(times, content="aa"):
+    return {
+        "type": "Sequence",
+        "normalizers": [{"type": "Replace", "pattern": {"String": "a"}, "content": content}] * times,
+    }
+
+
+MISSING = {
+    "type": "TemplateProcessing",
+    "single": [{"SpecialToken": {"id": "[X]", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+    "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 0}}],
+    "special_tokens": {},
+}
+
+
+@pytest.mark.parametrize(
+    ("parts", "sentence"),
+    [
+        (
+            {"normalizer": {"type": "Precompiled", "precompiled_charsmap": "AAAAAAAA"}},
+            "6 bytes holds a trie of 0 bytes",
+        ),
+        (
+            {"normalizer": {"type": "Precompiled", "precompiled_charsmap": "/////w=="}},
+            "holds a trie of 4294967295 bytes",
+        ),
+        ({"normalizer": {"type": "Precompiled", "precompiled_charsmap": "AA=="}}, "1 bytes holds a trie of 0 bytes"),
+        ({"normalizer": {"type": "Precompiled", "precompiled_charsmap": "!"}}, "is not base64"),
+        ({"normalizer": replaced(40)}, "its normalizer may make a text 1.1e+12 times longer"),
+        ({"normalizer": replaced(1, "a" * 2000)}, "its normalizer may make a text 2e+03 times longer"),
+        ({"post_processor": MISSING}, "its post_processor uses the special token '[X]', which it does not define"),
+        ({"post_processor": {"type": "Sequence", "processors": [MISSING]}}, "uses the special token '[X]'"),
+        ({"model": {"type": "Nothing"}}, "tokenizer.json is no tokenizer: "),
+    ],
+)
+def test_a_tokenizer_that_would_panic_or_fill_the_memory_is_refused(folder, parts, sentence):
+    change_tokenizer(folder, **parts)
+    with pytest.raises(ValueError, match=re.escape(sentence)):
+        load_tokenizer(folder)
+
+
+def test_another_panic_is_an_error_that_can_be_caught(folder):
+    trie = base64.b64encode((4).to_bytes(4, "little") + b"\xff\xff\xff\xff").decode()
+    change_tokenizer(folder, normalizer={"type": "Precompiled", "precompiled_charsmap": trie})
+    loaded = load_tokenizer(folder)
+    with pytest.raises(ValueError, match="the tokenizers library failed on it: "):
+        loaded.encode("the")
+
+
+@pytest.mark.parametrize(
+    ("values", "sentence"),
+    [
+        ({"chat_template": ["a"]}, "chat_template in {} must be text, or a list of objects with name and template"),
+        ({"chat_template": [{"template": "a"}]}, "chat_template in {} must be text, or a list of objects"),
+        ({"chat_template": {"a": "b"}}, "chat_template in {} must be text, or a list of objects"),
+        ({"eos_token": {}}, "eos_token in {} must be text, or an object with the text as content, got {{}}."),
+        ({"eos_token": ["<eos>"]}, "eos_token in {} must be text, or an object with the text as content"),
+        ({"bos_token": 1}, "bos_token in {} must be text, or an object with the text as content, got 1."),
+        ({"add_bos_token": "yes"}, "add_bos_token in {} must be true or false, got 'yes'."),
+    ],
+)
+def test_settings_of_the_wrong_type(folder, values, sentence):
+    with pytest.raises(ValueError, match=re.escape(sentence.format(folder / "tokenizer_config.json"))):
+        configure(folder, **values)
+
+
+def test_what_is_no_regular_file(folder):
+    (folder / "chat_template.jinja").mkdir()
+    with pytest.raises(ValueError, match=r"chat_template.jinja must be a regular file, got a directory"):
+        load_tokenizer(folder)
+    (folder / "chat_template.jinja").rmdir()
+    (folder / "chat_template.jinja").write_bytes(b"\xff")
+    with pytest.raises(ValueError, match=r"chat_template.jinja must be text in UTF-8"):
+        load_tokenizer(folder)
+    (folder / "tokenizer.json").unlink()
+    os.mkfifo(folder / "tokenizer.json")
+    with pytest.raises(ValueError, match=r"tokenizer.json must be a regular file, got a FIFO"):
         load_tokenizer(folder)
 
 

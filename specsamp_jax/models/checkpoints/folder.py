@@ -4,7 +4,8 @@ import collections
 import json
 import math
 import os
-from collections.abc import Callable, Iterable
+import re
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,11 +15,12 @@ import safetensors.numpy
 from flax import nnx
 from jax.typing import DTypeLike
 
-from specsamp_jax._files import read_json
+from specsamp_jax._files import OBJECT, TEXT, TEXT_LIST, brief, read_json, read_setting
 from specsamp_jax._types import Model
 from specsamp_jax.models.adapters import from_nnx
 from specsamp_jax.models.checkpoints.slots import Slot, fill
 from specsamp_jax.models.checkpoints.tensors import Stored, read_headers
+from specsamp_jax.models.config import DecoderConfig
 from specsamp_jax.models.decoder import Decoder, checkpoint_layout
 from specsamp_jax.models.gemma import Gemma, Gemma2, Gemma2Config, GemmaConfig
 from specsamp_jax.models.llama import Llama, LlamaConfig, Mistral, MistralConfig
@@ -31,38 +33,53 @@ _TENSORS = "model.safetensors"
 
 
 class Family(NamedTuple):
-    """One model type.
+    """A model type.
 
     Attributes:
-      config: Has `from_dict` and `to_dict`, for config.json.
-      module: Made as `module(config, dtype=, param_dtype=, rngs=)`; has `config` and `dtype`.
+      config: The class of its configs, with `from_dict` and `to_dict` for config.json.
+      module: The class of its modules, called as `module(config, dtype=, param_dtype=, rngs=)`.
       layout: Yields a `Slot` for every parameter of a module.
+      num_layers: Returns the layers that a config asks for: setting, prefix of their tensors, and number.
     """
 
     config: Any
     module: Callable[..., Any]
     layout: Callable[[Any], Iterable[Slot]]
+    num_layers: Callable[[Any], list[tuple[str, str, int]]]
+
+
+def _decoder_layers(config: DecoderConfig) -> list[tuple[str, str, int]]:
+    return [("num_hidden_layers", "model.layers.", config.num_hidden_layers)]
+
+
+def _whisper_layers(config: WhisperConfig) -> list[tuple[str, str, int]]:
+    return [
+        ("encoder_layers", "model.encoder.layers.", config.encoder_layers),
+        ("decoder_layers", "model.decoder.layers.", config.decoder_layers),
+    ]
 
 
 FAMILIES = {
-    "llama": Family(LlamaConfig, Llama, checkpoint_layout),
-    "mistral": Family(MistralConfig, Mistral, checkpoint_layout),
-    "qwen2": Family(Qwen2Config, Qwen2, checkpoint_layout),
-    "qwen3": Family(Qwen3Config, Qwen3, checkpoint_layout),
-    "gemma": Family(GemmaConfig, Gemma, checkpoint_layout),
-    "gemma2": Family(Gemma2Config, Gemma2, checkpoint_layout),
-    "whisper": Family(WhisperConfig, Whisper, whisper_checkpoint.checkpoint_layout),
+    "llama": Family(LlamaConfig, Llama, checkpoint_layout, _decoder_layers),
+    "mistral": Family(MistralConfig, Mistral, checkpoint_layout, _decoder_layers),
+    "qwen2": Family(Qwen2Config, Qwen2, checkpoint_layout, _decoder_layers),
+    "qwen3": Family(Qwen3Config, Qwen3, checkpoint_layout, _decoder_layers),
+    "gemma": Family(GemmaConfig, Gemma, checkpoint_layout, _decoder_layers),
+    "gemma2": Family(Gemma2Config, Gemma2, checkpoint_layout, _decoder_layers),
+    "whisper": Family(WhisperConfig, Whisper, whisper_checkpoint.checkpoint_layout, _whisper_layers),
 }
 """The families by `model_type` of config.json."""
 
+_LARGEST = 2**53  # beyond it a whole number has no float64; no setting of config.json comes near
+
 
 def save_checkpoint(path: str | os.PathLike[str], module: Any, *, dtype: DTypeLike = jnp.bfloat16) -> None:
-    """Writes `module` into the folder `path`, as transformers' `from_pretrained` reads it.
+    """Writes `module` into the folder `path`, in the layout that transformers' `from_pretrained` reads.
 
     Args:
-      path: The folder; made if it is not there. Files of the same names are replaced.
-      module: A module of any family here.
-      dtype: What the tensors are written in.
+      path: The folder; created if it does not exist. Files of the same names are replaced.
+      module: A module of any family in `FAMILIES`.
+      dtype: The dtype of the tensors in the file.
 
     Example:
       >>> import tempfile
@@ -85,28 +102,28 @@ def save_checkpoint(path: str | os.PathLike[str], module: Any, *, dtype: DTypeLi
     path.mkdir(parents=True, exist_ok=True)
     config = {**module.config.to_dict(), "dtype": jnp.dtype(dtype).name}
     (path / _CONFIG).write_text(json.dumps(config, indent=2) + "\n")
-    # transformers refuses a file that does not say which framework's tensors it holds.
+    # transformers refuses a file whose metadata does not name a framework.
     safetensors.numpy.save_file(tensors, path / _TENSORS, metadata={"format": "pt"})
 
 
 def load_checkpoint(path: str | os.PathLike[str], *, dtype: DTypeLike | None = None) -> Model:
     """Returns the decoder-only model that the folder `path` holds, ready to decode.
 
-    The weights are read by memory map, each parameter into one buffer that on a CPU is the parameter itself; so
-    there are never more in memory than the model and, once more, its largest parameter. Llama 2 of 7 billion
-    parameters in bfloat16 is 13.5 GB and its largest parameter 0.26, which fits a host of 24 GB.
+    The weights are read by memory map, each parameter into a buffer that becomes the parameter itself on a CPU. Peak
+    memory is therefore the model plus its largest parameter: 13.5 GB and 0.26 GB for Llama 2 7B in bfloat16, which
+    fits a host of 24 GB.
 
     Args:
       path: A folder with `config.json` of a model type in `FAMILIES`, and `model.safetensors`, or its shards with
         `model.safetensors.index.json`.
-      dtype: What the parameters are kept in and computed with. None: each parameter keeps the type that it has in
-        the file, and it is computed in the type that most of the weights have.
+      dtype: The dtype of the parameters and of the computation. None: each parameter keeps its dtype in the file, and
+        the computation uses the dtype of most of the weights.
 
     Raises:
-      ValueError: A file is missing, broken or of another architecture; the config holds a setting that is not
-        supported; a tensor is missing, superfluous, of another shape than the config says, or no floating
-        point. Nothing is loaded then. `rotary_emb.inv_freq`, and `lm_head.weight` where the head is the
-        embedding, are no superfluous tensors.
+      ValueError: A file is missing, broken, no regular file or of another architecture; the config holds a setting
+        that is not supported; a tensor is missing, unexpected, of another shape than the config requires, or not
+        floating point. Nothing is loaded in that case. The tensors `rotary_emb.inv_freq`, and `lm_head.weight` if
+        the head is the embedding, are allowed and not read.
     """
     module = load_module(path, dtype=dtype)
     if not isinstance(module, Decoder):
@@ -115,18 +132,21 @@ def load_checkpoint(path: str | os.PathLike[str], *, dtype: DTypeLike | None = N
 
 
 def load_module(path: str | os.PathLike[str], *, dtype: DTypeLike | None = None) -> Any:
-    """Returns the module that the folder `path` holds, such as a `Llama`; the rest is `load_checkpoint`."""
+    """Returns the module that the folder `path` holds, such as a `Llama`; otherwise like `load_checkpoint`."""
     path = Path(path)
     values = read_json(path / _CONFIG)
-    family = FAMILIES.get(values.get("model_type", ""))
+    _check_types(values, path / _CONFIG)
+    family = FAMILIES.get(values.get("model_type") or "")
     if family is None:
-        known = ", ".join(map(repr, FAMILIES))
+        families = ", ".join(map(repr, FAMILIES))
         raise ValueError(
-            f"model_type must be one of {known}, got {values.get('model_type')!r} in {path / _CONFIG}; "
+            f"model_type must be one of {families}, got {brief(values.get('model_type'))} in {path / _CONFIG}; "
             "other families cannot be loaded."
         )
     config = family.config.from_dict(values)
     stored = read_headers(path)
+    for setting, prefix, num_layers in family.num_layers(config):
+        _check_layers(path / _CONFIG, setting, num_layers, prefix, stored)
     if dtype is not None and not jnp.issubdtype(dtype, jnp.floating):
         raise ValueError(f"dtype must be floating point, got {jnp.dtype(dtype)}.")
     compute = _most_common(stored) if dtype is None else dtype
@@ -135,8 +155,37 @@ def load_module(path: str | os.PathLike[str], *, dtype: DTypeLike | None = None)
     return module
 
 
+def _check_types(values: Mapping[str, Any], file: Path) -> None:
+    """Checks the types that the configs take for granted, and that numbers are of a usable size."""
+    read_setting(values, "model_type", TEXT, source=file)
+    read_setting(values, "layer_types", TEXT_LIST, source=file)
+    for name in ("rope_scaling", "rope_parameters"):
+        rope = read_setting(values, name, OBJECT, source=file, default={})
+        for kind in ("rope_type", "type"):
+            read_setting(rope, kind, TEXT, source=file)
+        _check_numbers(rope, file)
+    _check_numbers(values, file)
+
+
+def _check_numbers(values: Mapping[str, Any], file: Path) -> None:
+    for name, value in values.items():
+        if isinstance(value, int | float) and not -_LARGEST <= value <= _LARGEST:
+            raise ValueError(f"{name} in {file} must be a number of at most 2**53 in size, got {brief(value)}.")
+
+
+def _check_layers(file: Path, setting: str, num_layers: int, prefix: str, stored: Mapping[str, Stored]) -> None:
+    """Compares a number of layers with the tensors stored, before a layer is built: building many takes forever."""
+    layer = re.compile(re.escape(prefix) + r"(\d{1,9})\.")
+    indices = {int(found[1]) for found in map(layer.match, stored) if found}
+    if num_layers > len(indices):
+        raise ValueError(
+            f"{setting} in {file} is {num_layers}, but the weights have tensors of {len(indices)} layers, named "
+            f"{prefix}0 and so on."
+        )
+
+
 def _most_common(stored: dict[str, Stored]) -> np.dtype:
-    """The type of most of the weights; float64 is float32."""
+    """The dtype of most of the weights; float64 counts as float32."""
     counts = collections.Counter()
     for entry in stored.values():
         if entry.numpy_dtype is not None:

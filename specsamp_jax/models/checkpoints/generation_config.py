@@ -1,18 +1,23 @@
-"""generation_config.json of a checkpoint: how its authors want it to be sampled."""
+"""generation_config.json of a checkpoint: the sampling parameters and end tokens that its authors chose."""
 
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from specsamp_jax._files import read_json
+from specsamp_jax._files import BOOLEAN, brief, number, read_json, read_setting, whole_number
 from specsamp_jax._types import SamplingParams
 
 _FILE = "generation_config.json"
 
-# What transformers takes where the file has nothing.
-_DEFAULTS = {"temperature": 1.0, "top_k": 50, "top_p": 1.0, "min_p": 0.0}
-# Settings that change what is sampled, with the values at which they do not. None never does.
+# Sampling parameters: the values allowed, and what transformers uses for a missing one.
+_SAMPLING = {
+    "temperature": (number(0), 1.0),
+    "top_k": (whole_number(0), 50),
+    "top_p": (number(0, 1), 1.0),
+    "min_p": (number(0, 1), 0.0),
+}
+# Settings that change the distribution, with the values that leave it unchanged. None always does.
 _NEUTRAL = {
     "bad_words_ids": ([],),
     "begin_suppress_tokens": ([],),
@@ -45,7 +50,7 @@ _NEUTRAL = {
     "typical_p": (1,),
     "watermarking_config": (),
 }
-# Settings that change no distribution, or that only beams read.
+# Settings that do not change the distribution, or that only beam search reads.
 _HARMLESS = (
     "assistant_confidence_threshold assistant_early_exit assistant_lookbehind bos_token_id cache_config "
     "cache_implementation chat_format compile_config decoder_start_token_id disable_compile do_sample early_stopping "
@@ -58,11 +63,11 @@ _HARMLESS = (
 
 
 class GenerationConfig(NamedTuple):
-    """How a checkpoint wants to be sampled.
+    """Sampling parameters and end tokens of a checkpoint, as `generate` takes them.
 
     Attributes:
-      sampling: For `generate`.
-      eos_token: The end tokens, for `generate`; possibly none.
+      sampling: The sampling parameters.
+      eos_token: The end tokens, possibly none.
     """
 
     sampling: SamplingParams
@@ -72,42 +77,52 @@ class GenerationConfig(NamedTuple):
 def load_generation_config(path: str | os.PathLike[str], *, ignore: Collection[str] = ()) -> GenerationConfig:
     """Returns what generation_config.json in the folder `path` says, read as transformers reads it.
 
-    Without `do_sample` it is greedy, whatever else it says; with it, a missing `top_k` is 50. A folder without the
-    file is greedy, and ends with `eos_token_id` of config.json.
+    Without `do_sample` decoding is greedy and the sampling parameters of the file are not read; with it, a missing
+    `top_k` is 50. A folder without the file is greedy, and its end tokens are `eos_token_id` of config.json.
 
     Args:
       path: The folder.
-      ignore: Settings that may say anything, for a caller who knows what they do.
+      ignore: Settings to leave out, whatever their values.
 
     Raises:
-      ValueError: The file is broken, or holds a setting that would change what is sampled and is not supported,
-        such as a repetition penalty, or that is not known. `process_logits_fn` of `generate` may do what it asks.
+      ValueError: The file is broken; a value has the wrong type or range; an end token is negative or not in the
+        vocabulary of config.json; or a setting that would change the distribution is unknown or not supported, such
+        as a repetition penalty. `process_logits_fn` of `generate` can implement such a setting.
     """
-    path = Path(path)
-    if not (path / _FILE).exists():
-        return GenerationConfig(
-            SamplingParams(temperature=0.0), _tokens(read_json(path / "config.json"), "config.json")
-        )
+    file, config_file = Path(path) / _FILE, Path(path) / "config.json"
+    greedy = SamplingParams(temperature=0.0)
+    if not file.exists():
+        config = read_json(config_file)
+        return GenerationConfig(greedy, () if "eos_token_id" in ignore else _end_tokens(config, config_file, config))
     harmless = _HARMLESS.split()
-    values = {key: value for key, value in read_json(path / _FILE).items() if value is not None}
+    values = {key: value for key, value in read_json(file).items() if value is not None and key not in ignore}
     for key, value in values.items():
-        if key in ignore or key in harmless or key in _DEFAULTS or key.startswith("_"):
+        if key in harmless or key in _SAMPLING or key.startswith("_"):
             continue
         if value is False or value in _NEUTRAL.get(key, ()):
             continue
-        what = "is not supported" if key in _NEUTRAL else "is not known here and might change what is sampled"
-        raise ValueError(f"{path / _FILE} holds {key} = {value!r}, which {what}; ignore=({key!r},) leaves it out.")
-    numbers = {key: values.get(key, default) for key, default in _DEFAULTS.items()}
-    for key, value in numbers.items():
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise ValueError(f"{key} in {path / _FILE} must be a number, got {value!r}.")
-    sampling = SamplingParams(**numbers) if values.get("do_sample") else SamplingParams(temperature=0.0)
-    return GenerationConfig(sampling, _tokens(values, _FILE))
+        what = "is not supported" if key in _NEUTRAL else "is unknown and might change what is sampled"
+        raise ValueError(f"{file} holds {key} = {brief(value)}, which {what}; ignore=({key!r},) leaves it out.")
+    sampling = SamplingParams(
+        **{
+            key: read_setting(values, key, kind, source=file, default=default)
+            for key, (kind, default) in _SAMPLING.items()
+        }
+    )
+    do_sample = read_setting(values, "do_sample", BOOLEAN, source=file, default=False)
+    end_tokens = _end_tokens(values, file, read_json(config_file, required=False))
+    return GenerationConfig(sampling if do_sample else greedy, end_tokens)
 
 
-def _tokens(values: dict, name: str) -> tuple[int, ...]:
-    tokens = values.get("eos_token_id")
-    tokens = [] if tokens is None else tokens if isinstance(tokens, list) else [tokens]
-    if not all(isinstance(token, int) and not isinstance(token, bool) for token in tokens):
-        raise ValueError(f"eos_token_id in {name} must be a token or a list of tokens, got {tokens!r}.")
+def _end_tokens(values: Mapping[str, Any], file: Path, config: Mapping[str, Any]) -> tuple[int, ...]:
+    """The end tokens in `values`, checked against the vocabulary that `config` states, if it does."""
+    listed = values.get("eos_token_id")
+    tokens = [] if listed is None else listed if isinstance(listed, list) else [listed]
+    source = file.parent / "config.json"
+    size = read_setting(config, "vocab_size", whole_number(1), source=source, default=2**31)
+    if not all(type(token) is int and 0 <= token < size for token in tokens):
+        raise ValueError(
+            f"eos_token_id in {file} must be a token or a list of tokens, from 0 to {size - 1}, got {brief(listed)}; "
+            "ignore=('eos_token_id',) leaves it out."
+        )
     return tuple(tokens)

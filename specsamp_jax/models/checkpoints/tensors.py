@@ -1,4 +1,4 @@
-"""The safetensors files of a checkpoint: their headers, then their bytes by memory map."""
+"""Safetensors files of a checkpoint: reads their headers, and maps their tensors into memory."""
 
 import contextlib
 import json
@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import safetensors
 
-from specsamp_jax._files import read_json
+from specsamp_jax._files import brief, check_file, read_json
 
 _TENSORS = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
@@ -20,13 +20,13 @@ _DTYPES: dict[str, Any] = {"BF16": jnp.bfloat16, "F16": np.float16, "F32": np.fl
 
 
 class Stored(NamedTuple):
-    """One tensor in a file.
+    """A tensor in a file.
 
     Attributes:
       path: The file.
-      dtype: The type's name in the file.
+      dtype: The name of its dtype in the file.
       shape: The shape.
-      start: Where its bytes begin in the file.
+      start: The offset of its first byte in the file.
     """
 
     path: Path
@@ -36,60 +36,65 @@ class Stored(NamedTuple):
 
     @property
     def numpy_dtype(self) -> np.dtype | None:
-        """The type; None where it is no floating point."""
+        """The NumPy dtype; None if it is not floating point."""
         return np.dtype(_DTYPES[self.dtype]) if self.dtype in _DTYPES else None
 
     @property
     def kept_dtype(self) -> np.dtype:
-        """The type that a parameter of it has; what is float64 in a file is float32."""
+        """The dtype of a parameter loaded from it: float32 for float64, else its own."""
         return np.dtype(np.float32 if self.dtype == "F64" else _DTYPES[self.dtype])
 
     @contextlib.contextmanager
     def mapped(self) -> Iterator[np.ndarray]:
-        """The values, mapped while the context lasts.
+        """The values, mapped into memory while the context lasts.
 
-        Then the pages leave memory: those of a mapping count as the process's own as long as it is there.
+        The mapping is released at its end, because its pages count as memory of the process.
         """
         assert self.numpy_dtype is not None
         num = math.prod(self.shape)
-        # A mapping begins at a page.
+        # A mapping starts at a page boundary.
         begin = self.start // mmap.ALLOCATIONGRANULARITY * mmap.ALLOCATIONGRANULARITY
         num_bytes = self.start - begin + num * self.numpy_dtype.itemsize
         with self.path.open("rb") as file:
             mapping = mmap.mmap(file.fileno(), num_bytes, access=mmap.ACCESS_READ, offset=begin)
         values = np.frombuffer(mapping, self.numpy_dtype, num, self.start - begin).reshape(self.shape)
         yield values
-        # It is unmapped with the last array that looks into it.
+        # The file is unmapped when the last array that views it is deleted.
         del values, mapping
 
 
 def read_headers(folder: Path) -> dict[str, Stored]:
-    """Returns what the files of a checkpoint hold, by tensor name; no tensor is read.
+    """Returns the tensors in the files of a checkpoint by name, without reading their values.
 
-    One file, or several and an index that says which tensor is in which.
+    A checkpoint is one file, or several files and an index that lists which file holds which tensor.
 
     Raises:
-      ValueError: A file is missing or broken, or the index and the files do not say the same.
+      ValueError: A file is missing, broken or no regular file, or the index and the files disagree.
     """
     if (folder / _TENSORS).exists() or not (folder / _INDEX).exists():
         return _read_header(folder / _TENSORS)
     index = folder / _INDEX
-    places = read_json(index).get("weight_map")
-    if not isinstance(places, dict) or not all(isinstance(file, str) for file in places.values()):
-        raise ValueError(f"{index} must hold weight_map, a JSON object of file names by tensor name, got {places!r}.")
-    stored = {}
-    for file in sorted(set(places.values())):
-        if Path(file).name != file:
+    files = read_json(index).get("weight_map")
+    if not isinstance(files, dict) or not all(isinstance(file, str) for file in files.values()):
+        raise ValueError(
+            f"{index} must hold weight_map, a JSON object of file names by tensor name, got {brief(files)}."
+        )
+    names = sorted(set(files.values()))
+    for file in names:
+        # Path("..").name is "..", and Path("").name is "".
+        if file in ("", ".", "..") or Path(file).name != file:
             raise ValueError(f"{index} must name files beside it, got {file!r}.")
+    stored = {}
+    for file in names:
         if not (folder / file).exists():
-            first = next(name for name, place in places.items() if place == file)
+            first = next(name for name, listed in files.items() if listed == file)
             raise ValueError(f"{index} says that {first} is in {file}, but there is no {folder / file}.")
         header = _read_header(folder / file)
         for name in header:
-            if places.get(name) != file:
-                raise ValueError(f"{folder / file} holds {name}, which {index} has in {places.get(name)!r}.")
+            if files.get(name) != file:
+                raise ValueError(f"{folder / file} holds {name}, which {index} has in {files.get(name)!r}.")
         stored |= header
-    for name, file in places.items():
+    for name, file in files.items():
         if name not in stored:
             raise ValueError(f"{index} says that {name} is in {file}, which does not hold it.")
     return stored
@@ -97,6 +102,7 @@ def read_headers(folder: Path) -> dict[str, Stored]:
 
 def _read_header(path: Path) -> dict[str, Stored]:
     try:
+        check_file(path)
         # Checks that the header is whole, and that the tensors fill the file without gaps.
         with safetensors.safe_open(path, framework="numpy") as file:
             names = set(file.keys())
@@ -109,7 +115,9 @@ def _read_header(path: Path) -> dict[str, Stored]:
         )
         raise ValueError(f"A checkpoint must hold {path.name}, but there is no {path}.{hint}") from None
     except safetensors.SafetensorError as error:
-        raise ValueError(f"{path} is no whole safetensors file: {error}.") from error
+        raise ValueError(f"{path} is not a complete safetensors file: {error}.") from error
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror or error}.") from error
     with path.open("rb") as file:
         num_bytes = int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(num_bytes))

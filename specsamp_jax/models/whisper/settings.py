@@ -1,4 +1,4 @@
-"""How a Whisper checkpoint is asked: its prompt and its rules, from generation_config.json."""
+"""Prompts, special tokens and rules of a Whisper checkpoint, from its generation_config.json."""
 
 import dataclasses
 import os
@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from specsamp_jax._files import read_json
+from specsamp_jax._files import BOOLEAN, brief, read_json, read_setting, whole_number
 from specsamp_jax.models.whisper.model import WhisperConfig
 from specsamp_jax.models.whisper.rules import Rules, SuppressAtBegin, SuppressTokens, TimestampRules
 
@@ -15,19 +15,19 @@ _FILE = "generation_config.json"
 
 @dataclasses.dataclass(frozen=True)
 class WhisperSettings:
-    """The special tokens of a checkpoint and what it forbids.
+    """Special tokens of a Whisper checkpoint, and the tokens that it forbids.
 
     Attributes:
-      start_token: Begins every prompt.
-      end_tokens: Each ends a text; the first one is the end of the timestamp rules.
-      suppress_tokens: Forbidden everywhere.
-      begin_suppress_tokens: Forbidden as the first token of a text.
-      no_timestamps_token: Ends a prompt for text without timestamps; the next token is the timestamp 0.00. None: the
-        checkpoint has none, and no timestamps.
-      languages: Code and token of each language; none of an English-only checkpoint.
-      tasks: Name and token of each task; none of an English-only checkpoint.
+      start_token: The first token of every prompt.
+      end_tokens: The tokens that end a text; the first of them is the `end_token` of `TimestampRules`.
+      suppress_tokens: Tokens that are forbidden everywhere.
+      begin_suppress_tokens: Tokens that are forbidden as the first token of a text.
+      no_timestamps_token: The last token of a prompt for text without timestamps; the token after it in the
+        vocabulary is the timestamp 0.00. None: the checkpoint has no timestamps.
+      languages: Code and token of each language; empty for an English-only checkpoint.
+      tasks: Name and token of each task; empty for an English-only checkpoint.
       max_initial_timestamp_index: See `TimestampRules`.
-      max_length: The longest text, its prompt included.
+      max_length: The longest text, including its prompt.
     """
 
     start_token: int
@@ -42,26 +42,26 @@ class WhisperSettings:
 
     @property
     def first_timestamp(self) -> int | None:
-        """The token of 0.00 s; None where there are none."""
+        """The token of 0.00 s; None if the checkpoint has no timestamps."""
         return None if self.no_timestamps_token is None else self.no_timestamps_token + 1
 
     def check(self, *, language: str | None, task: str | None, timestamps: bool) -> None:
-        """Raises ValueError where the checkpoint cannot be asked for this."""
+        """Raises ValueError if the checkpoint does not support these options."""
         if timestamps and self.no_timestamps_token is None:
             raise ValueError(f"timestamps need no_timestamps_token_id in {_FILE}, which does not hold it.")
-        for name, value, known in (("language", language, self.languages), ("task", task, self.tasks)):
-            if value is not None and not known:
+        for name, value, allowed in (("language", language, self.languages), ("task", task, self.tasks)):
+            if value is not None and not allowed:
                 raise ValueError(f"{name} must be left out for an English-only model, got {value!r}.")
-            if value is not None and value not in dict(known):
-                raise ValueError(f"{name} must be one of {', '.join(dict(known))}, got {value!r}.")
+            if value is not None and value not in dict(allowed):
+                raise ValueError(f"{name} must be one of {', '.join(dict(allowed))}, got {value!r}.")
 
     def prompt(self, *, language: str | None, task: str | None, timestamps: bool) -> tuple[int, ...]:
-        """Returns the tokens that a text is forced to begin with.
+        """Returns the tokens that come before a text.
 
         Args:
-          language: A code among `languages`; must be given where there are any.
-          task: A name among `tasks`. None: "transcribe" where there are any.
-          timestamps: Whether the text shall have timestamps.
+          language: A code among `languages`; required for a multilingual model.
+          task: A name among `tasks`. None: "transcribe" for a multilingual model.
+          timestamps: Whether the text has timestamps.
 
         Raises:
           ValueError: The checkpoint has no such language, task or timestamps.
@@ -77,11 +77,11 @@ class WhisperSettings:
         return tuple(tokens)
 
     def prompt_length(self, *, timestamps: bool) -> int:
-        """Returns how many tokens every prompt has."""
+        """Returns the number of tokens in every prompt."""
         return 1 + 2 * bool(self.languages) + (self.no_timestamps_token is not None and not timestamps)
 
     def rules(self, begin: int, *, timestamps: bool) -> Rules:
-        """Returns the rules of a text behind a prompt of `begin` tokens, as a `process_logits_fn`."""
+        """Returns the rules of a text after a prompt of `begin` tokens, as a `process_logits_fn`."""
         rules = [SuppressAtBegin(self.begin_suppress_tokens, begin), SuppressTokens(self.suppress_tokens)]
         if timestamps and self.first_timestamp is not None:
             rules.append(
@@ -91,14 +91,15 @@ class WhisperSettings:
 
 
 def load_settings(path: str | os.PathLike[str], config: WhisperConfig) -> WhisperSettings:
-    """Returns what the generation_config.json in the folder `path` says.
+    """Returns the settings in the generation_config.json of the folder `path`.
 
     Args:
       path: The folder of a checkpoint.
-      config: Its config, whose vocabulary the tokens are of.
+      config: Its config, which bounds the tokens and the length.
 
     Raises:
-      ValueError: The file is missing or broken, lacks an entry, or holds a token outside the vocabulary.
+      ValueError: The file is missing or broken, lacks an entry, or holds a value of the wrong type or a token outside
+        the vocabulary.
     """
     file = Path(path) / _FILE
     values = read_json(file, holder="A Whisper checkpoint")
@@ -109,11 +110,11 @@ def load_settings(path: str | os.PathLike[str], config: WhisperConfig) -> Whispe
             if type(token) is not int or not 0 <= token < config.vocab_size:
                 raise ValueError(
                     f"{name} in {file} must be tokens from 0 to {config.vocab_size - 1}, vocab_size being "
-                    f"{config.vocab_size}; got {token!r}."
+                    f"{config.vocab_size}; got {brief(token)}."
                 )
         return found
 
-    def needed(name: str) -> tuple[int, ...]:
+    def required(name: str) -> tuple[int, ...]:
         if not (found := tokens(name, values.get(name))):
             raise ValueError(f"{file} must hold {name}, which it does not.")
         return found
@@ -121,22 +122,28 @@ def load_settings(path: str | os.PathLike[str], config: WhisperConfig) -> Whispe
     def table(name: str, clean: str = "") -> tuple[tuple[str, int], ...]:
         found = values.get(name)
         if not isinstance(found, Mapping) or not found:
-            raise ValueError(f"{file} must hold {name}, for the model is multilingual.")
+            raise ValueError(f"{file} must hold {name}, because the model is multilingual.")
         for key, token in found.items():
             if not tokens(f"{name}.{key}", token):
                 raise ValueError(f"{name}.{key} in {file} must be a token, got null.")
         return tuple((key.strip(clean), token) for key, token in found.items())
 
-    multilingual = values.get("is_multilingual", "lang_to_id" in values)
+    multilingual = read_setting(values, "is_multilingual", BOOLEAN, source=file, default="lang_to_id" in values)
+    max_initial = read_setting(values, "max_initial_timestamp_index", whole_number(0), source=file)
+    longest = config.max_target_positions
+    max_length = read_setting(values, "max_length", whole_number(1), source=file, default=longest)
     no_timestamps = tokens("no_timestamps_token_id", values.get("no_timestamps_token_id"))
+    tasks = table("task_to_id") if multilingual else ()
+    if multilingual and "transcribe" not in dict(tasks):
+        raise ValueError(f"task_to_id in {file} must hold 'transcribe', got {', '.join(dict(tasks))}.")
     return WhisperSettings(
-        start_token=needed("decoder_start_token_id")[0],
-        end_tokens=needed("eos_token_id"),
+        start_token=required("decoder_start_token_id")[0],
+        end_tokens=required("eos_token_id"),
         suppress_tokens=tokens("suppress_tokens", values.get("suppress_tokens")),
         begin_suppress_tokens=tokens("begin_suppress_tokens", values.get("begin_suppress_tokens")),
         no_timestamps_token=no_timestamps[0] if no_timestamps else None,
         languages=table("lang_to_id", "<|>") if multilingual else (),
-        tasks=table("task_to_id") if multilingual else (),
-        max_initial_timestamp_index=values.get("max_initial_timestamp_index"),
-        max_length=min(values.get("max_length") or config.max_target_positions, config.max_target_positions),
+        tasks=tasks,
+        max_initial_timestamp_index=max_initial,
+        max_length=min(max_length, longest),
     )

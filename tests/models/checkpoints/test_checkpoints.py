@@ -1,4 +1,5 @@
 import json
+import os
 import re
 import shutil
 from pathlib import Path
@@ -97,7 +98,7 @@ def test_tensor_of_integers(saved):
 def test_truncated_tensors(saved, keep):
     file = saved / "model.safetensors"
     file.write_bytes(file.read_bytes()[:keep])
-    refuses(saved, f"{file} is no whole safetensors file: ")
+    refuses(saved, f"{file} is not a complete safetensors file: ")
 
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
@@ -110,6 +111,52 @@ def test_missing_file(saved, name):
 def test_broken_config(saved, text):
     (saved / "config.json").write_bytes(text.encode(errors="surrogateescape"))
     refuses(saved, f"{saved / 'config.json'} must be a JSON object")
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"model_type": ["llama"]}, "model_type in {} must be text, got ['llama']."),
+        ({"model_type": None}, "model_type must be one of 'llama'"),
+        ({"layer_types": [{}]}, "layer_types in {} must be a list of texts, got [{{}}]."),
+        ({"layer_types": "full_attention"}, "layer_types in {} must be a list of texts, got 'full_attention'."),
+        ({"rope_scaling": "linear"}, "rope_scaling in {} must be a JSON object, got 'linear'."),
+        ({"rope_scaling": {"rope_type": ["linear"]}}, "rope_type in {} must be text, got ['linear']."),
+        ({"rope_parameters": {"type": {}}}, "type in {} must be text, got {{}}."),
+        ({"rope_theta": 10**400}, "rope_theta in {} must be a number of at most 2**53 in size, got 1000"),
+        ({"rope_scaling": {"type": "linear", "factor": 10**400}}, "factor in {} must be a number of at most 2**53"),
+        ({"rms_norm_eps": float("inf")}, "it holds Infinity, which is no number in JSON"),
+        ({"num_hidden_layers": 10**5}, "num_hidden_layers in {} is 100000, but the weights have tensors of 2 layers"),
+        ({"num_hidden_layers": 10**12}, "num_hidden_layers in {} is 1000000000000, but the weights have"),
+        ({"num_hidden_layers": 3}, "num_hidden_layers in {} is 3, but the weights have tensors of 2 layers"),
+    ],
+)
+def test_config_of_wrong_types_and_sizes(saved, change, sentence):
+    file = saved / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **change}))
+    refuses(saved, sentence.format(file))
+
+
+@pytest.mark.parametrize("name", ["vocab_size", "hidden_size", "intermediate_size", "num_attention_heads", "head_dim"])
+@pytest.mark.parametrize("value", [2 * 10**9, 2**53])
+def test_config_of_huge_sizes(saved, name, value):
+    file = saved / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), name: value}))
+    with pytest.raises(ValueError, match=r"by the config|is not supported|num_key_value_heads must"):
+        load_checkpoint(saved)
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+def test_only_regular_files_are_opened(saved, name):
+    (saved / name).unlink()
+    (saved / name).mkdir()
+    refuses(saved, f"{saved / name} must be a regular file, got a directory.")
+    (saved / name).rmdir()
+    os.mkfifo(saved / name)
+    refuses(saved, f"{saved / name} must be a regular file, got a FIFO.")
+    (saved / name).unlink()
+    (saved / name).symlink_to("/dev/zero")
+    refuses(saved, f"{saved / name} must be a regular file, got a device.")
 
 
 def test_other_architecture(saved):
@@ -187,7 +234,7 @@ def test_missing_shard(sharded):
 
 def test_truncated_shard(sharded):
     (sharded / SECOND).write_bytes((sharded / SECOND).read_bytes()[:-1])
-    refuses(sharded, f"{sharded / SECOND} is no whole safetensors file: ")
+    refuses(sharded, f"{sharded / SECOND} is not a complete safetensors file: ")
 
 
 def test_index_with_a_tensor_that_its_file_lacks(sharded):
@@ -205,9 +252,16 @@ def test_index_with_the_wrong_file(sharded):
     refuses(sharded, f"{SECOND} holds model.norm.weight, which {sharded / 'model.safetensors.index.json'} has in")
 
 
-def test_index_with_files_elsewhere(sharded):
-    change_index(sharded, lambda places: places.update({"model.norm.weight": "../model.safetensors"}))
-    refuses(sharded, "must name files beside it, got '../model.safetensors'.")
+@pytest.mark.parametrize("file", ["../model.safetensors", "..", ".", "", "sub/model.safetensors", "/dev/zero"])
+def test_index_with_files_elsewhere(sharded, file):
+    change_index(sharded, lambda places: places.update({"model.norm.weight": file}))
+    refuses(sharded, f"must name files beside it, got {file!r}.")
+
+
+def test_index_with_a_directory(sharded):
+    (sharded / "folder").mkdir()
+    change_index(sharded, lambda places: places.update({"model.norm.weight": "folder"}))
+    refuses(sharded, f"{sharded / 'folder'} must be a regular file, got a directory.")
 
 
 @pytest.mark.parametrize("index", [{}, {"weight_map": []}, {"weight_map": {"a": 1}}])

@@ -52,14 +52,40 @@ def test_without_the_file_config_json_has_the_end_token(write):
         ({"num_beams": 4}, "holds num_beams = 4, which is not supported"),
         ({"suppress_tokens": [3]}, "holds suppress_tokens = [3], which is not supported"),
         ({"min_new_tokens": 3}, "holds min_new_tokens = 3"),
-        ({"xtc_threshold": 0.1}, "holds xtc_threshold = 0.1, which is not known here and might change what is sampled"),
-        ({"do_sample": True, "temperature": "hot"}, "temperature in "),
-        ({"eos_token_id": "</s>"}, "eos_token_id in generation_config.json must be a token or a list of tokens"),
+        ({"xtc_threshold": 0.1}, "holds xtc_threshold = 0.1, which is unknown and might change what is sampled"),
+        ({"do_sample": True, "temperature": "hot"}, "json must be a number of at least 0, got 'hot'."),
+        ({"temperature": -1}, "json must be a number of at least 0, got -1."),
+        ({"temperature": float("nan")}, "it holds NaN, which is no number in JSON"),
+        ({"temperature": 10**400}, "json must be a number of at least 0, got 1000"),
+        ({"top_k": -3}, "json must be a whole number from 0 to 2147483647, got -3."),
+        ({"top_k": 2.5}, "json must be a whole number from 0 to 2147483647, got 2.5."),
+        ({"top_k": 10**12}, "json must be a whole number from 0 to 2147483647, got 1000000000000."),
+        ({"top_p": 1.5}, "json must be a number from 0 to 1, got 1.5."),
+        ({"min_p": -1}, "json must be a number from 0 to 1, got -1."),
+        ({"do_sample": "yes"}, "json must be true or false, got 'yes'."),
+        ({"eos_token_id": -7}, "a token or a list of tokens, from 0 to 2147483647, got -7; ignore=('eos_token_id',)"),
+        ({"eos_token_id": 10**12}, "from 0 to 2147483647, got 1000000000000"),
+        ({"eos_token_id": [[1]]}, "from 0 to 2147483647, got [[1]]"),
+        ({"eos_token_id": "</s>"}, "generation_config.json must be a token or a list of tokens"),
     ],
 )  # fmt: skip
 def test_what_is_refused(write, values, sentence):
     with pytest.raises(ValueError, match=re.escape(sentence)):
         load_generation_config(write(**values))
+
+
+@pytest.mark.parametrize("eos_token", [31, [2, 31], -1])
+@pytest.mark.parametrize("name", ["generation_config.json", "config.json"])
+def test_end_tokens_lie_in_the_vocabulary(write, name, eos_token):
+    write("config.json", vocab_size=31)
+    folder = (
+        write(name, vocab_size=31, eos_token_id=eos_token)
+        if name == "config.json"
+        else write(name, eos_token_id=eos_token)
+    )
+    with pytest.raises(ValueError, match=re.escape(f"{name} must be a token or a list of tokens, from 0 to 30, got ")):
+        load_generation_config(folder)
+    assert load_generation_config(folder, ignore=("eos_token_id",)).eos_token == ()
 
 
 def test_what_is_refused_may_be_ignored(write):

@@ -60,6 +60,14 @@ def test_where_timestamps_together_are_more_probable_than_each_token_of_text_one
     assert forbidden(TIMES, [61, 62, 66, 75, 5], logits) == {70} | set(range(71, 76))
 
 
+def test_a_timestamp_must_be_more_probable_than_text_and_not_just_as_probable():
+    logits = np.full((1, 120), -np.inf, "f")
+    logits[0, [7, 119]] = 0.5  # after [75, 5, 118, 118, 6] the only timestamp left is 119
+    assert 7 not in forbidden(TIMES, [61, 62, 66, 75, 5, 118, 118, 6], logits)
+    logits[0, 119] = np.nextafter(np.float32(0.5), np.float32(1))
+    assert 7 in forbidden(TIMES, [61, 62, 66, 75, 5, 118, 118, 6], logits)
+
+
 def test_they_are_the_rules_of_transformers():
     texts, lengths, logits = texts_and_logits()
     with np.load(FIXTURES / "forbidden.npz") as file:
@@ -127,8 +135,13 @@ def test_what_a_checkpoint_cannot_be_asked(name, asked, sentence):
         ({"suppress_tokens": [1, 172]}, "must be tokens from 0 to 171, vocab_size being 172; got 172"),
         ({"eos_token_id": None}, "must hold eos_token_id, which it does not"),
         ({"decoder_start_token_id": "<s>"}, "must be tokens from 0 to 171, vocab_size being 172; got '<s>'"),
-        ({"lang_to_id": {}}, "must hold lang_to_id, for the model is multilingual"),
+        ({"lang_to_id": {}}, "must hold lang_to_id, because the model is multilingual"),
         ({"task_to_id": {"transcribe": None}}, "task_to_id.transcribe in"),
+        ({"task_to_id": {"translate": 65}}, "must hold 'transcribe', got translate"),
+        ({"is_multilingual": "yes"}, "must be true or false, got 'yes'"),
+        ({"max_length": "long"}, "must be a whole number from 1 to 2147483647, got 'long'"),
+        ({"max_initial_timestamp_index": 1.5}, "must be a whole number from 0 to 2147483647, got 1.5"),
+        ({"suppress_tokens": {"a": 1}}, "must be tokens from 0 to 171, vocab_size being 172; got {'a': 1}"),
         ([], "must be a JSON object, got a list"),
         ("{", "must be a JSON object, but it cannot be parsed"),
         (None, "A Whisper checkpoint must hold generation_config.json, but there is no"),

@@ -1,0 +1,112 @@
+"""The `specsamp` command: `specsamp` or `python -m specsamp`. The library is the package `specsamp_jax`.
+
+Python runs `specsamp_jax/__init__.py`, which imports JAX, before any module of that package. The command starts in this
+module instead, so that `specsamp --help` imports no JAX and Ctrl-C during the imports ends it without a traceback.
+"""
+
+import contextlib
+import importlib
+import os
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+
+COMMANDS = {
+    "demo": "Continue a held-out docstring, measure the gain, and check the distribution of the text.",
+    "generate": "Continue texts, or answer in a chat, with your own target and drafter or with the trained pair.",
+    "transcribe": "Transcribe WAV files, several at once.",
+}
+"""The subcommands, each with the first line of its help; `specsamp_jax.cli.NAME` holds the function `NAME_command`."""
+
+
+def main() -> None:
+    """Runs the command and exits: with 0, with 2 for wrong input, with 1 for other failures, with 130 for Ctrl-C."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Runs the command and returns its exit status; a known error is written to standard error as one sentence.
+
+    Args:
+      arguments: The arguments after the command's name.
+    """
+    if sys.stdout is None:
+        return _fail(1, "standard output is closed, and the text goes there")
+    with _quiet_interrupt():
+        import click
+
+        cli = _group(click)
+    try:
+        try:
+            cli.main(list(arguments), prog_name="specsamp", standalone_mode=False)
+        except click.exceptions.NoArgsIsHelpError as error:
+            click.echo(error.format_message())
+        sys.stdout.flush()
+    except click.ClickException as error:
+        return _fail(error.exit_code, error.format_message())
+    except (click.Abort, KeyboardInterrupt):
+        return 130
+    except BrokenPipeError:  # the reader, such as `head`, has what it wanted
+        _discard_output()
+        return 1
+    except OSError as error:
+        if error.filename is None:
+            _discard_output()
+        return _fail(1, f"{error.filename or 'standard output'}: {error.strerror or error}")
+    except ValueError as error:
+        return _fail(2, str(error))
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        return _fail(1, f"out of memory: {str(error).splitlines()[0] if str(error) else 'no reason was given'}")
+    return 0
+
+
+def _group(click):
+    """The command and its subcommands, each imported when it is called."""
+
+    class LazyGroup(click.Group):
+        def resolve_command(self, ctx, args):
+            if args[0] in COMMANDS:
+                with _quiet_interrupt():
+                    module = importlib.import_module(f"specsamp_jax.cli.{args[0]}")
+                self.add_command(vars(module)[f"{args[0]}_command"])
+            return super().resolve_command(ctx, args)
+
+    group = LazyGroup(
+        "specsamp",
+        help="Exact speculative sampling in JAX.",
+        context_settings={"help_option_names": ["-h", "--help"]},
+        commands={name: click.Command(name, help=line) for name, line in COMMANDS.items()},
+    )
+    return click.version_option(package_name="specsamp")(group)
+
+
+@contextlib.contextmanager
+def _quiet_interrupt() -> Iterator[None]:
+    """While it lasts, Ctrl-C ends the process by the signal itself, with nothing written."""
+    handler = signal.getsignal(signal.SIGINT)
+    if handler is not signal.default_int_handler:  # ignored, as under nohup, or handled by somebody else
+        yield
+        return
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+
+
+def _discard_output() -> None:
+    """Sends what is left in the buffer of standard output nowhere, or Python would fail on it at its exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _fail(status: int, sentence: str) -> int:
+    if sys.stderr is not None:
+        with contextlib.suppress(OSError):
+            print(f"specsamp: {sentence}", file=sys.stderr, flush=True)
+    return status
+
+
+if __name__ == "__main__":
+    main()
