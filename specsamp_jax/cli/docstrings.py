@@ -1,8 +1,8 @@
-"""Docstrings of installed packages, and the split that the trained pair was not trained on.
+"""Docstrings of installed packages, and the files held out from the training of the trained pair.
 
-A document is one docstring, cleaned of its indentation, with nothing before or after it. Tokenized, every document
-begins with `END_TOKEN` and the next document's `END_TOKEN` ends it, so a prompt always begins with that token and a
-model that is done emits it. Files, not docstrings, are held out.
+A document is one docstring without its indentation. Its tokens begin with `END_TOKEN`, which also ends the document
+before it: a prompt always begins with that token, and a model emits it at the end of a document. Whole files are held
+out, not single docstrings.
 """
 
 import ast
@@ -15,18 +15,17 @@ from pathlib import Path
 from typing import NamedTuple
 
 END_TOKEN = "<|end|>"
-"""Begins every document, and ends the one before it."""
+"""The token that begins every document and ends the one before it."""
 
 TOKENIZER_FILE = Path(__file__).parent / "assets" / "tokenizer.json"
-"""The tokenizer that was trained on the corpus."""
+"""The tokenizer trained on the corpus."""
 
-# Other packages, which inside the standard library's folder are not the standard library's, and tests, whose
-# docstrings are mostly fixtures.
+# Packages that are installed inside the standard library's folder, and tests, whose docstrings are mostly fixtures.
 _SKIPPED_FOLDERS = frozenset({"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"})
 
 
 class Docstring(NamedTuple):
-    """One docstring and where it stands."""
+    """A docstring, its file and its name."""
 
     path: str  # of its file, from the folder that holds the package: "numpy/linalg/_linalg.py"
     name: str  # module and definitions, dotted: "numpy.linalg._linalg.solve"
@@ -34,14 +33,14 @@ class Docstring(NamedTuple):
 
 
 def docstrings(root: Path, prefix: str, *, keep_fn: Callable[[str], bool] = lambda path: True) -> Iterator[Docstring]:
-    """Every docstring of the modules, classes and functions under a folder, in a fixed order.
+    """Yields every docstring of the modules, classes and functions under a folder, in a fixed order.
 
     Files are parsed and never imported. A file that Python cannot parse is skipped, and so are folders of tests.
 
     Args:
         root: The folder of a package, or one that holds packages.
-        prefix: What the paths begin with: the package's name, or "" if `root` holds packages.
-        keep_fn: Which paths to read at all.
+        prefix: The start of the paths: the package's name, or "" if `root` holds packages.
+        keep_fn: Returns whether to read the file at a path.
 
     Yields:
         The docstrings that are not empty, file by file.
@@ -69,9 +68,9 @@ def docstrings(root: Path, prefix: str, *, keep_fn: Callable[[str], bool] = lamb
 
 
 def _walk(node: ast.AST, name: str) -> Iterator[tuple[str, str]]:
-    """The docstrings at and below a node. Expressions hold no definitions, and may nest too deep to recurse into."""
+    """The docstrings at and below a node. Expressions are skipped: they hold no definitions and may nest deeply."""
     if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-        # Half of a surrogate pair, which an escape can write, is no character and has no UTF-8.
+        # An escape sequence may write half of a surrogate pair, which UTF-8 cannot encode.
         text = (ast.get_docstring(node) or "").encode("utf-8", "ignore").decode("utf-8").strip()
         if text:
             yield name, text
@@ -83,12 +82,12 @@ def _walk(node: ast.AST, name: str) -> Iterator[tuple[str, str]]:
 
 
 def standard_library() -> Path:
-    """The folder of the running Python's standard library."""
+    """Returns the folder of the running Python's standard library."""
     return Path(sysconfig.get_path("stdlib"))
 
 
 def package_root(name: str) -> Path:
-    """The folder of an installed package, found without importing it.
+    """Returns the folder of an installed package, without importing it.
 
     Args:
         name: A top-level package, such as "numpy".
@@ -103,21 +102,20 @@ def package_root(name: str) -> Path:
 
 
 def is_held_out(path: str) -> bool:
-    """Whether a file is kept from training: 3 in 100, by a hash of its path, the same everywhere and always.
+    """Returns whether a file is held out: 3 in 100 are, chosen by a hash of the path.
 
     Args:
         path: The `path` of a `Docstring`.
     """
-    # The number spreads what is held out of the standard library and of numpy over many files of many kinds.
+    # With this number the held-out files of the standard library and of numpy are many and of many kinds.
     digest = hashlib.sha256(f"2072/{path}".encode()).digest()
     return int.from_bytes(digest[:8], "big") % 100 < 3
 
 
 def held_out_docstrings() -> Iterator[Docstring]:
-    """Docstrings of the standard library and of numpy, as installed here, from files no model here was trained on.
+    """Yields docstrings of the installed standard library and numpy from files that the pair was not trained on.
 
-    Python and numpy may be other versions than those trained on: a text that has moved to another file since may have
-    been seen.
+    If the versions differ from those of the training data, a text that has moved to another file may have been seen.
     """
     for root, prefix in ((standard_library(), ""), (package_root("numpy"), "numpy")):
         yield from docstrings(root, prefix, keep_fn=is_held_out)

@@ -84,7 +84,8 @@ def generate_command(
     tokens += [setup.tokenizer.encode_chat([*before, {"role": "user", "content": message}]) for message in chats]
     padded, lengths = generation.pad(tokens, vocab_size(setup.target))
     models = (setup.target, setup.draft) if isinstance(setup.draft, Model) else (setup.target,)
-    memory.check(models, *padded.shape, max_new_tokens, num_heads=setup.num_heads, max_length=setup.max_length)
+    batch_size, length = padded.shape
+    memory.check(models, batch_size, length, max_new_tokens, num_heads=setup.num_heads, max_length=setup.max_length)
     options = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
     sampling = setup.sampling._replace(**{name: value for name, value in options.items() if value is not None})
     for note in [*setup.notes, f"loaded in {time.perf_counter() - began:.1f} s, now compiling"]:

@@ -1,4 +1,4 @@
-"""The small trained pair that comes with the package: a target, its drafter, and their tokenizer."""
+"""The small trained pair in the package: a target, its drafter, and their tokenizer."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -12,17 +12,17 @@ from specsamp_jax.models import load_checkpoint
 from specsamp_jax.text.tokenizer_file import read_tokenizer
 
 ASSETS = Path(__file__).parent / "assets"
-"""The folder of the tokenizer, and of `target` and `drafter`, both checkpoints in Hugging Face's layout."""
+"""The folder of the tokenizer and of the checkpoints `target` and `drafter`, in Hugging Face's layout."""
 
 
 class Pair(NamedTuple):
-    """A target, a drafter a tenth of its size, and what turns text into their tokens and back.
+    """A target, a drafter of a tenth of its size, and their tokenizer.
 
     Attributes:
       target: 7.0 million parameters, trained on docstrings.
       drafter: 0.69 million, distilled from the target.
       tokenizer: Byte-level BPE of 4,096 tokens; `end_token` begins every text.
-      end_token: The token that begins a text, and ends the one before it.
+      end_token: The token that begins each text and ends the text before it.
     """
 
     target: Model
@@ -31,14 +31,14 @@ class Pair(NamedTuple):
     end_token: int
 
     def encode(self, text: str) -> list[int]:
-        """The tokens of a text's beginning."""
+        """Returns the tokens of the beginning of a text."""
         return [self.end_token, *self.tokenizer.encode(text).ids]
 
 
 def load_pair() -> Pair:
-    """The pair, in float32.
+    """Returns the pair, in float32.
 
-    How it was trained, and what was measured on text that it never saw, stands in assets/training.json.
+    Its training, and measurements on held-out text, are described in assets/training.json.
 
     Example:
       >>> pair = load_pair()

@@ -1,4 +1,4 @@
-"""From sound to text: WAV files, windows of speech, and their transcription by a Whisper and its drafter."""
+"""Speech to text: reads WAV files, cuts them into windows, and transcribes them with a Whisper and a drafter."""
 
 from specsamp_jax.speech.audio import load_wav as load_wav
 from specsamp_jax.speech.audio import resample as resample

@@ -24,12 +24,12 @@ from specsamp_jax.speech.windows import FixedWindows, Piece, SlidingWindows
 
 
 class Segment(NamedTuple):
-    """What was said in a span of time.
+    """The text of a span of time.
 
     Attributes:
       start: Seconds from the beginning of the sound.
       end: Seconds from the beginning of the sound.
-      text: What was said.
+      text: The text.
     """
 
     start: float
@@ -38,13 +38,13 @@ class Segment(NamedTuple):
 
 
 class Transcript(NamedTuple):
-    """What was said in one utterance.
+    """The text of an utterance.
 
     Attributes:
-      text: The whole of it.
-      segments: Its parts: between timestamps where there are any, else each window's.
-      tokens: The generated tokens behind that text, timestamps included, prompts and end tokens not.
-      language: The code of the language, given or detected; None from an English-only model.
+      text: The whole text.
+      segments: Its parts: between timestamps with timestamps, else one per window.
+      tokens: The generated tokens, including timestamps and without prompts and end tokens.
+      language: The code of the language, passed or detected; None for an English-only model.
     """
 
     text: str
@@ -54,12 +54,12 @@ class Transcript(NamedTuple):
 
 
 class Transcription(NamedTuple):
-    """All utterances, and what the decoding loops counted.
+    """The texts of all utterances, and the counts of the decoding loops.
 
     Attributes:
-      transcripts: One an utterance.
+      transcripts: One per utterance.
       stats: Sums over all batches of windows: steps, tokens emitted by each of N utterances, drafts verified and
-        accepted at each of K draft positions.
+        accepted at each of K draft positions, and the flags of each utterance's degenerate rows.
     """
 
     transcripts: tuple[Transcript, ...]
@@ -67,7 +67,7 @@ class Transcription(NamedTuple):
 
 
 ProgressFn = Callable[[float, float], None]
-"""`(seconds heard, seconds in all)`, called after each batch of windows."""
+"""Called as `(seconds done, seconds in total)` after each batch of windows."""
 
 
 def transcribe(
@@ -86,30 +86,29 @@ def transcribe(
     verify_fn: VerifyFn = verify,
     progress_fn: ProgressFn | None = None,
 ) -> Transcription:
-    """The text of each utterance, distributed as the target's own.
+    """Returns the text of each utterance, with the distribution of the target's own sampling.
 
-    Up to `batch_size` windows are decoded together, of one utterance or of several; windows of 30 s in all published
-    models. Without timestamps they stand side by side. With timestamps each begins where the last segment of the one
-    before ended, so that an utterance has one window in a batch. No window knows the text of another one, and none is
-    decoded again at a higher temperature.
+    Up to `batch_size` windows, of one or several utterances, are decoded together; windows have 30 s in all published
+    models. Without timestamps the windows of an utterance are adjacent. With timestamps each begins at the end of the
+    last segment of the one before, so a batch holds one window per utterance. Windows are decoded independently, and
+    none is decoded again at a higher temperature.
 
-    The drafter uses the target's encoder, once for both, where it has the same; see `share_encoder`.
+    If the drafter's encoder equals the target's, it runs once for both; see `share_encoder`.
 
     Args:
-      key: One typed threefry key, or one an utterance. What a window says depends on its utterance's key and its
-        place, not on the batch.
-      waveforms: Samples from -1 to 1, 16,000 a second; see `load_wav`.
+      key: A key, or one per utterance. The draws of a window depend on its utterance's key and its start, not on the
+        batch.
+      waveforms: Samples from -1 to 1, 16,000 per second; see `load_wav`.
       target: The model whose distribution is sampled.
-      draft: Who proposes: a smaller Whisper with the same vocabulary, a drafter that needs no speech such as
-        `NGramDrafter`, or None.
+      draft: A smaller Whisper with the same vocabulary; a drafter without speech, such as `NGramDrafter`; or None.
       num_draft: Tokens drafted a step.
-      language: A code such as "en". None: each utterance's own, the most probable language of its first window.
-      task: "transcribe" or "translate" (into English). None: the former. English-only models take neither.
-      timestamps: Whether to find the times of segments.
-      sampling: Scalars, applied to target and draft alike; greedy unless given.
-      max_new_tokens: The most tokens of a window. None: what the model's positions leave room for.
-      batch_size: The most windows at once. Where fewer are left they are decoded in halvings of the first batch, so
-        that a step is compiled for few sizes.
+      language: A code such as "en". None: for each utterance, the most probable language of its first window.
+      task: "transcribe" or "translate" (into English). None: "transcribe". English-only models accept neither.
+      timestamps: Whether to return the times of segments.
+      sampling: Scalars, applied to target and draft alike; greedy by default.
+      max_new_tokens: The most tokens of a window. None: as many as the model's positions allow.
+      batch_size: The most windows at once. Smaller remainders are decoded in batches of half that size, a quarter, and
+        so on, so that a step is compiled for few sizes.
       verify_fn: The rule, with the signature of `verify`.
       progress_fn: See `ProgressFn`.
 
@@ -118,13 +117,15 @@ def transcribe(
     """
     settings, config = target.settings, target.module.config
     settings.check(language=language, task=task, timestamps=timestamps)
-    room = settings.max_length - settings.prompt_length(timestamps=timestamps)
-    if max_new_tokens is not None and not 1 <= max_new_tokens <= room:
-        raise ValueError(f"max_new_tokens must be from 1 to {room}, for which there is room; got {max_new_tokens}.")
+    longest = settings.max_length - settings.prompt_length(timestamps=timestamps)
+    if longest < 1:
+        raise ValueError(f"max_length of the settings must exceed the prompt's length; got {settings.max_length}.")
+    if max_new_tokens is not None and not 1 <= max_new_tokens <= longest:
+        raise ValueError(f"max_new_tokens must be from 1 to {longest}, the model's limit; got {max_new_tokens}.")
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1; got {batch_size}.")
     if any(np.ndim(value) for value in sampling):
-        raise ValueError("sampling must hold scalars, for windows are not rows of a batch; got an array.")
+        raise ValueError("sampling must hold scalars, because windows are not rows of a batch; got an array.")
     if isinstance(draft, Speech):
         check_pair(target, draft)
         share_encoder(target.module, draft.module)
@@ -133,9 +134,9 @@ def transcribe(
 
     languages = [language] * len(sounds)
     pieces: list[list[tuple[int, Piece]]] = [[] for _ in sounds]
-    num_heard = [0] * len(sounds)
+    num_done = [0] * len(sounds)
     counts = Stats.zeros(len(sounds), 0 if draft is None else compiled_lengths(num_draft)[-1])
-    # First windows first: an utterance's language is known before its later windows are asked.
+    # First windows come first, so that an utterance's language is detected before its later windows are decoded.
     queue = deque(sorted((start, i) for i, sound in enumerate(sounds) for start in sound.starts))
     size = min(batch_size, len(queue))
     while queue:
@@ -154,7 +155,7 @@ def transcribe(
             target=model,
             draft=_drafter(target, draft, features, states),
             num_draft=num_draft,
-            max_new_tokens=max_new_tokens or room,
+            max_new_tokens=max_new_tokens or longest,
             sampling=sampling,
             eos_token=settings.end_tokens,
             verify_fn=verify_fn,
@@ -166,18 +167,18 @@ def transcribe(
             tokens = tokens[prompts.shape[1] : length]
             found, following = sounds[i].split(tokens[~np.isin(tokens, settings.end_tokens)], start)
             pieces[i] += [(start, piece) for piece in found]
-            num_heard[i] = min(start + config.num_frames, sounds[i].num_frames)
+            num_done[i] = min(start + config.num_frames, sounds[i].num_frames)
             if following is not None:
-                num_heard[i] = following
+                num_done[i] = following
                 queue.append((following, i))
         if progress_fn is not None:
-            progress_fn(_seconds(sum(num_heard)), _seconds(sum(sound.num_frames for sound in sounds)))
+            progress_fn(_seconds(sum(num_done)), _seconds(sum(sound.num_frames for sound in sounds)))
     transcripts = (_transcript(target, found, code) for found, code in zip(pieces, languages, strict=True))
     return Transcription(tuple(transcripts), counts)
 
 
 def check_pair(target: Speech, draft: Speech) -> None:
-    """Raises ValueError where `draft` cannot draft for `target`."""
+    """Raises ValueError if `draft` cannot draft for `target`."""
     for name in ("vocab_size", "num_mel_bins", "max_source_positions", "max_target_positions"):
         ours, theirs = getattr(target.module.config, name), getattr(draft.module.config, name)
         if ours != theirs:
@@ -192,7 +193,7 @@ def _sound(name: str, waveform: np.ndarray, target: Speech, timestamps: bool) ->
 
 
 def _fitting(size: int, num_ready: int) -> int:
-    """The largest that is ready of a size, its half, the half of that: a step is compiled for each."""
+    """The largest of `size`, its half, the half of that and so on which is at most `num_ready`."""
     while size > num_ready:
         size = (size + 1) // 2
     return size
@@ -206,7 +207,7 @@ def _drafter(target: Speech, draft: Speech | Drafter | None, features: np.ndarra
 
 
 def _detect(target: Speech, model: Model, batch_size: int) -> list[str]:
-    """The most probable language of each row, by what the model says behind the start token alone."""
+    """The most probable language of each row, from the logits after the start token."""
     codes, tokens = zip(*target.settings.languages, strict=True)
     start = jnp.full((batch_size, 1), target.settings.start_token)
     best = np.argmax(np.asarray(_first_logits(model, start))[:, list(tokens)], axis=1)
@@ -237,10 +238,10 @@ def _transcript(target: Speech, pieces: list[tuple[int, Piece]], language: str |
     settings = target.settings
     texts = []
     for _, piece in pieces:
-        said = (
+        shown = (
             piece.tokens if settings.first_timestamp is None else piece.tokens[piece.tokens < settings.first_timestamp]
         )
-        texts.append(target.tokenizer.decode(said.tolist(), skip_special_tokens=True))
+        texts.append(target.tokenizer.decode(shown.tolist(), skip_special_tokens=True))
     segments = (
         Segment(_seconds(start + piece.start), _seconds(start + piece.end), text.strip())
         for (start, piece), text in zip(pieces, texts, strict=True)

@@ -1,4 +1,4 @@
-"""Long audio as windows that a Whisper can hear, and what their texts say of time."""
+"""Cuts long audio into windows of a Whisper's length, and reads times from their texts."""
 
 from typing import NamedTuple
 
@@ -9,16 +9,16 @@ from specsamp_jax.models.whisper.features import HOP, log_mel
 from specsamp_jax.models.whisper.model import WhisperConfig
 
 STEP = 2
-"""Frames a timestamp: 0.02 s."""
+"""Frames per step of a timestamp: 0.02 s."""
 
 
 class Piece(NamedTuple):
-    """What one window says between two timestamps.
+    """A part of a window's text between two timestamps.
 
     Attributes:
-      start: Its first frame within the window.
-      end: The frame behind its last.
-      tokens: What was said, the timestamps included.
+      start: The first frame, counted from the start of the window.
+      end: The frame after the last.
+      tokens: The tokens of the text, including timestamps.
     """
 
     start: int
@@ -27,11 +27,11 @@ class Piece(NamedTuple):
 
 
 class FixedWindows:
-    """Windows side by side, all known beforehand; each is heard on its own, the last with silence behind it.
+    """Adjacent windows, each with features of its own; the last is padded with silence.
 
     Attributes:
-      num_frames: Frames of sound in all.
-      starts: The first frames of the windows that can be heard at once.
+      num_frames: Total frames of sound.
+      starts: The first frame of each window that can be decoded now: all of them.
     """
 
     def __init__(self, waveform: Float[np.ndarray, "N"], config: WhisperConfig):
@@ -40,24 +40,24 @@ class FixedWindows:
         self.starts = list(range(0, self.num_frames, config.num_frames))
 
     def features(self, start: int) -> Float[np.ndarray, "M F"]:
-        """The features of the window that begins at a frame."""
+        """Returns the features of the window that begins at frame `start`."""
         size = self._config.num_frames * HOP
         sound = self._waveform[start * HOP :][:size]
         return log_mel(np.pad(sound, (0, size - sound.size)), self._config.num_mel_bins)
 
     def split(self, tokens: Int[np.ndarray, "n"], start: int) -> tuple[list[Piece], int | None]:
-        """The whole text as one piece, and that no window follows from it."""
+        """Returns the whole text as one piece, and None: no further window depends on it."""
         return [Piece(0, min(self._config.num_frames, self.num_frames - start), tokens)], None
 
 
 class SlidingWindows:
-    """Each window begins where the last whole piece of the one before it ended.
+    """Windows that each begin at the end of the last complete piece of the window before.
 
-    The features are those of the whole sound; behind its end they are 0.
+    Features are computed once for the whole sound; after its end they are 0.
 
     Attributes:
-      num_frames: Frames of sound in all.
-      starts: The first frame of the first window.
+      num_frames: Total frames of sound.
+      starts: The first frame of each window that can be decoded now: the first window's.
     """
 
     def __init__(self, waveform: Float[np.ndarray, "N"], config: WhisperConfig, first_timestamp: int):
@@ -67,12 +67,12 @@ class SlidingWindows:
         self.starts = [0] if self.num_frames else []
 
     def features(self, start: int) -> Float[np.ndarray, "M F"]:
-        """The features of the window that begins at a frame."""
+        """Returns the features of the window that begins at frame `start`."""
         window = self._features[:, start : start + self._config.num_frames]
         return np.pad(window, ((0, 0), (0, self._config.num_frames - window.shape[1])))
 
     def split(self, tokens: Int[np.ndarray, "n"], start: int) -> tuple[list[Piece], int | None]:
-        """The pieces of a window's text, and the first frame of the next window, if there is one."""
+        """Returns the pieces of a window's text, and the first frame of the next window, or None."""
         num_frames = min(self._config.num_frames, self.num_frames - start)
         pieces, advance = split(tokens, num_frames, self._first_timestamp)
         following = start + advance
@@ -80,18 +80,18 @@ class SlidingWindows:
 
 
 def split(tokens: Int[np.ndarray, "n"], num_frames: int, first_timestamp: int) -> tuple[list[Piece], int]:
-    """The pieces of a window's text, and how many frames of the window are done with.
+    """Returns the pieces of a window's text, and the number of frames before the next window.
 
-    Pieces end where two timestamps stand together. A text that ends with one timestamp alone says that nothing
-    follows: the window is done. Else what stands behind the last pair was cut off by the window's end: it is left to
-    the next window, which begins at that pair. A text without pairs is one piece and the whole window.
+    A piece ends between two adjacent timestamps. If the text ends with a single timestamp, nothing follows it and the
+    next window begins at the end of this one. Otherwise the text after the last pair was cut off by the end of the
+    window, and the next window begins at that pair. A text without pairs is one piece that takes the whole window.
 
     Args:
-      tokens: What was generated, the end token excepted.
+      tokens: The generated tokens, without the end token.
       num_frames: Frames of sound in the window.
       first_timestamp: The token of 0.00 s.
 
-    Source: Radford et al. (2022, arXiv 2212.04356), section 3.8, as transformers does it.
+    Source: Radford et al. (2022, arXiv 2212.04356), section 3.8, as implemented by transformers.
     """
     stamp = tokens >= first_timestamp
     ends = [i + 1 for i in range(tokens.size - 1) if stamp[i] and stamp[i + 1]]
@@ -105,6 +105,6 @@ def split(tokens: Int[np.ndarray, "n"], num_frames: int, first_timestamp: int) -
         ends.append(tokens.size)
     begins = [0, *ends[:-1]]
     pieces = [Piece(int(frame[i]), int(frame[j - 1]), tokens[i:j]) for i, j in zip(begins, ends, strict=True)]
-    # The rules let no pair stand before the first step; without them a window must not be heard for ever.
+    # The rules exclude a pair at time 0. Without them, too, the next window must begin later than this one.
     advance = num_frames if ends_alone or pieces[-1].end <= 0 else pieces[-1].end
     return pieces, advance

@@ -1,4 +1,4 @@
-"""Text for a checkpoint's models: its tokenizer, its chat template, and text that is shown while it grows."""
+"""Tokenizers and chat templates of checkpoints, and text from tokens that arrive one at a time."""
 
 from specsamp_jax.text.chat import render_chat as render_chat
 from specsamp_jax.text.stream import TextStream as TextStream

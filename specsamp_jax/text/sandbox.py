@@ -7,7 +7,7 @@ they do not bound the time of each operation. See docs/guides/trust.md.
 import functools
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import jinja2
 from jinja2 import nodes, runtime, sandbox, visitor
@@ -37,7 +37,7 @@ class BoundedEnvironment(sandbox.ImmutableSandboxedEnvironment):
     def __init__(self, *, filters: Mapping[str, Callable[..., Any]], **options: Any):
         super().__init__(**options)
         del self.globals["lipsum"]  # writes random text of any length
-        own = self.filters | filters
+        own = {**self.filters, **filters}
         self.filters = {name: _bounded_filter(name, function) for name, function in own.items()}
         self.filters |= {"bounded": bounded, "counted": _counted}
 
@@ -100,8 +100,8 @@ class _Bounds(visitor.NodeTransformer):
         return node
 
 
-def _filtered(node: nodes.Expr | None, name: str) -> nodes.Filter:
-    return nodes.Filter(node, name, [], [], None, None, lineno=1 if node is None else node.lineno)
+def _filtered(node: nodes.Node | None, name: str) -> nodes.Filter:
+    return nodes.Filter(cast(Any, node), name, [], [], None, None, lineno=1 if node is None else node.lineno)
 
 
 @jinja2.pass_context

@@ -1,20 +1,20 @@
-"""Whether a target and a drafter mean the same by a token."""
+"""Compares the vocabularies of a target and a drafter."""
 
 from tokenizers import Tokenizer
 
 
 def check_vocabularies(target: Tokenizer, draft: Tokenizer) -> None:
-    """Raises where a token id is one token to the target and another one to the drafter.
+    """Raises if a token id stands for different tokens in the two vocabularies.
 
-    The text would have the target's distribution all the same, but hardly a draft would be accepted. Ids that only
-    one of the two knows do no harm: `specsamp_jax.models.with_vocab_size` gives the drafter the target's number.
+    The text would still have the target's distribution, but few drafts would be accepted. Ids in only one of the
+    vocabularies are harmless: `specsamp_jax.models.with_vocab_size` gives the drafter the target's number of logits.
 
     Args:
       target: The target's tokenizer.
       draft: The drafter's.
 
     Raises:
-      ValueError: The vocabularies differ, with the first id where they do.
+      ValueError: The vocabularies differ; the message names the first differing id.
 
     Example:
       >>> from specsamp_jax.cli.pair import load_pair

@@ -180,8 +180,8 @@ def test_nothing_to_hear():
     [
         ({"draft": lambda: speech("english")}, "vocab_size of the drafter must be the target's, 172; got 1569"),
         ({"language": "xx"}, "language must be one of"),
-        ({"max_new_tokens": 97}, "max_new_tokens must be from 1 to 96, for which there is room; got 97"),
-        ({"max_new_tokens": 0}, "max_new_tokens must be from 1 to 96, for which there is room; got 0"),
+        ({"max_new_tokens": 97}, "max_new_tokens must be from 1 to 96, the model's limit; got 97"),
+        ({"max_new_tokens": 0}, "max_new_tokens must be from 1 to 96, the model's limit; got 0"),
         ({"sampling": ss.SamplingParams(np.zeros(3))}, "sampling must hold scalars"),
         ({"batch_size": 0}, "batch_size must be at least 1; got 0"),
         ({"waveforms": [np.zeros(9, int)]}, "waveforms[0] must be a floating-point array of shape [N]"),

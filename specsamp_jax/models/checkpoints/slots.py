@@ -1,4 +1,4 @@
-"""Where the parameters of a module stand in a checkpoint, and how they are filled from it."""
+"""Slots: the parameters of a module with their tensors in a checkpoint, and how they are filled."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,21 +13,21 @@ from jax.typing import DTypeLike
 from specsamp_jax.models.checkpoints.tensors import Stored
 from specsamp_jax.models.layers import Vocabulary
 
-# Tensors that old versions of transformers wrote beside the parameters: the rotary frequencies, which follow from the
-# config, and the head where it is the embedding.
+# Tensors that old versions of transformers wrote in addition: the rotary frequencies, which follow from the config, and
+# the head if it is the embedding.
 _DERIVED = ".rotary_emb.inv_freq"
 _TIED = ("lm_head.weight", "proj_out.weight")
-_ROWS = 64  # transposed at a time: with 2 bytes each, whole cache lines are written; 5 times as fast as all at once
-_ALIGNMENT = 64  # XLA's on a CPU: arrays at such addresses are taken as they are, not copied
+_ROWS = 64  # transposed at once, so that whole cache lines are written; 5 times as fast as all rows at once
+_ALIGNMENT = 64  # XLA on a CPU uses an array at such an address without a copy
 
 
 class Slot(NamedTuple):
-    """Where one parameter stands in a checkpoint.
+    """A parameter and its tensors in a checkpoint.
 
     Attributes:
       param: The parameter.
-      tensors: Names and shapes of the tensors that make it up, in order of their first axis.
-      transposed: Whether the parameter is the transpose of the tensors.
+      tensors: Names and shapes of its tensors, which are concatenated along their first axis.
+      transposed: Whether the parameter is the transpose of the concatenation.
     """
 
     param: nnx.Param
@@ -36,7 +36,7 @@ class Slot(NamedTuple):
 
 
 def vocabulary_layout(vocabulary: Vocabulary, embedding: str, head: str) -> Iterator[Slot]:
-    """Yields the parameters of `vocabulary` with the tensors of these names."""
+    """Yields the parameters of `vocabulary`, with the names of its tensors."""
     num_features, vocab_size = vocabulary.head.shape
     shape = vocab_size, num_features
     if vocabulary.embedding is not None:
@@ -47,11 +47,11 @@ def vocabulary_layout(vocabulary: Vocabulary, embedding: str, head: str) -> Iter
 def check(slots: Sequence[Slot], stored: Mapping[str, Stored]) -> None:
     """Checks that a checkpoint holds the tensors of all slots, and no others.
 
-    Allowed besides are `rotary_emb.inv_freq`, and `lm_head.weight` or `proj_out.weight` where no slot has it,
-    because the head is the embedding.
+    Also allowed are `rotary_emb.inv_freq`, and `lm_head.weight` or `proj_out.weight` if no slot has it because the
+    head is the embedding.
 
     Raises:
-      ValueError: A tensor is missing, superfluous, of another shape, or no floating point.
+      ValueError: A tensor is missing, unexpected, of another shape, or not floating point.
     """
     shapes = {name: shape for slot in slots for name, shape in slot.tensors.items()}
     folder = next((entry.path.parent for entry in stored.values()), "The checkpoint")
@@ -70,17 +70,17 @@ def check(slots: Sequence[Slot], stored: Mapping[str, Stored]) -> None:
 
 
 def fill(slots: Sequence[Slot], stored: Mapping[str, Stored], dtype: DTypeLike | None) -> None:
-    """Sets the parameters of all slots, one after the other, once all of them are checked.
+    """Checks all slots, then sets their parameters one after the other.
 
-    Each goes from the mapped file into one host buffer of its own, tensor by tensor, and from there to the
-    device. On a CPU the buffer becomes the parameter; elsewhere it is freed. So the most that is in memory at
-    once is what is loaded, one parameter, and the pages of one tensor.
+    Each parameter is copied from the mapped file into a host buffer, tensor by tensor, and from there to the device.
+    On a CPU the buffer becomes the parameter; elsewhere it is freed. Peak memory is the loaded parameters, one
+    parameter more, and the pages of one tensor.
 
     Args:
       slots: The parameters; their values are not read.
-      stored: Of `read_headers`.
-      dtype: What the parameters are kept in; None: what the file has, float64 being float32, and the wider type
-        where tensors that make up one parameter differ.
+      stored: The result of `read_headers`.
+      dtype: The dtype of the parameters. None: the dtype in the file, with float32 for float64, and the wider dtype if
+        the tensors of a parameter differ.
 
     Raises:
       ValueError: See `check`.
@@ -108,7 +108,7 @@ def _host_buffer(slot: Slot, stored: Mapping[str, Stored], dtype: DTypeLike | No
 
 
 def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """An array of anything, at an address that XLA takes as it is."""
+    """An uninitialised array at an address that XLA uses without a copy."""
     num_bytes = math.prod(shape) * dtype.itemsize
     raw = np.empty(num_bytes + _ALIGNMENT, np.uint8)
     begin = -raw.ctypes.data % _ALIGNMENT

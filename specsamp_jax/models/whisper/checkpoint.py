@@ -1,4 +1,4 @@
-"""Where Whisper's parameters stand in a checkpoint, and whether two checkpoints hold one encoder."""
+"""Tensor names of Whisper's parameters in a checkpoint, and a comparison of two encoders."""
 
 from collections.abc import Iterator
 
@@ -21,10 +21,10 @@ _ENCODER_SIZES = (
 
 
 def share_encoder(target: Whisper, draft: Whisper) -> str | None:
-    """Gives `draft` the encoder of `target` where it has the same one, so that it need run once and is held once.
+    """Replaces the encoder of `draft` by that of `target` if both are equal, so that it runs and is stored once.
 
     Returns:
-      None where they are the same, else what differs first; then nothing is changed.
+      None if they are equal, else the first difference, and `draft` is unchanged.
     """
     if draft.encoder is target.encoder:
         return None
@@ -35,9 +35,9 @@ def share_encoder(target: Whisper, draft: Whisper) -> str | None:
 
 
 def encoder_difference(first: Whisper, second: Whisper) -> str | None:
-    """Returns what is the first thing that differs between two encoders; None where they compute the same.
+    """Returns the first difference between two encoders, a size or a tensor; None if they are equal.
 
-    The sizes are compared, then the tensors, bit by bit, until one differs.
+    Sizes are compared first, then tensors bit by bit.
     """
     for name in _ENCODER_SIZES:
         if getattr(first.config, name) != getattr(second.config, name):
@@ -85,7 +85,7 @@ def _encoder_layout(module: Whisper) -> Iterator[Slot]:
 
 
 def _block(block: EncoderBlock | DecoderBlock, size: int, inner: int, layer: str) -> Iterator[Slot]:
-    """What the layers of both sides have."""
+    """The parameters that layers of the encoder and the decoder share."""
     yield from _norm(block.attention_norm, layer + "self_attn_layer_norm")
     yield from _affine(block.attention.query_value_key, size, layer + "self_attn.", "q_proj", "v_proj", "k_proj")
     yield from _affine(block.attention.out, size, layer + "self_attn.", "out_proj")
@@ -97,7 +97,7 @@ def _block(block: EncoderBlock | DecoderBlock, size: int, inner: int, layer: str
 def _affine(
     affine: nnx.Linear | PartlyBiasedLinear, size: int, prefix: str, *names: str, num_out: int | None = None
 ) -> Iterator[Slot]:
-    """Matrices that read the same input are one; the key's has no bias."""
+    """A matrix and its bias; several names are matrices stored as one, of which the key's has no bias."""
     out = size if num_out is None else num_out
     yield Slot(affine.kernel, {f"{prefix}{name}.weight": (out, size) for name in names}, transposed=True)
     assert affine.bias is not None

@@ -1,6 +1,6 @@
-"""Log-mel features of a waveform, as Whisper was trained on them (Radford et al., 2022, arXiv 2212.04356, section 2.2).
+"""Log-mel features of a waveform, Whisper's input (Radford et al., 2022, arXiv 2212.04356, section 2.2).
 
-NumPy, in float64: it takes milliseconds a window, and the quiet filters are those where float32 shows.
+Computed by NumPy in float64: it takes milliseconds per window, and float32 is visibly less accurate for quiet filters.
 """
 
 import functools
@@ -10,15 +10,15 @@ import numpy as np
 from jaxtyping import Float
 
 SAMPLE_RATE = 16_000
-"""Samples a second of all waveforms here."""
+"""Samples per second of every waveform."""
 
 HOP = 160
 """Samples between frames: 10 ms."""
 
-_WINDOW = 400  # samples that a frame sees: 25 ms
-_FLOOR = 1e-10  # the least power, before its logarithm
-_RANGE = 8.0  # powers of ten below the loudest that are told apart
-_BLOCK = 3000  # frames transformed at once, so that long audio takes little memory
+_WINDOW = 400  # samples in a frame: 25 ms
+_FLOOR = 1e-10  # the smallest power, before the logarithm
+_RANGE = 8.0  # powers of ten below the loudest value that are kept
+_BLOCK = 3000  # frames transformed at once, to bound memory for long audio
 
 # Slaney's mel scale: linear up to 1000 Hz, then logarithmic, 27 mels for each factor of 6.4 (Slaney, 1998, Auditory
 # Toolbox, technical report 1998-010).
@@ -27,25 +27,25 @@ _LOGARITHMIC_STEP = np.log(6.4) / 27
 
 
 def log_mel(waveform: Float[np.ndarray, "N"], num_mel_bins: int) -> Float[np.ndarray, "M F"]:
-    """Returns the features of a waveform, float32: one frame each 10 ms, `N // 160` of them.
+    """Returns the features of a waveform, float32: one frame per 10 ms, `N // 160` frames.
 
-    The power of a 25 ms Hann window around each frame, in `num_mel_bins` triangular filters, as logarithm to base 10;
-    what is 80 dB below the loudest of the whole waveform is raised to that; then `(x + 4) / 4`. At its ends the
-    waveform is mirrored.
+    The power of a 25 ms Hann window around each frame is summed in `num_mel_bins` triangular filters. Its logarithm to
+    base 10 is clipped at 8 below the largest value of the whole waveform, and scaled as `(x + 4) / 4`. The waveform is
+    mirrored at its ends.
 
     Args:
-      waveform: Samples from -1 to 1, 16,000 a second.
-      num_mel_bins: M: 80, or 128 for large-v3 and what was distilled from it.
+      waveform: Samples from -1 to 1, 16,000 per second.
+      num_mel_bins: M: 80, or 128 for large-v3 and models distilled from it.
 
     Raises:
-      ValueError: A waveform of another shape or type, shorter than 201 samples, or not finite.
+      ValueError: The waveform has another shape or dtype, has fewer than 201 samples, or is not finite.
     """
     waveform = checked("waveform", waveform)
     if waveform.size <= _WINDOW // 2:
         raise ValueError(f"waveform must have more than {_WINDOW // 2} samples to be mirrored, got {waveform.size}.")
     padded = np.pad(waveform.astype(np.float64), _WINDOW // 2, mode="reflect")
     frames = np.lib.stride_tricks.sliding_window_view(padded, _WINDOW)[::HOP][: waveform.size // HOP]
-    # A period of the window is 400 samples, not 399: it is meant for the transform.
+    # The window has a period of 400 samples, not 399, as is usual for a Fourier transform.
     window = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(_WINDOW) / _WINDOW)
     filters = mel_filters(num_mel_bins)
     mel = np.empty((num_mel_bins, len(frames)))
@@ -58,10 +58,10 @@ def log_mel(waveform: Float[np.ndarray, "N"], num_mel_bins: int) -> Float[np.nda
 
 @functools.cache
 def mel_filters(num_mel_bins: int) -> Float[np.ndarray, "M 201"]:
-    """Returns the weights of each frequency from 0 to 8000 Hz in each filter.
+    """Returns the weight of each frequency from 0 to 8000 Hz in each filter.
 
-    Filter m is a triangle from the centre of its lower neighbour to that of its upper one, of area 1 in Hz; centres
-    are equally far apart in Slaney's mels.
+    Filter m is a triangle of area 1 in Hz, from the centre of the filter below to the centre of the filter above.
+    Centres are equally spaced on Slaney's mel scale.
     """
     top = _LOGARITHMIC_FROM / _LINEAR_HERTZ + np.log(SAMPLE_RATE / 2 / _LOGARITHMIC_FROM) / _LOGARITHMIC_STEP
     mels = np.linspace(0, top, num_mel_bins + 2)
@@ -76,10 +76,10 @@ def mel_filters(num_mel_bins: int) -> Float[np.ndarray, "M 201"]:
 
 
 def checked(name: str, waveform: Any) -> np.ndarray:
-    """Returns a waveform as it is.
+    """Returns the waveform unchanged, after a check.
 
     Raises:
-      ValueError: It is no array of finite floating-point samples with one axis.
+      ValueError: The waveform is not a one-dimensional array of finite floating-point samples.
     """
     if not isinstance(waveform, np.ndarray) or waveform.ndim != 1 or not np.issubdtype(waveform.dtype, np.floating):
         kind = (

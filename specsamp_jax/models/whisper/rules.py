@@ -1,6 +1,7 @@
-"""What Whisper's decoder may say next: rules on logits, each a `process_logits_fn` of `generate`.
+"""Rules on the logits of Whisper's decoder, each a `process_logits_fn` of `generate`.
 
-They are frozen and hashable, so that equal ones need no new trace. Forbidden tokens get -inf.
+A rule sets the logits of the tokens that it forbids to -inf. Rules are frozen and hashable, so that equal rules need no
+new trace.
 """
 
 import dataclasses
@@ -27,17 +28,17 @@ class SuppressTokens:
     def __call__(
         self, tokens: Int[Array, "B L"], lengths: Int[Array, "B"], logits: Float[Array, "B V"]
     ) -> Float[Array, "B V"]:
-        """Returns the logits of what may follow."""
+        """Returns the logits, -inf at forbidden tokens."""
         return jnp.where(_among(self.forbidden, logits), -jnp.inf, logits)
 
 
 @dataclasses.dataclass(frozen=True)
 class SuppressAtBegin:
-    """Forbids tokens as the first behind the prompt: Whisper's blank and its end.
+    """Forbids tokens as the first after the prompt: Whisper's blank and end tokens.
 
     Attributes:
       forbidden: The tokens.
-      begin: Tokens of the prompt.
+      begin: The length of the prompt.
     """
 
     forbidden: tuple[int, ...]
@@ -46,29 +47,29 @@ class SuppressAtBegin:
     def __call__(
         self, tokens: Int[Array, "B L"], lengths: Int[Array, "B"], logits: Float[Array, "B V"]
     ) -> Float[Array, "B V"]:
-        """Returns the logits of what may follow."""
+        """Returns the logits, -inf at forbidden tokens."""
         return jnp.where(_among(self.forbidden, logits) & (lengths == self.begin)[:, None], -jnp.inf, logits)
 
 
 @dataclasses.dataclass(frozen=True)
 class TimestampRules:
-    """Timestamps come first, in pairs within the text, and never go back.
+    """Forces a timestamp at the start, timestamps in pairs within the text, and times that never decrease.
 
-    - The first token is a timestamp, of at most `max_initial` steps.
-    - After a timestamp behind text comes another timestamp, or the end; after two timestamps (or the first) comes
-      text, or the end.
-    - A timestamp is later than the one before; the second of a pair may be the same.
-    - Where all timestamps together are more probable than each single token of text, a timestamp comes.
+    - The first token is a timestamp of at most `max_initial` steps.
+    - A timestamp that follows text is followed by another timestamp or the end; two timestamps (or the first one) are
+      followed by text or the end.
+    - A timestamp is later than the one before it; the second of a pair may be equal.
+    - If all timestamps together are more probable than the most probable token of text, a timestamp follows.
 
     Attributes:
-      begin: Tokens of the prompt.
-      end_token: The end of a text; the tokens below it are those of text.
-      first_timestamp: The token of 0.00 s; those above it are the later ones. The one below it says that there are
-        no timestamps, and is forbidden.
-      max_initial: The latest first timestamp, in steps behind 0.00 s. None: any.
+      begin: The length of the prompt.
+      end_token: The end of a text; the tokens below it are text.
+      first_timestamp: The token of 0.00 s; the tokens above it are later times. The token below it stands for "no
+        timestamps" and is forbidden.
+      max_initial: The latest first timestamp, in steps after 0.00 s. None: any.
 
-    Source: Radford et al. (2022, arXiv 2212.04356), section 3.8 and the rules in its published code; what they
-    forbid is what `WhisperTimeStampLogitsProcessor` of transformers forbids.
+    Source: Radford et al. (2022, arXiv 2212.04356), section 3.8, and its published code. The forbidden tokens are those
+    of `WhisperTimeStampLogitsProcessor` in transformers.
     """
 
     begin: int
@@ -79,23 +80,23 @@ class TimestampRules:
     def __call__(
         self, tokens: Int[Array, "B L"], lengths: Int[Array, "B"], logits: Float[Array, "B V"]
     ) -> Float[Array, "B V"]:
-        """Returns the logits of what may follow."""
+        """Returns the logits, -inf at forbidden tokens."""
         first = self.first_timestamp
         index = jnp.arange(tokens.shape[1])
         generated = (index >= self.begin) & (index < lengths[:, None])
         latest = jnp.where(generated & (tokens >= first), index, -1).max(axis=1)
         latest_stamp = _at(tokens, latest)
         num_generated = lengths - self.begin
-        behind_stamp = (num_generated >= 1) & (latest == lengths - 1)
-        behind_pair = behind_stamp & ((num_generated < 2) | (_at(tokens, lengths - 2) >= first))
-        opens_pair = behind_stamp & ~behind_pair
+        after_stamp = (num_generated >= 1) & (latest == lengths - 1)
+        after_pair = after_stamp & ((num_generated < 2) | (_at(tokens, lengths - 2) >= first))
+        opens_pair = after_stamp & ~after_pair
         earliest = jnp.where(latest < 0, first, latest_stamp + jnp.where(opens_pair, 0, 1))
 
         token = jnp.arange(logits.shape[1])
         is_stamp = token >= first
         forbidden = (
             (token == first - 1)
-            | (is_stamp & (behind_pair[:, None] | (token < earliest[:, None])))
+            | (is_stamp & (after_pair[:, None] | (token < earliest[:, None])))
             | ((token < self.end_token) & opens_pair[:, None])
         )
         not_initial = ~is_stamp if self.max_initial is None else ~is_stamp | (token > first + self.max_initial)
@@ -109,7 +110,7 @@ class TimestampRules:
 
 @dataclasses.dataclass(frozen=True)
 class Rules:
-    """Several rules, one after the other.
+    """Applies several rules in order.
 
     Attributes:
       rules: The rules.
@@ -120,7 +121,7 @@ class Rules:
     def __call__(
         self, tokens: Int[Array, "B L"], lengths: Int[Array, "B"], logits: Float[Array, "B V"]
     ) -> Float[Array, "B V"]:
-        """Returns the logits of what may follow."""
+        """Returns the logits, -inf at forbidden tokens."""
         for rule in self.rules:
             logits = rule(tokens, lengths, logits)
         return logits
@@ -131,5 +132,5 @@ def _among(forbidden: Sequence[int], logits: Float[Array, "B V"]) -> Bool[np.nda
 
 
 def _at(tokens: Int[Array, "B L"], index: Int[Array, "B"]) -> Int[Array, "B"]:
-    """Each row's token at an index; the first one's where the index is below 0."""
+    """The token of each row at its index; the token at 0 if the index is negative."""
     return jnp.take_along_axis(tokens, jnp.maximum(index, 0)[:, None], axis=1)[:, 0]
