@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import json
 import re
 import shutil
 from itertools import chain
@@ -205,6 +206,13 @@ def test_what_cannot_be_transcribed(options, sentence):
         ("preprocessor_config.json", "[", "must be a JSON object, but it cannot be parsed"),
         ("config.json", None, "A checkpoint must hold config.json"),
         ("config.json", '{"model_type": "whisper"}', "encoder_layers in"),
+        (
+            "config.json",
+            json.dumps(
+                {**json.loads((FIXTURES / "distilled" / "config.json").read_text()), "max_source_positions": 10**12}
+            ),
+            "model.encoder.embed_positions.weight must have shape (1000000000000, ",
+        ),
     ],
 )
 def test_folders_that_cannot_be(tmp_path, file, content, sentence):

@@ -18,7 +18,7 @@ from jax.typing import DTypeLike
 from specsamp_jax._files import OBJECT, TEXT, TEXT_LIST, brief, read_json, read_setting
 from specsamp_jax._types import Model
 from specsamp_jax.models.adapters import from_nnx
-from specsamp_jax.models.checkpoints.slots import Slot, fill
+from specsamp_jax.models.checkpoints.slots import Slot, check_present, check_shapes, fill
 from specsamp_jax.models.checkpoints.tensors import Stored, read_headers
 from specsamp_jax.models.config import DecoderConfig
 from specsamp_jax.models.decoder import Decoder, checkpoint_layout
@@ -40,12 +40,14 @@ class Family(NamedTuple):
       module: The class of its modules, called as `module(config, dtype=, param_dtype=, rngs=)`.
       layout: Yields a `Slot` for every parameter of a module.
       num_layers: Returns the layers that a config asks for: setting, prefix of their tensors, and number.
+      computed: Returns the tensors that a new module computes instead of drawing them, with their shapes.
     """
 
     config: Any
     module: Callable[..., Any]
     layout: Callable[[Any], Iterable[Slot]]
     num_layers: Callable[[Any], list[tuple[str, str, int]]]
+    computed: Callable[[Any], dict[str, tuple[int, ...]]] = lambda config: {}
 
 
 def _decoder_layers(config: DecoderConfig) -> list[tuple[str, str, int]]:
@@ -59,6 +61,10 @@ def _whisper_layers(config: WhisperConfig) -> list[tuple[str, str, int]]:
     ]
 
 
+def _whisper_computed(config: WhisperConfig) -> dict[str, tuple[int, ...]]:
+    return {"model.encoder.embed_positions.weight": (config.max_source_positions, config.d_model)}
+
+
 FAMILIES = {
     "llama": Family(LlamaConfig, Llama, checkpoint_layout, _decoder_layers),
     "mistral": Family(MistralConfig, Mistral, checkpoint_layout, _decoder_layers),
@@ -66,7 +72,7 @@ FAMILIES = {
     "qwen3": Family(Qwen3Config, Qwen3, checkpoint_layout, _decoder_layers),
     "gemma": Family(GemmaConfig, Gemma, checkpoint_layout, _decoder_layers),
     "gemma2": Family(Gemma2Config, Gemma2, checkpoint_layout, _decoder_layers),
-    "whisper": Family(WhisperConfig, Whisper, whisper_checkpoint.checkpoint_layout, _whisper_layers),
+    "whisper": Family(WhisperConfig, Whisper, whisper_checkpoint.checkpoint_layout, _whisper_layers, _whisper_computed),
 }
 """The families by `model_type` of config.json."""
 
@@ -147,6 +153,9 @@ def load_module(path: str | os.PathLike[str], *, dtype: DTypeLike | None = None)
     stored = read_headers(path)
     for setting, prefix, num_layers in family.num_layers(config):
         _check_layers(path / _CONFIG, setting, num_layers, prefix, stored)
+    computed = family.computed(config)
+    check_present(computed, stored)
+    check_shapes(computed, stored)
     if dtype is not None and not jnp.issubdtype(dtype, jnp.floating):
         raise ValueError(f"dtype must be floating point, got {jnp.dtype(dtype)}.")
     compute = _most_common(stored) if dtype is None else dtype

@@ -1,7 +1,7 @@
 """Slots: the parameters of a module with their tensors in a checkpoint, and how they are filled."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import jax
@@ -54,13 +54,23 @@ def check(slots: Sequence[Slot], stored: Mapping[str, Stored]) -> None:
       ValueError: A tensor is missing, unexpected, of another shape, or not floating point.
     """
     shapes = {name: shape for slot in slots for name, shape in slot.tensors.items()}
-    folder = next((entry.path.parent for entry in stored.values()), "The checkpoint")
-    for name in shapes:
-        if name not in stored:
-            raise ValueError(f"{folder} must hold the tensor {name}, which is missing.")
+    check_present(shapes, stored)
     for name in sorted(stored.keys() - shapes.keys()):
         if not name.endswith(_DERIVED) and name not in _TIED:
             raise ValueError(f"{stored[name].path} holds the tensor {name}, which this model does not have.")
+    check_shapes(shapes, stored)
+
+
+def check_present(names: Iterable[str], stored: Mapping[str, Stored]) -> None:
+    """Raises ValueError if a checkpoint lacks a tensor."""
+    folder = next((entry.path.parent for entry in stored.values()), "The checkpoint")
+    for name in names:
+        if name not in stored:
+            raise ValueError(f"{folder} must hold the tensor {name}, which is missing.")
+
+
+def check_shapes(shapes: Mapping[str, tuple[int, ...]], stored: Mapping[str, Stored]) -> None:
+    """Raises ValueError if a stored tensor has another shape, or is not floating point."""
     for name, shape in shapes.items():
         entry = stored[name]
         if entry.shape != shape:
