@@ -18,11 +18,11 @@ from specsamp_jax.cli.transcribe import transcribe_command
 ROOT = Path(__file__).parents[2]
 
 
-def process(code, *arguments, stdout=subprocess.PIPE, **options):
-    """A finished process that ran `code`, with the command's `arguments` in `sys.argv`."""
-    command = [sys.executable, "-c", code, *arguments]
+def process(code, *arguments, stdout=subprocess.PIPE, closed=""):
+    """A finished process that ran `code` with `arguments`; `closed` is a shell's redirection, such as `>&-`."""
+    command = ["sh", "-c", f'exec "$0" "$@" {closed}', sys.executable, "-c", code, *arguments]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return subprocess.run(command, stdout=stdout, stderr=subprocess.PIPE, text=True, env=environment, **options)
+    return subprocess.run(command, stdout=stdout, stderr=subprocess.PIPE, text=True, env=environment)
 
 
 COMMAND = "import specsamp; specsamp.main()"
@@ -67,7 +67,7 @@ def test_a_full_device_is_told_in_one_sentence():
 
 
 def test_a_closed_standard_output_is_told_in_one_sentence():
-    result = process(COMMAND, "--help", preexec_fn=lambda: os.close(1))
+    result = process(COMMAND, "--help", closed=">&-")
     assert (result.returncode, result.stderr) == (
         1,
         "specsamp: standard output is closed, and the text goes there\n",
@@ -76,7 +76,7 @@ def test_a_closed_standard_output_is_told_in_one_sentence():
 
 def test_a_closed_standard_input_is_told_in_one_sentence():
     code = "from specsamp_jax.cli import generation; import pathlib; generation.read_prompt(pathlib.Path('-'))"
-    result = process(code, stdin=None, preexec_fn=lambda: os.close(0))
+    result = process(code, closed="<&-")
     assert result.stderr.endswith("ValueError: --prompt-file - needs standard input, which is closed.\n")
 
 
