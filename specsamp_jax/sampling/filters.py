@@ -4,17 +4,16 @@ All four keep the largest logits and rescale them, so a row of filtered logits i
 row itself, a number to multiply it by, and the smallest logit that is kept.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.typing import DTypeLike
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from specsamp_jax._types import Filter, SamplingParams
-from specsamp_jax.sampling.reduce import map_rows, row_max, row_sum, wide
+from specsamp_jax.sampling.cutoff import largest_logits, largest_threshold, mass_above, running_mass
+from specsamp_jax.sampling.reduce import map_rows, row_max, wide
 
 
 def is_number(value: Any, number: int | float) -> bool:
@@ -42,111 +41,101 @@ def make_filter(logits: Float[Array, "B R V"], sampling: SamplingParams | None) 
         if isinstance(sampling.temperature, int | float) and sampling.temperature >= tiny:
             greedy = None
 
-    def cutoff(row: Float[Array, "B V"]) -> Float[Array, "B"]:
-        return _cutoff(row, scale, sampling)
-
     none_off = (sampling.top_k, 0), (sampling.top_p, 1.0), (sampling.min_p, 0.0)
     needs_cutoff = not all(is_number(value, off) for value, off in none_off)
-    return Filter(scale, map_rows(cutoff, logits) if needs_cutoff else None, greedy)
+    return Filter(scale, _cutoffs(logits, scale, sampling) if needs_cutoff else None, greedy)
 
 
-def _cutoff(
-    logits: Float[Array, "B V"], scale: Float[Array, "B"] | None, sampling: SamplingParams
-) -> Float[Array, "B"]:
-    """The smallest logit that top-k, then top-p, then min-p keep of each row."""
-    batch_size, vocab_size = logits.shape
+def _cutoffs(
+    logits: Float[Array, "B R V"], scale: Float[Array, "B"] | None, sampling: SamplingParams
+) -> Float[Array, "B R"]:
+    """The smallest logit that top-k, then top-p, then min-p keep of each row; -inf where all are kept."""
+    _, num_rows, vocab_size = logits.shape
     dtype = wide(logits[:0]).dtype
-    largest = wide(row_max(logits, vocab_size))
-    scale = jnp.ones((batch_size,), dtype) if scale is None else scale
-    cutoff = off = jnp.full((batch_size,), -jnp.inf, dtype)
+    # Like the logits, so that it varies over the mesh axes that they vary over.
+    off = jnp.full_like(logits[..., 0], -jnp.inf, dtype=dtype)
+    if num_rows == 0:
+        return off
+    scale = jnp.ones_like(off) if scale is None else jnp.broadcast_to(scale[:, None], off.shape)
 
-    def kept(threshold: Float[Array, "B"]) -> Bool[Array, "B V"]:
-        return wide(logits) >= threshold[:, None]
+    def per_row(value, dtype):
+        return jnp.broadcast_to(jnp.asarray(value, dtype).reshape(-1, 1), off.shape)
 
-    def mass(threshold: Float[Array, "B"]) -> Float[Array, "B"]:
-        weights = jnp.exp((wide(logits) - largest[:, None]) * scale[:, None])
-        return row_sum(jnp.where(kept(threshold), weights, 0), vocab_size)
+    top_k = per_row(sampling.top_k, None)
+    top_p, min_p = (per_row(value, dtype) for value in (sampling.top_p, sampling.min_p))
+    uses_top_k, uses_top_p, uses_min_p = (top_k > 0) & (top_k < vocab_size), top_p < 1, min_p > 0
 
-    if not is_number(sampling.top_k, 0):
-        top_k = jnp.broadcast_to(jnp.asarray(sampling.top_k), (batch_size,))
-        active = (top_k > 0) & (top_k < vocab_size)
-
-        def of_top_k():
-            return _largest_threshold(logits, lambda t, count: count >= top_k, active)
-
-        cutoff = lax.cond(active.any(), of_top_k, lambda: off)
-
-    if not is_number(sampling.top_p, 1.0):
-        top_p = jnp.broadcast_to(jnp.asarray(sampling.top_p, dtype), (batch_size,))
-        active = top_p < 1
-
-        def of_top_p(floor: Array) -> Array:
-            wanted = top_p * mass(floor)
-            return jnp.maximum(floor, _largest_threshold(logits, lambda t, count: mass(t) >= wanted, active))
-
-        cutoff = lax.cond(active.any(), of_top_p, lambda floor: floor, cutoff)
-
-    if not is_number(sampling.min_p, 0.0):
-        min_p = jnp.broadcast_to(jnp.asarray(sampling.min_p, dtype), (batch_size,))
+    def filtered():
+        if is_number(sampling.top_k, 0) and is_number(sampling.top_p, 1.0):
+            cutoff, largest = off, map_rows(lambda row: wide(row_max(row, vocab_size)), logits)
+        else:
+            values = largest_logits(logits)
+            largest = values[..., 0]
+            cutoff = _top_k_top_p(logits, values, scale, top_k, top_p, sampling)
         # p >= min_p * max p, where p is exp(scale * logit) over a constant. log 0 = -inf: off, and so is NaN.
-        cutoff = jnp.maximum(cutoff, largest + jnp.log(jnp.where(min_p > 0, min_p, 0)) / scale)
-    # Never above the largest, whatever the rounding: a row keeps its most probable token.
-    return jnp.minimum(cutoff, largest)
+        cutoff = jnp.maximum(cutoff, largest + jnp.log(jnp.where(uses_min_p, min_p, 0)) / scale)
+        # Never above the largest, whatever the rounding: a row keeps its most probable token.
+        return jnp.where(jnp.isfinite(largest), jnp.minimum(cutoff, largest), off)
+
+    return lax.cond((uses_top_k | uses_top_p | uses_min_p).any(), filtered, lambda: off)
 
 
-def _largest_threshold(
-    logits: Float[Array, "B V"],
-    enough: Callable[[Float[Array, "B"], Array], Bool[Array, "B"]],
-    active: Bool[Array, "B"],
-) -> Float[Array, "B"]:
-    """The largest threshold at which what is kept is still enough, by bisection; -inf where not active.
+def _top_k_top_p(
+    logits: Float[Array, "B R V"],
+    values: Float[Array, "B R n"],
+    scale: Float[Array, "B R"],
+    top_k: Int[Array, "B R"],
+    top_p: Float[Array, "B R"],
+    sampling: SamplingParams,
+) -> Float[Array, "B R"]:
+    """The smallest logit that top-k, then top-p keep, found among the largest logits if it is one of them.
 
-    `enough(threshold, count kept)` must hold at the smallest finite logit and, once it fails, fail at all
-    larger thresholds. The bisection is over the logits' own floating-point numbers in their order, and ends
-    where the interval holds one of them, or one logit; nothing is sorted or written.
+    Where top-k keeps more, or top-p does of a row that top-k does not cut to fewer, the row itself is searched. With a
+    `top_k` that is a Python number from 1 to `NUM_LARGEST`, no search is in the program.
     """
-    finite = jnp.isfinite(logits)
-    low = _rank(jnp.where(finite, logits, jnp.inf).min(-1))
-    high = _rank(jnp.where(finite, logits, -jnp.inf).max(-1)) + 1
-    vocab_size = logits.shape[-1]
+    vocab_size, size = logits.shape[-1], values.shape[-1]
+    largest, smallest = values[..., 0], values[..., -1]
+    everything = jnp.full_like(largest, -jnp.inf)
+    uses_top_k, uses_top_p = (top_k > 0) & (top_k < vocab_size), top_p < 1
+    whole_row = size == vocab_size
+    k = sampling.top_k
+    always_short = whole_row or (isinstance(k, int | np.integer) and 0 < k <= size)
 
-    def midpoint(low, high, step):
-        # The middle value is soon among the logits; the middle rank halves any interval, however it lies.
-        value = wide(_unrank(low, logits.dtype)) / 2 + wide(_unrank(high, logits.dtype)) / 2
-        middle = (low & high) + ((low ^ high) >> 1)
-        return jnp.where(step < 16, jnp.clip(_rank(value.astype(logits.dtype)), low + 1, high - 1), middle)
+    short = uses_top_k & (top_k <= size)
+    kth = jnp.where(jnp.arange(size) < top_k[..., None], values, jnp.inf).min(-1)
+    floor = jnp.where(short, kth, everything)
+    if not (always_short or is_number(k, 0)):
+        long = uses_top_k & ~short
 
-    def open_(state):
-        low, high, above_low, above_high, _ = state
-        return active & (above_low - above_high > 1) & (high - 1 > low)
+        def search_top_k():
+            count = top_k.astype(largest.dtype)
+            all_logits = jnp.full_like(largest, vocab_size)
+            return largest_threshold(logits, values, jnp.zeros_like(scale), count, floor, all_logits, long)
 
-    def body(state):
-        low, high, above_low, above_high, step = state
-        going = open_(state)
-        middle = midpoint(low, high, step)
-        threshold = wide(_unrank(middle, logits.dtype))
-        count = (wide(logits) >= threshold[:, None]).sum(-1)
-        ok = enough(threshold, count)
-        up, down = going & ok, going & ~ok
-        return (
-            jnp.where(up, middle, low),
-            jnp.where(down, middle, high),
-            jnp.where(up, count, above_low),
-            jnp.where(down, count, above_high),
-            step + 1,
-        )
+        floor = lax.cond(long.any(), search_top_k, lambda: floor)
+    if is_number(sampling.top_p, 1.0):
+        return floor
 
-    counts = jnp.full(low.shape, vocab_size), jnp.zeros(low.shape, int)
-    low, *_ = lax.while_loop(lambda s: open_(s).any(), body, (low, high, *counts, 0))
-    return jnp.where(active, wide(_unrank(low, logits.dtype)), -jnp.inf)
+    sums = running_mass(values, largest, scale)
+    # Those that were left out are at most `smallest`: below the floor, or without mass.
+    complete = jnp.full_like(short, True) if whole_row else (smallest < floor) | (smallest == -jnp.inf)
+    mass = jnp.where(values >= floor[..., None], sums, 0).max(-1)
+    if not whole_row:
+        reads = uses_top_p & ~complete
 
+        def read_rows():
+            return jnp.where(reads, mass_above(logits, floor, largest, scale, reads), mass)
 
-def _rank(values: Array) -> Array:
-    """The place of floating-point numbers in their order, as integers: neighbours differ by one."""
-    bits = lax.bitcast_convert_type(values, jnp.dtype(f"int{8 * values.dtype.itemsize}"))
-    return jnp.where(bits >= 0, bits, jnp.iinfo(bits.dtype).min - bits)
+        mass = lax.cond(reads.any(), read_rows, lambda: mass)
+    wanted = top_p * mass
+    found = jnp.where(sums >= wanted[..., None], values, -jnp.inf).max(-1)
+    cutoff = jnp.where(uses_top_p, jnp.maximum(floor, found), floor)
+    if always_short:
+        return cutoff
+    beyond = uses_top_p & (found == -jnp.inf) & ~short & ~complete
 
+    def search_top_p():
+        searched = largest_threshold(logits, values, scale, wanted, floor, mass, beyond)
+        return jnp.where(beyond, searched, cutoff)
 
-def _unrank(ranks: Array, dtype: DTypeLike) -> Array:
-    """The floating-point numbers at these places."""
-    return lax.bitcast_convert_type(jnp.where(ranks >= 0, ranks, jnp.iinfo(ranks.dtype).min - ranks), dtype)
+    return lax.cond(beyond.any(), search_top_p, lambda: cutoff)

@@ -54,16 +54,20 @@ def at_least_16_bits(logits: Array) -> Array:
 
 
 def map_rows(fn: Callable[..., Any], logits: Float[Array, "B R V"], *more: Array) -> Any:
-    """`fn` of `[B, V]` logits (and a `[B]` of each of `more`), one row of all sequences after the other.
+    """Returns `fn` of the `[B, V]` logits (and of the `[B]` of each of `more`) of every row, stacked as `[B, R, ...]`.
 
-    Results are stacked as `[B, R, ...]`. At most `[B, V]` is alive at a time, which XLA's CPU backend would
-    not see to by itself: it fuses no comparison into a reduction.
+    On a CPU one row of all sequences after the other, so that at most `[B, V]` is alive at a time: XLA's CPU backend
+    fuses no comparison into a reduction. Elsewhere XLA does, and all rows are taken at once.
     """
     if logits.shape[1] == 0:
         shapes = jax.eval_shape(fn, logits[:, :1].sum(1), *(a[:, :1].sum(1) for a in more))
         return jax.tree.map(lambda s: jnp.zeros((s.shape[0], 0, *s.shape[1:]), s.dtype), shapes)
-    results = lax.map(
-        lambda i: fn(*(lax.dynamic_index_in_dim(a, i, 1, keepdims=False) for a in (logits, *more))),
-        jnp.arange(logits.shape[1]),
-    )
-    return jax.tree.map(lambda r: jnp.moveaxis(r, 0, 1), results)
+
+    def one_by_one(*arrays):
+        results = lax.map(
+            lambda i: fn(*(lax.dynamic_index_in_dim(a, i, 1, keepdims=False) for a in arrays)),
+            jnp.arange(logits.shape[1]),
+        )
+        return jax.tree.map(lambda r: jnp.moveaxis(r, 0, 1), results)
+
+    return lax.platform_dependent(logits, *more, cpu=one_by_one, default=jax.vmap(fn, 1, 1))

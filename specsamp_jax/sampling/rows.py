@@ -86,25 +86,41 @@ def draft_rows(draft: Draft, filter: Filter) -> Rows:
 
 
 def _offset_and_log_sum(logits: Float[Array, "B R V"], filter: Filter) -> tuple[Array, Array]:
-    """Offset and log_sum of every row: one pass for the maximum, one for the sum."""
-    if filter.cutoff is not None:
-        return map_rows(lambda row, cutoff: _log_sum(row, filter.scale, cutoff), logits, filter.cutoff)
+    """Offset and log_sum of every row: one pass for the maximum, one for the sum, one more where a filter is on."""
     if logits.dtype == jnp.float16 or logits.shape[-1] < SMALL:
         # XLA's CPU backend widens float16 into a temporary before it reduces it, and a fold is one: a row at a time.
-        return map_rows(lambda row: _log_sum(row, filter.scale, None), logits)
-    # No comparison in sight: XLA fuses the whole of it, for all rows at once.
-    return _log_sum(logits, filter.scale, None)
+        offset, log_sum = map_rows(lambda row: _log_sum(row, filter.scale), logits)
+    else:
+        # No comparison in sight: XLA fuses the whole of it, for all rows at once.
+        offset, log_sum = _log_sum(logits, filter.scale)
+    cutoff = filter.cutoff
+    if cutoff is None:
+        return offset, log_sum
+    # A row that is not cut keeps the sum above, whatever its neighbours are: other code may add in another order.
+    cuts = cutoff > -jnp.inf
+
+    def kept():
+        log_kept = map_rows(lambda z, top, cut: _log_kept_sum(z, top, cut, filter.scale), logits, offset, cutoff)
+        # NaN anywhere in the row stays in the sum of the whole row.
+        return jnp.where(cuts & jnp.isfinite(log_sum), log_kept, log_sum)
+
+    return offset, lax.cond(cuts.any(), kept, lambda: log_sum)
 
 
-def _log_sum(logits: Array, scale: Float[Array, "B"] | None, cutoff: Array | None) -> tuple[Array, Array]:
-    """The largest of each row, and the logarithm of the sum of exponentials of what is kept, beside it."""
+def _log_sum(logits: Array, scale: Float[Array, "B"] | None) -> tuple[Array, Array]:
+    """The largest of each row, and the logarithm of the sum of exponentials beside it."""
     # The maximum in the logits' own type: a widened copy with two readers would be written out.
     offset = wide(row_max(logits, logits.shape[-1]))
     weights = jnp.exp(_scaled(wide(logits) - offset[..., None], scale))
-    if cutoff is not None:
-        # Not `logits >= cutoff`: NaN must stay in the sum, for a maximum on a CPU may not show it.
-        weights = jnp.where(wide(logits) < cutoff[..., None], 0, weights)
     return offset, jnp.log(row_sum(weights, logits.shape[-1]))
+
+
+def _log_kept_sum(
+    logits: Float[Array, "B V"], offset: Float[Array, "B"], cutoff: Float[Array, "B"], scale: Float[Array, "B"] | None
+) -> Float[Array, "B"]:
+    """The logarithm of the sum of exponentials of the logits that are not below the cutoff."""
+    weights = jnp.exp(_scaled(wide(logits) - offset[:, None], scale))
+    return jnp.log(row_sum(jnp.where(wide(logits) >= cutoff[:, None], weights, 0), logits.shape[-1]))
 
 
 def _scaled(values: Array, scale: Float[Array, "B"] | None) -> Array:

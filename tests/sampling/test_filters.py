@@ -10,6 +10,7 @@ import pytest
 from inputs import OFF, as_arrays, quick_jit
 
 import specsamp_jax as ss
+from specsamp_jax.sampling import cutoff
 from specsamp_jax.sampling import rows as dist
 from specsamp_jax.sampling.filters import make_filter
 
@@ -256,3 +257,91 @@ def test_filters_of_more_than_one_row_a_sequence():
                 np.testing.assert_allclose(result[b, r], np.log(p[r]), rtol=1e-5, atol=1e-6)
             kept = np.asarray(logits[b, r], np.float64)[p > 0] / setting["temperature"]
             np.testing.assert_allclose(log_normalizers[b, r], np.log(np.exp(kept).sum()), rtol=1e-5)
+
+
+def long_rows():
+    """Rows longer than the list of the largest logits: flat, with ties at each cutoff, masked, and far from zero."""
+    rng = np.random.default_rng(4)
+    size = 5003
+    normal = rng.normal(size=size) * 3
+    one_left = np.full(size, -np.inf)
+    one_left[4999] = 2
+    few_left = np.where(rng.random(size) < 0.99, -np.inf, normal)
+    tiny = normal * 1e-30
+    rows = [normal, np.round(normal), np.full(size, 1.5), np.zeros(size), one_left, few_left, normal - 1e4, tiny]
+    steps = np.where(np.arange(size) < 300, 2.0, np.where(np.arange(size) < 2000, 1.0, normal - 12))
+    # Ten above the floor of top-k, and more logits equal to that floor than are sorted.
+    ties = np.where(np.arange(size) < 10, 3.0, np.where(np.arange(size) < 310, 2.0, -9.0))
+    return np.stack(
+        [*rows, rng.permuted(steps), rng.permuted(ties), normal * 1e-5, -1.6 * np.log1p(np.arange(size))]
+    ).astype(np.float32)
+
+
+LONG_SETTINGS = [
+    {**OFF, "top_k": 1},
+    {**OFF, "top_k": 50, "top_p": 0.95},
+    {"temperature": 0.7, "top_k": 20, "top_p": 0.8, "min_p": 0.0},
+    {**OFF, "top_k": 50, "top_p": 0.1},
+    {**OFF, "top_k": 1000},
+    {**OFF, "top_k": 4000, "top_p": 0.9, "min_p": 0.001},
+    {**OFF, "top_k": 5003},
+    {**OFF, "top_p": 0.95},
+    {**OFF, "top_p": 0.5, "temperature": 2.0},
+    {**OFF, "top_p": 1e-6},
+    {**OFF, "top_p": 0.999},
+    OFF,
+]
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
+def test_rows_longer_than_the_list_of_the_largest_agree_with_the_oracle(dtype):
+    logits = jnp.asarray(np.append(long_rows(), np.full((1, 5003), np.nan, np.float32), axis=0), dtype)
+
+    @jax.jit
+    def log_normalizers_and_cutoffs(logits, sampling):
+        filters = make_filter(logits[:, None], sampling)
+        return dist.target_rows(logits[:, None], filters).log_normalizers[:, 0], filters.cutoff[:, 0]
+
+    for setting in LONG_SETTINGS:
+        result, cutoffs = log_normalizers_and_cutoffs(logits, as_arrays([setting] * len(logits)))
+        assert np.isnan(result[-1])
+        for row, log_normalizer, smallest in zip(np.asarray(logits, np.float64)[:-1], result, cutoffs, strict=False):
+            kept = (row >= smallest) & (row > -np.inf)
+            assert any(np.array_equal(kept, expected > 0) for expected in possible(row, setting)), setting
+            scaled = row[kept] / setting["temperature"]
+            np.testing.assert_allclose(log_normalizer, np.logaddexp.reduce(scaled), rtol=1e-5, atol=1e-5)
+
+
+def test_a_long_row_has_the_same_cutoff_among_any_neighbours():
+    logits = long_rows()
+    settings = [LONG_SETTINGS[i] for i in (7, 5, 4, 1, 8, 7, 10, 7, 9, 3, 11, 7)]
+    cutoffs = jax.jit(lambda logits, sampling: make_filter(logits[:, None], sampling).cutoff)
+    together = np.asarray(cutoffs(logits, as_arrays(settings)))
+    for i in (0, 1, 4, 7):
+        alone = np.asarray(cutoffs(logits[i : i + 1], as_arrays(settings[i : i + 1])))
+        assert alone.tobytes() == together[i : i + 1].tobytes()
+
+
+@pytest.mark.parametrize(
+    ("sampling", "num_loops"),
+    [(ss.SamplingParams(0.7, 20, 0.8), 0), (ss.SamplingParams(1.0, 50, 0.95), 0), (ss.SamplingParams(1.0, 0, 0.9), 1)],
+)
+def test_loops_of_the_filters_on_a_gpu_without_kernels(sampling, num_loops):
+    """A small top_k needs none; a search is one loop of at most `max_steps` steps, which all rows share."""
+    logits = jax.ShapeDtypeStruct((8, 5, 151_936), jnp.bfloat16)
+    traced = jax.jit(lambda z: dist.target_rows(z, make_filter(z, sampling)).log_sum).trace(logits)
+    program = traced.lower(lowering_platforms=("cuda",)).as_text()
+    assert program.count("stablehlo.while") == num_loops
+    assert [cutoff.max_steps(t) for t in (jnp.bfloat16, jnp.float32, jnp.float64)] == [16, 24, 40]
+
+
+def test_filters_run_inside_shard_map_and_vmap():
+    logits = jnp.asarray(long_rows()[:2])[:, None]
+    params = as_arrays([LONG_SETTINGS[5], LONG_SETTINGS[7]])
+    expected = quick_jit(make_filter)(logits, params).cutoff
+    mesh = jax.make_mesh((1,), ("batch",), axis_types=(jax.sharding.AxisType.Auto,))
+    batch = jax.sharding.PartitionSpec("batch")
+    sharded = jax.shard_map(lambda z, p: make_filter(z, p).cutoff, mesh=mesh, in_specs=(batch, batch), out_specs=batch)
+    assert np.array_equal(quick_jit(sharded)(logits, params), expected)
+    mapped = jax.vmap(lambda z, p: make_filter(z[None], jax.tree.map(lambda x: x[None], p)).cutoff[0])
+    assert np.array_equal(quick_jit(mapped)(logits, params), expected)
