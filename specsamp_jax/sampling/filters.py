@@ -9,7 +9,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from specsamp_jax._types import Filter, SamplingParams
 from specsamp_jax.sampling.cutoff import largest_logits, largest_threshold, mass_above, running_mass
