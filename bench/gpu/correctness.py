@@ -8,7 +8,6 @@ A case compiles for longer than it runs: some processes share the cases.
 
 import concurrent.futures
 import functools
-import json
 import multiprocessing
 import os
 import sys
@@ -19,6 +18,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import results
 from inputs import make
 
 from specsamp_jax._types import Draft, Filter, SamplingParams, Uniforms
@@ -167,17 +167,17 @@ def run(name):
 
 
 def main():
-    about: dict[str, Any] = {"device": jax.devices()[0].device_kind, "jax": jax.__version__, "cases": {}}
+    about: dict[str, Any] = {"device": jax.devices()[0].device_kind, "jax": jax.__version__}
     about["xla_flags"] = os.environ.get("XLA_FLAGS", "")
+    rows: list[dict[str, Any]] = []
     path, *words = sys.argv[1:]
     names = [name for name in CASES if not words or any(word in name for word in words)]
     with concurrent.futures.ProcessPoolExecutor(PROCESSES, multiprocessing.get_context("spawn")) as pool:
         for done in concurrent.futures.as_completed([pool.submit(run, name) for name in names]):
             name, result = done.result()
-            about["cases"][name] = result
+            rows.append({"case": name} | result)
             print(name, result, flush=True)
-            with open(path, "w") as file:
-                json.dump(about, file, indent=1)
+            results.write(path, about, rows)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ kernels (CUPTI), on logits of the step's shape and type, rotated past the L2.
 import concurrent.futures
 import dataclasses
 import functools
-import json
 import pathlib
 import sys
 import time
@@ -20,6 +19,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import paper
+import results
 import timings
 from flax import nnx
 
@@ -180,12 +180,12 @@ def compare(name: str, modules: list[Any], batch_size: int, pool) -> list[dict[s
         row = {"pair": name, "B": batch_size, "verification": which}
         row |= measure_steps(whole.result(), init(), pair)
         measured = measure(alone.result(), sets, max(2, 24 // len(sets)))
-        us = row["verification_us"] = measured["us" if "us" in measured else "back_to_back_us"]
+        us = row["verification_us"] = measured["us"]
         rows.append(row | {"launches": measured.get("launches"), "share": us / 1e3 / row["step_ms"]})
     return rows
 
 
-def table(about: dict[str, Any]) -> str:
+def table(about: dict[str, Any], rows: list[dict[str, Any]]) -> str:
     """In Markdown."""
     lines = [
         f"# A step at real shapes: {about['device']}, JAX {about['jax']}",
@@ -199,7 +199,7 @@ def table(about: dict[str, Any]) -> str:
         "| pair | B | tokens a step | verification by | step, ms | verification, us | launches | share |",
         "|---|---:|---:|---|---:|---:|---:|---:|",
     ]
-    for row in about["rows"]:
+    for row in rows:
         cells = [row["pair"], row["B"], f"{row['tokens_a_step']:.2f}", row["verification"], f"{row['step_ms']:.2f}"]
         cells += [f"{row['verification_us']:.1f}", row["launches"] or "", f"{100 * row['share']:.1f} %"]
         lines.append("| " + " | ".join(map(str, cells)) + " |")
@@ -210,8 +210,9 @@ def main() -> None:
     """Writes as much as there is time for, after each batch size."""
     out, page, seconds, *rest = sys.argv[1:]
     deadline, is_tiny = time.time() + float(seconds), rest == ["--tiny"]
-    about: dict[str, Any] = {"device": jax.devices()[0].device_kind, "jax": jax.__version__, "rows": []}
+    about: dict[str, Any] = {"device": jax.devices()[0].device_kind, "jax": jax.__version__}
     about["command"] = "bench/gpu_models.sh" + " (tiny: a rehearsal, no result)" * is_tiny
+    rows = []
     with concurrent.futures.ThreadPoolExecutor() as pool:
         for name, configs in PAIRS.items():
             modules = make_modules(tuple(map(tiny, configs)) if is_tiny else configs)
@@ -219,10 +220,10 @@ def main() -> None:
                 if time.time() > deadline:
                     print("out of time before", name, batch_size)
                     return
-                about["rows"] += compare(name, modules, batch_size, pool)
-                pathlib.Path(out).write_text(json.dumps(about, indent=1))
-                pathlib.Path(page).write_text(table(about))
-                print(about["rows"][-1], flush=True)
+                rows += compare(name, modules, batch_size, pool)
+                results.write(out, about, rows)
+                pathlib.Path(page).write_text(table(about, rows))
+                print(rows[-1], flush=True)
             del modules
 
 

@@ -159,8 +159,8 @@ def cases():
     import jax
     import jax.numpy as jnp
 
-    import pallas_kernels as pk
-    from pallas_kernels.types import Filter, Uniforms
+    from specsamp_jax._types import Draft, Filter, Uniforms
+    from specsamp_jax.rules import kernels
 
     def arg(*shape, dtype: Any = jnp.float32) -> Any:
         return jax.ShapeDtypeStruct(shape, dtype)
@@ -172,11 +172,11 @@ def cases():
             filters = [Filter(arg(b), arg(b, rows), greedy) for rows in (k + 1, k)]
         normalizers = arg(b, k) if "normalizers" in what else None
         logits = [arg(b, k + 1, v, dtype=dtype), arg(b, k, v, dtype=dtype)]
-        rest = normalizers, arg(b, k, dtype=jnp.int32), Uniforms(arg(b, k), arg(b, 2))
-        args = logits[0], filters[0], logits[1], filters[1], *rest
+        draft = Draft(arg(b, k, dtype=jnp.int32), logits[1], None, normalizers)
+        args = logits[0], filters[0], draft, filters[1], Uniforms(arg(b, k), arg(b, 2))
         return (
             f"token B{b} K{k} V{v} {dtype.__name__} {what}",
-            pk.verify_token,
+            kernels.verify_token,
             args,
             64 * 2 // jnp.dtype(dtype).itemsize,
         )
@@ -196,10 +196,10 @@ def cases():
     yield token(1, 4, 256000, jnp.bfloat16)
     yield token(1, 4, 151936, jnp.bfloat16, "normalizers")
     b, k, v = 64, 4, 151936
-    sigmoid = functools.partial(pk.verify_sigmoid, alpha=-1e4, beta=1e4)
+    sigmoid = functools.partial(kernels.verify_sigmoid, alpha=-1e4, beta=1e4)
     logits = [arg(b, k + 1, v, dtype=jnp.bfloat16), arg(b, k, v, dtype=jnp.bfloat16)]
-    rest = arg(b, k, dtype=jnp.int32), Uniforms(arg(b, k), arg(b, 2))
-    yield "sigmoid B64 K4 V151936 bfloat16", sigmoid, (logits[0], Filter(), logits[1], Filter(), *rest), 64
+    draft, uniforms = Draft(arg(b, k, dtype=jnp.int32), logits[1]), Uniforms(arg(b, k), arg(b, 2))
+    yield "sigmoid B64 K4 V151936 bfloat16", sigmoid, (logits[0], Filter(), draft, Filter(), uniforms), 64
 
 
 def main():

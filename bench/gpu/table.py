@@ -1,48 +1,85 @@
-"""Puts the parts of a measurement together: one json and one table.
+"""Joins the parts of a measurement into one json, one line per row, and one table, one line per shape.
 
 python bench/gpu/table.py OUT.json OUT.md PART.json ...
 """
 
-import json
 import pathlib
 import sys
 
+import results
+
+COLUMNS = "B", "K", "V", "dtype", "draft", "us and launches by name"
+"""Fields of a row of the json."""
+
+ITEM_SIZES = {"bfloat16": 2, "float16": 2, "float32": 4}
+
+ACCEPTANCE = 0.8
+
+NAMES = "kernel", "xla", "paper's baseline", "paper's exact", "sigmoid kernel", "sigmoid xla"
+"""Columns of the table; other kernels and blocks per sequence have a table of their own."""
+
+
+ABOUT = """# The step on a GPU: {device}, JAX {jax}
+
+A copy on this card moves {copy:.2f} TB/s, read and written. A time is how many microseconds of a call at least one
+of its kernels runs (CUPTI), the median over inputs that rotate past the L2: launches that overlap count once, gaps
+between launches not at all. In parentheses is the number of launches. The floor is what must be read, at the speed of
+the copy; "times floor" is the kernel's. Acceptance is .8. Command buffers are off: they hide kernels from the profiler.
+
+    bench/gpu.sh
+"""
+
+
+def floor_bytes(batch_size, num_draft, vocab_size, dtype, kind, name="kernel"):
+    """Bytes that must be read: all rows once, or the target's, and a pair again after a rejection.
+
+    Of the sigmoid rule one row: with a wide sigmoid nearly every draft is accepted.
+    """
+    rows = 2 * num_draft + 1 if kind == "logits" else num_draft + 1 + 2 * (1 - ACCEPTANCE**num_draft)
+    rows = 1 if name.startswith("sigmoid") else rows
+    return batch_size * rows * vocab_size * ITEM_SIZES[dtype]
+
+
+def markdown(header, rows):
+    yield "| " + " | ".join(header) + " |"
+    yield "|" + "---:|" * len(header)
+    yield from ("| " + " | ".join(map(str, row)) + " |" for row in rows)
+
+
+def tables(about, rows):
+    """The lines of the page."""
+    by_point = {tuple(point): found for *point, found in rows}
+    yield ABOUT.format(copy=about["copy"] / 1e12, **{name: about[name] for name in ("device", "jax")})
+    lines = []
+    for point, found in by_point.items():
+        cells = [f"{found[n][0]:.1f} ({found[n][1]})" if n in found else "" for n in NAMES]
+        floor = 1e6 * floor_bytes(*point) / about["copy"]
+        times = f"{found['kernel'][0] / floor:.2f}" if "kernel" in found else ""
+        b, k, v, dtype, kind = point
+        lines.append([v, k, b, dtype, kind, f"{floor:.1f}", times, *cells])
+    yield from markdown(["V", "K", "B", "dtype", "draft", "floor", "times floor", *NAMES], lines)
+    yield ""
+    yield "Other kernels and blocks per sequence:"
+    yield ""
+    others = [[*point, n, f"{found[n][0]:.1f}"] for point, found in by_point.items() for n in found if n not in NAMES]
+    yield from markdown(["B", "K", "V", "dtype", "draft", "kernel", "us"], others)
+    for flags, host in about["host"].items():
+        yield ""
+        yield f"Back to back, by the host's clock, {flags}:"
+        yield ""
+        yield from (f"- {point} {name}: {us} us" for *point, found in host for name, (us,) in found.items())
+
 
 def main():
-    out, table, *parts = map(pathlib.Path, sys.argv[1:])
-    found = [json.loads(part.read_text()) for part in parts if part.exists()]
-    timed = [part for part in found if any("us" in row for row in part["rows"])]
-    copy = max(part["copy"] for part in timed if "copy" in part)
-    rows = sorted((row for part in timed for row in part["rows"]), key=lambda r: (r["point"][3], *r["point"][:3][::-1]))
-    lines = [
-        f"# The step on a GPU: {timed[0]['device']}, JAX {timed[0]['jax']}",
-        "",
-        f"A copy on this card moves {copy / 1e12:.2f} TB/s, read and written. us: how long a kernel of a call runs on",
-        "the device (CUPTI), the median over inputs that rotate past the L2: the kernel's two launches overlap, which",
-        "counts once, and gaps between launches are not in it. Floor: what must be read, at the speed of the copy.",
-        "Acceptance is .8. No command buffers: they hide kernels from the profiler.",
-        "",
-        "    bench/gpu.sh",
-        "",
-        "| V | K | B | type | draft | what | us | GB/s | times floor | launches |",
-        "|---:|---:|---:|---|---|---|---:|---:|---:|---:|",
-    ]
-    for row in rows:
-        b, k, v, dtype, kind = row["point"]
-        if "us" not in row:
-            lines.append(f"| {v} | {k} | {b} | {dtype} | {kind} | {row['name']} | {row['error'][:60]} | | | |")
-            continue
-        speed = row["bytes"] / row["us"] / 1e3
-        floor = 1e6 * row["bytes"] / copy
-        cells = f"{row['us']:.1f} | {speed:.0f} | {row['us'] / floor:.2f} | {row['launches']}"
-        lines.append(f"| {v} | {k} | {b} | {dtype} | {kind} | {row['name']} | {cells} |")
-    for part in found:
-        if part in timed or not part["rows"]:
-            continue
-        lines += ["", f"Back to back, by the host's clock, {part['xla_flags']}:", ""]
-        lines += [f"- {row['point']} {row['name']}: {row['back_to_back_us']} us" for row in part["rows"]]
-    table.write_text("\n".join(lines) + "\n")
-    out.write_text(json.dumps({**timed[0], "copy": copy, "rows": rows}, indent=1))
+    out, page, *parts = map(pathlib.Path, sys.argv[1:])
+    found = [results.read(part) for part in parts if part.exists()]
+    timed = [(about, rows) for about, rows in found if "copy" in about]
+    host = {a["xla_flags"]: rows for a, rows in found if "copy" not in a and rows}
+    about = timed[0][0] | {"copy": max(a["copy"] for a, _ in timed), "columns": COLUMNS, "host": host}
+    rows = sorted((row for _, rows in timed for row in rows), key=lambda row: (row[3], *row[:3][::-1]))
+    results.write(out, about, rows)
+    lines = list(tables(about, rows))
+    page.write_text("\n".join(lines) + "\n")
     print("\n".join(lines[-60:]))
 
 

@@ -11,7 +11,6 @@ dispatch included.
 import concurrent.futures
 import fcntl
 import functools
-import json
 import os
 import pathlib
 import statistics
@@ -24,9 +23,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import paper
+import results
 from inputs import make
 
-from pallas_kernels import _config as config
+from pallas_kernels import token as two_launches
+from pallas_kernels import token_early_exit as early_exit
+from pallas_kernels.config import Config
 from specsamp_jax.rules import kernels, sigmoid, token
 
 ROTATED = 240e6
@@ -55,22 +57,12 @@ POINTS = [
 ]
 NAMES = "batch_size", "num_draft", "vocab_size", "dtype", "kind"
 VARIANTS = {
-    1: [config.Config(16), config.Config(38)],
-    8: [config.Config(16), config.Config(30)],
-    64: [config.Config(4), config.Config(16), config.Config(4, early_exit=True)],
-    256: [config.Config(2), config.Config(4, early_exit=True), config.Config(1, early_exit=True)],
+    1: [(two_launches, 16), (two_launches, 38)],
+    8: [(two_launches, 16), (two_launches, 30)],
+    64: [(two_launches, 4), (two_launches, 16), (early_exit, 4)],
+    256: [(two_launches, 2), (early_exit, 4), (early_exit, 1)],
 }
-"""Other block sizes, by batch size, timed at the first vocabulary with normalizers handed over."""
-
-
-def floor_bytes(batch_size, num_draft, vocab_size, dtype, kind, name="kernel"):
-    """Bytes that must be read: all rows once, or the target's, and a pair again after a rejection.
-
-    Of the sigmoid rule one row: with a wide sigmoid nearly every draft is accepted.
-    """
-    rows = 2 * num_draft + 1 if kind == "logits" else num_draft + 1 + 2 * (1 - 0.8**num_draft)
-    rows = 1 if name.startswith("sigmoid") else rows
-    return batch_size * rows * vocab_size * jnp.dtype(dtype).itemsize
+"""Other kernels and blocks per sequence, by batch size, timed at the first vocabulary with normalizers handed over."""
 
 
 def measure_copy():
@@ -108,20 +100,10 @@ def measure(fn, sets, rounds):
     # Where a branch is taken in some calls only, there is no call to tell apart: the mean.
     if each * calls != len(launches):
         us = round(busy(launches) / calls / 1e3, 2)
-        return {"us": us, "mean": True, "launches": round(len(launches) / calls, 1), "kernels": []}
+        return {"us": us, "launches": round(len(launches) / calls, 1)}
     parts = [launches[i * each : (i + 1) * each] for i in range(calls)]
     times = [busy(part) / 1e3 for part in parts]
-    names = [
-        (name[:40], round(statistics.median(part[i][1] - part[i][0] for part in parts) / 1e3, 2))
-        for i, (_, _, name) in enumerate(parts[0])
-    ]
-    return {
-        "us": round(statistics.median(times), 2),
-        "mean_us": round(statistics.mean(times), 2),
-        "fastest_us": round(min(times), 2),
-        "launches": each,
-        "kernels": names,
-    }
+    return {"us": round(statistics.median(times), 2), "launches": each}
 
 
 def measure_host(fn, sets, rounds):
@@ -129,7 +111,7 @@ def measure_host(fn, sets, rounds):
     jax.block_until_ready([fn(*s) for s in sets])
     start = time.perf_counter()
     jax.block_until_ready([fn(*s) for _ in range(rounds) for s in sets])
-    return {"back_to_back_us": round(1e6 * (time.perf_counter() - start) / (rounds * len(sets)), 1)}
+    return {"us": round(1e6 * (time.perf_counter() - start) / (rounds * len(sets)), 1)}
 
 
 def maker(point):
@@ -156,30 +138,22 @@ def make_sets(point, make_one):
 
 def contenders(point):
     """Names and functions for one point; a function of its own for each, so that none is a trace of another."""
-    batch_size, num_draft, vocab_size, _, kind = point
+    batch_size, _, vocab_size, _, kind = point
     names = [n for n in CORES if kind == "logits" or not n.startswith("paper")]
     names = [n for n in names if kind == "normalizers" or not n.startswith("sigmoid")]
-    found: dict[str, Any] = {name: (CORES[name], None) for name in names}
+    found: dict[str, Any] = {name: CORES[name] for name in names}
     if vocab_size == VOCABULARIES[0] and kind == "normalizers":
-        for variant in VARIANTS[batch_size]:
-            if variant != config.choose(batch_size, num_draft, vocab_size, kind == "logits"):
-                name = f"kernel, {variant.blocks} blocks{', early exit' * variant.early_exit}"
-                found[name] = lambda *args: kernels.verify_token(*args), variant
+        for module, blocks in VARIANTS[batch_size]:
+            name = f"kernel, {blocks} blocks{', early exit' * (module is early_exit)}"
+            options = {"kernel": module.verify_token, "config": Config(blocks)}
+            found[name] = functools.partial(kernels.verify_token, **options)
     return found
 
 
 def compiled(point, wanted):
     """The contenders compiled, as many at a time as the machine has cores."""
     args = jax.eval_shape(maker(point), jax.random.key(0))
-    lowered = {}
-    choose = config.choose
-    for name, (fn, variant) in wanted.items():
-        if variant is not None:
-            config.choose = lambda *_, variant=variant: variant
-        try:
-            lowered[name] = jax.jit(fn).lower(*args)
-        finally:
-            config.choose = choose
+    lowered = {name: jax.jit(fn).lower(*args) for name, fn in wanted.items()}
     return {name: POOL.submit(program.compile) for name, program in lowered.items()}
 
 
@@ -188,8 +162,9 @@ POOL = concurrent.futures.ThreadPoolExecutor(os.cpu_count())
 
 def main():
     path, deadline, part = sys.argv[1], time.time() + float(sys.argv[2]), sys.argv[3]
-    about: dict[str, Any] = {"device": jax.devices()[0].device_kind, "jax": jax.__version__, "rows": []}
+    about: dict[str, Any] = {"device": jax.devices()[0].device_kind, "jax": jax.__version__}
     about["xla_flags"] = os.environ.get("XLA_FLAGS", "")
+    rows: list[list[Any]] = []
     points, measure_fn = [p for p in POINTS if p[4] == "normalizers" and p[1] == 4][:3], measure_host
     if part != "host":
         index, count = map(int, part.split("/"))
@@ -203,6 +178,8 @@ def main():
             wanted = {name: wanted[name] for name in ("kernel", "xla")}
         make_one = POOL.submit(compiled_maker, point)
         programs = compiled(point, wanted)
+        found: dict[str, list[float]] = {}
+        rows.append([*point, found])
         programs = {name: program.result() for name, program in programs.items()}
         make_one = make_one.result()
         # Other processes compile meanwhile, but one at a time uses the GPU.
@@ -212,22 +189,15 @@ def main():
                 about["copy"] = measure_copy()
             sets = make_sets(point, make_one)
             for name, program in programs.items():
-                row: dict[str, Any] = {"point": point, "name": name, "bytes": floor_bytes(*point, name=name)}
                 try:
-                    row |= measure_fn(program, sets, max(2, 24 // len(sets)))
-                except Exception as error:
+                    found[name] = list(measure_fn(program, sets, max(2, 24 // len(sets))).values())
+                except Exception:
                     traceback.print_exc()
-                    row["error"] = repr(error)[:300]
-                about["rows"].append(row)
+                    print("no time of", point, name, flush=True)
             jax.block_until_ready(sets)
             del sets
-        print(
-            point,
-            {r["name"]: r.get("us", r.get("back_to_back_us")) for r in about["rows"][-len(programs) :]},
-            flush=True,
-        )
-        with open(path, "w") as file:
-            json.dump(about, file, indent=1)
+        print(point, found, flush=True)
+        results.write(path, about, rows)
 
 
 if __name__ == "__main__":

@@ -3,10 +3,10 @@
 python bench/gpu/torch_step.py OUT.json
 """
 
-import json
 import sys
 from inspect import signature
 
+import results
 import torch  # pyright: ignore[reportMissingImports]
 from torch.profiler import ProfilerActivity, profile  # pyright: ignore[reportMissingImports]
 from transformers.generation.utils import _speculative_sampling  # pyright: ignore[reportMissingImports]
@@ -46,10 +46,7 @@ def main():
             {"point": [1, num_draft, vocab_size, name], "us": round(us, 2), "launches": round(len(events) / CALLS, 1)}
         )
         print(rows[-1], flush=True)
-        with open(sys.argv[1], "w") as file:
-            json.dump(
-                {"device": torch.cuda.get_device_name(), "torch": torch.__version__, "rows": rows}, file, indent=1
-            )
+        results.write(sys.argv[1], {"device": torch.cuda.get_device_name(), "torch": torch.__version__}, rows)
 
 
 if __name__ == "__main__":

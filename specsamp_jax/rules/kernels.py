@@ -1,23 +1,28 @@
-"""The GPU kernels behind the signatures of the cores: same arrays and uniforms in, same tokens out."""
+"""The GPU kernels with the signatures of the cores: same arrays and uniforms in, same tokens out."""
+
+from collections.abc import Callable
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-import pallas_kernels
+from pallas_kernels import config as sizes
+from pallas_kernels import sigmoid as sigmoid_kernel
+from pallas_kernels import token as token_kernel
+from pallas_kernels import token_early_exit
 from specsamp_jax._types import TILE, Draft, Filter, Uniforms, Verification
 from specsamp_jax.rules import emit
 from specsamp_jax.rules import sigmoid as sigmoid_rule
 from specsamp_jax.sampling import rows as dist
 
 MAX_BATCH = 65_535
-"""What a grid may be in its last direction."""
+"""Limit of a grid's last axis."""
 
 MAX_VOCABULARY = 2_000_000
-"""The sums of its tiles are searched at once."""
+"""The sums of so many tiles are searched at once."""
 
 
 def why_not(target_logits: Float[Array, "B K1 V"], draft: Draft) -> str | None:
-    """What keeps the kernels from taking these arrays, whatever the platform; None where nothing does."""
+    """The requirement of the kernels that these arrays do not meet, whatever the platform; None if there is none."""
     for name, logits in (("target_logits", target_logits), ("draft.logits", draft.logits)):
         if logits is None:
             continue
@@ -30,9 +35,17 @@ def why_not(target_logits: Float[Array, "B K1 V"], draft: Draft) -> str | None:
         return f"at most {MAX_BATCH} sequences; got {batch_size}"
     if vocab_size > MAX_VOCABULARY:
         return f"a vocabulary of at most {MAX_VOCABULARY}; got {vocab_size}"
-    if draft.tokens.shape[1] > pallas_kernels.MAX_DRAFTS:
-        return f"at most {pallas_kernels.MAX_DRAFTS} drafts; got {draft.tokens.shape[1]}"
+    if draft.tokens.shape[1] > sizes.MAX_DRAFTS:
+        return f"at most {sizes.MAX_DRAFTS} drafts; got {draft.tokens.shape[1]}"
     return None
+
+
+def choose_token_kernel(target_logits: Float[Array, "B K1 V"], draft: Draft) -> Callable[..., Verification]:
+    """The token rule's kernel for these arrays: two launches, or one with early exit."""
+    batch_size, num_rows, vocab_size = target_logits.shape
+    reads_draft = draft.logits is not None and draft.log_normalizers is None
+    early = sizes.exits_early(batch_size, num_rows - 1, max(vocab_size, TILE), reads_draft)
+    return token_early_exit.verify_token if early else token_kernel.verify_token
 
 
 def verify_token(
@@ -41,12 +54,17 @@ def verify_token(
     draft: Draft,
     draft_filter: Filter,
     uniforms: Uniforms,
+    *,
+    kernel: Callable[..., Verification] | None = None,
+    config: sizes.Config | None = None,
 ) -> Verification:
-    """The token rule in one launch or two; see `token.verify_token`, which it equals up to rounding.
+    """Returns the verification by the token rule's kernel; equal to `token.verify_token` up to rounding.
 
-    `log_probs` and `accept_prob` come from the hardware's exponential and logarithm, good to about 1e-6.
+    `log_probs` and `accept_prob` come from the hardware's exponential and logarithm, good to about 1e-6. `kernel` is
+    `choose_token_kernel` if None, and `config` chosen by the kernel.
     """
-    return pallas_kernels.verify_token(
+    kernel = kernel or choose_token_kernel(target_logits, draft)
+    return kernel(
         _at_least_a_tile(target_logits),
         target_filter,
         None if draft.logits is None else _at_least_a_tile(draft.logits),
@@ -54,6 +72,7 @@ def verify_token(
         draft.log_normalizers,
         draft.tokens,
         uniforms,
+        config=config,
     )
 
 
@@ -66,17 +85,18 @@ def verify_sigmoid(
     *,
     alpha: int | float,
     beta: int | float,
+    config: sizes.Config | None = None,
 ) -> Verification:
-    """The sigmoid rule in one kernel; see `sigmoid.verify_sigmoid`, which it equals up to rounding.
+    """Returns the verification by the sigmoid rule's kernel; equal to `sigmoid.verify_sigmoid` up to rounding.
 
-    Where a target row may be greedy it is the core itself. `log_probs` are the core's: XLA drops them, and
-    the pass over all rows that they take, where they are not used.
+    Where a target row may be greedy, that core itself runs. `log_probs` are computed by XLA, which drops them, and
+    the pass over all rows that they need, where they are not used.
     """
     if target_filter.greedy is not None:
         core = sigmoid_rule.verify_sigmoid
         return core(target_logits, target_filter, draft, draft_filter, uniforms, alpha=alpha, beta=beta)
     tokens = draft.tokens
-    result = pallas_kernels.verify_sigmoid(
+    result = sigmoid_kernel.verify_sigmoid(
         _at_least_a_tile(target_logits),
         target_filter,
         None if draft.logits is None else _at_least_a_tile(draft.logits),
@@ -85,6 +105,7 @@ def verify_sigmoid(
         uniforms,
         alpha=alpha,
         beta=beta,
+        config=config,
     )
     target, num_accepted = dist.target_rows(target_logits, target_filter), result.num_accepted
     last_token = jnp.take_along_axis(result.tokens, num_accepted[:, None], axis=1)
@@ -101,8 +122,6 @@ def verify_sigmoid(
 
 
 def _at_least_a_tile(logits: Float[Array, "B R V"]) -> Float[Array, "B R W"]:
-    """The logits themselves, or, of a vocabulary smaller than a tile, with -inf up to one."""
-    if logits.shape[-1] >= TILE:
-        return logits
-    missing = TILE - logits.shape[-1]
-    return jnp.pad(logits, ((0, 0), (0, 0), (0, missing)), constant_values=-jnp.inf)
+    """The logits themselves, or, of a vocabulary smaller than a tile, padded to one with -inf."""
+    missing = max(0, TILE - logits.shape[-1])
+    return jnp.pad(logits, ((0, 0), (0, 0), (0, missing)), constant_values=-jnp.inf) if missing else logits

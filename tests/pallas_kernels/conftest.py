@@ -4,31 +4,37 @@ import kernel_cases as cases
 import pytest
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from pallas_kernels import _waits
+from pallas_kernels import sync
 
 
-def meet_cluster(barrier):
+def sync_cluster(barrier):
     plgpu.barrier_arrive(barrier)
     plgpu.barrier_wait(barrier)
 
 
-def arrive(arrivals, sequence, count):
+def arrive(arrivals, sequence, num_blocks):
     number = arrivals.counters[sequence]
     arrivals.counters[sequence] = number + 1
-    return number == count - 1
+    return number == num_blocks - 1
 
 
-@pytest.fixture
+# The interpreter runs no PTX. It runs one launch after the other, and in a grid one block or cluster after the other:
+# no launch overlaps another, no counter is raced for, and blocks of a cluster meet at a barrier that it knows.
+STAND_INS = {
+    "wait_for_previous_launch": lambda: None,
+    "cluster_scratch": lambda: plgpu.ClusterBarrier(collective_axes=("block",)),
+    "sync_cluster": sync_cluster,
+    "arrive": arrive,
+}
+
+
+@pytest.fixture(params=["compiled" if cases.ON_GPU else "interpreted with stand-in sync"])
 def interpreted(monkeypatch):
-    """Runs kernels: compiled where there is a GPU, else interpreted on the CPU."""
+    """A context that runs kernels: compiled where there is a GPU, else interpreted with stand-ins for `sync`."""
     if cases.ON_GPU:
         return contextlib.nullcontext
-    # The interpreter knows no assembly. It runs one launch after the other, and in a grid one block or cluster after
-    # the other: no counter is raced for, and blocks of a cluster meet at a barrier that it knows.
-    monkeypatch.setattr(plgpu, "griddepcontrol_wait", lambda: None)
-    monkeypatch.setattr(_waits, "cluster_barrier", lambda: [plgpu.ClusterBarrier(collective_axes=("block",))])
-    monkeypatch.setattr(_waits, "meet_cluster", meet_cluster)
-    monkeypatch.setattr(_waits, "arrive", arrive)
+    for name, fn in STAND_INS.items():
+        monkeypatch.setattr(sync, name, fn)
 
     def interpreted(**params):
         return plgpu.force_gpu_interpret_mode(plgpu.InterpretGPUParams(inline_mgpu="ignore", **params))

@@ -9,7 +9,7 @@ import pytest
 from jax import export
 
 import specsamp_jax as ss
-from pallas_kernels import _config as config
+from pallas_kernels import config
 from specsamp_jax._types import Draft, Filter, Uniforms
 from specsamp_jax.rules import kernels
 
@@ -55,7 +55,7 @@ def launches(rule, args):
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda s: f"B{s[0]}-K{s[1]}-V{s[2]}-{s[3].__name__}-{s[4]}")
 def test_lowers_to_one_launch_or_two(rule, shape):
-    one = rule == "sigmoid" or config.choose(*shape[:3], shape[4] == "logits").early_exit
+    one = rule == "sigmoid" or config.exits_early(*shape[:3], shape[4] == "logits")
     assert launches(RULES[rule], arguments(shape, lambda *_: Filter())) == 2 - one
 
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import kernel_cases as cases
 import pytest
 
-from pallas_kernels import _config as config
+from pallas_kernels.config import Config
 from specsamp_jax._types import DEGENERATE_DRAFT, DEGENERATE_TARGET, Draft, Filter, Uniforms
 from specsamp_jax.rules import kernels, sigmoid
 
@@ -13,13 +13,12 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
-def check(interpreted, monkeypatch):
-    if not cases.ON_GPU:
-        monkeypatch.setattr(config, "choose_sigmoid", lambda *shape: config.Config(2))
+def check(interpreted):
+    config = None if cases.ON_GPU else Config(2)
 
     def check(args, alpha=-1e4, beta=1e4):
         with interpreted():
-            got = jax.block_until_ready(kernels.verify_sigmoid(*args, alpha=alpha, beta=beta))
+            got = jax.block_until_ready(kernels.verify_sigmoid(*args, alpha=alpha, beta=beta, config=config))
         expected = sigmoid.verify_sigmoid(*args, alpha=alpha, beta=beta)
         cases.assert_same(got, expected)
         return got

@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import kernel_cases as cases
 import pytest
 
-from pallas_kernels import _acceptance
-from pallas_kernels import _config as config
+from pallas_kernels import token as token_kernel
+from pallas_kernels import token_early_exit
+from pallas_kernels.config import Config
 from specsamp_jax._types import DEGENERATE_DRAFT, DEGENERATE_TARGET, EMPTY_RESIDUAL, Draft, Filter, Uniforms
 from specsamp_jax.rules import kernels, token
 
@@ -14,15 +15,13 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
-def run(request, interpreted, monkeypatch):
-    """The kernel, with two blocks a sequence (or as many as the test says) where it is interpreted."""
-    cluster = getattr(request, "param", 2)
-    if not cases.ON_GPU:
-        monkeypatch.setattr(config, "choose", lambda *shape: config.Config(cluster))
+def run(request, interpreted):
+    """The kernel in two launches, with two blocks per sequence (or the test's number) where it is interpreted."""
+    config = None if cases.ON_GPU else getattr(request, "param", Config(2))
 
     def run(*args):
         with interpreted():
-            return jax.block_until_ready(kernels.verify_token(*args))
+            return jax.block_until_ready(kernels.verify_token(*args, kernel=token_kernel.verify_token, config=config))
 
     return run
 
@@ -48,14 +47,14 @@ def test_equals_xla(run, vocab_size, dtype, kind):
     check(run, cases.random_case(vocab_size, 3, 2, vocab_size, dtype=dtype, kind=kind))
 
 
-@pytest.mark.parametrize("run", [1, 3], indirect=True)
+@pytest.mark.parametrize("run", [Config(1), Config(3)], indirect=True)
 def test_equals_xla_for_any_number_of_blocks(run):
     check(run, cases.random_case(1, 2, 2, 4097, dtype=jnp.bfloat16))
 
 
 @pytest.mark.parametrize("sampling", [cases.ALL_FILTERS, cases.GREEDY_FIRST], ids=["filters", "greedy"])
-def test_equals_xla_where_chunks_are_joined_in_a_loop(run, monkeypatch, sampling):
-    monkeypatch.setattr(_acceptance, "MAX_UNROLLED", 1)
+@pytest.mark.parametrize("run", [Config(2, max_unrolled=1)], indirect=True)
+def test_equals_xla_where_chunks_are_joined_in_a_loop(run, sampling):
     check(run, cases.random_case(2, 3, 2, 9001, sampling=sampling, draft_sampling=sampling))
 
 
@@ -183,13 +182,13 @@ def test_an_unusable_normalizer_is_read(run):
 
 
 @pytest.fixture
-def run_early(interpreted, monkeypatch):
-    """The kernel that reads row after row up to the first rejection, with two blocks a sequence."""
-    monkeypatch.setattr(config, "choose", lambda *shape: config.Config(2, early_exit=True))
+def run_early(interpreted):
+    """The kernel with early exit, with two blocks per sequence."""
 
     def run(*args):
         with interpreted():
-            return jax.block_until_ready(kernels.verify_token(*args))
+            kernel = token_early_exit.verify_token
+            return jax.block_until_ready(kernels.verify_token(*args, kernel=kernel, config=Config(2)))
 
     return run
 
@@ -231,13 +230,13 @@ def test_early_exit_of_ragged_and_degenerate_rows(run_early):
 
 
 @pytest.mark.skipif(cases.ON_GPU, reason="races are found by the interpreter")
-@pytest.mark.parametrize("early_exit", [False, True])
-def test_no_block_reads_what_another_may_not_have_written(interpreted, monkeypatch, early_exit):
-    monkeypatch.setattr(config, "choose", lambda *shape: config.Config(2, early_exit))
+@pytest.mark.parametrize("kernel", [token_kernel, token_early_exit], ids=["two launches", "early exit"])
+def test_no_block_reads_what_another_may_not_have_written(interpreted, kernel):
     args = cases.random_case(1, 1, 3, 2100)
     args = *args[:-1], args[-1]._replace(accept=jnp.zeros((1, 3)))
     # Raises at a race.
     with interpreted(detect_races=True):
-        got = jax.block_until_ready(kernels.verify_token(*args))
+        got = kernels.verify_token(*args, kernel=kernel.verify_token, config=Config(2))
+        got = jax.block_until_ready(got)
     assert got.tokens.tolist() == token.verify_token(*args).tokens.tolist()
     assert got.num_accepted.tolist() == [3]

@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from pallas_kernels import _launch as launching
-from pallas_kernels import _rows as rows
-from pallas_kernels import _sums as summing
+from pallas_kernels import emit, scan
+from pallas_kernels.tiles import lane_layout
 
 pytestmark = pytest.mark.slow
 
@@ -17,17 +16,22 @@ def search(weights, shares):
     """Running sums of [n] weights, and the first index beyond each share of their sum."""
     n = weights.shape[0]
 
-    def body(inputs, outputs, room, barrier):
-        del barrier
-        summing.clear_before(room)
-        found = summing.running_sums(room, plgpu.load(inputs[0], layout=rows.singles(n)))
-        outputs[0][...] = found.sums
+    def body(weights, shares, sums, indices, scratch):
+        scan.clear_prefix(scratch)
+        running = scan.running_sums(scratch, plgpu.load(weights, layout=lane_layout(n)))
+        sums[...] = running.sums
         for i in range(len(shares)):
-            outputs[1][i] = summing.first_beyond(found, inputs[1][i] * found.total)
+            indices[i] = scan.first_beyond(running, shares[i] * running.total)
 
-    made = [jax.ShapeDtypeStruct((n,), jnp.float32), jax.ShapeDtypeStruct((len(shares),), jnp.int32)]
-    room = launching.room_to_search(n)
-    return launching.launch(body, [weights, jnp.array(shares, jnp.float32)], made, {"sequence": 1}, shared=room)
+    kernel = plgpu.kernel(
+        body,
+        out_type=(jax.ShapeDtypeStruct((n,), jnp.float32), jax.ShapeDtypeStruct((len(shares),), jnp.int32)),
+        scratch_types=(scan.search_scratch(n),),
+        grid=(1,),
+        grid_names=("sequence",),
+        compiler_params=emit.COMPILER_PARAMS,
+    )
+    return kernel(weights, jnp.array(shares, jnp.float32))
 
 
 # 2,048 tiles are those of the largest vocabulary allowed.

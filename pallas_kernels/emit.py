@@ -1,0 +1,196 @@
+"""The last step of every rule: one token from the weights of one row, its tile first, then its position in the tile.
+
+Latency decides here, so a block issues the loads of as many tiles as its registers hold, and sums all of them at once.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import mosaic_gpu as plgpu
+
+from pallas_kernels import config, rows, scan, sync, tiles
+from pallas_kernels.types import DEGENERATE_DRAFT, DEGENERATE_TARGET, EMPTY_RESIDUAL, PAD_TOKEN, Verification
+
+COMPILER_PARAMS = plgpu.CompilerParams(approx_math=True, reduction_scratch_bytes=scan.EXCHANGE_BYTES)
+"""The hardware's exponentials, and shared memory for sums of many vectors at once."""
+
+Sources = list[tuple[rows.Rows, Any]]
+"""The rows read side by side: the target's, and at a rejection the draft's; a model's rows and a row's number each."""
+
+
+class Emission(NamedTuple):
+    """The blocks that emit one sequence's token together, in one of them.
+
+    Attributes:
+      sequence: The sequence.
+      outputs: The outputs of all sequences; `log_probs` is None where a rule writes none.
+      sums: Sums of tiles in global memory, `[B, slots]`, through which the blocks meet.
+      scratch: Shared memory, from `scan.search_scratch`.
+      groups: The tiles' groups.
+      num_blocks: Blocks of the sequence.
+      block: Number of this one. The first one writes the accepted drafts.
+      uniforms: The two uniforms of the token.
+      meet_fn: `() -> bool`, a barrier of the blocks. True in the one block that goes on alone and sees what all wrote.
+    """
+
+    sequence: rows.Sequence
+    outputs: Verification
+    sums: Any
+    scratch: Any
+    groups: config.Groups
+    num_blocks: int
+    block: jax.Array
+    uniforms: list[jax.Array]
+    meet_fn: Callable[[], jax.Array]
+
+
+def output_types(batch_size: int, num_draft: int, num_slots: int) -> tuple[Any, Any]:
+    """The types of the outputs, and of the sums of tiles."""
+
+    def array(*shape, dtype: Any = jnp.int32) -> Any:
+        return jax.ShapeDtypeStruct(shape, dtype)
+
+    return Verification(
+        tokens=array(batch_size, num_draft + 1),
+        num_accepted=array(batch_size),
+        log_probs=array(batch_size, num_draft + 1, dtype=jnp.float32),
+        accept_prob=array(batch_size, max(num_draft, 1), dtype=jnp.float32),
+        status=array(batch_size),
+    ), array(batch_size, config.to_lanes(num_slots), dtype=jnp.float32)
+
+
+def make_emission(
+    sequence: rows.Sequence,
+    outputs: Verification,
+    sums: Any,
+    scratch: Any,
+    groups: config.Groups,
+    num_blocks: int,
+    meet_fn: Callable[[jax.Array], jax.Array],
+) -> Emission:
+    """The emission of this block, axis "block" of the grid or cluster. `meet_fn` is told whether it is the last."""
+    block = lax.axis_index("block")
+    is_last = block == num_blocks - 1
+
+    def meet():
+        if num_blocks == 1:
+            sync.sync_threads()
+            return is_last
+        return meet_fn(is_last)
+
+    # Loaded at once: after a barrier each would be waited for.
+    uniforms = [sequence.inputs.uniforms.emit[sequence.number, i] for i in range(2)]
+    return Emission(sequence, outputs, sums, scratch, groups, num_blocks, block, uniforms, meet)
+
+
+def share(emission: Emission, count: int, fn: Callable[[Any], None]):
+    """Calls `fn(i)` for this block's share of the numbers below `count`."""
+
+    def step(i, carry):
+        fn(emission.block + i * emission.num_blocks)
+        return carry
+
+    num_steps = (count - emission.block + emission.num_blocks - 1) // emission.num_blocks
+    lax.fori_loop(0, num_steps, step, jnp.int32(0))
+
+
+def target_source(emission: Emission, row: Any) -> Sources:
+    """The target's row."""
+    return [(emission.sequence.target, row)]
+
+
+def all_sources(emission: Emission, row: Any) -> Sources:
+    """The target's row, and the draft's beside it if the draft has logits."""
+    sequence = emission.sequence
+    draft = [] if sequence.draft is None else [(sequence.draft, sequence.draft_row(row))]
+    return [(sequence.target, row), *draft]
+
+
+def groups_of(emission: Emission, sources: Sources) -> int:
+    """How many groups the tiles of these rows make."""
+    return emission.groups.count * (emission.groups.pairs if len(sources) == 2 else 1)
+
+
+def read_group(emission: Emission, sources: Sources, group: Any) -> list[tuple[tiles.Tile, list[jax.Array]]]:
+    """The tiles of a group, each with its logits. Only the last tile can be partial."""
+    size = emission.groups.pair_size if len(sources) == 2 else emission.groups.size
+    first = group * size - emission.groups.before
+    return [rows.load_tiles(sources, first + j) for j in range(size)]
+
+
+def write_sums(emission: Emission, group: Any, weights: list[jax.Array], read: list[tuple[tiles.Tile, Any]]):
+    """Writes the sums of the weights of each tile of a group, 0 for tiles that the group lacks."""
+    tile = read[-1][0]
+    weights[-1] = tiles.mask_tile(weights[-1], tile)
+    size = len(weights)
+    sums = scan.sum_vectors(weights, tile.vec)
+    if emission.groups.before:
+        number = group * size + scan.vector_numbers(size, tile.vec)
+        sums = jnp.where(number >= emission.groups.before, sums, 0.0)
+    # Registers -> L2: [tiles of a group].
+    scan.store_sums(emission.sums.at[emission.sequence.number, pl.ds(group * size, size)], sums)
+
+
+def sum_group(emission: Emission, sources: Sources, weights_fn: Callable, group: Any):
+    """Writes the tile sums of `weights_fn(logits of each source, tile)` of one group."""
+    read = read_group(emission, sources, group)
+    write_sums(emission, group, [weights_fn(logits, tile) for tile, logits in read], read)
+
+
+def sum_alone(emission: Emission, group_fn: Callable[[Any], None]):
+    """Calls `group_fn` for all groups of the target's row, by one block: the rare case of an empty residual."""
+
+    def step(group, carry):
+        group_fn(group)
+        return carry
+
+    lax.fori_loop(0, emission.groups.count, step, jnp.int32(0))
+    sync.sync_threads()
+
+
+def choose_tile(emission: Emission) -> tuple[jax.Array, jax.Array]:
+    """A tile by the first uniform, from the sums in global memory; and the sum of all weights."""
+    sums = tiles.load_first_lanes(emission.sums, (emission.sequence.number,), emission.groups.num_slots, 0.0)
+    running = scan.running_sums(emission.scratch, sums)
+    slot = scan.first_beyond(running, emission.uniforms[0] * running.total)
+    return slot - emission.groups.before, running.total
+
+
+def choose_token(emission: Emission, sources: Sources, weights_fn: Callable, number: jax.Array) -> jax.Array:
+    """A token of the tile of this number by the second uniform."""
+    tile, logits = rows.load_tiles(sources, number, in_shared=True)
+    weights = tiles.mask_tile(weights_fn(logits, tile), tile)
+    index = scan.first_in_tile_beyond(emission.scratch, weights, emission.uniforms[1])
+    return jnp.clip(tile.first * tile.vec + index, 0, emission.sequence.target.vocab_size - 1)
+
+
+def write_last(emission: Emission, num_accepted: jax.Array, token: jax.Array, degenerate, distrusted, empty):
+    """Writes the token after the accepted drafts, and the status: the sum of the flags that hold."""
+    sequence, outputs = emission.sequence.number, emission.outputs
+    outputs.tokens[sequence, num_accepted] = token
+    outputs.num_accepted[sequence] = num_accepted
+    flags = ((degenerate, DEGENERATE_TARGET), (distrusted, DEGENERATE_DRAFT), (empty, EMPTY_RESIDUAL))
+    outputs.status[sequence] = sum([jnp.where(holds, flag, 0) for holds, flag in flags], jnp.int32(0))
+
+
+def write_drafts(emission: Emission, num_accepted: jax.Array, token_fn: Callable, others_fn: Callable):
+    """Writes the accepted drafts, and padding after the last token, by the first block; `others_fn(i)` the rest."""
+    sequence = emission.sequence
+
+    def step(i, carry):
+        token = token_fn(sequence.draft_row(i)) if sequence.num_draft else jnp.int32(PAD_TOKEN)
+
+        @pl.when(i != num_accepted)
+        def _():
+            emission.outputs.tokens[sequence.number, i] = jnp.where(i < num_accepted, token, PAD_TOKEN)
+
+        others_fn(i)
+        return carry
+
+    @pl.when(emission.block == 0)
+    def _():
+        lax.fori_loop(0, sequence.num_draft + 1, step, jnp.int32(0))

@@ -1,0 +1,265 @@
+"""Rows of logits inside a kernel: the arrays that hold them, filters, single logits, folds over a row."""
+
+import functools
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental.pallas import mosaic_gpu as plgpu
+from jaxtyping import Array, Float, Int
+
+from pallas_kernels import config, tiles
+from pallas_kernels.types import TILE, Filter, Uniforms
+
+LOG2_E = 1 / math.log(2)
+"""exp(x) is exp2(x * LOG2_E), and exp2 is one instruction."""
+
+LOWEST = float(jnp.finfo(jnp.float32).min)
+"""The start of a running maximum: a number, so that -inf minus the maximum is not NaN."""
+
+MAX_INDEX = 2**31 - 1
+"""An index after all others."""
+
+
+class LogitRows(NamedTuple):
+    """Rows of logits of one model, `[B * R * V]`, and their filter, its booleans as int32."""
+
+    logits: Any
+    filter: Filter
+
+
+class Inputs(NamedTuple):
+    """The inputs of a rule's kernels; None where there is no such input, or where K is 0."""
+
+    target: LogitRows
+    draft: LogitRows | None
+    log_normalizers: Any
+    draft_tokens: Any
+    uniforms: Any
+
+    @property
+    def logits(self) -> list[Any]:
+        """The arrays of logits."""
+        return [rows.logits for rows in (self.target, self.draft) if rows is not None]
+
+
+def make_inputs(
+    target_logits: Float[Array, "B K1 V"],
+    target_filter: Filter,
+    draft_logits: Float[Array, "B K V"] | None,
+    draft_filter: Filter,
+    log_normalizers: Float[Array, "B K"] | None,
+    draft_tokens: Int[Array, "B K"],
+    uniforms: Uniforms,
+) -> Inputs:
+    """The inputs in the dtypes of the kernels; no row is copied."""
+
+    def cast(x, dtype: Any = jnp.float32):
+        return None if x is None else x.astype(dtype)
+
+    def flat(logits, filter):
+        filter = Filter(cast(filter.scale), cast(filter.cutoff), cast(filter.greedy, jnp.int32))
+        return LogitRows(logits.reshape(-1), filter)
+
+    target, emit = flat(target_logits, target_filter), cast(uniforms.emit)
+    if draft_tokens.shape[1] == 0:
+        return Inputs(target, None, None, None, uniforms._replace(accept=None, emit=emit))
+    has_draft = draft_logits is not None
+    return Inputs(
+        target,
+        flat(draft_logits, draft_filter) if has_draft else None,
+        cast(log_normalizers) if has_draft else None,
+        cast(draft_tokens, jnp.int32),
+        uniforms._replace(accept=cast(uniforms.accept), emit=emit),
+    )
+
+
+class Rows(NamedTuple):
+    """One model's rows of one sequence, in a kernel.
+
+    Attributes:
+      logits: All rows of all sequences, `[B * R * V]`.
+      filter: Scale `[B]`, cutoff `[B, R]`, greedy `[B]`, or None.
+      num_rows: R.
+      vocab_size: V.
+      sequence: Number of the sequence.
+    """
+
+    logits: Any
+    filter: Filter
+    num_rows: int
+    vocab_size: int
+    sequence: jax.Array
+
+    @property
+    def num_chunks(self) -> int:
+        """Chunks per row."""
+        return config.chunks(self.logits.dtype, self.vocab_size).count
+
+
+class Sequence(NamedTuple):
+    """One sequence, in a kernel: views of its rows, and the inputs of all sequences."""
+
+    number: jax.Array
+    target: Rows
+    draft: Rows | None
+    inputs: Inputs
+    num_draft: int
+
+    def draft_row(self, row: Any) -> Any:
+        """The draft's row beside a target's; its last row beside the bonus row."""
+        return jnp.minimum(row, max(self.num_draft - 1, 0))
+
+
+def sequence_view(inputs: Inputs, vocab_size: int) -> Sequence:
+    """The sequence of this block: axis "sequence" of the grid."""
+    num_draft = 0 if inputs.draft_tokens is None else inputs.draft_tokens.shape[1]
+    number = lax.axis_index("sequence")
+    target = Rows(*inputs.target, num_draft + 1, vocab_size, number)
+    draft = None if inputs.draft is None else Rows(*inputs.draft, num_draft, vocab_size, number)
+    return Sequence(number, target, draft, inputs, num_draft)
+
+
+def flat_row(rows: Rows, row: Any) -> jax.Array:
+    """A row's number among those of all sequences."""
+    return rows.sequence * rows.num_rows + row
+
+
+def scale_of(rows: Rows) -> jax.Array | None:
+    """The scale of all rows of the sequence."""
+    return None if rows.filter.scale is None else rows.filter.scale[rows.sequence]
+
+
+def cutoff_of(rows: Rows, row: Any) -> jax.Array | None:
+    """The cutoff of one row."""
+    return None if rows.filter.cutoff is None else rows.filter.cutoff[rows.sequence, row]
+
+
+def exp2_rate(scale: jax.Array | None) -> Any:
+    """The factor of a difference of logits in an exponent of 2."""
+    return LOG2_E if scale is None else scale * LOG2_E
+
+
+def is_finite(x: jax.Array) -> jax.Array:
+    """Whether x is finite, in one comparison."""
+    return jnp.abs(x) < jnp.inf
+
+
+def load_logit(rows: Rows, row: Any, token: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The logit of one token, and whether it is outside of the vocabulary or filtered out."""
+    outside = (token < 0) | (token >= rows.vocab_size)
+    x = rows.logits[flat_row(rows, row) * rows.vocab_size + jnp.where(outside, 0, token)].astype(jnp.float32)
+    cutoff = cutoff_of(rows, row)
+    return x, outside if cutoff is None else outside | (x < cutoff)
+
+
+def log_prob(rows: Rows, logit: jax.Array, offset: jax.Array, log_sum: jax.Array) -> jax.Array:
+    """Log p of a logit, 0 at most: `(logit - offset) * scale - log_sum`; -inf where the row is degenerate."""
+    scale = scale_of(rows)
+    value = logit - offset
+    value = (value if scale is None else value * scale) - log_sum
+    value = jnp.where(is_finite(offset + log_sum), value, -jnp.inf)
+    return jnp.minimum(value, 0.0)
+
+
+def prob(rows: Rows, row: Any, logits: jax.Array, offset: jax.Array, log_sum: jax.Array) -> jax.Array:
+    """`[TILE]` probabilities of logits, float32: exp((x - offset) * scale - log_sum) where x >= cutoff, else 0."""
+    scale, cutoff = scale_of(rows), cutoff_of(rows, row)
+    # One subtraction, one multiplication and addition, one exponential.
+    x = logits.astype(jnp.float32)
+    p = jnp.exp2((x - offset) * exp2_rate(scale) - log_sum * LOG2_E)
+    return p if cutoff is None else jnp.where(x >= cutoff, p, 0.0)
+
+
+def load_tiles(
+    rows: list[tuple[Rows, Any]], number: Any, in_shared: bool = False
+) -> tuple[tiles.Tile, list[jax.Array]]:
+    """The tile of this number, and its logits in each of some rows, pairs of a model's rows and a row's number."""
+    flat = [(of.logits, flat_row(of, row)) for of, row in rows]
+    vocab_size = rows[0][0].vocab_size
+    tile = tiles.locate_tile(number, vocab_size, flat, in_shared)
+    return tile, [tiles.load_tile(ref, vocab_size, row, tile) for ref, row in flat]
+
+
+def fold_tiles(rows: Rows, row: Any, fn: Any, start: tuple[Any, ...]) -> tuple[jax.Array, ...]:
+    """Folds `fn(tile, logits, carry)` over the tiles of a row in turn: few registers, for rare cases."""
+    first, _ = load_tiles([(rows, row)], jnp.int32(0))
+
+    def step(number, carry):
+        tile, (x,) = load_tiles([(rows, row)], number)
+        return fn(tile, x, carry)
+
+    carry = tuple(plgpu.layout_cast(jnp.full((TILE,), value), first.layout) for value in start)
+    return lax.fori_loop(0, config.num_tiles(rows.vocab_size), step, carry)
+
+
+def first_largest_number(rows: Rows, row: Any) -> jax.Array:
+    """Index of the first largest logit that is a number, of a degenerate row; 0 where none is."""
+
+    def step(tile, x, carry):
+        top, first = carry
+        x = tiles.mask_tile(x.astype(jnp.float32), tile, -jnp.inf)
+        x = jnp.where(x == x, x, -jnp.inf)
+        return jnp.maximum(top, x), jnp.where(x > top, tile.indices(), first)
+
+    tops, indices = fold_tiles(rows, row, step, (-jnp.inf, 0))
+    top = jnp.max(tops)
+    return jnp.where(top > -jnp.inf, jnp.min(jnp.where(tops == top, indices, MAX_INDEX)), 0)
+
+
+def row_log_sum(rows: Rows, row: Any) -> tuple[jax.Array, jax.Array]:
+    """Largest logit of a row, and the logarithm of the sum of exponentials beside it, by one block."""
+    scale, cutoff = scale_of(rows), cutoff_of(rows, row)
+    rate = exp2_rate(scale)
+
+    def step(tile, x, carry):
+        top, total = carry
+        x = tiles.mask_tile(x.astype(jnp.float32), tile, -jnp.inf)
+        new_top = jnp.maximum(top, x)
+        weight = jnp.exp2((x - new_top) * rate)
+        weight = weight if cutoff is None else jnp.where(x >= cutoff, weight, 0.0)
+        return new_top, total * jnp.exp2((top - new_top) * rate) + weight
+
+    tops, totals = fold_tiles(rows, row, step, (LOWEST, 0.0))
+    top = jnp.max(tops)
+    return top, jnp.log(jnp.sum(totals * jnp.exp2((tops - top) * rate)))
+
+
+def chunk_log_sum(rows: Rows, row: Any, flat: Any, chunk: Any) -> tuple[jax.Array, jax.Array]:
+    """Largest logit of a chunk, and the sum of kept exp((x - largest) * scale); `flat` is the row's `flat_row`.
+
+    Not finite where the chunk holds NaN or +inf. Of a chunk that is all -inf: `LOWEST` and 0.
+    """
+    scale, cutoff = scale_of(rows), cutoff_of(rows, row)
+
+    def fold(vectors, scalars, indices_fn):
+        del indices_fn
+        top = jnp.max(functools.reduce(jnp.maximum, vectors).astype(jnp.float32))
+        top = functools.reduce(jnp.maximum, scalars, jnp.maximum(top, LOWEST))
+
+        def weight(x):
+            w = jnp.exp2((x - top) * exp2_rate(scale))
+            return w if cutoff is None else jnp.where(x >= cutoff, w, 0.0)
+
+        total = jnp.sum(functools.reduce(jnp.add, [weight(x.astype(jnp.float32)) for x in vectors]))
+        return top, functools.reduce(jnp.add, map(weight, scalars), total)
+
+    return tiles.read_chunk(rows.logits, rows.vocab_size, flat, chunk, fold)
+
+
+def chunk_first_largest(rows: Rows, flat: Any, chunk: Any) -> tuple[jax.Array, jax.Array]:
+    """Largest logit of a chunk and its first index; NaN and `MAX_INDEX` where there is a NaN."""
+
+    def fold(vectors, scalars, indices_fn):
+        vectors = [x.astype(jnp.float32) for x in vectors]
+        top = functools.reduce(jnp.maximum, scalars, jnp.max(functools.reduce(jnp.maximum, vectors)))
+        indices, scalar_indices = indices_fn()
+        largest = [jnp.where(x == top, i, MAX_INDEX) for x, i in zip(vectors, indices, strict=True)]
+        first = jnp.min(functools.reduce(jnp.minimum, largest))
+        for x, i in zip(scalars, scalar_indices, strict=True):
+            first = jnp.minimum(first, jnp.where((x == top) & (i >= 0), i, MAX_INDEX))
+        return top, first
+
+    return tiles.read_chunk(rows.logits, rows.vocab_size, flat, chunk, fold)

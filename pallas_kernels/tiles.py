@@ -1,0 +1,163 @@
+"""Aligned and masked loads of rows of logits, which lie one after the other in a flat array.
+
+A row is read in chunks when all of it is folded (16 bytes per load whatever V is), and in tiles when it emits a token.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import mosaic_gpu as plgpu
+
+from pallas_kernels import config
+from pallas_kernels.config import THREADS, WARP
+from pallas_kernels.types import TILE
+
+
+def lane_layout(count: int) -> Any:
+    """The layout of a vector with one element per thread and load; of at most a warp's, every warp holds a copy."""
+    if count <= WARP:
+        warps, copies = THREADS // WARP, WARP // count
+        lanes = (plgpu.Replicated(copies), -2) if copies > 1 else (-2,)
+        tiling = plgpu.Tiling(((count,), (1,)))
+        return plgpu.Layout.TILED(tiling, warp_dims=(plgpu.Replicated(warps),), lane_dims=lanes, vector_dim=-1)
+    return plgpu.Layout.WG_STRIDED((count,), vec_size=1)
+
+
+def lane_index(count: int) -> jax.Array:
+    """The numbers 0 to n - 1 in `lane_layout`."""
+    return plgpu.broadcasted_iota(jnp.int32, (count,), 0, layout=lane_layout(count))
+
+
+def load_lanes(ref: Any, index: tuple[Any, ...]) -> jax.Array:
+    """The last axis of a small array at `index`, in `lane_layout`."""
+    # L2 -> registers: [n], one element per thread and load.
+    return plgpu.load(ref.at[index], layout=lane_layout(ref.shape[-1]), optimized=False)
+
+
+def load_first_lanes(ref: Any, index: tuple[Any, ...], count: int, fill: float) -> jax.Array:
+    """Like `load_lanes`, with `fill` in all but the first `count` elements."""
+    lane = lane_index(ref.shape[-1])
+    return jnp.where(lane < count, load_lanes(ref, index), fill)
+
+
+class Tile(NamedTuple):
+    """A tile of a row, and the `TILE` elements that are loaded for it.
+
+    Attributes:
+      vec: Elements per load.
+      first: Index of the first vector loaded, within the row; moved back where arrays end.
+      in_shared: Whether the elements go to shared memory next, which takes another name of the same layout.
+      low: The first index in the row that belongs to the tile.
+      high: The index after the last one.
+    """
+
+    vec: int
+    first: jax.Array
+    in_shared: bool
+    low: jax.Array
+    high: jax.Array
+
+    @property
+    def layout(self) -> Any:
+        """The layout of the loaded elements: one vector per thread and load."""
+        if self.in_shared:
+            return plgpu.Layout.WG_STRIDED((TILE,), vec_size=self.vec)
+        vec = self.vec
+        tiling = plgpu.Tiling(((THREADS * vec,), (32 * vec,), (vec,)))
+        return plgpu.Layout.TILED(tiling, warp_dims=(-3,), lane_dims=(-2,), vector_dim=-1)
+
+    def indices(self) -> jax.Array:
+        """`[TILE]` indices in the row of the loaded elements."""
+        return plgpu.broadcasted_iota(jnp.int32, (TILE,), 0, layout=self.layout) + self.first * self.vec
+
+
+def locate_tile(number: jax.Array, vocab_size: int, rows: list[tuple[Any, jax.Array]], in_shared: bool = False) -> Tile:
+    """The tile of this number in each of `rows`, pairs of a flat array and a row's number in it.
+
+    It is loaded from the same indices of all these rows. A tile before the first or after the last is empty.
+    """
+    vec = min(config.row_vector_size(ref.dtype, vocab_size) for ref, _ in rows)
+    row_vectors, tile_vectors = vocab_size // vec, TILE // vec
+    first = jnp.clip(number * tile_vectors, 0, row_vectors - 1)
+    for ref, row in rows:
+        first = jnp.minimum(first, ref.shape[0] // vec - tile_vectors - row * row_vectors)
+    high = jnp.minimum((number + 1) * TILE, vocab_size)
+    return Tile(vec, first, in_shared, number * TILE, high)
+
+
+def load_tile(ref: Any, vocab_size: int, row: jax.Array, tile: Tile) -> jax.Array:
+    """`[TILE]` logits of a row; those outside of the tile are of its neighbours."""
+    # HBM or L2 -> registers: [TILE], vec elements per thread and load.
+    elements = pl.ds((row * (vocab_size // tile.vec) + tile.first) * tile.vec, TILE)
+    return plgpu.load(ref.at[elements], layout=tile.layout, optimized=False)
+
+
+def mask_tile(values: jax.Array, tile: Tile, fill: float = 0.0) -> jax.Array:
+    """`[TILE]` values, and `fill` outside of the tile."""
+    index = tile.indices()
+    other = plgpu.layout_cast(jnp.full(values.shape, fill, values.dtype), tile.layout)
+    return jnp.where((index >= tile.low) & (index < tile.high), values, other)
+
+
+def read_chunk(ref: Any, vocab_size: int, row: jax.Array, chunk: jax.Array, fn: Callable) -> Any:
+    """Returns `fn(vectors, scalars, indices_fn)` of one chunk of a row.
+
+    Vectors begin at multiples of 16 bytes. Where a row does not, or ends inside a chunk, its neighbours' elements
+    reach `fn` as -inf; the chunks between need no mask. `scalars` are the last elements of an array that ends inside
+    a vector, -inf if they are not the row's. `indices_fn()` returns the indices in the row of vectors and scalars.
+
+    Addresses are counted in vectors and multiplied last: where the compiler does not see that they are multiples of
+    a vector, it loads single elements.
+    """
+    cut = config.chunks(ref.dtype, vocab_size)
+    layout = plgpu.Layout.WG_STRIDED((cut.lanes,), vec_size=cut.vec)
+    start = row * vocab_size
+    end = start + vocab_size
+    first_vector = row * (vocab_size // cut.vec) if cut.aligned else start // cut.vec
+    low_vector = first_vector + chunk * (cut.num_loads * THREADS)
+
+    def load(first, count):
+        # HBM -> registers: count vectors of [lanes], 16 bytes per thread each.
+        starts = [(first + i * THREADS) * cut.vec for i in range(count)]
+        return [plgpu.load(ref.at[pl.ds(s, cut.lanes)], layout=layout) for s in starts]
+
+    def lane():
+        return plgpu.broadcasted_iota(jnp.int32, (cut.lanes,), 0, layout=layout)
+
+    def unmasked():
+        def indices():
+            base = low_vector * cut.vec - start
+            return [lane() + (base + i * cut.lanes) for i in range(cut.num_loads)], []
+
+        return fn(load(low_vector, cut.num_loads), [], indices)
+
+    def masked():
+        size = ref.shape[0]
+        readable = size // cut.vec
+        first = jnp.minimum(low_vector, readable - cut.rest * THREADS)
+        low = jnp.maximum(low_vector * cut.vec, start)
+        high = jnp.minimum((low_vector + cut.num_loads * THREADS) * cut.vec, end)
+        vectors = load(first, cut.rest)
+        base = first * cut.vec
+        for i in range(cut.rest):
+            element = lane() + (base + i * cut.lanes)
+            outside = plgpu.layout_cast(jnp.full((cut.lanes,), -jnp.inf, ref.dtype), layout)
+            vectors[i] = jnp.where((element >= low) & (element < high), vectors[i], outside)
+        # The last elements of an array that ends inside a vector are in the last chunk of its last row.
+        last = range(readable * cut.vec, size)
+        scalars = [jnp.where((i >= low) & (i < high), ref[i].astype(jnp.float32), -jnp.inf) for i in last]
+
+        def indices():
+            inside = [lane() + (base - start + i * cut.lanes) for i in range(cut.rest)]
+            return inside, [jnp.int32(i) - start for i in last]
+
+        return fn(vectors, scalars, indices)
+
+    if cut.rest == 0:
+        return unmasked()
+    whole = chunk < cut.whole if cut.aligned else (chunk > 0) & (chunk < cut.whole)
+    return lax.cond(whole, unmasked, masked) if cut.whole > (not cut.aligned) else masked()

@@ -1,0 +1,232 @@
+"""The token rule in two launches, for batches that do not fill the GPU.
+
+Launch `token_read`, grid (sequence, row, chunk): each block reads one chunk of one row of the target, or of the draft
+if no normalizers were handed over, and writes its maximum and its sum. Blocks of one more chunk per row look up a
+drafted token's logits. No block waits for another.
+
+Launch `token_emit`, grid (sequence, block): all blocks of a sequence join the chunks' sums and decide on all rows at
+once, one row per lane, which gives each of them the same row that emits. They share the tiles of that row, write their
+sums to global memory, and count themselves; the last to arrive sees all sums and emits the token. The first block
+writes the accepted drafts.
+
+Order: `token_emit` may start while `token_read` ends, and waits for its end before it reads what that wrote. Within
+it, sums are ordered by the counter of `sync.arrive`, which `token_read` sets to zero.
+"""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import mosaic_gpu as plgpu
+from jaxtyping import Array, Float, Int
+
+from pallas_kernels import config as sizes
+from pallas_kernels import emit, reading, rows, scan, sync, tiles, token_rule
+from pallas_kernels.types import Filter, Uniforms, Verification
+
+
+class Reading(NamedTuple):
+    """The outputs of the first launch.
+
+    Attributes:
+      target: Statistics of the target's rows, one row per lane.
+      draft: Likewise of the draft's; None if they are not read.
+      target_by_row: Statistics of the target once more, one chunk per lane, for the row that emits.
+      facts: Values of the drafted tokens.
+      counters: Zeros, `[B]`, for `sync.arrive`.
+    """
+
+    target: reading.ChunkStats
+    draft: reading.ChunkStats | None
+    target_by_row: reading.ChunkStats
+    facts: reading.Facts
+    counters: Any
+
+
+def verify_token(
+    target_logits: Float[Array, "B K1 V"],
+    target_filter: Filter,
+    draft_logits: Float[Array, "B K V"] | None,
+    draft_filter: Filter,
+    log_normalizers: Float[Array, "B K"] | None,
+    draft_tokens: Int[Array, "B K"],
+    uniforms: Uniforms,
+    *,
+    config: sizes.Config | None = None,
+) -> Verification:
+    """Returns the verification by the token rule, on a GPU, Hopper or newer.
+
+    Accepts drafts while `log uniforms.accept < log p - log q`, then emits one token from max(p - q, 0), or from p
+    after all drafts were accepted, by two-level inversion: `uniforms.emit` picks a tile of `TILE` tokens, then a
+    token. A sequence drafts up to its first negative token; later rows are not read, but for the target's row there.
+    Normalizers that are handed over take the place of reading the draft's rows, unless they are NaN or larger than
+    `LARGEST_LOG_NORMALIZER`.
+
+    Logits are bfloat16, float16 or float32, of any V from `TILE` on. Arithmetic is float32; exponentials are the
+    hardware's, about 2 units in the last place. `config` is chosen by `config.token_config` if None.
+    """
+    batch_size, num_rows, vocab_size = target_logits.shape
+    inputs = rows.make_inputs(
+        target_logits, target_filter, draft_logits, draft_filter, log_normalizers, draft_tokens, uniforms
+    )
+    config = config or sizes.token_config(batch_size, vocab_size)
+    read = _read(inputs, batch_size, num_rows, vocab_size)
+    return _emit(inputs, read, batch_size, num_rows, vocab_size, config)
+
+
+def _read(inputs: rows.Inputs, batch_size: int, num_rows: int, vocab_size: int) -> Reading:
+    """Every chunk of every drafted row, each by a block of its own, and the facts of each drafted token."""
+    num_draft, reads_draft = num_rows - 1, reading.reads_draft(inputs)
+    refs = inputs.logits if reads_draft else inputs.logits[:1]
+    num_chunks = max(sizes.chunks(ref.dtype, vocab_size).count for ref in refs)
+    num_slots = num_rows + (num_draft if reads_draft else 0)
+    # Where all blocks run at once, none waits to know which rows were drafted.
+    reads_all = batch_size * num_slots * num_chunks <= sizes.READING_BLOCKS * sizes.num_multiprocessors()
+
+    def token_read(inputs: rows.Inputs, out: Reading):
+        sync.start_dependent_launch()
+        sequence = rows.sequence_view(inputs, vocab_size)
+        slot, chunk = lax.axis_index("row"), lax.axis_index("chunk")
+
+        if num_draft:
+            # By blocks of their own: others would wait for these loads before they read.
+            @pl.when((chunk == num_chunks) & (slot < num_draft))
+            def _():
+                reading.look_up(sequence, slot, out.facts)
+
+        @pl.when((slot == 0) & (chunk == 0))
+        def _():
+            out.counters[sequence.number] = 0
+
+        def read_target():
+            by_chunk, by_row = (sequence.number, chunk, slot), (sequence.number, slot, chunk)
+            write = reading.write_to((out.target, by_chunk), (out.target_by_row, by_row))
+            reading.read_target(sequence.target, slot, chunk, write)
+
+        def read():
+            pl.when((slot <= num_draft) & (chunk < sequence.target.num_chunks))(read_target)
+            if sequence.draft is not None and out.draft is not None:
+                draft, stats, row = sequence.draft, out.draft, slot - num_draft - 1
+                write = reading.write_to((stats, (sequence.number, chunk, row)))
+                is_chunk = (slot > num_draft) & (chunk < draft.num_chunks)
+                pl.when(is_chunk)(lambda: reading.read_draft(draft, row, chunk, write))
+
+        if reads_all:
+            read()
+        else:
+            count = jnp.where(slot <= num_draft, slot, slot - num_draft)
+            pl.when(reading.is_drafted(sequence, count))(read)
+
+    stats = functools.partial(reading.stats_by_chunk, batch_size, num_rows)
+    out_type = Reading(
+        target=stats(inputs.target.logits, vocab_size),
+        draft=stats(inputs.draft.logits, vocab_size) if reads_draft and inputs.draft else None,
+        target_by_row=reading.stats_by_row(batch_size, num_rows, inputs.target.logits, vocab_size),
+        facts=reading.facts_types(batch_size, num_rows),
+        counters=jax.ShapeDtypeStruct((batch_size,), jnp.int32),
+    )
+    (read,) = plgpu.kernel(
+        token_read,
+        out_type=(out_type,),
+        grid=(batch_size, num_slots, num_chunks + (num_draft > 0)),
+        grid_names=("sequence", "row", "chunk"),
+        compiler_params=emit.COMPILER_PARAMS,
+    )(inputs)
+    return read
+
+
+def _emit(
+    inputs: rows.Inputs, read: Reading, batch_size: int, num_rows: int, vocab_size: int, config: sizes.Config
+) -> Verification:
+    """The decision on all rows, and the token of the row that emits."""
+    num_draft = num_rows - 1
+    groups = sizes.groups(vocab_size, [ref.dtype for ref in inputs.logits], config)
+
+    def token_emit(inputs, read, out, sums, tables, scratch, number):
+        sequence = rows.sequence_view(inputs, vocab_size)
+
+        def meet(is_last):
+            del is_last
+            return sync.arrive(sync.Arrivals(read.counters, number), sequence.number, config.blocks)
+
+        emission = emit.make_emission(sequence, out, sums, scratch, groups, config.blocks, meet)
+        scan.clear_prefix(scratch)
+        sync.wait_for_previous_launch()
+        values, accepted = _decide_all(sequence, read, config.max_unrolled)
+        token_rule.write_tables(tables, slice(None), values)
+        lane = tiles.lane_index(sizes.row_lanes(num_rows))
+        row = jnp.min(jnp.where(accepted, rows.MAX_INDEX, lane))
+        stop = token_rule.stop_at(sequence, tables, row)
+
+        def write(row):
+            token_rule.write_values(emission, tables, stop, row, lambda accept_prob: accept_prob)
+
+        token_rule.emit_stop(emission, tables, stop, read.target_by_row, write)
+
+    out, _ = plgpu.kernel(
+        token_emit,
+        out_type=emit.output_types(batch_size, num_draft, groups.num_slots),
+        scratch_types=(
+            token_rule.tables_scratch(num_rows),
+            scan.search_scratch(groups.num_slots),
+            sync.int32_scratch(),
+        ),
+        grid=(batch_size, config.blocks),
+        grid_names=("sequence", "block"),
+        compiler_params=emit.COMPILER_PARAMS,
+    )(inputs, read)
+    return out._replace(accept_prob=out.accept_prob[:, :num_draft])
+
+
+def _decide_all(sequence: rows.Sequence, read: Reading, max_unrolled: int) -> tuple[token_rule.Tables, jax.Array]:
+    """The decision on all rows of a sequence, one row per lane."""
+    num_lanes = sizes.row_lanes(sequence.num_draft + 1)
+    facts = reading.Facts(*(tiles.load_lanes(ref, (sequence.number,)) for ref in read.facts))
+    is_draft = tiles.lane_index(num_lanes) < sequence.num_draft
+    facts = facts._replace(token=jnp.where(is_draft, facts.token, -1))
+
+    def target_mass(is_greedy):
+        return _mass(sequence.target, read.target, is_greedy, max_unrolled)
+
+    def draft_mass():
+        if sequence.draft is None or read.draft is None:
+            return token_rule.RowMass(facts.q_offset, facts.q_log_sum)
+        return _mass(sequence.draft, read.draft, None, max_unrolled)
+
+    def per_row(flag):
+        # A comparison of lanes, because a scalar boolean is not broadcast.
+        return tiles.lane_index(num_lanes) < jnp.where(flag, sizes.THREADS, 0)
+
+    return token_rule.decide(sequence, facts, target_mass, draft_mass, per_row)
+
+
+def _mass(
+    of: rows.Rows, stats: reading.ChunkStats, is_greedy: jax.Array | None, max_unrolled: int
+) -> token_rule.RowMass:
+    """The mass of every row, from its chunks' statistics."""
+    count, rate = of.num_chunks, rows.exp2_rate(rows.scale_of(of))
+    unrolled = count <= max_unrolled
+
+    def loader(ref):
+        def load(chunk):
+            return tiles.load_lanes(ref, (of.sequence, chunk))
+
+        # Unrolled, all loads are issued before the first is needed.
+        return [load(i) for i in range(count)].__getitem__ if unrolled else load
+
+    def fold(fn, value_fn):
+        if unrolled:
+            return functools.reduce(fn, map(value_fn, range(count)))
+        return lax.fori_loop(1, count, lambda i, joined: fn(joined, value_fn(i)), value_fn(0))
+
+    tops, totals = loader(stats.top), loader(stats.total)
+    top = fold(jnp.maximum, tops)
+    log_sum = jnp.log(fold(jnp.add, lambda i: totals(i) * jnp.exp2((tops(i) - top) * rate)))
+    if is_greedy is None:
+        return token_rule.RowMass(top, log_sum)
+    firsts = loader(stats.first)
+    first = fold(jnp.minimum, lambda i: jnp.where(tops(i) == top, firsts(i), rows.MAX_INDEX))
+    return token_rule.greedy_mass(top, log_sum, first, is_greedy)

@@ -1,0 +1,336 @@
+"""The token rule on chip, shared by its two kernels: which drafts are accepted, and the token after them.
+
+A value per row is a vector with one row per lane where all rows are decided on at once, and a scalar where one is.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import mosaic_gpu as plgpu
+
+from pallas_kernels import config, emit, reading, rows, scan, tiles
+
+
+class RowMass(NamedTuple):
+    """The normalizer of rows, not finite where a row is degenerate.
+
+    Attributes:
+      offset: Subtracted from the logits.
+      log_sum: Logarithm of the sum of exponentials.
+      certain: The token with all probability in a greedy row, -1 in others. None if no row is greedy.
+    """
+
+    offset: jax.Array
+    log_sum: jax.Array
+    certain: jax.Array | None = None
+
+
+class Tables(NamedTuple):
+    """Values of every row in shared memory, each `[lanes]`: written by lane, read by the row's number."""
+
+    token: Any
+    p_offset: Any
+    p_log_sum: Any
+    p_certain: Any
+    q_offset: Any
+    q_log_sum: Any
+    log_p: Any
+    log_q: Any
+    accept_prob: Any
+
+
+class Stop(NamedTuple):
+    """The row at which a sequence stops, which emits. `p_certain` and `q_certain` are -1 where no token is certain."""
+
+    num_accepted: jax.Array
+    rejecting: jax.Array
+    distrusted: jax.Array
+    degenerate: jax.Array
+    p_offset: jax.Array
+    p_log_sum: jax.Array
+    p_certain: jax.Array
+    q_offset: jax.Array
+    q_log_sum: jax.Array
+    q_certain: jax.Array
+
+
+def tables_scratch(num_rows: int) -> Tables:
+    """Shared memory for the tables."""
+    shape = (config.row_lanes(num_rows),)
+    floats = {name: plgpu.SMEM(shape, jnp.float32) for name in Tables._fields}
+    return Tables(**floats | {name: plgpu.SMEM(shape, jnp.int32) for name in ("token", "p_certain")})
+
+
+def greedy_mass(top: jax.Array, log_sum: jax.Array, first: jax.Array, is_greedy: jax.Array) -> RowMass:
+    """The mass of rows some of which are greedy: all of it at the first largest logit, if that is a number."""
+    certain = jnp.where(is_greedy & rows.is_finite(top), first, -1)
+    return RowMass(top, jnp.where(is_greedy, 0.0, log_sum), certain)
+
+
+def row_mass(of: rows.Rows, stats: reading.ChunkStats, row: Any, is_greedy: jax.Array | None) -> RowMass:
+    """The mass of one row, from statistics with one chunk per lane."""
+    index = of.sequence, row
+    tops = tiles.load_first_lanes(stats.top, index, of.num_chunks, -jnp.inf)
+    totals = tiles.load_first_lanes(stats.total, index, of.num_chunks, 0.0)
+    top = jnp.max(tops)
+    log_sum = jnp.log(jnp.sum(totals * jnp.exp2((tops - top) * rows.exp2_rate(rows.scale_of(of)))))
+    if is_greedy is None:
+        return RowMass(top, log_sum)
+    indices = jnp.where(tops == top, tiles.load_lanes(stats.first, index), rows.MAX_INDEX)
+    return greedy_mass(top, log_sum, jnp.min(indices), is_greedy)
+
+
+def decide(
+    sequence: rows.Sequence,
+    facts: reading.Facts,
+    target_mass_fn: Callable[[jax.Array | None], RowMass],
+    draft_mass_fn: Callable[[], RowMass],
+    per_row: Callable[[jax.Array], jax.Array],
+) -> tuple[Tables, jax.Array]:
+    """The tables' values, and which drafts are accepted. Values of rows that were not read mean nothing.
+
+    Args:
+      sequence: The sequence.
+      facts: Of the drafted tokens; token -1 in the bonus row.
+      target_mass_fn: The target's mass, of a flag per row whether it is greedy, or None.
+      draft_mass_fn: The draft's mass, as if no row were greedy.
+      per_row: Makes a flag of the sequence one per row.
+    """
+
+    def is_greedy(greedy):
+        return per_row(greedy[sequence.number] > 0)
+
+    greedy_target = sequence.target.filter.greedy
+    p = target_mass_fn(None if greedy_target is None else is_greedy(greedy_target))
+    values = Tables(facts.token, p.offset, p.log_sum, p.certain, None, None, None, None, None)
+    if sequence.num_draft == 0:
+        return values, facts.token >= 0
+    log_p = rows.log_prob(sequence.target, facts.target_logit, p.offset, p.log_sum)
+    if p.certain is not None:
+        log_p = jnp.where(p.certain < 0, log_p, jnp.where(p.certain == facts.token, 0.0, -jnp.inf))
+    log_q = jnp.zeros_like(log_p)
+    if sequence.draft is not None:
+        q = draft_mass_fn()
+        log_q = rows.log_prob(sequence.draft, facts.draft_logit, q.offset, q.log_sum)
+        values = values._replace(q_offset=q.offset, q_log_sum=q.log_sum)
+        if sequence.draft.filter.greedy is not None:
+            # A greedy draft has all probability on its token, unless its row is degenerate.
+            regular = rows.is_finite(q.offset + q.log_sum)
+            log_q = jnp.where(is_greedy(sequence.draft.filter.greedy) & regular, 0.0, log_q)
+    # A token that q cannot have given is rejected, like one from a degenerate row, and the residual is p.
+    trusted = (facts.token >= 0) & (log_q > -jnp.inf)
+    usable = trusted & (log_p > -jnp.inf)
+    log_ratio = jnp.where(usable, log_p - log_q, -jnp.inf)
+    accepted = usable & (jnp.log(facts.accept) < log_ratio)
+    log_q = jnp.where(trusted, log_q, -jnp.inf)
+    accept_prob = jnp.exp(jnp.minimum(log_ratio, 0.0))
+    return values._replace(log_p=log_p, log_q=log_q, accept_prob=accept_prob), accepted
+
+
+def write_tables(tables: Tables, index: Any, values: Tables):
+    """Writes values to the tables: of all rows, `slice(None)`, or of one."""
+    for ref, value in zip(tables, values, strict=True):
+        if value is not None:
+            # Registers -> shared memory: [lanes], or one element.
+            ref[index] = value
+
+
+def stop_at(sequence: rows.Sequence, tables: Tables, row: jax.Array) -> Stop:
+    """The stop at a row, from the tables."""
+    none, zero = jnp.int32(-1), jnp.float32(0)
+    offset, log_sum = tables.p_offset[row], tables.p_log_sum[row]
+    greedy_target = sequence.target.filter.greedy
+    certain = none if greedy_target is None else tables.p_certain[row]
+    rejecting = distrusted = jnp.bool_(False)
+    q_offset, q_log_sum, q_certain = zero, zero, none
+    if sequence.num_draft:
+        drafted, trusted = tables.token[row], tables.log_q[row] > -jnp.inf
+        stopped = drafted >= 0
+        rejecting, distrusted = stopped & trusted, stopped & ~trusted
+        if sequence.draft is None:
+            q_certain = drafted
+        else:
+            q_offset, q_log_sum = tables.q_offset[row], tables.q_log_sum[row]
+            if sequence.draft.filter.greedy is not None:
+                q_certain = jnp.where(sequence.draft.filter.greedy[sequence.number] > 0, drafted, -1)
+    degenerate = ~rows.is_finite(offset + log_sum)
+    if greedy_target is not None:
+        # A greedy row that is -inf everywhere has no certain token.
+        degenerate = degenerate | ((greedy_target[sequence.number] > 0) & (certain < 0))
+    return Stop(row, rejecting, distrusted, degenerate, offset, log_sum, certain, q_offset, q_log_sum, q_certain)
+
+
+def target_weights(sequence: rows.Sequence, stop: Stop, logits: list[jax.Array], tile: tiles.Tile) -> jax.Array:
+    """`[TILE]` weights of the target's row: p."""
+    del tile
+    return rows.prob(sequence.target, stop.num_accepted, logits[0], stop.p_offset, stop.p_log_sum)
+
+
+def residual_weights(sequence: rows.Sequence, stop: Stop, logits: list[jax.Array], tile: tiles.Tile) -> jax.Array:
+    """`[TILE]` weights of a row whose draft was rejected: max(p - q, 0)."""
+    subtracts = None
+    if sequence.draft is None or sequence.draft.filter.greedy is not None:
+        subtracts = stop.rejecting & (stop.q_certain < 0)
+    return _subtract_draft(sequence, stop, logits, tile, subtracts)
+
+
+def stop_weights(sequence: rows.Sequence, stop: Stop, logits: list[jax.Array], tile: tiles.Tile) -> jax.Array:
+    """`[TILE]` weights of any row: `residual_weights` where a draft was rejected, else `target_weights`."""
+    if sequence.num_draft == 0:
+        return target_weights(sequence, stop, logits, tile)
+    return _subtract_draft(sequence, stop, logits, tile, stop.rejecting & (stop.q_certain < 0))
+
+
+def _subtract_draft(sequence, stop, logits, tile, subtracts: jax.Array | None) -> jax.Array:
+    """max(p - q, 0), where q is from the draft's logits if `subtracts` (None: True), and 1 at a certain token."""
+    weights, draft = target_weights(sequence, stop, logits, tile), sequence.draft
+    if draft is not None:
+        q = rows.prob(draft, sequence.draft_row(stop.num_accepted), logits[1], stop.q_offset, stop.q_log_sum)
+        if subtracts is not None:
+            # Above -1 is every q, and above infinity none; a NaN is neither, and becomes 0.
+            q = jnp.where(q <= jnp.where(subtracts, jnp.inf, -1.0), q, 0.0)
+        weights = jnp.maximum(weights - q, 0.0)
+    if draft is None or draft.filter.greedy is not None:
+        # q is 1 at a certain token, and p is no more than that.
+        weights = jnp.where(tile.indices() != jnp.where(stop.rejecting, stop.q_certain, -1), weights, 0.0)
+    return weights
+
+
+def emit_stop(
+    emission: emit.Emission,
+    tables: Tables,
+    stop: Stop,
+    target_stats: reading.ChunkStats,
+    write_fn: Callable[[Any], None],
+):
+    """Emits the last token of a sequence and writes its outputs.
+
+    Args:
+      emission: The blocks.
+      tables: Values of the rows.
+      stop: The row that emits.
+      target_stats: Statistics of the target's chunks, one chunk per lane.
+      write_fn: `write_fn(row)` writes what belongs to one row besides its token, in the first block.
+    """
+    sequence = emission.sequence
+    chunk_tiles = config.chunks(sequence.target.logits.dtype, sequence.target.vocab_size).tiles
+    sampled = ~stop.degenerate & (stop.p_certain < 0)
+    # A residual's sums are not known. The target's are, of chunks; of use only where these are whole tiles.
+    needs_sums = sampled if chunk_tiles is None else sampled & stop.rejecting
+
+    def sum_groups(sources, weights_fn):
+        def sum_group(group):
+            emit.sum_group(emission, sources, lambda *loaded: weights_fn(sequence, stop, *loaded), group)
+
+        emit.share(emission, emit.groups_of(emission, sources), sum_group)
+
+    def sum_residual():
+        sum_groups(emit.all_sources(emission, stop.num_accepted), residual_weights)
+
+    def sum_tiles():
+        if chunk_tiles is not None:
+            sum_residual()
+        else:
+            if sequence.num_draft:
+                pl.when(stop.rejecting)(sum_residual)
+            target = emit.target_source(emission, stop.num_accepted)
+            pl.when(~stop.rejecting)(lambda: sum_groups(target, target_weights))
+        return emission.meet_fn()
+
+    emits = lax.cond(needs_sums, sum_tiles, lambda: emission.block == emission.num_blocks - 1)
+    emit.write_drafts(emission, stop.num_accepted, lambda row: tables.token[row], write_fn)
+    pl.when(sampled & emits)(lambda: _emit_sampled(emission, stop, needs_sums, target_stats, chunk_tiles))
+    pl.when(~sampled & emits)(lambda: _emit_certain(emission, stop))
+
+
+def _emit_sampled(emission, stop, needs_sums, target_stats, chunk_tiles):
+    """Emits from the weights of the row, or from p where they are all zero."""
+    sequence = emission.sequence
+    nothing = jnp.int32(0), jnp.float32(0)
+    number, total = lax.cond(needs_sums, lambda: emit.choose_tile(emission), lambda: nothing)
+    # Zero if no sums were needed, or if a draft was rejected where nothing is left of p.
+    from_target = total == 0
+
+    def choose_target_tile():
+        if chunk_tiles is not None:
+            return _choose_tile_by_chunks(emission, stop, target_stats, chunk_tiles)
+        target = emit.target_source(emission, stop.num_accepted)
+
+        def sum_group(group):
+            emit.sum_group(emission, target, lambda *loaded: target_weights(sequence, stop, *loaded), group)
+
+        emit.sum_alone(emission, sum_group)
+        return emit.choose_tile(emission)[0]
+
+    number = lax.cond(from_target, choose_target_tile, lambda: number)
+    empty = stop.rejecting & from_target
+    drawn = stop._replace(rejecting=stop.rejecting & ~from_target)
+    sources = emit.all_sources(emission, stop.num_accepted)
+    token = emit.choose_token(emission, sources, lambda *loaded: stop_weights(sequence, drawn, *loaded), number)
+    x, _ = rows.load_logit(sequence.target, stop.num_accepted, token)
+    _write_last(emission, stop, token, rows.log_prob(sequence.target, x, stop.p_offset, stop.p_log_sum), empty)
+
+
+def _choose_tile_by_chunks(emission, stop, stats, chunk_tiles):
+    """A tile of p by the first uniform: a chunk by its sum, which is known, then one of its tiles."""
+    sequence = emission.sequence
+    target, index = sequence.target, (sequence.number, stop.num_accepted)
+    tops = tiles.load_first_lanes(stats.top, index, target.num_chunks, -jnp.inf)
+    totals = tiles.load_first_lanes(stats.total, index, target.num_chunks, 0.0)
+    weights = totals * jnp.exp2((tops - stop.p_offset) * rows.exp2_rate(rows.scale_of(target)))
+    # Below 2**-80 no uniform but 0 reaches a chunk, and its probabilities may round to zeros.
+    running = scan.running_sums(emission.scratch, jnp.where(weights > 2.0**-80, weights, 0.0))
+    bound = emission.uniforms[0] * running.total
+    chunk = scan.first_beyond(running, bound)
+    # Relative to the whole row, as the weights of tiles are.
+    rest = (bound - emission.scratch[scan.PREFIX + chunk - 1]) * jnp.exp2(stop.p_log_sum * -rows.LOG2_E)
+    first = chunk * chunk_tiles
+    read = [rows.load_tiles([(target, stop.num_accepted)], first + i) for i in range(chunk_tiles)]
+    weighed = [tiles.mask_tile(target_weights(sequence, stop, logits, tile), tile) for tile, logits in read]
+    vec = read[0][0].vec
+    return first + scan.first_scalar_beyond(scan.to_scalars(scan.sum_vectors(weighed, vec), vec), rest).number
+
+
+def _emit_certain(emission, stop):
+    """Emits the one token of a greedy row, or of a degenerate row its first largest number."""
+    sequence, row = emission.sequence, stop.num_accepted
+    first = lax.cond(stop.degenerate, lambda: rows.first_largest_number(sequence.target, row), lambda: jnp.int32(0))
+    # The residual is empty if the draft has all its probability on the same token.
+    left = jnp.bool_(True)
+    if sequence.num_draft:
+        draft_row = sequence.draft_row(row)
+        log_q = jnp.where(stop.q_certain == stop.p_certain, 0.0, -jnp.inf)
+        if sequence.draft is not None:
+            x, outside = rows.load_logit(sequence.draft, draft_row, stop.p_certain)
+            soft = rows.log_prob(sequence.draft, x, stop.q_offset, stop.q_log_sum)
+            log_q = jnp.where(stop.q_certain < 0, jnp.where(outside, -jnp.inf, soft), log_q)
+        left = log_q < 0
+    log_prob = jnp.where(stop.degenerate, -jnp.inf, 0.0)
+    token = jnp.where(stop.degenerate, first, stop.p_certain)
+    _write_last(emission, stop, token, log_prob, stop.rejecting & ~stop.degenerate & ~left)
+
+
+def _write_last(emission, stop, token, log_prob, empty):
+    emit.write_last(emission, stop.num_accepted, token, stop.degenerate, stop.distrusted, empty)
+    emission.outputs.log_probs[emission.sequence.number, stop.num_accepted] = log_prob
+
+
+def write_values(emission: emit.Emission, tables: Tables, stop: Stop, row: Any, accept_prob_fn: Callable):
+    """Writes the log-probability of an accepted draft, 0 after the last token, and `accept_prob_fn(accept_prob)`."""
+    sequence, outputs = emission.sequence, emission.outputs
+    if sequence.num_draft == 0:
+        return
+    index = sequence.draft_row(row)
+    log_p, accept_prob = tables.log_p[index], tables.accept_prob[index]
+
+    @pl.when(row != stop.num_accepted)
+    def _():
+        outputs.log_probs[sequence.number, row] = jnp.where(row < stop.num_accepted, log_p, 0.0)
+
+    @pl.when(row < sequence.num_draft)
+    def _():
+        outputs.accept_prob[sequence.number, row] = accept_prob_fn(accept_prob)
