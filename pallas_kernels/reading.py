@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 
-from pallas_kernels import config, rows
+from pallas_kernels import config, rows, tiles
 from pallas_kernels.types import LARGEST_LOG_NORMALIZER
 
 
@@ -62,6 +62,13 @@ def stats_by_row(batch_size: int, num_rows: int, logits: jax.Array, vocab_size: 
     """Types of statistics with one chunk per lane."""
     num_chunks = config.chunks(logits.dtype, vocab_size).count
     return _stats_types((batch_size, num_rows, config.to_lanes(num_chunks)))
+
+
+def load_row_stats(of: rows.Rows, stats: ChunkStats, row: Any) -> tuple[jax.Array, jax.Array]:
+    """Maxima and sums of the chunks of one row, one chunk per lane; -inf and 0 after the last chunk."""
+    index = of.sequence, row
+    tops = tiles.load_first_lanes(stats.top, index, of.num_chunks, -jnp.inf)
+    return tops, tiles.load_first_lanes(stats.total, index, of.num_chunks, 0.0)
 
 
 def facts_types(batch_size: int, num_rows: int) -> Facts:

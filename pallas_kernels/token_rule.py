@@ -74,8 +74,7 @@ def greedy_mass(top: jax.Array, log_sum: jax.Array, first: jax.Array, is_greedy:
 def row_mass(of: rows.Rows, stats: reading.ChunkStats, row: Any, is_greedy: jax.Array | None) -> RowMass:
     """The mass of one row, from statistics with one chunk per lane."""
     index = of.sequence, row
-    tops = tiles.load_first_lanes(stats.top, index, of.num_chunks, -jnp.inf)
-    totals = tiles.load_first_lanes(stats.total, index, of.num_chunks, 0.0)
+    tops, totals = reading.load_row_stats(of, stats, row)
     top = jnp.max(tops)
     log_sum = jnp.log(jnp.sum(totals * jnp.exp2((tops - top) * rows.exp2_rate(rows.scale_of(of)))))
     if is_greedy is None:
@@ -209,12 +208,7 @@ def emit_stop(
 ):
     """Emits the last token of a sequence and writes its outputs.
 
-    Args:
-      emission: The blocks.
-      tables: Values of the rows.
-      stop: The row that emits.
-      target_stats: Statistics of the target's chunks, one chunk per lane.
-      write_fn: `write_fn(row)` writes what belongs to one row besides its token, in the first block.
+    `target_stats` are of the target's chunks, one chunk per lane. `write_fn(row)` writes the other outputs of a row.
     """
     sequence = emission.sequence
     chunk_tiles = config.chunks(sequence.target.logits.dtype, sequence.target.vocab_size).tiles
@@ -234,11 +228,11 @@ def emit_stop(
     def sum_tiles():
         if chunk_tiles is not None:
             sum_residual()
-        else:
-            if sequence.num_draft:
-                pl.when(stop.rejecting)(sum_residual)
-            target = emit.target_source(emission, stop.num_accepted)
-            pl.when(~stop.rejecting)(lambda: sum_groups(target, target_weights))
+            return emission.meet_fn()
+        if sequence.num_draft:
+            pl.when(stop.rejecting)(sum_residual)
+        target = emit.target_source(emission, stop.num_accepted)
+        pl.when(~stop.rejecting)(lambda: sum_groups(target, target_weights))
         return emission.meet_fn()
 
     emits = lax.cond(needs_sums, sum_tiles, lambda: emission.block == emission.num_blocks - 1)
@@ -250,8 +244,8 @@ def emit_stop(
 def _emit_sampled(emission, stop, needs_sums, target_stats, chunk_tiles):
     """Emits from the weights of the row, or from p where they are all zero."""
     sequence = emission.sequence
-    nothing = jnp.int32(0), jnp.float32(0)
-    number, total = lax.cond(needs_sums, lambda: emit.choose_tile(emission), lambda: nothing)
+    zeros = jnp.int32(0), jnp.float32(0)
+    number, total = lax.cond(needs_sums, lambda: emit.choose_tile(emission), lambda: zeros)
     # Zero if no sums were needed, or if a draft was rejected where nothing is left of p.
     from_target = total == 0
 
@@ -278,9 +272,8 @@ def _emit_sampled(emission, stop, needs_sums, target_stats, chunk_tiles):
 def _choose_tile_by_chunks(emission, stop, stats, chunk_tiles):
     """A tile of p by the first uniform: a chunk by its sum, which is known, then one of its tiles."""
     sequence = emission.sequence
-    target, index = sequence.target, (sequence.number, stop.num_accepted)
-    tops = tiles.load_first_lanes(stats.top, index, target.num_chunks, -jnp.inf)
-    totals = tiles.load_first_lanes(stats.total, index, target.num_chunks, 0.0)
+    target = sequence.target
+    tops, totals = reading.load_row_stats(target, stats, stop.num_accepted)
     weights = totals * jnp.exp2((tops - stop.p_offset) * rows.exp2_rate(rows.scale_of(target)))
     # Below 2**-80 no uniform but 0 reaches a chunk, and its probabilities may round to zeros.
     running = scan.running_sums(emission.scratch, jnp.where(weights > 2.0**-80, weights, 0.0))

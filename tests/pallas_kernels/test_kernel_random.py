@@ -7,7 +7,7 @@ import pytest
 from jax import lax
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from pallas_kernels import _rows, random
+from pallas_kernels import random, tiles
 from specsamp_jax.sampling import streams
 from specsamp_jax.sampling.streams import Purpose
 
@@ -17,7 +17,7 @@ BATCH, DRAWS = 3, 128
 def kernel(purpose, partitionable):
     def body(keys, out):
         row = lax.axis_index("row")
-        index = plgpu.broadcasted_iota(jnp.int32, (DRAWS,), 0, layout=_rows.singles(DRAWS))
+        index = plgpu.broadcasted_iota(jnp.int32, (DRAWS,), 0, layout=tiles.lane_layout(DRAWS))
         out[row] = random.uniforms(random.Noise(keys, int(purpose), partitionable), row, index)
 
     return plgpu.kernel(
