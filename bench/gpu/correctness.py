@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import results
-from inputs import make
+from kernel_inputs import make
 
 from specsamp_jax._types import Draft, Filter, SamplingParams, Uniforms
 from specsamp_jax.rules import kernels, sigmoid, token

@@ -158,6 +158,7 @@ def cases():
     """Names, functions, arguments and elements a thread and step, at real shapes."""
     import jax
     import jax.numpy as jnp
+    from kernel_inputs import COMPILED
 
     from specsamp_jax._types import Draft, Filter, Uniforms
     from specsamp_jax.rules import kernels
@@ -165,36 +166,16 @@ def cases():
     def arg(*shape, dtype: Any = jnp.float32) -> Any:
         return jax.ShapeDtypeStruct(shape, dtype)
 
-    def token(b, k, v, dtype, what=""):
-        filters: list[Any] = [Filter(), Filter()]
-        if "filters" in what or "greedy" in what:
+    for b, k, v, name, what in COMPILED:
+        dtype = jnp.dtype(name)
+        filters = [Filter(), Filter()]
+        if "filters" in what:
             greedy = arg(b, dtype=bool) if "greedy" in what else None
             filters = [Filter(arg(b), arg(b, rows), greedy) for rows in (k + 1, k)]
-        normalizers = arg(b, k) if "normalizers" in what else None
-        logits = [arg(b, k + 1, v, dtype=dtype), arg(b, k, v, dtype=dtype)]
-        draft = Draft(arg(b, k, dtype=jnp.int32), logits[1], None, normalizers)
-        args = logits[0], filters[0], draft, filters[1], Uniforms(arg(b, k), arg(b, 2))
-        return (
-            f"token B{b} K{k} V{v} {dtype.__name__} {what}",
-            kernels.verify_token,
-            args,
-            64 * 2 // jnp.dtype(dtype).itemsize,
-        )
-
-    yield token(64, 4, 151936, jnp.bfloat16)
-    yield token(64, 4, 151936, jnp.bfloat16, "normalizers")
-    yield token(64, 4, 151936, jnp.bfloat16, "filters")
-    yield token(64, 4, 151936, jnp.bfloat16, "greedy filters")
-    yield token(64, 4, 151935, jnp.bfloat16, "normalizers")
-    yield token(64, 4, 128256, jnp.float16, "normalizers")
-    yield token(64, 4, 128256, jnp.float32, "normalizers")
-    yield token(64, 4, 50257, jnp.bfloat16, "normalizers")
-    yield token(64, 4, 51865, jnp.float32, "normalizers")
-    yield token(256, 8, 32000, jnp.bfloat16, "normalizers")
-    # With early exit, in one launch.
-    yield token(256, 8, 151936, jnp.bfloat16, "normalizers")
-    yield token(1, 4, 256000, jnp.bfloat16)
-    yield token(1, 4, 151936, jnp.bfloat16, "normalizers")
+        normalizers = arg(b, k) if what == "normalizers" else None
+        draft = Draft(arg(b, k, dtype=jnp.int32), arg(b, k, v, dtype=dtype), None, normalizers)
+        args = arg(b, k + 1, v, dtype=dtype), filters[0], draft, filters[1], Uniforms(arg(b, k), arg(b, 2))
+        yield f"token B{b} K{k} V{v} {name} {what}", kernels.verify_token, args, 64 * 2 // dtype.itemsize
     b, k, v = 64, 4, 151936
     sigmoid = functools.partial(kernels.verify_sigmoid, alpha=-1e4, beta=1e4)
     logits = [arg(b, k + 1, v, dtype=jnp.bfloat16), arg(b, k, v, dtype=jnp.bfloat16)]

@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 import paper
 import results
-from inputs import make
+from kernel_inputs import NAMES, TIMED, VOCABULARIES, make
 
 from pallas_kernels import token as two_launches
 from pallas_kernels import token_early_exit as early_exit
@@ -44,18 +44,6 @@ CORES = {
     "sigmoid kernel": lambda *args: kernels.verify_sigmoid(*args, **WIDE)[:2],
     "sigmoid xla": lambda *args: sigmoid.verify_sigmoid(*args, **WIDE)[:2],
 }
-VOCABULARIES = 151936, 32000, 51864, 128256, 256000
-POINTS = [
-    (batch_size, num_draft, vocab_size, dtype, kind)
-    for dtype in ("bfloat16", "float32")
-    for vocab_size in VOCABULARIES
-    for num_draft in (4, 8)
-    for batch_size in (1, 8, 64, 256)
-    for kind in ("normalizers", "logits")
-    # The rest of the table reads the draft's rows at one K only.
-    if kind == "normalizers" or num_draft == 4
-]
-NAMES = "batch_size", "num_draft", "vocab_size", "dtype", "kind"
 VARIANTS = {
     1: [(two_launches, 16), (two_launches, 38)],
     8: [(two_launches, 16), (two_launches, 30)],
@@ -165,10 +153,10 @@ def main():
     about: dict[str, Any] = {"device": jax.devices()[0].device_kind, "jax": jax.__version__}
     about["xla_flags"] = os.environ.get("XLA_FLAGS", "")
     rows: list[list[Any]] = []
-    points, measure_fn = [p for p in POINTS if p[4] == "normalizers" and p[1] == 4][:3], measure_host
+    points, measure_fn = [p for p in TIMED if p[4] == "normalizers" and p[1] == 4][:3], measure_host
     if part != "host":
         index, count = map(int, part.split("/"))
-        points, measure_fn = POINTS[index::count], measure
+        points, measure_fn = TIMED[index::count], measure
     for index, point in enumerate(points):
         if time.time() > deadline:
             print("out of time before", point)

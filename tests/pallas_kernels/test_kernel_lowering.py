@@ -7,22 +7,13 @@ import jax.numpy as jnp
 import kernel_cases as cases
 import pytest
 from jax import export
+from kernel_inputs import LOWERED
 
 import specsamp_jax as ss
 from pallas_kernels import config
 from specsamp_jax._types import Draft, Filter, Uniforms
 from specsamp_jax.rules import kernels
 
-# B, K, V, type, what the draft gives
-SHAPES = [
-    (1, 4, 151936, jnp.bfloat16, "logits"),
-    (8, 5, 51865, jnp.float16, "normalizers"),
-    (64, 4, 50257, jnp.bfloat16, "one_hot"),
-    (64, 4, 128256, jnp.float32, "normalizers"),
-    (256, 8, 256000, jnp.bfloat16, "logits"),
-    (64, 0, 32000, jnp.bfloat16, "one_hot"),
-    (3, 2, 1_999_999, jnp.float32, "logits"),
-]
 RULES = {
     "token": kernels.verify_token,
     "sigmoid": functools.partial(kernels.verify_sigmoid, alpha=-1e4, beta=1e4),
@@ -53,13 +44,13 @@ def launches(rule, args):
 
 
 @pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize("shape", SHAPES, ids=lambda s: f"B{s[0]}-K{s[1]}-V{s[2]}-{s[3].__name__}-{s[4]}")
+@pytest.mark.parametrize("shape", LOWERED, ids=lambda s: f"B{s[0]}-K{s[1]}-V{s[2]}-{s[3]}-{s[4]}")
 def test_lowers_to_one_launch_or_two(rule, shape):
     one = rule == "sigmoid" or config.exits_early(*shape[:3], shape[4] == "logits")
     assert launches(RULES[rule], arguments(shape, lambda *_: Filter())) == 2 - one
 
 
-@pytest.mark.parametrize("shape", SHAPES[1:3], ids=lambda s: f"V{s[2]}-{s[4]}")
+@pytest.mark.parametrize("shape", LOWERED[1:3], ids=lambda s: f"V{s[2]}-{s[4]}")
 def test_lowers_with_every_filter(shape):
     def row_filter(batch_size, num_rows):
         return Filter(arg(batch_size), arg(batch_size, num_rows), arg(batch_size, dtype=bool))
