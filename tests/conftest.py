@@ -1,6 +1,7 @@
-"""What several test files share."""
+"""Fixtures of several test files, and the choice of the kernels' cases that run on every push."""
 
 import os
+import re
 
 import jax
 import numpy as np
@@ -12,16 +13,30 @@ import pytest
 os.environ.setdefault("NPROC", "8")
 
 FALSE_ALARM = 1e-4
-"""How often a chi-square test fails though the law is right. Keys are fixed, so a test that passes keeps passing."""
+"""Probability that a chi-square test fails although the law holds. Keys are fixed: a test that passes keeps passing."""
+
+# The tests that compare a kernel with its specification: one for each path through it.
+PATHS = re.compile(r"test_equals_(xla|numpy|the_oracle)(_filtered|_one_hot)?|test_early_exit_decides_the_same")
+
+
+@pytest.hookimpl(tryfirst=True)  # before tests are selected by their markers
+def pytest_collection_modifyitems(items):
+    """Marks the first case of each path of an interpreted kernel with `each_push`; in a file without any, the first."""
+    slow = [item for item in items if item.get_closest_marker("slow")]
+    paths = {(item.path, item.originalname): item for item in reversed(slow) if PATHS.fullmatch(item.originalname)}
+    firsts = {item.path: item for item in reversed(slow)}
+    with_paths = {path for path, _ in paths}
+    for item in [*paths.values(), *(item for path, item in firsts.items() if path not in with_paths)]:
+        item.add_marker("each_push")
 
 
 @pytest.fixture(scope="session")
 def assert_law():
-    """A function that holds drawn rows of tokens, -1 behind their end, against a law of `oracle`."""
+    """A function that tests drawn rows of tokens, -1 after their end, against a law of `oracle`."""
 
     def assert_law(tokens, law):
         tokens = np.asarray(tokens)
-        # One number a row: many times faster to count than rows.
+        # One number per row: many times faster to count than rows.
         _, first, counts = np.unique(
             (tokens + 1) @ 100 ** np.arange(tokens.shape[1]), return_index=True, return_counts=True
         )

@@ -3,6 +3,11 @@ import pytest
 import specsamp
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _compiled_quickly(compiled_quickly):
+    """Applies to every test of this folder."""
+
+
 @pytest.fixture
 def run(capsys):
     """Runs `specsamp` with arguments; returns the exit status, standard output and standard error."""
