@@ -88,8 +88,6 @@ def exits_early(batch_size: int, num_draft: int, vocab_size: int, reads_draft: b
     K 4. If the draft's rows are read too, it saves less: 193 (168) at B 256, K 2; 285 (273) at K 4 (float32: 441 for
     550) and 429 (483) at K 8.
     """
-    if num_draft == 0:
-        return False
     if batch_size >= num_multiprocessors() and num_draft >= (4 if reads_draft else 1):
         return True
     # Smaller batches gain where rows are long enough to be read by several blocks.
