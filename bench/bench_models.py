@@ -153,16 +153,14 @@ def main(families: tuple[str, ...], rounds: int, out: Path | None) -> None:
     watch = timing.Watch(*([peers.pid] if peers else []))
     with tempfile.TemporaryDirectory() as folder:
         cases = [compare(family, peers, Path(folder), rounds=rounds) for family in families]
-    about["others"] = watch.others()
+    about |= {"others": watch.others(), "num_params": {case.name: case.num_params for case in cases}}
     if peers:
         about["peers"] = peers.about
         peers.close()
     lines = ["# Model families", "", *timing.environment_lines(about), "", *NOTES.splitlines(), ""]
     lines += [*goal_lines(cases), *table_lines(cases)]
     rows = [
-        timing.result_row(
-            {"family": case.name, "num_params": case.num_params, "batch_size": batch_size, "contender": name}, entry
-        )
+        timing.result_row({"family": case.name, "batch_size": batch_size, "contender": name}, entry)
         for case in cases
         for batch_size, result in case.results.items()
         for name, entry in result.items()

@@ -35,7 +35,7 @@ STYLE = {
 }
 
 
-def read(name: str) -> list[dict[str, Any]]:
+def read(name: str) -> list[Any]:
     """Returns the rows of a result file."""
     return json.loads((RESULTS / name).read_text())["rows"]
 
@@ -44,10 +44,7 @@ def gpu_times(contender: str, *, draft: str, vocab_size: int = 151_936, num_draf
     """Returns microseconds by batch size, in bfloat16. `draft` is "normalizers" or "logits": what is handed over."""
     times = {}
     for row in read("gpu_h100_timings.json"):
-        if isinstance(row, dict):  # one row per contender: {"point": [B, K, V, dtype, draft], "name": ..., "us": ...}
-            (batch_size, *rest), found = row["point"], {row["name"]: [row["us"]]}
-        else:  # one row per point: [B, K, V, dtype, draft, {name: [us, launches]}]
-            batch_size, *rest, found = row
+        batch_size, *rest, found = row  # [B, K, V, dtype, draft, {name: [us, launches]}]
         if contender in found and rest == [num_draft, vocab_size, "bfloat16", draft]:
             times[batch_size] = found[contender][0]
     return times
