@@ -10,6 +10,7 @@ from specsamp_jax._types import Model as Model
 from specsamp_jax._types import SamplingParams as SamplingParams
 from specsamp_jax._types import Stats as Stats
 from specsamp_jax._types import Verification as Verification
+from specsamp_jax.decoding.confidence import ConfidenceDrafter as ConfidenceDrafter
 from specsamp_jax.decoding.drafters import Drafter as Drafter
 from specsamp_jax.decoding.drafters import ModelDrafter as ModelDrafter
 from specsamp_jax.decoding.drafters import NGramDrafter as NGramDrafter

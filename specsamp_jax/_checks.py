@@ -68,9 +68,11 @@ def integers(name: str, value: Any) -> None:
 def count(name: str, value: Any, lowest: int) -> None:
     """A Python int, for it sets shapes or programs."""
     if not isinstance(value, int) or isinstance(value, bool):
-        raise ValueError(f"{name} must be a Python int; got {_came(value)}.")
-    if not lowest <= value <= _LARGEST:
-        raise ValueError(f"{name} must be at least {lowest} and below 2**31; got {value}.")
+        raise ValueError(f"{name} must be a Python int of at least {lowest}; got {_came(value)}.")
+    if value < lowest:
+        raise ValueError(f"{name} must be at least {lowest}; got {value}.")
+    if value > _LARGEST:
+        raise ValueError(f"{name} must be below 2**31; got {value}.")
 
 
 def _number(name: str, value: Any, batch_size: int) -> None:
@@ -278,6 +280,16 @@ def end_tokens(eos_token: Any, vocab_size: int | None) -> None:
         ids = _concrete(value)
         if ids is not None and not np.all((ids >= 0) & (ids <= highest)):
             raise ValueError(message.format(ids))
+
+
+def draft_state(expected: Any, state: Any) -> None:
+    """A state with the structure of this drafter's cache."""
+    structure, found = jax.tree.structure(expected), jax.tree.structure(state)
+    if structure != found:
+        raise ValueError(
+            f"state.draft_state must be the drafter's own cache, {structure}; got {found}. "
+            "Was the state made by `init` with another `draft`?"
+        )
 
 
 def model_output(result: Any, tokens: Any) -> None:

@@ -46,6 +46,11 @@ class SamplingParams(NamedTuple):
 class Draft(NamedTuple):
     """What a drafter proposes for B sequences, K tokens each at most.
 
+    Where a draft ends may depend on the tokens before its end and on all that is known of them, never on the token
+    that is left out. To drop a token because its own q is small is not exact: with p = (.5, .5), q = (.9, .1) and one
+    draft, dropping tokens of q < .4 emits the first token 55 times in 100. `ConfidenceDrafter` ends a draft after
+    the token that it is not sure of, which is exact.
+
     Attributes:
       tokens: Drafted tokens; -1 from where a row drafted no further (K may be 0).
       logits: The logits that each token was sampled from, before `sampling`; None for a drafter that
@@ -74,7 +79,8 @@ class Model:
     Attributes:
       params: The parameters, any pytree.
       apply_fn: `(params, tokens [B, T], positions [B, T], cache) -> (logits [B, T, V], cache)`.
-      init_cache_fn: `(batch_size, max_length) -> cache`.
+      init_cache_fn: `(batch_size, max_length) -> cache`. The place to refuse more positions than the model has:
+        JAX reads the last entry of a table in silence where an index is beyond it.
     """
 
     params: Any

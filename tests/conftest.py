@@ -3,10 +3,17 @@
 import os
 import re
 
+import hypothesis
 import jax
 import numpy as np
 import oracle
 import pytest
+
+# The same examples each time, so that a run that passed passes again; `thorough` looks for new ones.
+_SLOW = {"deadline": None, "database": None, "suppress_health_check": list(hypothesis.HealthCheck)}
+hypothesis.settings.register_profile("few", max_examples=200, derandomize=True, **_SLOW)
+hypothesis.settings.register_profile("thorough", max_examples=3000, **_SLOW)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "few"))
 
 # An interpreted kernel's block that waits for others holds a thread of XLA's pool, which has one a core: on two cores,
 # two blocks and the call itself would wait for ever. XLA reads this once, when it is first used.

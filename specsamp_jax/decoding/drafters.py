@@ -9,7 +9,9 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int, Key
 
+from specsamp_jax import _checks
 from specsamp_jax._types import PAD_TOKEN, Draft, Model, SamplingParams
+from specsamp_jax.decoding.model_call import apply, prefill
 from specsamp_jax.sampling import streams
 from specsamp_jax.sampling.draw import sample
 
@@ -53,6 +55,11 @@ class ModelDrafter:
     model: Model
     sampling: SamplingParams | None = None
 
+    def check(self, batch_size: int) -> None:
+        """Raises ValueError where a parameter is out of its range."""
+        if self.sampling is not None:
+            _checks.sampling("draft.sampling", self.sampling, batch_size)
+
     def init(self, tokens: Int[Array, "B W"], max_length: int) -> Any:
         """The model's cache, filled with the prompts."""
         return prefill(self.model, tokens, max_length)
@@ -73,27 +80,21 @@ class ModelDrafter:
         model = self.model
 
         def draw(logits, tokens, index):
-            lengths_now = lengths + index
-            logits = process_logits_fn(tokens, lengths_now, logits)
-            token, log_normalizer = sample(streams.fold_in(key, index), logits, params)
-            return token, logits, log_normalizer, append(tokens, lengths_now, token[:, None])
+            return draw_next(key, index, logits, tokens, lengths, params, process_logits_fn)
 
-        # The last draft of a step that was accepted whole was never fed; with it come two tokens at once.
-        positions = jnp.maximum(lengths[:, None] - jnp.array([2, 1]), 0)
-        logits, cache = model.apply_fn(model.params, jnp.take_along_axis(tokens, positions, 1), positions, state)
-        token, first_logits, first_normalizer, tokens = draw(logits[:, -1], tokens, 0)
+        logits, cache = first_logits(model, state, tokens, lengths)
+        token, first_row, first_normalizer, tokens = draw(logits, tokens, 0)
 
         def next_draft(carry, index):
             cache, token, tokens = carry
-            position = lengths[:, None] + index - 1
-            logits, cache = model.apply_fn(model.params, token[:, None], position, cache)
+            logits, cache = apply(model, token[:, None], lengths[:, None] + index - 1, cache)
             token, logits, log_normalizer, tokens = draw(logits[:, 0], tokens, index)
             return (cache, token, tokens), (token, logits, log_normalizer)
 
         (cache, _, _), rest = lax.scan(next_draft, (cache, token, tokens), jnp.arange(1, num_draft))
         drafted, logits, log_normalizers = (
             jnp.concatenate([first[:, None], jnp.moveaxis(later, 0, 1)], axis=1)
-            for first, later in zip((token, first_logits, first_normalizer), rest, strict=True)
+            for first, later in zip((token, first_row, first_normalizer), rest, strict=True)
         )
         return Draft(drafted, logits, params, log_normalizers), cache
 
@@ -117,6 +118,8 @@ class NGramDrafter:
     min_ngram: int = dataclasses.field(default=1, metadata={"static": True})
 
     def __post_init__(self):
+        _checks.count("NGramDrafter.min_ngram", self.min_ngram, 1)
+        _checks.count("NGramDrafter.max_ngram", self.max_ngram, 1)
         if not 1 <= self.min_ngram <= self.max_ngram:
             raise ValueError(
                 "NGramDrafter needs 1 <= min_ngram <= max_ngram; "
@@ -160,13 +163,34 @@ def _last_occurrence(tokens: Int[Array, "B W"], lengths: Int[Array, "B"], size: 
     return jnp.where(matches & (after < lengths[:, None]), after, -1).max(axis=1)
 
 
-def prefill(model: Model, tokens: Int[Array, "B W"], max_length: int) -> Any:
-    """The model's cache after it has seen the tokens at positions 0 to W - 1."""
-    batch_size, width = tokens.shape
-    cache = model.init_cache_fn(batch_size, max_length)
-    positions = jnp.broadcast_to(jnp.arange(width), tokens.shape)
-    _, cache = model.apply_fn(model.params, tokens, positions, cache)
-    return cache
+def first_logits(
+    model: Model, cache: Any, tokens: Int[Array, "B W"], lengths: Int[Array, "B"]
+) -> tuple[Float[Array, "B V"], Any]:
+    """Logits of the first draft, and the cache after it.
+
+    The model reads each row's last two tokens: the last draft of a step that was accepted whole was never fed.
+    """
+    expected = jax.eval_shape(lambda: model.init_cache_fn(*tokens.shape))
+    _checks.draft_state(expected, cache)
+    positions = jnp.maximum(lengths[:, None] - jnp.array([2, 1]), 0)
+    logits, cache = apply(model, jnp.take_along_axis(tokens, positions, 1), positions, cache)
+    return logits[:, -1], cache
+
+
+def draw_next(
+    key: Key[Array, "B"],
+    index: Int[Array, ""] | int,
+    logits: Float[Array, "B V"],
+    tokens: Int[Array, "B W"],
+    lengths: Int[Array, "B"],
+    sampling: SamplingParams,
+    process_logits_fn: ProcessLogitsFn,
+) -> tuple[Int[Array, "B"], Float[Array, "B V"], Float[Array, "B"], Int[Array, "B W"]]:
+    """Draft number `index`, its processed logits and their normalizer, and the text with it."""
+    lengths_now = lengths + index
+    logits = process_logits_fn(tokens, lengths_now, logits)
+    token, log_normalizer = sample(streams.fold_in(key, index), logits, sampling)
+    return token, logits, log_normalizer, append(tokens, lengths_now, token[:, None])
 
 
 def append(tokens: Array, lengths: Int[Array, "B"], new: Array, num_new: Int[Array, "B"] | int | None = None) -> Array:

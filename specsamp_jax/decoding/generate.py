@@ -14,7 +14,7 @@ from specsamp_jax._types import Generation, KeyLike, Model, SamplingParams, Stat
 from specsamp_jax.decoding import static
 from specsamp_jax.decoding.drafters import Drafter, ProcessLogitsFn
 from specsamp_jax.decoding.num_draft import NumDraft, compiled_lengths
-from specsamp_jax.decoding.step import DecodeState, StepInfo, VerifyFn, eos_tokens, init, resolve, step
+from specsamp_jax.decoding.step import DecodeState, StepInfo, VerifyFn, check_values, eos_tokens, init, resolve, step
 from specsamp_jax.rules.verify import verify
 from specsamp_jax.sampling import streams
 
@@ -76,6 +76,8 @@ def generate(
     keys = streams.row_keys(key, prompt.shape[0])
     fixed, traced = static.split(sampling)
     drafter, num_draft = resolve(draft, num_draft)
+    sizes = {"num_draft": num_draft, "max_new_tokens": max_new_tokens}
+    check_values(prompt, prompt_lengths, eos_token, target, drafter, **sizes)
     return _generate(
         keys,
         prompt,
@@ -125,12 +127,17 @@ def stream(
     _checks.sampling("sampling", sampling, prompt.shape[0])
     keys = streams.row_keys(key, prompt.shape[0])
     fixed, traced = static.split(sampling)
-    (drafter, num_draft), ends = resolve(draft, num_draft), eos_tokens(eos_token)
+    drafter, num_draft = resolve(draft, num_draft)
+    sizes = {"num_draft": num_draft, "max_new_tokens": max_new_tokens}
+    check_values(prompt, prompt_lengths, eos_token, target, drafter, **sizes)
+    ends = eos_tokens(eos_token)
     shared = {"num_draft": num_draft}
     state = _init(prompt, prompt_lengths, target, drafter, max_new_tokens=max_new_tokens, **shared)
     stats = Stats.zeros(prompt.shape[0], compiled_lengths(num_draft)[-1])
     length = prompt.shape[1] + max_new_tokens
     functions = {"verify_fn": verify_fn, "process_logits_fn": process_logits_fn}
+    if prompt.shape[0] == 0:
+        yield _generation(state, stats, length)
     while not bool(state.finished.all()):
         state, stats = _advance(keys, state, stats, target, drafter, traced, ends, fixed=fixed, **shared, **functions)
         # The next step is given the state's buffers: what is handed out is a copy.

@@ -5,6 +5,8 @@ import dataclasses
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
+from specsamp_jax import _checks
+
 
 @dataclasses.dataclass(frozen=True)
 class HeuristicNumDraft:
@@ -23,8 +25,15 @@ class HeuristicNumDraft:
     lengths: tuple[int, ...] = (1, 3, 5, 8)
 
     def __post_init__(self):
+        if not isinstance(self.lengths, tuple):
+            raise ValueError(f"HeuristicNumDraft.lengths must be a tuple, for it sets programs; got {self.lengths!r}.")
+        for length in self.lengths:
+            _checks.count("Each of HeuristicNumDraft.lengths", length, 1)
+        _checks.count("HeuristicNumDraft.initial", self.initial, 1)
+        _checks.count("HeuristicNumDraft.increase", self.increase, 0)
+        _checks.count("HeuristicNumDraft.decrease", self.decrease, 0)
         ascending = all(a < b for a, b in zip(self.lengths, self.lengths[1:], strict=False))
-        if not self.lengths or self.lengths[0] < 1 or not ascending:
+        if not self.lengths or not ascending:
             raise ValueError(f"HeuristicNumDraft.lengths must be ascending and at least 1; got {self.lengths}.")
         if not 1 <= self.initial <= self.lengths[-1]:
             raise ValueError(

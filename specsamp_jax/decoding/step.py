@@ -8,12 +8,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int
 
 from specsamp_jax import _checks
 from specsamp_jax._types import PAD_TOKEN, Draft, KeyLike, Model, SamplingParams, Verification
 from specsamp_jax.decoding import num_draft as num_draft_module
-from specsamp_jax.decoding.drafters import Drafter, ModelDrafter, ProcessLogitsFn, append, prefill
+from specsamp_jax.decoding.confidence import ConfidenceDrafter
+from specsamp_jax.decoding.drafters import Drafter, ModelDrafter, ProcessLogitsFn, append
+from specsamp_jax.decoding.model_call import apply, prefill, vocab_size
 from specsamp_jax.decoding.num_draft import NumDraft
 from specsamp_jax.rules.verify import verify
 from specsamp_jax.sampling import streams
@@ -94,6 +97,8 @@ def init(
     # Columns past a prompt's length are fed as token 0: their cache entries are replaced before they are seen.
     fed = jnp.where(inside, prompt, 0).astype(jnp.int32)
     room = width + max_new_tokens + longest
+    if not isinstance(prompt, Tracer):
+        _checks.prompt_ids(prompt, prompt_lengths, vocab_size(target, (batch_size, width), room))
     tokens = jnp.pad(jnp.where(inside, fed, PAD_TOKEN), ((0, 0), (0, room - width)), constant_values=PAD_TOKEN)
     return DecodeState(
         tokens=tokens,
@@ -167,7 +172,8 @@ def step(
         last = jnp.take_along_axis(state.tokens, state.lengths[:, None] - 1, axis=1)
         fed = jnp.concatenate([last, jnp.maximum(proposal.tokens, 0)], axis=1)
         positions = state.lengths[:, None] - 1 + jnp.arange(length + 1)
-        logits, target_cache = target.apply_fn(target.params, fed, positions, state.target_cache)
+        logits, target_cache = apply(target, fed, positions, state.target_cache)
+        _checks.end_tokens(eos_token, logits.shape[-1])
         if process_logits_fn is not None:
             text = append(state.tokens, state.lengths, proposal.tokens)
             drafts = jnp.arange(length + 1)
@@ -183,7 +189,7 @@ def step(
     if len(branches) == 1:
         results, target_cache, draft_state = branches[0](state)
     else:
-        longest = jnp.where(state.finished, 0, state.num_draft).max()
+        longest = jnp.where(state.finished, 0, state.num_draft).max(initial=0)
         chosen = jnp.searchsorted(jnp.array(compiled), longest)
         results, target_cache, draft_state = lax.switch(chosen, branches, state)
     tokens, log_probs, num_accepted, status, num_drafted = results
@@ -211,6 +217,25 @@ def resolve(draft: Model | Drafter | None, num_draft: NumDraft) -> tuple[Drafter
     if draft is None:
         return None, 0
     return ModelDrafter(draft) if isinstance(draft, Model) else draft, num_draft
+
+
+def check_values(
+    prompt: Any,
+    prompt_lengths: Any,
+    eos_token: Any,
+    target: Model,
+    drafter: Drafter | None,
+    *,
+    num_draft: NumDraft,
+    max_new_tokens: int,
+) -> None:
+    """Raises ValueError where ids are not in the target's vocabulary, or the drafter's parameters out of range."""
+    if isinstance(drafter, ModelDrafter | ConfidenceDrafter):
+        drafter.check(prompt.shape[0])
+    room = prompt.shape[1] + max_new_tokens + num_draft_module.compiled_lengths(num_draft)[-1]
+    size = vocab_size(target, prompt.shape, room)
+    _checks.prompt_ids(prompt, prompt_lengths, size)
+    _checks.end_tokens(eos_token, size)
 
 
 def eos_tokens(eos_token: int | Sequence[int] | Int[Array, "E"] | None) -> Int[Array, "E"]:

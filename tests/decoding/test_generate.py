@@ -239,7 +239,7 @@ def test_it_runs_inside_another_program():
         ({"draft": "small"}, "draft must be a Model, a drafter with `propose`, or None; got str"),
         ({"num_draft": -1}, "num_draft must be at least 0; got -1"),
         ({"num_draft": 2.0}, "num_draft must be a Python int or HeuristicNumDraft"),
-        ({"max_new_tokens": 0}, "max_new_tokens must be a Python int of at least 1; got 0"),
+        ({"max_new_tokens": 0}, "max_new_tokens must be at least 1; got 0"),
         ({"sampling": ss.SamplingParams(temperature=-1.0)}, "sampling.temperature must be in"),
         ({"key": 0}, "key must be a JAX key"),
     ],

@@ -104,6 +104,15 @@ def test_the_residual_of_nearly_equal_scores_keeps_its_digits(case):
         np.testing.assert_allclose(row / row.sum(), oracle.sigmoid_residual(z_p, z_q, **RELEASED), rtol=1e-4, atol=1e-9)
 
 
+def test_the_residual_of_scores_far_apart_is_a_number():
+    # exp(200) is infinite in float32, and the scores beside it are zero.
+    z_p = np.array([[[-100.0, 0.0, 3.0, -40.0]]], np.float32)
+    z_q = np.array([[[100.0, 0.5, -2.0, 60.0]]], np.float32)
+    p, q = (dist.target_rows(jnp.asarray(z), Filter()) for z in (z_p, z_q))
+    weights = np.asarray(sigmoid_rule._residual(p, q, 4, 0.0, 1.0), float)[0]
+    np.testing.assert_allclose(weights / weights.sum(), oracle.sigmoid_residual(z_p[0, 0], z_q[0, 0], 0.0, 1.0))
+
+
 # The law of what the library emits
 
 Z_P = np.array([[1.0, 0.0, -1.0, 0.5], [0.0, 2.0, 0.5, -0.5], [-1.0, 0.3, 1.2, 0.0]], np.float32)
@@ -111,15 +120,19 @@ Z_Q = np.array([[0.0, 1.0, -0.5, 0.5], [1.0, 1.0, -1.0, 0.0]], np.float32)
 NUM_DRAWS = 200_000
 
 
-def emitted(alpha, beta):
-    """Emitted tokens of many steps whose rows do not depend on the tokens before them."""
-    q = [oracle.distribution(z.astype(float)) for z in Z_Q]
+def emitted(alpha, beta, setting=OFF, certain=None):
+    """Emitted tokens of many steps whose rows do not depend on the tokens before them, and what drafted them."""
+    q = [oracle.distribution(z.astype(float), **setting) for z in Z_Q]
+    if certain is not None:
+        q = [oracle.one_hot(token, 4) for token in certain]
     rng = np.random.default_rng(1)
     tokens = np.stack([rng.choice(len(row), size=NUM_DRAWS, p=row) for row in q], axis=1).astype(np.int32)
     rows = [np.tile(z, (NUM_DRAWS, 1, 1)) for z in (Z_P, Z_Q)]
 
     def step(key, target_logits, tokens, logits):
-        return ss.verify_sigmoid(key, target_logits, ss.Draft(tokens, logits), alpha=alpha, beta=beta).tokens
+        sampling = ss.SamplingParams(**setting)
+        draft = ss.Draft(tokens) if certain is not None else ss.Draft(tokens, logits, sampling)
+        return ss.verify_sigmoid(key, target_logits, draft, sampling, alpha=alpha, beta=beta).tokens
 
     return in_tiles(2, step)(jax.random.key(0), rows[0], tokens, rows[1]), np.array(q)
 
@@ -129,6 +142,27 @@ def test_what_is_emitted_follows_the_papers_law(assert_law):
     assert_law(tokens, oracle.sigmoid_step_law(Z_P, Z_Q, q, ALPHA, BETA))
     with pytest.raises(AssertionError):
         assert_law(tokens, oracle.speculative_law(lambda s: oracle.distribution(Z_P[len(s)]), lambda s: q[len(s)], 2))
+
+
+def masked(rows, setting):
+    """The logits that a setting leaves, after temperature."""
+    return np.array(
+        [np.where(oracle.distribution(z, **setting) > 0, z / setting["temperature"], -np.inf) for z in rows]
+    )
+
+
+@pytest.mark.parametrize("setting", [{**OFF, "temperature": 0.7}, {**OFF, "top_k": 2}, {**OFF, "top_p": 0.7}])
+def test_filtered_rows_follow_the_papers_law(assert_law, setting):
+    tokens, q = emitted(ALPHA, BETA, setting)
+    z_p, z_q = (masked(rows.astype(float), setting) for rows in (Z_P, Z_Q))
+    assert_law(tokens, oracle.sigmoid_step_law(z_p, z_q, q, ALPHA, BETA))
+
+
+def test_one_hot_drafts_follow_the_papers_law(assert_law):
+    tokens, q = emitted(ALPHA, BETA, certain=(1, 0))
+    # A score of one at the drafted token, and of zero elsewhere.
+    certain = np.where(q > 0, np.inf, -np.inf)
+    assert_law(tokens, oracle.sigmoid_step_law(Z_P, certain, q, ALPHA, BETA))
 
 
 # Properties and edges

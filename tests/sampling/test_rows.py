@@ -153,6 +153,21 @@ def test_log_probs_normalizers_and_probs_of_one_row_agree():
     assert probs[0, 3] == 0
 
 
+def test_normalizers_that_float32_holds_coarsely_are_computed_again():
+    rng = np.random.default_rng(7)
+    # At 1e5 neighbours in float32 are 2**-7 apart: each q would be off by up to half a percent.
+    logits = (rng.normal(size=(16, 1, 8)) + 1e5).astype(np.float32)
+    tokens = rng.integers(8, size=(16, 1)).astype(np.int32)
+    exact = logits.astype(np.float64) - 1e5
+    exact = np.take_along_axis(exact - np.logaddexp.reduce(exact, axis=-1)[..., None], tokens[..., None], -1)[..., 0]
+    coarse = (np.logaddexp.reduce(logits.astype(np.float64) - 1e5, axis=-1) + 1e5).astype(np.float32)
+    rows = dist.draft_rows(ss.Draft(jnp.asarray(tokens), jnp.asarray(logits), None, jnp.asarray(coarse)), Filter())
+    np.testing.assert_allclose(log_prob(rows, jnp.asarray(tokens)), exact, atol=1e-5)
+    # Small ones are taken as they are.
+    draft = ss.Draft(jnp.asarray(tokens), jnp.asarray(logits - np.float32(1e5)), None, jnp.full((16, 1), 5.0))
+    assert dist.draft_rows(draft, Filter()).log_normalizers.tolist() == [[5.0]] * 16
+
+
 def test_log_prob_of_what_is_no_token_or_in_no_distribution():
     logits = jnp.array([[[0.0, 1.0]], [[jnp.nan, 1.0]], [[jnp.inf, 1.0]], [[-jnp.inf, -jnp.inf]]])
     rows = target_rows(logits, Filter())

@@ -1,0 +1,43 @@
+"""Calls of a `Model`: its outputs are validated, and its vocabulary is known before anything runs."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from specsamp_jax import _checks
+from specsamp_jax._types import Model
+
+
+def apply(model: Model, tokens: Int[Array, "B T"], positions: Int[Array, "B T"], cache: Any) -> tuple[Array, Any]:
+    """Returns the model's logits `[B, T, V]` and cache.
+
+    Raises:
+      ValueError: The model returns something else.
+    """
+    result = model.apply_fn(model.params, tokens, positions, cache)
+    _checks.model_output(result, tokens)
+    return result[0], result[1]
+
+
+def prefill(model: Model, tokens: Int[Array, "B W"], max_length: int) -> Any:
+    """The model's cache after it has seen the tokens at positions 0 to W - 1."""
+    return _first_pass(model, tokens, max_length=max_length)[1]
+
+
+def vocab_size(model: Model, shape: tuple[int, int], max_length: int) -> int:
+    """V of the model's logits, for prompts of this shape; the trace is the one that `prefill` will need."""
+    tokens = jax.ShapeDtypeStruct(shape, jnp.int32)
+    logits, _ = _first_pass.eval_shape(model, tokens, max_length=max_length)
+    return logits.shape[-1]
+
+
+@functools.partial(jax.jit, static_argnames=("max_length",))
+def _first_pass(model: Model, tokens: Int[Array, "B W"], *, max_length: int) -> tuple[Float[Array, "B 0 V"], Any]:
+    """The cache, and logits of no token, which have the vocabulary's size and cost nothing."""
+    batch_size, width = tokens.shape
+    positions = jnp.broadcast_to(jnp.arange(width), tokens.shape)
+    logits, cache = apply(model, tokens, positions, model.init_cache_fn(batch_size, max_length))
+    return logits[:, :0], cache

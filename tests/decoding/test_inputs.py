@@ -1,0 +1,149 @@
+"""Arguments of the decoding loop that are wrong, or of no rows at all."""
+
+import functools
+import inspect
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tables
+
+import specsamp_jax as ss
+
+TARGET, DRAFT = tables.model(tables.table(0)), tables.model(tables.table(1))
+PROMPT = np.array([[1, 2, 3], [2, 0, 0], [3, 1, 0]])
+V = tables.VOCAB
+PROMPT_MESSAGE = f"prompt must hold token ids from 0 to V - 1 = {V - 1}, the target's vocabulary; got "
+EOS_MESSAGE = f"eos_token must be None, a token id from 0 to {V - 1}, or several of them; got "
+
+
+def returning(order):
+    """The target with other outputs."""
+    return ss.Model(TARGET.params, lambda *inputs: order(*TARGET.apply_fn(*inputs)), TARGET.init_cache_fn)
+
+
+LOGITS_ALONE = returning(lambda logits, cache: logits)
+SWAPPED = returning(lambda logits, cache: (cache, logits))
+WHOLE = returning(lambda logits, cache: (logits.astype(int), cache))
+
+WRONG = [
+    ({"prompt": PROMPT + 2**33}, PROMPT_MESSAGE + "8589934593. Does the tokenizer belong to this model?"),
+    ({"prompt": PROMPT + V}, PROMPT_MESSAGE + "5."),
+    ({"prompt": jnp.asarray(PROMPT) - 5}, PROMPT_MESSAGE + "-4."),
+    ({"prompt": PROMPT.tolist()}, "prompt must be a JAX or NumPy array; got list. jnp.asarray makes one."),
+    ({"prompt": PROMPT > 1}, "prompt must be token ids of shape [B, P], at least one a row; got bool[3, 3]."),
+    ({"prompt_lengths": np.ones(3)}, "prompt_lengths must be of an integer type; got float32[3]."),
+    ({"prompt_lengths": [1, 1, 1]}, "prompt_lengths must be a JAX or NumPy array; got list."),
+    *(
+        ({"eos_token": eos_token}, EOS_MESSAGE + came)
+        for eos_token, came in [
+            (1.7, "1.7."),
+            (True, "True."),
+            (V, f"{V}."),
+            (-1, "-1."),
+            (2**40, "1099511627776."),
+            ([[1]], "list."),
+            ([1, 2.0], "2.0."),
+            ("2", "str."),
+            (np.array([[1]]), "int32[1, 1]."),
+            (np.array([1.0]), "float32[1]."),
+            (jnp.array([1, 9]), "[1 9]."),
+        ]
+    ),
+    ({"draft": ss.ModelDrafter(DRAFT, ss.SamplingParams(-1.0))}, "draft.sampling.temperature must be in [0, inf]"),
+    ({"draft": ss.ConfidenceDrafter(DRAFT, 1.5)}, "draft.threshold must be in [0, 1] (0 never stops); got 1.5."),
+    (
+        {"draft": ss.ConfidenceDrafter(DRAFT, 0.5, ss.SamplingParams(top_p=2.0))},
+        "draft.sampling.top_p must be in [0, 1]",
+    ),
+    ({"num_draft": True}, "num_draft must be a Python int or HeuristicNumDraft, for it sets shapes; got True."),
+    ({"max_new_tokens": True}, "max_new_tokens must be a Python int of at least 1; got True."),
+    (
+        {"target": LOGITS_ALONE},
+        "apply_fn must return (logits [B, T, V], cache) for tokens [B, T] = [3, 3]; got float32",
+    ),
+    ({"target": SWAPPED}, "its first item is int32[3, 9]. Are logits and cache swapped?"),
+    ({"draft": SWAPPED}, "its first item is int32[3, 9]. Are logits and cache swapped?"),
+    ({"target": WHOLE}, "logits of apply_fn must be of a floating-point type; got int32[3, 3, 4]."),
+]
+
+
+@pytest.mark.parametrize("fn", [ss.generate, ss.stream])
+@pytest.mark.parametrize(("change", "message"), WRONG)
+def test_a_wrong_argument_is_told(fn, change, message):
+    arguments = {"key": jax.random.key(0), "prompt": PROMPT, "target": TARGET, "draft": DRAFT, "max_new_tokens": 4}
+    arguments |= {"num_draft": 2} | change
+    key, prompt = arguments.pop("key"), arguments.pop("prompt")
+    with pytest.raises(ValueError, match=re.escape(message)):
+        list(inspect.unwrap(fn)(key, prompt, **arguments))
+
+
+def test_two_rows_of_logits_alone_are_not_taken_for_a_pair():
+    with pytest.raises(ValueError, match=re.escape("A model without a cache returns () in its place.")):
+        ss.generate(jax.random.key(0), PROMPT[:2], target=LOGITS_ALONE, draft=None, max_new_tokens=2)
+
+
+def test_what_stands_past_a_prompts_length_may_be_anything():
+    padded = np.array([[1, 2, 3], [2, -1, 2**33], [3, 1, 99]])
+    options = {"target": TARGET, "draft": DRAFT, "max_new_tokens": 3, "prompt_lengths": np.array([3, 1, 2])}
+    result, expected = (ss.generate(jax.random.key(0), prompt, **options) for prompt in (padded, PROMPT))
+    assert (result.tokens == expected.tokens).all()
+
+
+def test_a_state_of_another_drafter_is_told():
+    models = {"target": TARGET, "num_draft": 2}
+    state = jax.eval_shape(functools.partial(ss.init, **models, draft=ss.NGramDrafter(), max_new_tokens=3), PROMPT)
+    for draft in (DRAFT, ss.ConfidenceDrafter(DRAFT)):
+        with pytest.raises(ValueError, match="Was the state made by `init` with another `draft`"):
+            jax.eval_shape(functools.partial(ss.step, **models, draft=draft), jax.random.key(0), state)
+
+
+def test_init_and_step_look_at_ids_too():
+    with pytest.raises(ValueError, match=re.escape(PROMPT_MESSAGE)):
+        ss.init(PROMPT + V, target=TARGET, draft=None, max_new_tokens=3)
+    models = {"target": TARGET, "draft": None}
+    state = jax.eval_shape(functools.partial(ss.init, **models, max_new_tokens=3), PROMPT)
+    with pytest.raises(ValueError, match=re.escape(EOS_MESSAGE)):
+        jax.eval_shape(functools.partial(ss.step, **models, eos_token=V), jax.random.key(0), state)
+
+
+@pytest.mark.parametrize(
+    ("lengths", "message"),
+    [
+        ([1, 2], "HeuristicNumDraft.lengths must be a tuple, for it sets programs; got [1, 2]."),
+        ((1.5,), "Each of HeuristicNumDraft.lengths must be a Python int of at least 1; got 1.5."),
+        ((True,), "Each of HeuristicNumDraft.lengths must be a Python int of at least 1; got True."),
+    ],
+)
+def test_lengths_are_a_tuple_of_whole_numbers(lengths, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        inspect.unwrap(ss.HeuristicNumDraft)(1, lengths=lengths)
+
+
+@pytest.mark.parametrize(
+    ("draft", "num_draft"),
+    [(DRAFT, ss.HeuristicNumDraft(2, lengths=(1, 2))), (ss.ConfidenceDrafter(DRAFT), 2), (None, 2)],
+)
+def test_no_rows_have_a_result(draft, num_draft):
+    options = {"target": TARGET, "draft": draft, "num_draft": num_draft, "max_new_tokens": 3}
+    empty = PROMPT[:0]
+    whole = ss.generate(jax.random.key(0), empty, **options)
+    assert whole.tokens.shape == (0, 6)
+    assert whole.stats.num_steps == 0
+    (last,) = ss.stream(jax.random.key(0), empty, **options)
+    assert jax.tree.all(jax.tree.map(jnp.array_equal, last, whole))
+
+
+def test_a_models_first_pass_is_traced_once():
+    traces = []
+
+    def counted(table, tokens, positions, cache):
+        traces.append(tokens.shape)
+        return tables.apply_fn(table, tokens, positions, cache)
+
+    target = ss.Model(TARGET.params, counted, tables.init_cache_fn)
+    ss.generate(jax.random.key(0), PROMPT, target=target, draft=None, max_new_tokens=2)
+    # The vocabulary's size comes from the trace that the prompts need anyway.
+    assert traces.count(PROMPT.shape) == 1

@@ -1,0 +1,97 @@
+"""One step: rows that have ended stay as they are, and ask for nothing."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tables
+
+import specsamp_jax as ss
+
+VOCAB = 8
+HEURISTIC = ss.HeuristicNumDraft(3, increase=2, decrease=1, lengths=(1, 3))
+KEY = jax.random.key(0)
+
+
+def step(state, **options):
+    """One step of the state, compiled quickly."""
+    run = jax.jit(functools.partial(ss.step, **options), compiler_options={"xla_backend_optimization_level": 0})
+    return run(KEY, state)
+
+
+def no_cache(batch_size, max_length):
+    return ()
+
+
+def counting(factor=1.0):
+    """A model that counts: each token is followed by the next number."""
+    logits = jnp.where(jnp.roll(jnp.eye(VOCAB), 1, axis=1), 99.0, -99.0) * factor
+    return ss.Model(logits, lambda z, tokens, positions, cache: (z[tokens], cache), no_cache)
+
+
+def started(prompt, finished, **options):
+    options = {"target": counting(), "max_new_tokens": 9} | options
+    state = jax.jit(functools.partial(ss.init, **options))(np.array(prompt))
+    return state._replace(finished=jnp.array(finished))
+
+
+def test_an_end_token_behind_the_limit_ends_nothing():
+    options = {"target": counting(), "draft": counting(), "num_draft": 4}
+    result = ss.generate(KEY, np.array([[0]]), **options, max_new_tokens=2, eos_token=4)
+    assert result.tokens.tolist() == [[0, 1, 2]]
+    assert result.lengths.tolist() == [3]
+
+
+def test_a_finished_row_is_counted_nowhere_and_keeps_its_draft_length():
+    spoilt = counting(np.nan)
+    options = {"target": spoilt, "draft": counting(), "num_draft": HEURISTIC}
+    state, info = step(started([[0], [0]], [True, False], draft=counting(), num_draft=HEURISTIC), **options)
+    assert info.status.tolist() == [0, ss.DEGENERATE_TARGET]
+    options["target"] = counting()
+    state, info = step(started([[0], [0]], [True, False], draft=counting(), num_draft=HEURISTIC), **options)
+    assert info.num_drafted.tolist() == info.num_accepted.tolist() == [0, 3]
+    assert info.num_tokens.tolist() == [0, 4]
+    # Of two rows that reject, one has ended.
+    rejecting = {**options, "draft": counting(-1.0)}
+    state, _ = step(started([[0], [0]], [True, False], draft=counting(), num_draft=HEURISTIC), **rejecting)
+    assert state.num_draft.tolist() == [3, 2]
+
+
+def test_a_finished_row_asks_for_no_long_step():
+    @jax.tree_util.register_static
+    class TellsTheLength:
+        """Drafts the length of the step that it is asked for."""
+
+        def init(self, tokens, max_length):
+            return ()
+
+        def propose(self, key, state, tokens, lengths, *, num_draft, sampling, process_logits_fn):
+            return ss.Draft(jnp.full((*lengths.shape, num_draft), num_draft, jnp.int32)), state
+
+    drafter = TellsTheLength()
+    state = started([[0], [0]], [True, False], draft=drafter, num_draft=HEURISTIC)
+    state = state._replace(num_draft=jnp.array([3, 1]))
+    _, info = step(state, target=counting(), draft=drafter, num_draft=HEURISTIC)
+    # 1 follows 0: the row that goes on drafted it, in a step of one draft.
+    assert info.num_accepted.tolist() == [0, 1]
+
+
+def test_a_drafters_own_sampling_is_what_it_samples_by():
+    model = tables.model(tables.table(5))
+    tokens = jnp.asarray(np.random.default_rng(0).integers(tables.VOCAB, size=(64, 3)), jnp.int32)
+    text, greedy = jnp.pad(tokens, ((0, 0), (0, 3)), constant_values=-1), ss.SamplingParams(0.0)
+    for drafter in (
+        ss.ModelDrafter(model, greedy),
+        ss.ConfidenceDrafter(model, 0.0, greedy),
+    ):
+        options = {"num_draft": 3, "sampling": ss.SamplingParams(), "process_logits_fn": lambda t, n, logits: logits}
+
+        @jax.jit
+        def propose(keys, drafter=drafter, options=options):
+            draft, _ = drafter.propose(keys, drafter.init(tokens, 6), text, jnp.full(64, 3, jnp.int32), **options)
+            assert draft.sampling == greedy
+            return draft
+
+        draft = propose(jax.random.split(KEY, 64))
+        assert (draft.tokens == draft.logits.argmax(-1)).all()
