@@ -118,8 +118,11 @@ def test_init_and_step_look_at_ids_too():
     ],
 )
 def test_lengths_are_a_tuple_of_whole_numbers(lengths, message):
+    # Without the types that only tests check.
+    rule = object.__new__(ss.HeuristicNumDraft)
+    vars(rule).update(initial=1, increase=2, decrease=1, lengths=lengths)
     with pytest.raises(ValueError, match=re.escape(message)):
-        inspect.unwrap(ss.HeuristicNumDraft)(1, lengths=lengths)
+        inspect.unwrap(ss.HeuristicNumDraft.__post_init__)(rule)
 
 
 @pytest.mark.parametrize(
