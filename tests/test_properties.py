@@ -1,4 +1,4 @@
-"""Properties of `verify`, `verify_sigmoid` and `sample` over shapes, types, supports and parameters.
+"""Properties of the exact rules over shapes, types, supports and parameters.
 
 `HYPOTHESIS_PROFILE=thorough` runs thousands of examples of each instead of some hundreds.
 """
@@ -20,9 +20,6 @@ SHAPES = [(0, 5), (1, 1), (3, 7), (2, 40)]
 
 quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 RULES = {"verify": quick_jit(ss.verify), "verify_block": quick_jit(ss.verify_block)}
-ALPHA, BETA = 0.5, 2.0
-verify_sigmoid = quick_jit(functools.partial(ss.verify_sigmoid, alpha=ALPHA, beta=BETA))
-sample = quick_jit(ss.sample)
 
 seeds = st.integers(0, 2**32 - 1)
 settings = st.fixed_dictionaries(
@@ -113,41 +110,3 @@ def test_exact_rules(step, rule):
     key, target, draft, rows = step
     result = RULES[rule](key, target, draft, as_arrays(rows))
     assert_a_verification(result, target, draft, rows)
-
-
-@given(step=steps())
-def test_the_sigmoid_rule(step):
-    key, target, draft, rows = step
-    assert_a_verification(verify_sigmoid(key, target, draft, as_arrays(rows)), target, draft, rows)
-
-
-@given(step=steps())
-def test_accept_prob_of_plain_rows_is_the_oracles(step):
-    key, target, draft, _ = step
-    off = as_arrays([{"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0}] * B)
-    draft = draft._replace(sampling=None if draft.logits is None else off)
-    result = RULES["verify"](key, target, draft, off)
-    vocab_size = target.shape[-1]
-    for b, tokens in enumerate(np.asarray(draft.tokens)):
-        stop = next((i for i, token in enumerate(tokens) if not 0 <= token < vocab_size), len(tokens))
-        p = [oracle.distribution(np.asarray(row, np.float64)) for row in target[b]]
-        for i, token in enumerate(tokens[:stop]):
-            one_hot = oracle.one_hot(token, vocab_size)
-            q = one_hot if draft.logits is None else oracle.distribution(np.asarray(draft.logits[b, i], np.float64))
-            # A drafted token of probability zero under q says nothing, and float32 has no probabilities below 1e-37.
-            if q[token] > 1e-30 and p[i][token] > 1e-30:
-                expected = min(1, p[i][token] / q[token])
-                np.testing.assert_allclose(result.accept_prob[b, i], expected, rtol=2e-3)
-
-
-@given(data=st.data(), vocab_size=st.sampled_from([1, 7, 40]), dtype=st.sampled_from(["float32", "bfloat16"]))
-def test_samples(data, vocab_size, dtype):
-    logits = jnp.asarray(data.draw(logit_rows(1, vocab_size))[:, 0], dtype)
-    rows = [data.draw(settings) for _ in range(B)]
-    tokens, log_normalizers = sample(jax.random.key(data.draw(seeds)), logits, as_arrays(rows))
-    for row, setting, token, log_normalizer in zip(logits, rows, tokens, log_normalizers, strict=True):
-        possible, certain = support(row, setting)
-        assert possible[token]
-        if setting["temperature"] > 0 and np.array_equal(possible, certain):
-            kept = np.asarray(row, np.float64)[possible] / float(np.float32(setting["temperature"]))
-            np.testing.assert_allclose(log_normalizer, np.logaddexp.reduce(kept), rtol=1e-5, atol=1e-4)

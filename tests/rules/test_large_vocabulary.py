@@ -20,7 +20,7 @@ def rows():
     rng = np.random.default_rng(0)
     target = rng.normal(size=(B, 2, V)).astype(np.float32)
     # A row whose probable tokens are the last ones, and one where only the very last is possible.
-    target[1, :, -5:] += 15
+    target[1, :, -5:] += 25
     target[2, :, :-1] = -np.inf
     return target, (target[:, :1] + rng.normal(size=(B, 1, V))).astype(np.float32)
 
