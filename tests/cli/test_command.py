@@ -80,10 +80,11 @@ def test_a_closed_standard_input_is_told_in_one_sentence():
     assert result.stderr.endswith("ValueError: --prompt-file - needs standard input, which is closed.\n")
 
 
-def test_a_reader_that_leaves_ends_the_command_without_a_message():
+@pytest.mark.parametrize("arguments", [[], ["--help"]])
+def test_a_reader_that_leaves_ends_the_command_without_a_message(arguments):
     reader, writer = os.pipe()
     os.close(reader)
-    result = process(COMMAND, "--help", stdout=writer)
+    result = process(COMMAND, *arguments, stdout=writer)
     os.close(writer)
     assert (result.returncode, result.stderr) == (1, "")
 
