@@ -3,12 +3,12 @@
 from collections.abc import Callable
 
 import jax.numpy as jnp
-from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from specsamp_jax._types import DEGENERATE_DRAFT, DEGENERATE_TARGET, EMPTY_RESIDUAL, PAD_TOKEN, Verification
 from specsamp_jax.sampling import draw
 from specsamp_jax.sampling import rows as dist
+from specsamp_jax.sampling.mesh_axes import cond
 
 
 def draft_mask(tokens: Int[Array, "B K"]) -> Bool[Array, "B K"]:
@@ -51,7 +51,7 @@ def sample_residual(
         weights = jnp.where(empty[:, None], fallback_fn(), residual)
         return draw.sample_weights(weights, draw.tile_sums(weights), uniforms)
 
-    token = lax.cond(empty.any(), patched, lambda: draw.sample_weights(residual, sums, uniforms))
+    token = cond(empty.any(), patched, lambda: draw.sample_weights(residual, sums, uniforms))
     return token, empty
 
 

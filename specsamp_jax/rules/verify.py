@@ -14,6 +14,7 @@ from specsamp_jax.rules import token as token_rule
 from specsamp_jax.rules.dispatch import dispatch
 from specsamp_jax.sampling import streams
 from specsamp_jax.sampling.filters import make_filter
+from specsamp_jax.sampling.mesh_axes import with_automatic_axes
 from specsamp_jax.sampling.reduce import at_least_16_bits
 from specsamp_jax.sampling.streams import Purpose
 
@@ -193,15 +194,20 @@ def _verify(
     if draft.logits is not None:
         draft = draft._replace(logits=at_least_16_bits(jnp.asarray(draft.logits)))
     keys = streams.row_keys(key, batch_size)
-    draws = streams.uniforms(keys, Purpose.VERIFY, num_rows + 1)
-    draft_logits = target_logits[:, :0] if draft.logits is None else draft.logits
-    arguments = (
-        target_logits,
-        make_filter(target_logits, sampling),
-        draft,
-        make_filter(draft_logits, draft.sampling),
-        # The emission's two come first, so that no draw depends on how many drafts there are.
-        Uniforms(accept=draws[:, 2:], emit=draws[:, :2]),
-    )
-    core, kernel = (fn and functools.partial(fn, **constants) for fn in CORES[rule])
-    return dispatch(core, kernel, arguments, kernels.why_not(target_logits, draft), implementation)
+
+    def decide(target_logits, draft, keys, sampling):
+        """The rule on draws from the rows' keys."""
+        draws = streams.uniforms(keys, Purpose.VERIFY, num_rows + 1)
+        draft_logits = target_logits[:, :0] if draft.logits is None else draft.logits
+        arguments = (
+            target_logits,
+            make_filter(target_logits, sampling),
+            draft,
+            make_filter(draft_logits, draft.sampling),
+            # The emission's two come first, so that no draw depends on how many drafts there are.
+            Uniforms(accept=draws[:, 2:], emit=draws[:, :2]),
+        )
+        core, kernel = (fn and functools.partial(fn, **constants) for fn in CORES[rule])
+        return dispatch(core, kernel, arguments, kernels.why_not(target_logits, draft), implementation)
+
+    return with_automatic_axes(decide, target_logits, draft, keys, sampling)

@@ -1,14 +1,14 @@
 """Drawing tokens: two-level inverse-CDF sampling, and `sample`, which drafters call."""
 
 import jax.numpy as jnp
-from jax import lax
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from specsamp_jax import _checks
 from specsamp_jax._types import TILE, KeyLike, SamplingParams
 from specsamp_jax.sampling import rows as dist
 from specsamp_jax.sampling import streams
 from specsamp_jax.sampling.filters import make_filter
+from specsamp_jax.sampling.mesh_axes import cond, with_automatic_axes
 from specsamp_jax.sampling.reduce import at_least_16_bits, row_sum
 from specsamp_jax.sampling.streams import Purpose
 
@@ -41,10 +41,17 @@ def sample(
     """
     _checks.logits("logits", logits, "B V")
     logits = at_least_16_bits(jnp.asarray(logits))
-    batch_size, vocab_size = logits.shape
+    batch_size = logits.shape[0]
     if sampling is not None:
         _checks.sampling("sampling", sampling, batch_size)
     keys = streams.row_keys(key, batch_size)
+    return with_automatic_axes(_sample, logits, keys, sampling)
+
+
+def _sample(
+    logits: Float[Array, "B V"], keys: Key[Array, "B"], sampling: SamplingParams | None
+) -> tuple[Int[Array, "B"], Float[Array, "B"]]:
+    vocab_size = logits.shape[1]
     rows = dist.target_rows(logits[:, None], make_filter(logits[:, None], sampling))
     p = dist.probs(rows, vocab_size)
     token = sample_weights(p, tile_sums(p), streams.uniforms(keys, Purpose.DRAFT, 2))
@@ -93,7 +100,7 @@ def replace_degenerate(
     token: Int[Array, "B"], logits: Float[Array, "B V"], degenerate: Bool[Array, "B"]
 ) -> Int[Array, "B"]:
     """The token, or the first largest logit that is a number where the row makes no distribution."""
-    return lax.cond(
+    return cond(
         degenerate.any(),
         lambda: jnp.where(degenerate, dist.first_largest(logits), token),
         lambda: token,

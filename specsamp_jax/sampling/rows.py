@@ -4,10 +4,10 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from specsamp_jax._types import LARGEST_LOG_NORMALIZER, Draft, Filter
+from specsamp_jax.sampling.mesh_axes import cond
 from specsamp_jax.sampling.reduce import SMALL, map_rows, row_max, row_sum, wide
 
 
@@ -55,7 +55,7 @@ def target_rows(logits: Float[Array, "B R V"], filter: Filter) -> Rows:
     certain = None
     if filter.greedy is not None:
         nowhere = jnp.full(offset.shape, -1, jnp.int32)
-        certain = lax.cond(filter.greedy.any(), lambda: map_rows(first_largest, logits), lambda: nowhere)
+        certain = cond(filter.greedy.any(), lambda: map_rows(first_largest, logits), lambda: nowhere)
         certain = jnp.where(filter.greedy[:, None], certain, -1)
         log_sum = jnp.where(filter.greedy[:, None] & jnp.isfinite(log_sum), 0, log_sum)
     return Rows(logits, filter, offset, log_sum, certain, ~jnp.isfinite(offset + log_sum))
@@ -80,7 +80,7 @@ def draft_rows(draft: Draft, filter: Filter) -> Rows:
             computed = _offset_and_log_sum(logits, filter)
             return jnp.where(coarse, computed[0], 0), jnp.where(coarse, computed[1], known)
 
-        offset, log_sum = lax.cond(coarse.any(), read_again, lambda: (jnp.zeros_like(known), known))
+        offset, log_sum = cond(coarse.any(), read_again, lambda: (jnp.zeros_like(known), known))
     certain = None if filter.greedy is None else jnp.where(filter.greedy[:, None], tokens, -1)
     return Rows(logits, filter, offset, log_sum, certain, ~jnp.isfinite(offset + log_sum))
 

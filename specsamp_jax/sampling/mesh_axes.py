@@ -1,0 +1,87 @@
+"""Functions that run whatever the axes of the mesh are: explicit, automatic, or manual inside `shard_map`."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jax import lax
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+
+def with_automatic_axes(fn: Callable[..., Any], *arguments: Any) -> Any:
+    """Returns `fn(*arguments)`, with every explicit mesh axis automatic while `fn` runs.
+
+    Under explicit sharding the type of an array says how it is sharded, and JAX refuses operations whose result
+    could be sharded in more than one way: most reshapes, gathers and slices of a sharded vocabulary. XLA's
+    partitioner decides those as it does under automatic sharding. Every output has the batch first and is sharded
+    over it as the first sharded input is.
+
+    Args:
+      fn: A function of pytrees whose arrays have the batch first. Numbers that are no arrays stay numbers.
+      arguments: Its arguments, in the order in which they decide how the batch of the outputs is sharded.
+    """
+    leaves, tree = jax.tree.flatten(arguments)
+    is_array = [isinstance(leaf, jax.Array) for leaf in leaves]
+    shardings = [jax.typeof(leaf).sharding for leaf, array in zip(leaves, is_array, strict=True) if array]
+    meshes = [sharding.mesh for sharding in shardings if _explicit(sharding.mesh)]
+    if not meshes:
+        return fn(*arguments)
+    specs = [sharding.spec[0] for sharding in shardings if len(sharding.spec) and sharding.spec[0] is not None]
+    batch = NamedSharding(meshes[0], PartitionSpec(specs[0] if specs else None))
+
+    def on_arrays(*arrays):
+        rest = iter(arrays)
+        merged = [next(rest) if array else leaf for leaf, array in zip(leaves, is_array, strict=True)]
+        return fn(*jax.tree.unflatten(tree, merged))
+
+    arrays = (leaf for leaf, array in zip(leaves, is_array, strict=True) if array)
+    return jax.sharding.auto_axes(on_arrays, axes=_explicit(meshes[0]), out_sharding=batch)(*arrays)
+
+
+def _explicit(mesh: Any) -> tuple[str, ...]:
+    """The names of the explicit axes."""
+    kinds = zip(mesh.axis_names, mesh.axis_types, strict=True)
+    return tuple(name for name, kind in kinds if kind == AxisType.Explicit)
+
+
+def cond(pred: Any, true_fn: Callable[[], Any], false_fn: Callable[[], Any]) -> Any:
+    """Like `lax.cond` without operands, for branches that vary over different manual mesh axes.
+
+    Inside `shard_map` a constant varies over no axis and an input over some; JAX casts the operands of
+    arithmetic to the axes of both, and leaves the results of branches to the caller.
+    """
+    return lax.cond(pred, *same_axes(true_fn, false_fn))
+
+
+def same_axes(*branches: Callable[..., Any], arguments: tuple = ()) -> tuple[Callable[..., Any], ...]:
+    """The functions, with each output cast to vary over the manual mesh axes of that output in all of them."""
+    if not jax.sharding.get_abstract_mesh().manual_axes:
+        return branches
+    leaves = [jax.tree.leaves(jax.eval_shape(branch, *arguments)) for branch in branches]
+    axes = [frozenset().union(*map(_varying, outputs)) for outputs in zip(*leaves, strict=True)]
+
+    def cast(branch: Callable[..., Any]) -> Callable[..., Any]:
+        def cast_branch(*arguments):
+            outputs, tree = jax.tree.flatten(branch(*arguments))
+            return jax.tree.unflatten(tree, [_vary(x, names) for x, names in zip(outputs, axes, strict=True)])
+
+        return cast_branch
+
+    return tuple(map(cast, branches))
+
+
+def vary_like(tree: Any, like: Any) -> Any:
+    """The arrays of `tree`, each varying over all manual mesh axes that any array of `like` varies over too."""
+    if not jax.sharding.get_abstract_mesh().manual_axes:
+        return tree
+    axes = frozenset().union(*(_varying(jax.typeof(leaf)) for leaf in jax.tree.leaves(like)))
+    return jax.tree.map(lambda leaf: _vary(leaf, axes), tree)
+
+
+def _varying(type_: Any) -> frozenset[str]:
+    return type_.manual_axis_type.varying
+
+
+def _vary(array: Any, axes: frozenset[str]) -> Any:
+    missing = tuple(sorted(axes - _varying(jax.typeof(array))))
+    return lax.pcast(array, missing, to="varying") if missing else array

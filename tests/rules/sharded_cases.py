@@ -1,0 +1,210 @@
+"""Cases for eight devices, run by `test_sharding.py` in a process that has as many virtual ones.
+
+By hand: XLA_FLAGS=--xla_force_host_platform_device_count=8 pytest tests/rules/sharded_cases.py
+"""
+
+import functools
+import math
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import specsamp_jax as ss
+
+B, K, V = 8, 2, 64
+SAMPLINGS = {
+    "none": None,
+    "warm": ss.SamplingParams(0.7),
+    "top_k": ss.SamplingParams(0.7, 5),
+    "top_p": ss.SamplingParams(0.7, top_p=0.9),
+    "min_p": ss.SamplingParams(0.7, min_p=0.05),
+    "greedy": ss.SamplingParams(0.0),
+    "rows": ss.SamplingParams(
+        np.array([0, 0.5, 1, 2] * 2, "f"),
+        np.array([0, 9, 0, 3] * 2),
+        np.array([1, 1, 0.5, 0.9] * 2, "f"),
+        np.array([0, 0.1, 0, 0.01] * 2, "f"),
+    ),
+}
+SHARDED = {"batch": P("x", None, None), "vocabulary": P(None, None, "x"), "both": P("x", None, "y")}
+
+
+def verify(keys, target_logits, draft, sampling):
+    return ss.verify(keys, target_logits, draft._replace(sampling=sampling), sampling)
+
+
+def verify_sigmoid(keys, target_logits, draft, sampling):
+    return ss.verify_sigmoid(keys, target_logits, draft._replace(sampling=sampling), sampling)
+
+
+def verify_block(keys, target_logits, draft, sampling):
+    return ss.verify_block(keys, target_logits, draft._replace(sampling=sampling), sampling)
+
+
+def verify_one_hot(keys, target_logits, draft, sampling):
+    return ss.verify(keys, target_logits, ss.Draft(draft.tokens), sampling)
+
+
+def sample(keys, target_logits, draft, sampling):
+    return ss.sample(keys, target_logits[:, 0], sampling)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _compiled_quickly():
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
+@functools.cache
+def on_one_device(fn, name):
+    return jax.jit(lambda *arguments: fn(*arguments, SAMPLINGS[name]))(*inputs())
+
+
+def inputs(vocab_size=V):
+    rng = np.random.default_rng(0)
+    target_logits = rng.normal(size=(B, K + 1, vocab_size)).astype("f") * 2
+    draft_logits = target_logits[:, :K] + rng.normal(size=(B, K, vocab_size)).astype("f")
+    tokens = draft_logits.argmax(-1).astype("i4")
+    tokens[0, 1:] = -1
+    arrays = target_logits, ss.Draft(tokens, draft_logits)
+    return jax.random.split(jax.random.key(0), B), *jax.tree.map(jnp.asarray, arrays)
+
+
+def put(arguments, mesh, spec):
+    keys, target_logits, draft = arguments
+    specs = P(spec[0]), spec, ss.Draft(P(spec[0], None), spec)
+    return jax.tree.map(lambda x, s: jax.device_put(x, NamedSharding(mesh, s)), (keys, target_logits, draft), specs)
+
+
+def mesh_for(kind, which):
+    names, shape = (("x", "y"), (2, 4)) if which == "both" else (("x",), (8,))
+    return jax.make_mesh(shape, names, axis_types=(kind,) * len(names))
+
+
+def assert_same(result, expected):
+    for a, b in zip(jax.tree.leaves(result), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+EXPLICIT, AUTOMATIC = AxisType.Explicit, AxisType.Auto
+
+
+@pytest.mark.parametrize(
+    ("fn", "name", "which", "kind"),
+    [
+        (verify, "rows", "batch", EXPLICIT),
+        (verify, "none", "vocabulary", EXPLICIT),
+        *((fn, "rows", "both", kind) for fn in (verify, sample) for kind in (EXPLICIT, AUTOMATIC)),
+        *((fn, "rows", "both", EXPLICIT) for fn in (verify_sigmoid, verify_block)),
+    ],
+)
+def test_bits_are_those_of_one_device(fn, name, which, kind):
+    run = jax.jit(lambda *arguments: fn(*arguments, SAMPLINGS[name]))
+    result = run(*put(inputs(), mesh_for(kind, which), SHARDED[which]))
+    assert_same(result, on_one_device(fn, name))
+    if kind == EXPLICIT:
+        assert all(jax.typeof(leaf).sharding.spec[0] == SHARDED[which][0] for leaf in jax.tree.leaves(result))
+
+
+@pytest.mark.parametrize("fn", [sample])
+@pytest.mark.parametrize("in_context", [False, True])
+def test_without_jit(fn, in_context):
+    mesh = jax.make_mesh((8,), ("x",))
+    arguments = put(inputs(), mesh, SHARDED["batch"])
+    expected = fn(*inputs(), SAMPLINGS["rows"])
+    if in_context:
+        with jax.set_mesh(mesh):
+            assert_same(fn(*arguments, SAMPLINGS["rows"]), expected)
+    else:
+        assert_same(fn(*arguments, SAMPLINGS["rows"]), expected)
+
+
+def test_one_key_for_all_rows_and_parameters_that_are_sharded():
+    mesh = jax.make_mesh((8,), ("x",))
+    _, target_logits, draft = inputs()
+    _, sharded_logits, sharded_draft = put(inputs(), mesh, SHARDED["batch"])
+    sampling = jax.tree.map(jnp.asarray, SAMPLINGS["rows"])
+    sharded = jax.device_put(sampling, NamedSharding(mesh, P("x")))
+    key = jax.random.key(3)
+    expected = verify(key, target_logits, draft, sampling)
+    assert_same(jax.jit(verify)(key, sharded_logits, sharded_draft, sharded), expected)
+    # Only the draft is sharded: that is enough to say how the batch of the result is.
+    result = jax.jit(verify)(key, jax.device_put(target_logits, NamedSharding(mesh, P())), sharded_draft, sampling)
+    assert_same(result, expected)
+    assert jax.typeof(result.tokens).sharding.spec[0] == "x"
+
+
+@pytest.mark.parametrize(
+    ("fn", "name"),
+    [
+        *((verify, name) for name in SAMPLINGS),
+        *((verify_sigmoid, name) for name in ("none", "rows")),
+        *((sample, name) for name in ("none", "top_k", "greedy", "rows")),
+        (verify_one_hot, "rows"),
+        (verify_block, "rows"),
+    ],
+)
+def test_it_runs_under_shard_map_over_the_batch(fn, name):
+    sampling = SAMPLINGS[name]
+    mesh = jax.make_mesh((8,), ("x",), axis_types=(AxisType.Auto,))
+    specs = P("x"), P("x"), ss.Draft(P("x"), P("x"))
+    if name == "rows":
+        mapped = jax.shard_map(fn, mesh=mesh, in_specs=(*specs, P("x")), out_specs=P("x"))
+        result = jax.jit(mapped)(*inputs(), sampling)
+    else:
+        mapped = jax.shard_map(lambda *args: fn(*args, sampling), mesh=mesh, in_specs=specs, out_specs=P("x"))
+        result = jax.jit(mapped)(*inputs())
+    assert_same(result, on_one_device(fn, name))
+
+
+def test_normalizers_and_replicated_inputs_under_shard_map():
+    mesh = jax.make_mesh((8,), ("x",), axis_types=(AxisType.Auto,))
+    keys, target_logits, draft = inputs()
+    draft = draft._replace(log_normalizers=jax.nn.logsumexp(draft.logits, axis=-1))
+    specs = P("x"), P("x"), ss.Draft(P("x"), P("x"), None, P("x"))
+    mapped = jax.shard_map(ss.verify, mesh=mesh, in_specs=specs, out_specs=P("x"))
+    assert_same(jax.jit(mapped)(keys, target_logits, draft), jax.jit(ss.verify)(keys, target_logits, draft))
+    # Every device has all rows of the target and its own of the draft.
+    one_row = jax.tree.map(lambda x: x[:1], (keys, target_logits))
+    mapped = jax.shard_map(ss.verify, mesh=mesh, in_specs=(P(), P(), specs[2]), out_specs=P("x"))
+    result = jax.jit(mapped)(*one_row, draft)
+    for row in (0, B - 1):
+        take = functools.partial(jax.tree.map, functools.partial(take_rows, row=row))
+        assert_same(take(result), jax.jit(ss.verify)(*one_row, take(draft)))
+
+
+def take_rows(array, row):
+    return array[row : row + 1]
+
+
+def collectives(program):
+    """Elements of everything that devices send to each other."""
+    found = re.findall(
+        r"= (.*?) (?:all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter)(?:-start)?\(", program
+    )
+    shapes = (shape for line in found for shape in re.findall(r"\w+\[([\d,]*)\]", line))
+    return [math.prod(int(size) for size in shape.split(",") if size) for shape in shapes]
+
+
+@pytest.mark.parametrize("which", ["batch", "vocabulary"])
+@pytest.mark.parametrize("kind", [EXPLICIT, AUTOMATIC])
+def test_no_row_is_sent_from_device_to_device(which, kind):
+    vocab_size = 20_000
+    arguments = inputs(vocab_size)
+    sharded = put(arguments, mesh_for(kind, which), SHARDED[which])
+    run = jax.jit(lambda *args: verify(*args, SAMPLINGS["warm"]))
+    compiled = run.lower(*sharded).compile()
+    sent = collectives(compiled.as_text())
+    # The flags that are reduced over the batch; with the vocabulary sharded one tile of each row.
+    assert max(sent) <= (1 if which == "batch" else B * 1024)
+    result, expected = compiled(*sharded), run(*arguments)
+    np.testing.assert_array_equal(result.tokens, expected.tokens)
+    # Each device adds up its part of a sharded row, so that the last bits may differ from one device's.
+    np.testing.assert_allclose(result.log_probs, expected.log_probs, rtol=0 if which == "batch" else 1e-6)
