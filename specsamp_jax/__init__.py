@@ -29,3 +29,36 @@ from specsamp_jax.sampling.atoms import acceptance_rate as acceptance_rate
 from specsamp_jax.sampling.atoms import expected_num_tokens as expected_num_tokens
 from specsamp_jax.sampling.atoms import residual_logits as residual_logits
 from specsamp_jax.sampling.draw import sample as sample
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "DEGENERATE_DRAFT",
+    "DEGENERATE_TARGET",
+    "EMPTY_RESIDUAL",
+    "PAD_TOKEN",
+    "DecodeState",
+    "Draft",
+    "Drafter",
+    "Generation",
+    "HeuristicNumDraft",
+    "Model",
+    "ModelDrafter",
+    "NGramDrafter",
+    "SamplingParams",
+    "Stats",
+    "StepInfo",
+    "Verification",
+    "accept_prob",
+    "acceptance_rate",
+    "expected_num_tokens",
+    "generate",
+    "init",
+    "residual_logits",
+    "sample",
+    "step",
+    "stream",
+    "verify",
+    "verify_block",
+    "verify_sigmoid",
+]

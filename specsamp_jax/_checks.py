@@ -16,6 +16,9 @@ from jax.core import Tracer
 from specsamp_jax._types import Draft, Model, SamplingParams
 
 _ARRAYS = (jax.Array, np.ndarray, np.generic)
+Size = Any
+"""A size: an int, or a symbolic dimension of `jax.export`."""
+
 _LARGEST = 2**31 - 1
 """The largest int32, in which token ids and counts are kept."""
 
@@ -75,7 +78,7 @@ def count(name: str, value: Any, lowest: int) -> None:
         raise ValueError(f"{name} must be below 2**31; got {value}.")
 
 
-def _number(name: str, value: Any, batch_size: int) -> None:
+def _number(name: str, value: Any, batch_size: Size) -> None:
     """A number that is no bool, or an array of numbers with shape [] or [B]."""
     whole_or_real = isinstance(value, int | float) and not isinstance(value, bool)
     if not whole_or_real and not (isinstance(value, _ARRAYS) and (_is(jnp.integer, value) or _is(jnp.floating, value))):
@@ -90,7 +93,7 @@ def _at_most(name: str, value: Any, high: int | float, off: str) -> None:
         raise ValueError(f"{name} must be in [0, {high:.10g}] ({off}); got {concrete}.")
 
 
-def real(name: str, value: Any, batch_size: int, high: int | float, off: str) -> None:
+def real(name: str, value: Any, batch_size: Size, high: int | float, off: str) -> None:
     """A number from 0 to `high`, or an array of such with shape [] or [B]."""
     _number(name, value, batch_size)
     # JAX makes an int32 of a Python int.
@@ -99,7 +102,7 @@ def real(name: str, value: Any, batch_size: int, high: int | float, off: str) ->
     _at_most(name, value, high, off)
 
 
-def whole(name: str, value: Any, batch_size: int, off: str) -> None:
+def whole(name: str, value: Any, batch_size: Size, off: str) -> None:
     """A whole number from 0 to 2**31 - 1, or an array of such with shape [] or [B]."""
     _number(name, value, batch_size)
     if isinstance(value, float) or (isinstance(value, _ARRAYS) and not _is(jnp.integer, value)):
@@ -134,7 +137,7 @@ def int32(tokens: Any) -> jax.Array:
 # Arguments of sampling and verification
 
 
-def key(key: Any, batch_size: int) -> None:
+def key(key: Any, batch_size: Size) -> None:
     """One JAX key or one per row: typed, of any implementation, or the raw words of one."""
     typed = isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, dtypes.prng_key)
     raw = isinstance(key, jax.Array | np.ndarray) and key.dtype == np.uint32 and key.ndim > 0
@@ -157,7 +160,7 @@ def logits(name: str, array: Any, letters: str) -> None:
         raise ValueError(f"{name} must hold at least one token on its last axis; got {_came(array)}.")
 
 
-def sampling(name: str, params: SamplingParams, batch_size: int) -> None:
+def sampling(name: str, params: SamplingParams, batch_size: Size) -> None:
     """Each field a scalar or `[B]`, in its range where its values are known before the program runs."""
     if not isinstance(params, SamplingParams):
         raise ValueError(f"{name} must be a SamplingParams; got {type(params).__name__}.")

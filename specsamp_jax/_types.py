@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import export
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int, Key, UInt32
 
@@ -87,6 +88,13 @@ class Model:
     apply_fn: Callable[..., Any] = dataclasses.field(metadata={"static": True})
     init_cache_fn: Callable[..., Any] = dataclasses.field(metadata={"static": True})
 
+    def __repr__(self) -> str:
+        """The functions, and how many parameters there are."""
+        sizes = [int(np.prod(np.shape(leaf))) for leaf in jax.tree.leaves(self.params)]
+        params = f"<{sum(sizes):,} numbers in {len(sizes)} arrays>"
+        functions = (getattr(fn, "__qualname__", type(fn).__name__) for fn in (self.apply_fn, self.init_cache_fn))
+        return "Model(params={}, apply_fn={}, init_cache_fn={})".format(params, *functions)
+
 
 class Stats(NamedTuple):
     """Counts of a decoding loop.
@@ -126,3 +134,7 @@ class Generation(NamedTuple):
     lengths: Int[Array, "B"]
     log_probs: Float[Array, "B L"]
     stats: Stats
+
+
+for _type in (SamplingParams, Draft, Verification, Stats, Generation):
+    export.register_namedtuple_serialization(_type, serialized_name=f"specsamp_jax.{_type.__name__}")

@@ -14,7 +14,7 @@ from specsamp_jax._types import Generation, KeyLike, Model, SamplingParams, Stat
 from specsamp_jax.decoding import static
 from specsamp_jax.decoding.drafters import Drafter, ProcessLogitsFn
 from specsamp_jax.decoding.num_draft import NumDraft, compiled_lengths
-from specsamp_jax.decoding.step import DecodeState, StepInfo, VerifyFn, check_values, eos_tokens, init, resolve, step
+from specsamp_jax.decoding.step import DecodeState, StepInfo, VerifyFn, check_values, init, resolve, step
 from specsamp_jax.rules.verify import verify
 from specsamp_jax.sampling import streams
 
@@ -36,7 +36,10 @@ def generate(
     """Text after each prompt, distributed as the target's own sampling, in fewer passes of the target.
 
     Each row goes on at its own length until it has met an end token or made `max_new_tokens` tokens. It is
-    compiled once for a shape; sampling parameters, end tokens and weights may change without a new trace.
+    compiled once per shape. Weights, temperatures, the values of filters, up to four end tokens and a
+    `process_logits_fn` that is a pytree may change without a new trace. A new program is compiled for another B, P
+    or dtype; for another `max_new_tokens`, `num_draft` or function; and where a filter that was off as a Python
+    number is on. Filters that are arrays `[B]` are on in the program and may be off in any row.
 
     Args:
       key: One JAX key, or one per row, as in `verify`. With one per row, a row's draws depend on its key alone.
@@ -51,7 +54,10 @@ def generate(
       eos_token: The end token, or several; the row ends with it. None: there is none.
       verify_fn: The rule, with the signature of `verify`.
       process_logits_fn: `(tokens [B, L], lengths [B], logits [B, V]) -> logits`, applied to target and draft
-        alike before `sampling`; the tokens are the text so far, drafted tokens included.
+        alike before `sampling`; the tokens are the text so far, drafted tokens included. A pytree, such as
+        `jax.tree_util.Partial(function, arrays)` or a dataclass under `jax.tree_util.register_dataclass`, is data
+        that may change with each call: a mask, a bias, penalties. Any other callable is compiled in, must be
+        hashable, and must do the same whenever it is equal.
 
     Returns:
       A `Generation`.
@@ -74,7 +80,8 @@ def generate(
     _checks.generate(prompt, target, draft, num_draft, max_new_tokens, prompt_lengths)
     _checks.sampling("sampling", sampling, prompt.shape[0])
     keys = streams.row_keys(key, prompt.shape[0])
-    fixed, traced = static.split(sampling)
+    fixed, traced = static.split(sampling, prompt.shape[0])
+    processor, processor_data = static.split_processor(process_logits_fn)
     drafter, num_draft = resolve(draft, num_draft)
     sizes = {"num_draft": num_draft, "max_new_tokens": max_new_tokens}
     check_values(prompt, prompt_lengths, eos_token, target, drafter, **sizes)
@@ -85,12 +92,13 @@ def generate(
         target,
         drafter,
         traced,
-        eos_tokens(eos_token),
+        static.pad_end_tokens(eos_token),
+        processor_data,
         fixed=fixed,
         num_draft=num_draft,
         max_new_tokens=max_new_tokens,
         verify_fn=verify_fn,
-        process_logits_fn=process_logits_fn,
+        processor=processor,
     )
 
 
@@ -126,20 +134,21 @@ def stream(
     _checks.generate(prompt, target, draft, num_draft, max_new_tokens, prompt_lengths)
     _checks.sampling("sampling", sampling, prompt.shape[0])
     keys = streams.row_keys(key, prompt.shape[0])
-    fixed, traced = static.split(sampling)
+    fixed, traced = static.split(sampling, prompt.shape[0])
+    processor, processor_data = static.split_processor(process_logits_fn)
     drafter, num_draft = resolve(draft, num_draft)
     sizes = {"num_draft": num_draft, "max_new_tokens": max_new_tokens}
     check_values(prompt, prompt_lengths, eos_token, target, drafter, **sizes)
-    ends = eos_tokens(eos_token)
+    data = target, drafter, traced, static.pad_end_tokens(eos_token), processor_data
     shared = {"num_draft": num_draft}
     state = _init(prompt, prompt_lengths, target, drafter, max_new_tokens=max_new_tokens, **shared)
     stats = Stats.zeros(prompt.shape[0], compiled_lengths(num_draft)[-1])
     length = prompt.shape[1] + max_new_tokens
-    functions = {"verify_fn": verify_fn, "process_logits_fn": process_logits_fn}
+    functions = {"verify_fn": verify_fn, "processor": processor}
     if prompt.shape[0] == 0:
         yield _generation(state, stats, length)
     while not bool(state.finished.all()):
-        state, stats = _advance(keys, state, stats, target, drafter, traced, ends, fixed=fixed, **shared, **functions)
+        state, stats = _advance(keys, state, stats, *data, fixed=fixed, **shared, **functions)
         # The next step is given the state's buffers: what is handed out is a copy.
         yield jax.tree.map(jnp.copy, _generation(state, stats, length))
 
@@ -163,7 +172,7 @@ def _generation(state: DecodeState, stats: Stats, length: int) -> Generation:
     return Generation(state.tokens[:, :length], state.lengths, state.log_probs[:, :length], stats)
 
 
-_STEP_STATICS = ("fixed", "num_draft", "verify_fn", "process_logits_fn")
+_STEP_STATICS = ("fixed", "num_draft", "verify_fn", "processor")
 
 
 @functools.partial(jax.jit, static_argnames=("num_draft", "max_new_tokens"))
@@ -179,20 +188,31 @@ def _init(prompt, prompt_lengths, target, drafter, *, num_draft, max_new_tokens)
 
 
 @functools.partial(jax.jit, static_argnames=_STEP_STATICS, donate_argnames=("state", "stats"))
-def _advance(keys, state, stats, target, drafter, traced, ends, *, fixed, **options):
+def _advance(keys, state, stats, target, drafter, traced, ends, processor_data, *, fixed, processor, **options):
     sampling = static.join(fixed, traced)
-    state, info = step(keys, state, target=target, draft=drafter, sampling=sampling, eos_token=ends, **options)
+    state, info = step(
+        keys,
+        state,
+        target=target,
+        draft=drafter,
+        sampling=sampling,
+        eos_token=ends,
+        process_logits_fn=static.join_processor(processor, processor_data),
+        **options,
+    )
     return state, _count(stats, info)
 
 
 @functools.partial(jax.jit, static_argnames=(*_STEP_STATICS, "max_new_tokens"))
-def _generate(keys, prompt, prompt_lengths, target, drafter, traced, ends, *, fixed, max_new_tokens, **options):
+def _generate(
+    keys, prompt, prompt_lengths, target, drafter, traced, ends, processor_data, *, fixed, max_new_tokens, **options
+):
     num_draft = options["num_draft"]
     state = _init(prompt, prompt_lengths, target, drafter, num_draft=num_draft, max_new_tokens=max_new_tokens)
     stats = Stats.zeros(prompt.shape[0], compiled_lengths(num_draft)[-1])
 
     def body(carry):
-        return _advance(keys, *carry, target, drafter, traced, ends, fixed=fixed, **options)
+        return _advance(keys, *carry, target, drafter, traced, ends, processor_data, fixed=fixed, **options)
 
     state, stats = lax.while_loop(lambda carry: ~carry[0].finished.all(), body, (state, stats))
     return _generation(state, stats, prompt.shape[1] + max_new_tokens)

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
+from jax import export, lax
 from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int
 
@@ -64,6 +64,10 @@ class StepInfo(NamedTuple):
     num_drafted: Int[Array, "B"]
     num_accepted: Int[Array, "B"]
     status: Int[Array, "B"]
+
+
+for _type in (DecodeState, StepInfo):
+    export.register_namedtuple_serialization(_type, serialized_name=f"specsamp_jax.{_type.__name__}")
 
 
 def init(

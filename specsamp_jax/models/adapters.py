@@ -5,9 +5,11 @@ frozen objects here that are equal where their modules are: adapting a module ag
 """
 
 import dataclasses
+import inspect
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax import linen, nnx
 
@@ -23,6 +25,25 @@ class _NNXCall:
 
     def __call__(self, params, *arguments):
         return nnx.merge(self.graphdef, params)(*arguments)
+
+
+@dataclasses.dataclass(frozen=True)
+class _NNXInitCache:
+    """The module's method `name` without its weights: equal where the graphs are.
+
+    Attributes:
+      graphdef: The module without its variables.
+      name: The method, `(batch_size, max_length) -> cache`.
+      shapes: The variables as shapes and dtypes. Those of equal graphs serve as well.
+    """
+
+    graphdef: Any
+    name: str
+    shapes: Any = dataclasses.field(compare=False, repr=False)
+
+    def __call__(self, batch_size: int, max_length: int):
+        module = nnx.merge(self.graphdef, self.shapes)
+        return getattr(module, self.name)(batch_size, max_length)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +94,8 @@ def from_nnx(module: nnx.Module, init_cache_fn: Callable[[int, int], Any] | None
     Args:
       module: The module, in evaluation mode. All its variables become `params`.
       init_cache_fn: `(batch_size, max_length) -> cache`, hashable. None: the module's own `init_cache_fn`, as
-        `Llama` has one; no cache if it has none.
+        `Llama` has one; no cache if it has none. A method of the module sees shapes and dtypes in the place of
+        weights, so that modules with equal graphs have equal functions.
 
     Example:
       >>> model = from_nnx(nnx.Embed(13, 13, rngs=nnx.Rngs(0)))  # an embedding of V features is a bigram model
@@ -85,7 +107,11 @@ def from_nnx(module: nnx.Module, init_cache_fn: Callable[[int, int], Any] | None
     graphdef, state = nnx.split(module)
     # A plain dict of arrays: jax flattens it in a third of the time that a State of Variables takes.
     params = nnx.to_pure_dict(state)
-    return _model(params, _NNXCall(graphdef), init_cache_fn or getattr(module, "init_cache_fn", None))
+    init_cache_fn = init_cache_fn or getattr(module, "init_cache_fn", None)
+    if inspect.ismethod(init_cache_fn) and init_cache_fn.__self__ is module:
+        shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), params)
+        init_cache_fn = _NNXInitCache(graphdef, init_cache_fn.__name__, shapes)
+    return _model(params, _NNXCall(graphdef), init_cache_fn)
 
 
 def from_linen(module: linen.Module, variables: Any, init_cache_fn: Callable[[int, int], Any] | None = None) -> Model:

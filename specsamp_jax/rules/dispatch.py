@@ -7,7 +7,7 @@ from jax import lax
 from jax.core import Tracer
 
 from specsamp_jax._types import Verification
-from specsamp_jax.sampling.mesh_axes import same_axes
+from specsamp_jax.sampling.mesh_axes import same_axes, vary_like
 
 NEEDED = "an NVIDIA GPU of compute capability 9.0 (Hopper) or newer"
 
@@ -57,5 +57,7 @@ def dispatch(
         return kernel(*arguments)
     if implementation == "xla" or kernel is None or why_not is not None or not _may_compile_kernels(arguments):
         return core(*arguments)
+    # Inside a kernel every branch sees several inputs: all of them vary over the same manual axes.
+    arguments = vary_like(arguments, arguments)
     kernel, core = same_axes(kernel, core, arguments=arguments)
     return lax.platform_dependent(*arguments, cuda=kernel, default=core)

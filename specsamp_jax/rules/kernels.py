@@ -23,6 +23,8 @@ MAX_VOCABULARY = 2_000_000
 
 def why_not(target_logits: Float[Array, "B K1 V"], draft: Draft) -> str | None:
     """The requirement of the kernels that these arrays do not meet, whatever the platform; None if there is none."""
+    if not all(isinstance(size, int) for size in target_logits.shape):
+        return f"shapes that are numbers while the program is traced; got {list(target_logits.shape)}"
     for name, logits in (("target_logits", target_logits), ("draft.logits", draft.logits)):
         if logits is None:
             continue

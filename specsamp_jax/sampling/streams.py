@@ -18,7 +18,7 @@ class Purpose(enum.IntEnum):
     VERIFY = 2
 
 
-def row_keys(key: KeyLike, batch_size: int) -> Key[Array, "B"]:
+def row_keys(key: KeyLike, batch_size: _checks.Size) -> Key[Array, "B"]:
     """One threefry key per row: those of `key` where it has one per row, else `key` folded with the row's index."""
     _checks.key(key, batch_size)
     keys = threefry(key)

@@ -166,3 +166,21 @@ def test_changes_within_the_module_are_not_kept():
     second, _ = jax.jit(model.apply_fn)(model.params, *arguments)
     np.testing.assert_array_equal(first, second)
     assert first.min() == 1
+
+
+class WithMethod(NNXCached):
+    """A module whose cache is made by a method, not by a hashable object."""
+
+    def init_cache_fn(self, batch_size, max_length):
+        return jnp.zeros((batch_size, max_length, self.embed.embedding.shape[1]), self.embed.embedding.dtype)
+
+
+@pytest.mark.parametrize("by_hand", [False, True])
+def test_other_weights_of_equal_graphs_are_equal_functions(by_hand):
+    modules = [WithMethod(rngs=nnx.Rngs(seed)) for seed in range(2)]
+    models = [from_nnx(module, module.init_cache_fn if by_hand else None) for module in modules]
+    assert models[0].init_cache_fn == models[1].init_cache_fn
+    assert jax.tree.structure(models[0]) == jax.tree.structure(models[1])
+    np.testing.assert_array_equal(models[1].init_cache_fn(B, S), np.zeros((B, S, D)))
+    modules[1].more = 3
+    assert from_nnx(modules[1]).init_cache_fn != models[0].init_cache_fn

@@ -1,0 +1,91 @@
+"""Programs that are exported, written to bytes, read again and called, with a symbolic batch."""
+
+import functools
+import tomllib
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tables
+from jax import export
+
+import specsamp_jax as ss
+
+V, K = 20, 2
+SAMPLING = ss.SamplingParams(0.7, 5, 0.9, 0.05)
+
+
+def shapes(tree, batch):
+    """The inputs with a batch of another size."""
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct((batch, *x.shape[1:]), x.dtype), tree)
+
+
+def inputs(batch_size):
+    rng = np.random.default_rng(batch_size)
+    target_logits = rng.normal(size=(batch_size, K + 1, V)).astype("f")
+    draft_logits = rng.normal(size=(batch_size, K, V)).astype("f")
+    sampling = ss.SamplingParams(*(jnp.full(batch_size, value) for value in SAMPLING))
+    draft = ss.Draft(draft_logits.argmax(-1).astype("i4"), draft_logits, sampling)
+    arguments = target_logits, draft, sampling
+    return jax.random.split(jax.random.key(0), batch_size), *jax.tree.map(jnp.asarray, arguments)
+
+
+def there_and_back(fn, arguments):
+    """The exported function, written and read again."""
+    (batch,) = export.symbolic_shape("b")
+    return export.deserialize(export.export(jax.jit(fn))(*shapes(arguments, batch)).serialize())
+
+
+def sample(keys, target_logits, draft, sampling):
+    return ss.sample(keys, target_logits[:, 0], sampling)
+
+
+@pytest.mark.parametrize("fn", [ss.verify, ss.verify_sigmoid, sample])
+def test_a_symbolic_batch_goes_there_and_back(fn):
+    exported = there_and_back(fn, inputs(2))
+    for batch_size in (1, 3):
+        result, expected = exported.call(*inputs(batch_size)), jax.jit(fn)(*inputs(batch_size))
+        assert type(result) is type(expected)
+        for a, b in zip(jax.tree.leaves(result), jax.tree.leaves(expected), strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+def test_generate_and_step_go_there_and_back(compiled_quickly):
+    model = tables.model(tables.table(0))
+    options = {"target": model, "draft": tables.model(tables.table(1)), "num_draft": 2}
+    prompt, keys = jnp.array([[1, 2], [3, 0]]), jax.random.split(jax.random.key(0), 2)
+
+    def write(fn, *arguments):
+        return export.deserialize(export.export(jax.jit(fn))(*arguments).serialize())
+
+    generate = functools.partial(ss.generate, max_new_tokens=5, **options)
+    result = write(generate, keys, prompt).call(keys, prompt)
+    assert isinstance(result, ss.Generation)
+    assert (result.tokens == generate(keys, prompt).tokens).all()
+    state = ss.init(prompt, max_new_tokens=5, **options)
+    step = functools.partial(ss.step, **options)
+    after, info = write(step, keys, state).call(keys, state)
+    assert isinstance(after, ss.DecodeState)
+    assert isinstance(info, ss.StepInfo)
+    assert (after.tokens == step(keys, state)[0].tokens).all()
+
+
+def test_the_version_is_that_of_the_distribution():
+    root = Path(__file__).parent.parent
+    assert ss.__version__ == tomllib.loads((root / "pyproject.toml").read_text())["project"]["version"]
+    for package in ("specsamp_jax", "pallas_kernels"):
+        assert (root / package / "py.typed").exists()
+
+
+def test_all_public_names_are_listed():
+    public = [name for name, value in vars(ss).items() if name[0] != "_" and not hasattr(value, "__path__")]
+    assert len(set(ss.__all__)) == len(ss.__all__)
+    assert {name for name in public if type(getattr(ss, name)).__name__ != "module"} == set(ss.__all__)
+
+
+def test_a_model_is_shown_without_its_weights():
+    model = ss.Model({"a": jnp.zeros((100, 20)), "b": jnp.zeros(3)}, tables.apply_fn, tables.init_cache_fn)
+    expected = "Model(params=<2,003 numbers in 2 arrays>, apply_fn=apply_fn, init_cache_fn=init_cache_fn)"
+    assert repr(model) == expected

@@ -1,0 +1,45 @@
+"""The first calls of a process: they leave the caller's compiled programs alone, and import nothing."""
+
+import subprocess
+import sys
+
+FIRST_CALLS = """
+import sys
+import jax, jax.numpy as jnp
+import specsamp_jax as ss
+
+num_traces = 0
+
+@jax.jit
+def mine(x):
+    global num_traces
+    num_traces += 1
+    return x + 1
+
+mine(1.0)
+imported = set(sys.modules)
+
+def bigrams(table, tokens, positions, cache):
+    return table[tokens], cache
+
+def first_calls():
+    target = ss.Model(jnp.eye(5), bigrams, lambda batch_size, max_length: ())
+    draft = ss.Draft(jnp.zeros((1, 1), int), jnp.zeros((1, 1, 5)))
+    for rule in (ss.verify, ss.verify_sigmoid):
+        jax.jit(rule)(jax.random.key(0), jnp.zeros((1, 2, 5)), draft)
+    # A program for another machine holds the kernel: it is traced too, and lowered.
+    jax.jit(ss.verify).trace(jax.random.key(0), jnp.zeros((1, 2, 5)), draft).lower(lowering_platforms=("cuda",))
+    ss.generate(jax.random.key(0), jnp.array([[1]]), target=target, draft=target, max_new_tokens=2)
+
+first_calls()
+mine(1.0)
+assert (num_traces, mine._cache_size()) == (1, 1), f"the caller's function was traced {num_traces} times"
+late = sorted(name for name in set(sys.modules) - imported if name.startswith(("jax.", "specsamp", "pallas")))
+print(late)
+"""
+
+
+def test_first_calls_leave_the_callers_programs_alone():
+    result = subprocess.run([sys.executable, "-c", FIRST_CALLS], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.strip() == "[]", f"imported while a function was traced: {result.stdout}"
