@@ -34,7 +34,8 @@ def first_calls():
 first_calls()
 mine(1.0)
 assert (num_traces, mine._cache_size()) == (1, 1), f"the caller's function was traced {num_traces} times"
-late = sorted(name for name in set(sys.modules) - imported if name.startswith(("jax.experimental", "specsamp", "pallas")))
+packages = "jax.experimental", "specsamp", "pallas"
+late = sorted(name for name in set(sys.modules) - imported if name.startswith(packages))
 print(late)
 """
 
