@@ -104,7 +104,7 @@ def _offset_and_log_sum(logits: Float[Array, "B R V"], filter: Filter) -> tuple[
         # NaN anywhere in the row stays in the sum of the whole row.
         return jnp.where(cuts & jnp.isfinite(log_sum), log_kept, log_sum)
 
-    return offset, lax.cond(cuts.any(), kept, lambda: log_sum)
+    return offset, cond(cuts.any(), kept, lambda: log_sum)
 
 
 def _log_sum(logits: Array, scale: Float[Array, "B"] | None) -> tuple[Array, Array]:
