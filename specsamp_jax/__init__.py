@@ -37,6 +37,7 @@ __all__ = [
     "DEGENERATE_TARGET",
     "EMPTY_RESIDUAL",
     "PAD_TOKEN",
+    "ConfidenceDrafter",
     "DecodeState",
     "Draft",
     "Drafter",
