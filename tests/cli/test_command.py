@@ -21,7 +21,9 @@ ROOT = Path(__file__).parents[2]
 def process(code, *arguments, stdout=subprocess.PIPE, closed=""):
     """A finished process that ran `code` with `arguments`; `closed` is a shell's redirection, such as `>&-`."""
     command = ["sh", "-c", f'exec "$0" "$@" {closed}', sys.executable, "-c", code, *arguments]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    # Without a buffer nothing is left to be written at the exit, where a second error would show.
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    environment |= {"PYTHONPATH": str(ROOT)}
     return subprocess.run(command, stdout=stdout, stderr=subprocess.PIPE, text=True, env=environment)
 
 
