@@ -1,4 +1,5 @@
 """GPU kernels of speculative sampling: arrays in, arrays out. Knows JAX only.
 
-`token`, `token_early_exit` and `sigmoid` hold one kernel each; `types` is what they share with the plain JAX cores.
+`token`, `token_early_exit`, `sigmoid`, `cutoff` and `sample` hold one kernel each; `types` is what they share with the
+plain JAX cores.
 """

@@ -137,7 +137,7 @@ def cutoff_of(rows: Rows, row: Any) -> jax.Array | None:
     return None if rows.filter.cutoff is None else rows.filter.cutoff[rows.sequence, row]
 
 
-def exp2_rate(scale: jax.Array | None) -> Any:
+def exp2_rate(scale: jax.Array | float | None) -> Any:
     """The factor of a difference of logits in an exponent of 2."""
     return LOG2_E if scale is None else scale * LOG2_E
 

@@ -12,10 +12,8 @@ from pallas_kernels import token_early_exit
 from specsamp_jax._types import TILE, Draft, Filter, Uniforms, Verification
 from specsamp_jax.rules import emit
 from specsamp_jax.rules import sigmoid as sigmoid_rule
+from specsamp_jax.sampling import kernels
 from specsamp_jax.sampling import rows as dist
-
-MAX_BATCH = 65_535
-"""Limit of a grid's last axis."""
 
 MAX_VOCABULARY = 2_000_000
 """The sums of so many tiles are searched at once."""
@@ -26,15 +24,10 @@ def why_not(target_logits: Float[Array, "B K1 V"], draft: Draft) -> str | None:
     if not all(isinstance(size, int) for size in target_logits.shape):
         return f"shapes that are numbers while the program is traced; got {list(target_logits.shape)}"
     for name, logits in (("target_logits", target_logits), ("draft.logits", draft.logits)):
-        if logits is None:
-            continue
-        if logits.dtype not in (jnp.bfloat16, jnp.float16, jnp.float32):
-            return f"{name} of bfloat16, float16 or float32; got {logits.dtype}"
-        if logits.size >= 2**31 - 2**16:
-            return f"{name} of fewer than 2**31 - 2**16 elements; got {logits.size}"
-    batch_size, _, vocab_size = target_logits.shape
-    if batch_size > MAX_BATCH:
-        return f"at most {MAX_BATCH} sequences; got {batch_size}"
+        reason = None if logits is None else kernels.why_not(name, logits)
+        if reason is not None:
+            return reason
+    vocab_size = target_logits.shape[-1]
     if vocab_size > MAX_VOCABULARY:
         return f"a vocabulary of at most {MAX_VOCABULARY}; got {vocab_size}"
     if draft.tokens.shape[1] > sizes.MAX_DRAFTS:
@@ -67,9 +60,9 @@ def verify_token(
     """
     kernel = kernel or choose_token_kernel(target_logits, draft)
     return kernel(
-        _at_least_a_tile(target_logits),
+        kernels.at_least_a_tile(target_logits),
         target_filter,
-        None if draft.logits is None else _at_least_a_tile(draft.logits),
+        None if draft.logits is None else kernels.at_least_a_tile(draft.logits),
         draft_filter,
         draft.log_normalizers,
         draft.tokens,
@@ -99,9 +92,9 @@ def verify_sigmoid(
         return core(target_logits, target_filter, draft, draft_filter, uniforms, alpha=alpha, beta=beta)
     tokens = draft.tokens
     result = sigmoid_kernel.verify_sigmoid(
-        _at_least_a_tile(target_logits),
+        kernels.at_least_a_tile(target_logits),
         target_filter,
-        None if draft.logits is None else _at_least_a_tile(draft.logits),
+        None if draft.logits is None else kernels.at_least_a_tile(draft.logits),
         draft_filter,
         tokens,
         uniforms,
@@ -121,9 +114,3 @@ def verify_sigmoid(
         result.status,
     ).log_probs
     return Verification(log_probs=log_probs, **result._asdict())
-
-
-def _at_least_a_tile(logits: Float[Array, "B R V"]) -> Float[Array, "B R W"]:
-    """The logits themselves, or, of a vocabulary smaller than a tile, padded to one with -inf."""
-    missing = max(0, TILE - logits.shape[-1])
-    return jnp.pad(logits, ((0, 0), (0, 0), (0, missing)), constant_values=-jnp.inf) if missing else logits

@@ -1,7 +1,5 @@
 """The public verification functions: argument validation, random draws, dispatch."""
 
-import functools
-
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -11,8 +9,9 @@ from specsamp_jax.rules import block as block_rule
 from specsamp_jax.rules import kernels
 from specsamp_jax.rules import sigmoid as sigmoid_rule
 from specsamp_jax.rules import token as token_rule
-from specsamp_jax.rules.dispatch import dispatch
+from specsamp_jax.sampling import kernels as sampling_kernels
 from specsamp_jax.sampling import streams
+from specsamp_jax.sampling.dispatch import dispatch
 from specsamp_jax.sampling.filters import make_filter
 from specsamp_jax.sampling.mesh_axes import with_automatic_axes
 from specsamp_jax.sampling.reduce import at_least_16_bits
@@ -194,20 +193,29 @@ def _verify(
     if draft.logits is not None:
         draft = draft._replace(logits=at_least_16_bits(jnp.asarray(draft.logits)))
     keys = streams.row_keys(key, batch_size)
+    # Numbers among the parameters are compiled in; as arguments of a branch they would be arrays.
+    draft_sampling, draft = draft.sampling, draft._replace(sampling=None)
 
-    def decide(target_logits, draft, keys, sampling):
+    def decide(target_logits, draft, keys, sampling, draft_sampling):
         """The rule on draws from the rows' keys."""
-        draws = streams.uniforms(keys, Purpose.VERIFY, num_rows + 1)
-        draft_logits = target_logits[:, :0] if draft.logits is None else draft.logits
-        arguments = (
-            target_logits,
-            make_filter(target_logits, sampling),
-            draft,
-            make_filter(draft_logits, draft.sampling),
-            # The emission's two come first, so that no draw depends on how many drafts there are.
-            Uniforms(accept=draws[:, 2:], emit=draws[:, :2]),
-        )
-        core, kernel = (fn and functools.partial(fn, **constants) for fn in CORES[rule])
+        # The branches of `dispatch` may close over nothing that varies over mesh axes: arrays are arguments.
+        numbers, arrays = sampling_kernels.split(sampling, draft_sampling)
+
+        def with_filters(fn, make_filters):
+            def run(target_logits, draft, draws, arrays):
+                sampling, draft_sampling = sampling_kernels.merge(numbers, arrays)
+                draft_logits = target_logits[:, :0] if draft.logits is None else draft.logits
+                filters = make_filters((target_logits, sampling), (draft_logits, draft_sampling))
+                # The emission's two come first, so that no draw depends on how many drafts there are.
+                uniforms = Uniforms(accept=draws[:, 2:], emit=draws[:, :2])
+                return fn(target_logits, filters[0], draft, filters[1], uniforms, **constants)
+
+            return run
+
+        core, kernel = CORES[rule]
+        core = with_filters(core, lambda *rows: [make_filter(*one) for one in rows])
+        kernel = kernel and with_filters(kernel, sampling_kernels.make_filters)
+        arguments = target_logits, draft, streams.uniforms(keys, Purpose.VERIFY, num_rows + 1), arrays
         return dispatch(core, kernel, arguments, kernels.why_not(target_logits, draft), implementation)
 
-    return with_automatic_axes(decide, target_logits, draft, keys, sampling)
+    return with_automatic_axes(decide, target_logits, draft, keys, sampling, draft_sampling)

@@ -1,12 +1,13 @@
 """Drawing tokens: two-level inverse-CDF sampling, and `sample`, which drafters call."""
 
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from specsamp_jax import _checks
 from specsamp_jax._types import TILE, KeyLike, SamplingParams
+from specsamp_jax.sampling import kernels, streams
 from specsamp_jax.sampling import rows as dist
-from specsamp_jax.sampling import streams
+from specsamp_jax.sampling.dispatch import dispatch
 from specsamp_jax.sampling.filters import make_filter
 from specsamp_jax.sampling.mesh_axes import cond, with_automatic_axes
 from specsamp_jax.sampling.reduce import at_least_16_bits, row_sum
@@ -44,18 +45,26 @@ def sample(
     batch_size = logits.shape[0]
     if sampling is not None:
         _checks.sampling("sampling", sampling, batch_size)
-    keys = streams.row_keys(key, batch_size)
-    return with_automatic_axes(_sample, logits, keys, sampling)
+    return with_automatic_axes(_sample, logits, streams.words(key, batch_size), sampling)
 
 
 def _sample(
-    logits: Float[Array, "B V"], keys: Key[Array, "B"], sampling: SamplingParams | None
+    logits: Float[Array, "B V"], words: UInt32[Array, "*keys 2"], sampling: SamplingParams | None
 ) -> tuple[Int[Array, "B"], Float[Array, "B"]]:
-    vocab_size = logits.shape[1]
-    rows = dist.target_rows(logits[:, None], make_filter(logits[:, None], sampling))
-    p = dist.probs(rows, vocab_size)
-    token = sample_weights(p, tile_sums(p), streams.uniforms(keys, Purpose.DRAFT, 2))
-    return replace_degenerate(token, logits, rows.degenerate[:, 0]), rows.log_normalizers[:, 0]
+    numbers, arrays = kernels.split(sampling)
+
+    def core(logits, words, arrays):
+        (sampling,) = kernels.merge(numbers, arrays)
+        rows = dist.target_rows(logits[:, None], make_filter(logits[:, None], sampling))
+        p = dist.probs(rows, logits.shape[1])
+        keys = streams.row_keys(words, logits.shape[0])
+        token = sample_weights(p, tile_sums(p), streams.uniforms(keys, Purpose.DRAFT, 2))
+        return replace_degenerate(token, logits, rows.degenerate[:, 0]), rows.log_normalizers[:, 0]
+
+    def kernel(logits, words, arrays):
+        return kernels.sample(words, logits, *kernels.merge(numbers, arrays))
+
+    return dispatch(core, kernel, (logits, words, arrays), kernels.why_not_sample(logits), None)
 
 
 def tile_sums(weights: Float[Array, "B V"]) -> Float[Array, "B T"]:

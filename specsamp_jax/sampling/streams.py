@@ -5,7 +5,7 @@ import enum
 import jax
 import jax.numpy as jnp
 from jax import dtypes, random
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Int, Key, UInt32
 
 from specsamp_jax import _checks
 from specsamp_jax._types import KeyLike
@@ -45,6 +45,12 @@ def threefry(key: KeyLike) -> Key[Array, "*keys"]:
     for i in range(2, words.shape[-1]):
         keys = fold(keys, words[..., i])
     return keys
+
+
+def words(key: KeyLike, batch_size: _checks.Size) -> UInt32[Array, "*keys 2"]:
+    """The words of `threefry(key)`, from which a kernel draws: of one key, or of one per row."""
+    _checks.key(key, batch_size)
+    return random.key_data(threefry(key))
 
 
 def fold_in(keys: Key[Array, "B"], data: Int[Array, "..."] | int) -> Key[Array, "B"]:

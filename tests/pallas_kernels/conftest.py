@@ -1,10 +1,11 @@
 import contextlib
 
+import jax.numpy as jnp
 import kernel_cases as cases
 import pytest
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from pallas_kernels import sync
+from pallas_kernels import candidates, sync
 
 
 def sync_cluster(barrier):
@@ -16,6 +17,14 @@ def arrive(arrivals, sequence, num_blocks):
     number = arrivals.counters[sequence]
     arrivals.counters[sequence] = number + 1
     return number == num_blocks - 1
+
+
+def collect(vectors, layout, bound, listed, counts):
+    x = jnp.concatenate([v.astype(jnp.float32) for v in vectors])
+    reached = x >= bound[0]
+    place = jnp.where(reached, jnp.cumsum(reached) - 1, listed.shape[0])
+    listed[...] = jnp.full(listed.shape, jnp.nan).at[place].set(x, mode="drop")
+    counts[candidates.COUNT] = reached.sum(dtype=jnp.int32)
 
 
 # The interpreter runs no PTX. It runs one launch after the other, and in a grid one block or cluster after the other:
@@ -35,6 +44,7 @@ def interpreted(monkeypatch):
         return contextlib.nullcontext
     for name, fn in STAND_INS.items():
         monkeypatch.setattr(sync, name, fn)
+    monkeypatch.setattr(candidates, "collect", collect)
 
     def interpreted(**params):
         return plgpu.force_gpu_interpret_mode(plgpu.InterpretGPUParams(inline_mgpu="ignore", **params))

@@ -1,12 +1,12 @@
-"""The choice between a rule's plain JAX core and its GPU kernel."""
+"""The choice between a plain JAX core and its GPU kernel."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 from jax import lax
 from jax.core import Tracer
 
-from specsamp_jax._types import Verification
 from specsamp_jax.sampling.mesh_axes import same_axes, vary_like
 
 NEEDED = "an NVIDIA GPU of compute capability 9.0 (Hopper) or newer"
@@ -28,12 +28,12 @@ def _may_compile_kernels(arguments: object) -> bool:
 
 
 def dispatch(
-    core: Callable[..., Verification],
-    kernel: Callable[..., Verification] | None,
+    core: Callable[..., Any],
+    kernel: Callable[..., Any] | None,
     arguments: tuple,
     why_not: str | None,
     implementation: str | None,
-) -> Verification:
+) -> Any:
     """Returns `core(*arguments)` or `kernel(*arguments)`, chosen when the program is lowered.
 
     Args:

@@ -1,0 +1,230 @@
+"""`sample` and `verify` from a key to their tokens, with the filters that checkpoints ship: checked, then timed.
+
+    python bench/gpu/from_key.py OUT.json SECONDS [words]     # cases with such a word in their name, all without one
+
+A case is checked against the XLA core on the same keys first. Times are of the profiler, inputs rotated past the L2:
+`us` is how long at least one kernel of a call runs, the median over calls, `span_us` from the start of its first kernel
+to the end of its last. `loop_us` is the host's clock over a compiled loop of calls, each of which waits for the one
+before, divided by their number; run with XLA_FLAGS=--xla_gpu_graph_min_graph_size=1 it is that of command buffers.
+"""
+
+import concurrent.futures
+import functools
+import json
+import os
+import statistics
+import sys
+import time
+import traceback
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import timings
+
+import specsamp_jax as ss
+from specsamp_jax.rules import verify as verify_module
+from specsamp_jax.sampling import draw
+
+V = 151_936
+ROTATED = 240e6
+SHIPPED = ss.SamplingParams(temperature=0.7, top_k=20, top_p=0.8)
+"""The parameters of Qwen2.5's generation_config.json."""
+SAMPLINGS = {
+    "none": lambda batch_size: None,
+    "T .7 k 20 p .8": lambda batch_size: SHIPPED,
+    "T .7 k 20 p .8 arrays": lambda batch_size: jax.tree.map(lambda x: jnp.full((batch_size,), x), SHIPPED),
+    "k 50 p .95": lambda batch_size: ss.SamplingParams(top_k=50, top_p=0.95),
+    "p .95": lambda batch_size: ss.SamplingParams(top_p=0.95),
+    "min-p .05": lambda batch_size: ss.SamplingParams(min_p=0.05),
+}
+
+
+def logits(key, shape, kind):
+    """Normal logits times 3, whose nucleus holds tens of thousands, or peaked ones like a trained model's."""
+    keys = jax.random.split(key, 3)
+    if kind == "flat":
+        return 3 * jax.random.normal(keys[0], shape, jnp.float32)
+    likely = jax.random.bernoulli(keys[1], 3e-4, shape)
+    return 2 * jax.random.normal(keys[0], shape) + jnp.where(likely, 8 + 3 * jax.random.exponential(keys[2], shape), 0)
+
+
+@functools.partial(jax.jit, static_argnames=("batch_size", "num_draft", "dtype", "kind", "name"))
+def make(key, batch_size, num_draft, dtype, kind, name):
+    """A key, logits and what is drafted from the draft's own filtered logits, normalizers handed over."""
+    keys = jax.random.split(key, 4)
+    target = logits(keys[0], (batch_size, num_draft + 1, V), kind)
+    noise = 0.5 * jax.random.normal(keys[1], (batch_size, num_draft, V), jnp.float32)
+    drafted = (target[:, :-1] + noise).astype(dtype)
+    return keys[2], target.astype(dtype), drafted
+
+
+def steps(case):
+    """The function of one case, and arguments it takes from `make`."""
+    fn, batch_size, num_draft, dtype, kind, name = case
+    sampling = SAMPLINGS[name](batch_size)
+
+    def draft_of(key, drafted):
+        rows = drafted.reshape(-1, V)
+        each = jax.tree.map(lambda x: x if jnp.ndim(x) == 0 else jnp.repeat(x, num_draft), sampling)
+        tokens, normalizers = draw.sample(jax.random.fold_in(key, 1), rows, each)
+        return tokens.reshape(drafted.shape[:2]), normalizers.reshape(drafted.shape[:2])
+
+    if fn == "sample":
+
+        def step(key, target):
+            return ss.sample(key, target, sampling)
+
+        def arguments(seed):
+            key, target, _ = make(jax.random.key(seed), batch_size, 0, dtype, kind, name)
+            return key, target[:, 0]
+    else:
+
+        def step(key, target, drafted, tokens, normalizers):
+            draft = ss.Draft(tokens, drafted, sampling, normalizers)
+            return ss.verify(key, target, draft, sampling)
+
+        drafting = jax.jit(draft_of)
+
+        def arguments(seed):
+            key, target, drafted = make(jax.random.key(seed), batch_size, num_draft, dtype, kind, name)
+            return key, target, drafted, *drafting(key, drafted)
+
+    return step, arguments
+
+
+def by_core(step, *args):
+    """The same step by the plain JAX cores."""
+
+    def core_only(core, kernel, arguments, why_not, implementation):
+        del kernel, why_not, implementation
+        return core(*arguments)
+
+    before = draw.dispatch, verify_module.dispatch
+    draw.dispatch = verify_module.dispatch = core_only
+    try:
+        return jax.jit(lambda *args: step(*args)).lower(*args)
+    finally:
+        draw.dispatch, verify_module.dispatch = before
+
+
+def check(program, core, args):
+    """How many rows differ, and by how much numbers do."""
+    got, expected = jax.device_get((program(*args), core(*args)))
+    if isinstance(got, tuple) and len(got) == 2:
+        same = got[0] == expected[0]
+        apart = np.abs(got[1] - expected[1]).max()
+    else:
+        same = (got.tokens == expected.tokens).all(1) & (got.status == expected.status)
+        apart = np.abs(got.log_probs - expected.log_probs)[same].max(initial=0)
+    return {"different": int((~same).sum()), "of": int(same.size), "apart": float(apart)}
+
+
+def measure(program, sets, rounds):
+    jax.block_until_ready([program(*s) for s in sets])
+    launches, calls = timings.launches_of(program, sets, rounds), rounds * len(sets)
+    each = len(launches) // calls
+    if each * calls != len(launches):
+        return {"us": round(timings.busy(launches) / calls / 1e3, 2), "launches": round(len(launches) / calls, 1)}
+    parts = [launches[i * each : (i + 1) * each] for i in range(calls)]
+    names = [
+        (part_name[:24], round(statistics.median(part[i][1] - part[i][0] for part in parts) / 1e3, 2))
+        for i, (_, _, part_name) in enumerate(parts[0])
+    ]
+    span = statistics.median(max(end for _, end, _ in part) - part[0][0] for part in parts) / 1e3
+    return {
+        "us": round(statistics.median(timings.busy(part) for part in parts) / 1e3, 2),
+        "span_us": round(span, 2),
+        "launches": each,
+        "kernels": names[:6],
+    }
+
+
+def in_a_loop(step, args, length=200):
+    """Microseconds of a call inside a compiled loop."""
+
+    def body(carry, _):
+        key, total = carry
+        out = step(key, *args[1:])
+        first = out[0].reshape(-1)[0]
+        return (jax.random.fold_in(key, first), total + first), None
+
+    loop = jax.jit(lambda key: jax.lax.scan(body, (key, jnp.int32(0)), None, length=length)[0][1])
+    loop(args[0]).block_until_ready()
+    start = time.perf_counter()
+    loop(args[0]).block_until_ready()
+    return round((time.perf_counter() - start) / length * 1e6, 1)
+
+
+def name_of(case):
+    fn, batch_size, num_draft, dtype, kind, name = case
+    return f"{fn} B{batch_size} K{num_draft} {dtype} {kind} {name}"
+
+
+CASES = [
+    (fn, batch_size, num_draft, dtype, kind, name)
+    for dtype in ("bfloat16", "float32")
+    for num_draft in (4, 8)
+    for batch_size in (1, 8, 64, 256)
+    for fn in ("sample", "verify")
+    for kind in ("flat", "peaked")
+    for name in SAMPLINGS
+    if (fn, num_draft) != ("sample", 8)
+]
+
+
+def main():
+    path, deadline, words = sys.argv[1], time.time() + float(sys.argv[2]), sys.argv[3:]
+    cases = [case for case in CASES if not words or any(word in name_of(case) for word in words)]
+    about: dict[str, Any] = {"device": jax.devices()[0].device_kind, "jax": jax.__version__, "rows": []}
+    about["xla_flags"] = os.environ.get("XLA_FLAGS", "")
+    pool = concurrent.futures.ThreadPoolExecutor(int(os.environ.get("WORKERS", "14")))
+
+    def compile_case(case):
+        step, arguments = steps(case)
+        shapes = jax.eval_shape(arguments, 0)
+        program = jax.jit(step).lower(*shapes)
+        core = by_core(step, *shapes) if os.environ.get("CHECK", "1") == "1" else None
+        return step, arguments, program, core
+
+    def finished(lowered):
+        step, arguments, program, core = lowered
+        return step, arguments, program.compile(), core and core.compile()
+
+    # Traced one after the other, compiled at once.
+    waiting = []
+    for case in cases:
+        try:
+            waiting.append((case, pool.submit(finished, compile_case(case))))
+        except Exception as error:
+            traceback.print_exc(limit=-2)
+            about["rows"].append({"case": name_of(case), "error": repr(error)[:300]})
+    for case, future in waiting:
+        if time.time() > deadline:
+            print("out of time before", name_of(case))
+            break
+        row: dict[str, Any] = {"case": name_of(case)}
+        try:
+            step, arguments, program, core = future.result()
+            args = arguments(0)
+            if core:
+                row |= check(program, core, args)
+            size = sum(x.nbytes for x in jax.tree.leaves(args[1:]))
+            sets = [arguments(i) for i in range(timings.num_sets(size))]
+            row |= measure(program, sets, max(2, 24 // len(sets)))
+            if os.environ.get("LOOP") == "1":
+                row["loop_us"] = in_a_loop(step, args)
+            del sets
+        except Exception as error:
+            traceback.print_exc(limit=-2)
+            row["error"] = repr(error)[:300]
+        about["rows"].append(row)
+        print(json.dumps(row), flush=True)
+        with open(path, "w") as file:
+            file.write(json.dumps({k: v for k, v in about.items() if k != "rows"}) + "\n")
+            file.writelines(json.dumps(row) + "\n" for row in about["rows"])
+
+
+if __name__ == "__main__":
+    main()
