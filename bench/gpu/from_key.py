@@ -60,38 +60,46 @@ def make(key, batch_size, num_draft, dtype, kind, name):
     return keys[2], target.astype(dtype), drafted
 
 
-def steps(case):
-    """The function of one case, and arguments it takes from `make`."""
-    fn, batch_size, num_draft, dtype, kind, name = case
+def sample_step(batch_size, dtype, kind, name):
+    """`sample` of one case, and a function from a seed to its arguments."""
     sampling = SAMPLINGS[name](batch_size)
 
-    def draft_of(key, drafted):
+    def step(key, target):
+        return ss.sample(key, target, sampling)
+
+    def arguments(seed):
+        key, target, _ = make(jax.random.key(seed), batch_size, 0, dtype, kind, name)
+        return key, target[:, 0]
+
+    return step, arguments
+
+
+def verify_step(batch_size, num_draft, dtype, kind, name):
+    """`verify` of one case, and a function from a seed to its arguments."""
+    sampling = SAMPLINGS[name](batch_size)
+
+    def step(key, target, drafted, tokens, normalizers):
+        draft = ss.Draft(tokens, drafted, sampling, normalizers)
+        return ss.verify(key, target, draft, sampling)
+
+    @jax.jit
+    def drafting(key, drafted):
         rows = drafted.reshape(-1, V)
         each = jax.tree.map(lambda x: x if jnp.ndim(x) == 0 else jnp.repeat(x, num_draft), sampling)
         tokens, normalizers = draw.sample(jax.random.fold_in(key, 1), rows, each)
         return tokens.reshape(drafted.shape[:2]), normalizers.reshape(drafted.shape[:2])
 
-    if fn == "sample":
-
-        def step(key, target):
-            return ss.sample(key, target, sampling)
-
-        def arguments(seed):
-            key, target, _ = make(jax.random.key(seed), batch_size, 0, dtype, kind, name)
-            return key, target[:, 0]
-    else:
-
-        def step(key, target, drafted, tokens, normalizers):
-            draft = ss.Draft(tokens, drafted, sampling, normalizers)
-            return ss.verify(key, target, draft, sampling)
-
-        drafting = jax.jit(draft_of)
-
-        def arguments(seed):
-            key, target, drafted = make(jax.random.key(seed), batch_size, num_draft, dtype, kind, name)
-            return key, target, drafted, *drafting(key, drafted)
+    def arguments(seed):
+        key, target, drafted = make(jax.random.key(seed), batch_size, num_draft, dtype, kind, name)
+        return key, target, drafted, *drafting(key, drafted)
 
     return step, arguments
+
+
+def steps(case):
+    """The function of one case, and a function from a seed to its arguments."""
+    fn, batch_size, num_draft, *rest = case
+    return sample_step(batch_size, *rest) if fn == "sample" else verify_step(batch_size, num_draft, *rest)
 
 
 def by_core(step, *args):
@@ -112,12 +120,12 @@ def by_core(step, *args):
 def check(program, core, args):
     """How many rows differ, and by how much numbers do."""
     got, expected = jax.device_get((program(*args), core(*args)))
-    if isinstance(got, tuple) and len(got) == 2:
-        same = got[0] == expected[0]
-        apart = np.abs(got[1] - expected[1]).max()
-    else:
+    if isinstance(got, ss.Verification):
         same = (got.tokens == expected.tokens).all(1) & (got.status == expected.status)
         apart = np.abs(got.log_probs - expected.log_probs)[same].max(initial=0)
+    else:
+        same = got[0] == expected[0]
+        apart = np.abs(got[1] - expected[1]).max()
     return {"different": int((~same).sum()), "of": int(same.size), "apart": float(apart)}
 
 

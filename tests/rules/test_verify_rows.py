@@ -1,5 +1,7 @@
 """What a row emits depends on that row alone; one function whatever transforms it, and whatever its types."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
