@@ -136,16 +136,11 @@ def measure(program, sets, rounds):
     if each * calls != len(launches):
         return {"us": round(timings.busy(launches) / calls / 1e3, 2), "launches": round(len(launches) / calls, 1)}
     parts = [launches[i * each : (i + 1) * each] for i in range(calls)]
-    names = [
-        (part_name[:24], round(statistics.median(part[i][1] - part[i][0] for part in parts) / 1e3, 2))
-        for i, (_, _, part_name) in enumerate(parts[0])
-    ]
     span = statistics.median(max(end for _, end, _ in part) - part[0][0] for part in parts) / 1e3
     return {
         "us": round(statistics.median(timings.busy(part) for part in parts) / 1e3, 2),
         "span_us": round(span, 2),
         "launches": each,
-        "kernels": names[:6],
     }
 
 
