@@ -1,7 +1,7 @@
-"""Argument validation: each error names the argument, what was expected, what came, and the likely cause.
+"""Argument validation: each error names the argument, the expected and the actual value, and the likely cause.
 
-Values are compared where they are known while the program is traced. What only a running program knows has a
-documented result instead.
+Values are checked if they are concrete. Traced values cannot be checked; for them the functions document a result
+instead.
 """
 
 from collections.abc import Sequence
@@ -26,8 +26,8 @@ _LARGEST = 2**31 - 1
 # Values and arrays of one kind
 
 
-def _came(value: Any) -> str:
-    """A value as a message shows it: an array by its type and shape, a number by itself, the rest by its type."""
+def _describe(value: Any) -> str:
+    """Formats a value for an error message: arrays as dtype and shape, numbers as they are, others as type name."""
     if isinstance(value, bool | int | float | complex):
         return repr(value)
     if not isinstance(value, _ARRAYS):
@@ -38,7 +38,7 @@ def _came(value: Any) -> str:
 
 
 def _concrete(value: Any) -> np.ndarray | None:
-    """The value as NumPy sees it, or None where it is known only when the compiled program runs."""
+    """The value as a NumPy array; None if it is traced, or sharded over other processes."""
     if isinstance(value, Tracer) or not getattr(value, "is_fully_addressable", True):
         return None
     return np.asarray(value)
@@ -51,27 +51,27 @@ def _is(kind: Any, value: Any) -> bool:
 def array(name: str, value: Any) -> None:
     """A JAX or NumPy array."""
     if not isinstance(value, _ARRAYS):
-        raise ValueError(f"{name} must be a JAX or NumPy array; got {_came(value)}. jnp.asarray makes one.")
+        raise ValueError(f"{name} must be a JAX or NumPy array; got {_describe(value)}. jnp.asarray makes one.")
 
 
 def floating(name: str, value: Any, hint: str = "Are they token ids?") -> None:
     """An array of a floating-point type."""
     array(name, value)
     if not _is(jnp.floating, value):
-        raise ValueError(f"{name} must be of a floating-point type; got {_came(value)}. {hint}")
+        raise ValueError(f"{name} must be of a floating-point type; got {_describe(value)}. {hint}")
 
 
 def integers(name: str, value: Any) -> None:
     """An array of integers."""
     array(name, value)
     if not _is(jnp.integer, value):
-        raise ValueError(f"{name} must be of an integer type; got {_came(value)}.")
+        raise ValueError(f"{name} must be of an integer type; got {_describe(value)}.")
 
 
 def count(name: str, value: Any, lowest: int) -> None:
-    """A Python int, for it sets shapes or programs."""
+    """A Python int of at least `lowest`, static because shapes depend on it."""
     if not isinstance(value, int) or isinstance(value, bool):
-        raise ValueError(f"{name} must be a Python int of at least {lowest}; got {_came(value)}.")
+        raise ValueError(f"{name} must be a Python int of at least {lowest}; got {_describe(value)}.")
     if value < lowest:
         raise ValueError(f"{name} must be at least {lowest}; got {value}.")
     if value > _LARGEST:
@@ -82,9 +82,11 @@ def _number(name: str, value: Any, batch_size: Size) -> None:
     """A number that is no bool, or an array of numbers with shape [] or [B]."""
     whole_or_real = isinstance(value, int | float) and not isinstance(value, bool)
     if not whole_or_real and not (isinstance(value, _ARRAYS) and (_is(jnp.integer, value) or _is(jnp.floating, value))):
-        raise ValueError(f"{name} must be a number, or an array of numbers with shape [B]; got {_came(value)}.")
+        raise ValueError(f"{name} must be a number, or an array of numbers with shape [B]; got {_describe(value)}.")
     if np.shape(value) not in ((), (batch_size,)):
-        raise ValueError(f"{name} must be a scalar or have one value a row, [B] = [{batch_size}]; got {_came(value)}.")
+        raise ValueError(
+            f"{name} must be a scalar or have one value per row, [B] = [{batch_size}]; got {_describe(value)}."
+        )
 
 
 def _at_most(name: str, value: Any, high: int | float, off: str) -> None:
@@ -94,19 +96,19 @@ def _at_most(name: str, value: Any, high: int | float, off: str) -> None:
 
 
 def real(name: str, value: Any, batch_size: Size, high: int | float, off: str) -> None:
-    """A number from 0 to `high`, or an array of such with shape [] or [B]."""
+    """A number from 0 to `high`, or an array of them with shape [] or [B]. `off` explains 0 or `high` in the error."""
     _number(name, value, batch_size)
-    # JAX makes an int32 of a Python int.
+    # JAX converts a Python int to int32.
     if isinstance(value, int) and value > _LARGEST:
         raise ValueError(f"{name} must be below 2**31 where it is a Python int; got {value}. Is it meant as a float?")
     _at_most(name, value, high, off)
 
 
 def whole(name: str, value: Any, batch_size: Size, off: str) -> None:
-    """A whole number from 0 to 2**31 - 1, or an array of such with shape [] or [B]."""
+    """A whole number from 0 to 2**31 - 1, or an array of them with shape [] or [B]. `off` explains 0 in the error."""
     _number(name, value, batch_size)
     if isinstance(value, float) or (isinstance(value, _ARRAYS) and not _is(jnp.integer, value)):
-        raise ValueError(f"{name} must be a whole number; got {_came(value)}.")
+        raise ValueError(f"{name} must be a whole number; got {_describe(value)}.")
     _at_most(name, value, _LARGEST, off)
 
 
@@ -125,7 +127,7 @@ def token_ids(name: str, value: Any, vocab_size: int) -> None:
 
 
 def int32(tokens: Any) -> jax.Array:
-    """Token ids as int32. One that int32 cannot hold becomes the nearest number, which is no token of any model."""
+    """Token ids as int32. Ids beyond int32 are clipped to it, which no vocabulary contains."""
     if tokens.dtype.itemsize > 4 or tokens.dtype == np.uint32:
         lowest = max(jnp.iinfo(tokens.dtype).min, -_LARGEST)
         # JAX would cut NumPy's 64 bits to 32 before it clips them.
@@ -144,24 +146,26 @@ def key(key: Any, batch_size: Size) -> None:
     if not typed and not (raw and key.shape[-1] in (2, 4)):
         raise ValueError(
             "key must be a JAX key, as jax.random.key or jax.random.PRNGKey makes it, or one of them per row; "
-            f"got {_came(key)}."
+            f"got {_describe(key)}."
         )
     shape = key.shape if typed else key.shape[:-1]
     if shape not in ((), (batch_size,)):
-        raise ValueError(f"key must be one key, or one a row with shape [B] = [{batch_size}]; got shape {list(shape)}.")
+        raise ValueError(
+            f"key must be one key, or one per row with shape [B] = [{batch_size}]; got shape {list(shape)}."
+        )
 
 
 def logits(name: str, array: Any, letters: str) -> None:
-    """Floating-point logits with one axis a letter, the vocabulary last and not empty."""
+    """Floating-point logits with one axis per name in `letters`; the last axis is the vocabulary, not empty."""
     floating(name, array)
     if array.ndim != len(letters.split()):
-        raise ValueError(f"{name} must have shape [{', '.join(letters.split())}]; got {_came(array)}.")
+        raise ValueError(f"{name} must have shape [{', '.join(letters.split())}]; got {_describe(array)}.")
     if array.shape[-1] == 0:
-        raise ValueError(f"{name} must hold at least one token on its last axis; got {_came(array)}.")
+        raise ValueError(f"{name} must hold at least one token on its last axis; got {_describe(array)}.")
 
 
 def sampling(name: str, params: SamplingParams, batch_size: Size) -> None:
-    """Each field a scalar or `[B]`, in its range where its values are known before the program runs."""
+    """Each field a scalar or `[B]`; concrete values in their range."""
     if not isinstance(params, SamplingParams):
         raise ValueError(f"{name} must be a SamplingParams; got {type(params).__name__}.")
     real(f"{name}.temperature", params.temperature, batch_size, np.inf, "0 is greedy")
@@ -173,16 +177,20 @@ def sampling(name: str, params: SamplingParams, batch_size: Size) -> None:
 def draft(draft: Draft, target_logits: Any) -> None:
     """A draft that fits the target's logits `[B, K+1, V]`."""
     if not isinstance(draft, Draft):
-        raise ValueError(f"draft must be a Draft; got {type(draft).__name__}. Draft(tokens) is the shortest.")
+        raise ValueError(
+            f"draft must be a Draft; got {type(draft).__name__}. For a deterministic drafter, Draft(tokens) is enough."
+        )
     batch_size, num_rows, vocab_size = target_logits.shape
     tokens = draft.tokens
     array("draft.tokens", tokens)
     if not _is(jnp.signedinteger, tokens):
-        raise ValueError(f"draft.tokens must be of a signed integer type, for -1 ends a draft; got {_came(tokens)}.")
+        raise ValueError(
+            f"draft.tokens must be of a signed integer type, because -1 ends a draft; got {_describe(tokens)}."
+        )
     if tokens.shape != (batch_size, num_rows - 1):
         raise ValueError(
             f"draft.tokens must have shape [B, K] = [{batch_size}, {num_rows - 1}] beside target_logits [B, K+1, V] = "
-            f"{[batch_size, num_rows, vocab_size]}; got {_came(tokens)}. "
+            f"{[batch_size, num_rows, vocab_size]}; got {_describe(tokens)}. "
             "Is the target's row for the bonus token missing?"
         )
     expected = (batch_size, num_rows - 1, vocab_size)
@@ -190,21 +198,23 @@ def draft(draft: Draft, target_logits: Any) -> None:
         floating("draft.logits", draft.logits)
         if draft.logits.shape != expected:
             raise ValueError(
-                f"draft.logits must have shape [B, K, V] = {list(expected)}; got {_came(draft.logits)}. "
+                f"draft.logits must have shape [B, K, V] = {list(expected)}; got {_describe(draft.logits)}. "
                 "Both models must share one vocabulary: pad the shorter logits with -inf."
             )
     if draft.sampling is not None:
         if draft.logits is None:
-            raise ValueError("draft.sampling says what was applied to draft.logits, and there are none: leave it None.")
+            raise ValueError("draft.sampling needs draft.logits, which are None: leave draft.sampling None.")
         sampling("draft.sampling", draft.sampling, batch_size)
     if draft.log_normalizers is not None:
         if draft.logits is None:
-            raise ValueError("draft.log_normalizers are those of draft.logits, and there are none: leave it None.")
-        floating("draft.log_normalizers", draft.log_normalizers, "They are what `sample` returns beside the tokens.")
+            raise ValueError(
+                "draft.log_normalizers need draft.logits, which are None: leave draft.log_normalizers None."
+            )
+        floating("draft.log_normalizers", draft.log_normalizers, "They are the second output of `sample`.")
         if draft.log_normalizers.shape != expected[:2]:
             raise ValueError(
                 f"draft.log_normalizers must have shape [B, K] = {list(expected[:2])}; "
-                f"got {_came(draft.log_normalizers)}."
+                f"got {_describe(draft.log_normalizers)}."
             )
 
 
@@ -220,8 +230,8 @@ def pair(target_logits: Any, draft_logits: Any) -> None:
     floating("draft_logits", draft_logits)
     if target_logits.shape != draft_logits.shape or not target_logits.shape:
         raise ValueError(
-            f"target_logits and draft_logits must have one shape [..., V]; got {_came(target_logits)} and "
-            f"{_came(draft_logits)}. Is the target's bonus row among them?"
+            f"target_logits and draft_logits must have one shape [..., V]; got {_describe(target_logits)} and "
+            f"{_describe(draft_logits)}. Is the target's bonus row among them?"
         )
 
 
@@ -229,11 +239,11 @@ def pair(target_logits: Any, draft_logits: Any) -> None:
 
 
 def generate(prompt: Any, target: Any, draft: Any, num_draft: Any, max_new_tokens: Any, prompt_lengths: Any) -> None:
-    """The arguments of the decoding loop, but for keys, sampling parameters, end tokens and the prompt's values."""
+    """Arguments of the decoding loop, except keys, sampling parameters, end tokens and the values of the prompt."""
     array("prompt", prompt)
     if prompt.ndim != 2 or not _is(jnp.integer, prompt) or prompt.shape[1] == 0:
         raise ValueError(
-            f"prompt must be token ids of shape [B, P], at least one a row; got {_came(prompt)}. "
+            f"prompt must be token ids of shape [B, P], at least one per row; got {_describe(prompt)}. "
             "A single prompt is [1, P]."
         )
     if not isinstance(target, Model):
@@ -243,7 +253,7 @@ def generate(prompt: Any, target: Any, draft: Any, num_draft: Any, max_new_token
     if not hasattr(num_draft, "lengths"):
         if not isinstance(num_draft, int) or isinstance(num_draft, bool):
             raise ValueError(
-                f"num_draft must be a Python int or HeuristicNumDraft, for it sets shapes; got {_came(num_draft)}."
+                f"num_draft must be a Python int or HeuristicNumDraft, for it sets shapes; got {_describe(num_draft)}."
             )
         count("num_draft", num_draft, 0)
     count("max_new_tokens", max_new_tokens, 1)
@@ -251,14 +261,14 @@ def generate(prompt: Any, target: Any, draft: Any, num_draft: Any, max_new_token
         return
     integers("prompt_lengths", prompt_lengths)
     if prompt_lengths.shape != (prompt.shape[0],):
-        raise ValueError(f"prompt_lengths must have shape [B] = [{prompt.shape[0]}]; got {_came(prompt_lengths)}.")
+        raise ValueError(f"prompt_lengths must have shape [B] = [{prompt.shape[0]}]; got {_describe(prompt_lengths)}.")
     lengths = _concrete(prompt_lengths)
     if lengths is not None and not np.all((lengths >= 1) & (lengths <= prompt.shape[1])):
         raise ValueError(f"prompt_lengths must be from 1 to P = {prompt.shape[1]}; got {lengths}.")
 
 
 def prompt_ids(prompt: Any, prompt_lengths: Any, vocab_size: int) -> None:
-    """Token ids below V in each prompt; what stands past its length is not looked at."""
+    """Token ids below V in each prompt; columns past its length are not checked."""
     ids, lengths = _concrete(prompt), None if prompt_lengths is None else _concrete(prompt_lengths)
     if ids is None or (prompt_lengths is not None and lengths is None):
         return
@@ -268,7 +278,7 @@ def prompt_ids(prompt: Any, prompt_lengths: Any, vocab_size: int) -> None:
 
 
 def end_tokens(eos_token: Any, vocab_size: int | None) -> None:
-    """None, an id, or several in a sequence or in an array of one axis; below V where it is told."""
+    """None, an id, or a sequence or one-axis array of ids; below V if `vocab_size` is not None."""
     if eos_token is None:
         return
     highest = _LARGEST if vocab_size is None else vocab_size - 1
@@ -277,9 +287,9 @@ def end_tokens(eos_token: Any, vocab_size: int | None) -> None:
     for value in eos_token if several else (eos_token,):
         whole_number = isinstance(value, int) and not isinstance(value, bool)
         if not whole_number and not (isinstance(value, _ARRAYS) and _is(jnp.integer, value)):
-            raise ValueError(message.format(_came(value)))
+            raise ValueError(message.format(_describe(value)))
         if np.ndim(value) > (0 if several else 1):
-            raise ValueError(message.format(_came(value)))
+            raise ValueError(message.format(_describe(value)))
         ids = _concrete(value)
         if ids is not None and not np.all((ids >= 0) & (ids <= highest)):
             raise ValueError(message.format(ids))
@@ -299,8 +309,8 @@ def model_output(result: Any, tokens: Any) -> None:
     """`(logits [B, T, V], cache)`, as `Model.apply_fn` returns it for tokens `[B, T]`."""
     expected = f"apply_fn must return (logits [B, T, V], cache) for tokens [B, T] = {list(tokens.shape)}"
     if not isinstance(result, tuple | list) or len(result) != 2:
-        raise ValueError(f"{expected}; got {_came(result)}. A model without a cache returns () in its place.")
+        raise ValueError(f"{expected}; got {_describe(result)}. A model without a cache returns () as the cache.")
     found = result[0]
     if not isinstance(found, _ARRAYS) or found.ndim != 3 or found.shape[:2] != tokens.shape or found.shape[2] == 0:
-        raise ValueError(f"{expected}; its first item is {_came(found)}. Are logits and cache swapped?")
+        raise ValueError(f"{expected}; its first item is {_describe(found)}. Are logits and cache swapped?")
     floating("logits of apply_fn", found)

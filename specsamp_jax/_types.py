@@ -26,15 +26,15 @@ KeyLike = Key[Array, "*keys"] | UInt32[Array | np.ndarray, "*keys words"]
 
 
 class SamplingParams(NamedTuple):
-    """How logits become a distribution; each field a scalar or `[B]`, applied in the order written here.
+    """Sampling parameters: each field a scalar or `[B]`, applied in the order of the fields.
 
     Attributes:
-      temperature: Divides the logits. 0 is greedy: all probability on the first largest logit. What is not
-        at least the smallest normal number of the arithmetic, 1.2e-38 in float32, is greedy too.
+      temperature: Divides the logits. 0 is greedy: all probability on the first largest logit. A value
+        below the smallest normal number of the arithmetic, 1.2e-38 in float32, is greedy too.
       top_k: How many of the largest logits are kept, ties with the last of them included. 0 is off.
       top_p: The smallest set of largest probabilities that reaches this mass is kept, ties with the last of
         them included (nucleus sampling, Holtzman et al., 2020, arXiv 1904.09751). 1 is off.
-      min_p: What is less probable than this share of the most probable token is dropped (Nguyen et al.,
+      min_p: Tokens less probable than this fraction of the largest probability are dropped (Nguyen et al.,
         2024, arXiv 2407.01082). 0 is off.
     """
 
@@ -45,22 +45,22 @@ class SamplingParams(NamedTuple):
 
 
 class Draft(NamedTuple):
-    """What a drafter proposes for B sequences, K tokens each at most.
+    """The proposal of a drafter: at most K tokens for each of B sequences.
 
-    Where a draft ends may depend on the tokens before its end and on all that is known of them, never on the token
-    that is left out. To drop a token because its own q is small is not exact: with p = (.5, .5), q = (.9, .1) and one
-    draft, dropping tokens of q < .4 emits the first token 55 times in 100. `ConfidenceDrafter` ends a draft after
-    the token that it is not sure of, which is exact.
+    The length of a draft may depend on the tokens it contains and on their logits, never on the token that is left
+    out. Dropping a token because its own q is small is not exact: with p = (.5, .5), q = (.9, .1) and one draft,
+    dropping tokens of q < .4 emits the first token 55 times in 100. `ConfidenceDrafter` keeps the first token of low
+    probability and ends the draft after it, which is exact.
 
     Attributes:
-      tokens: Drafted tokens; -1 from where a row drafted no further (K may be 0).
-      logits: The logits that each token was sampled from, before `sampling`; None for a drafter that
-        proposes without chance, whose distribution q is one at the token.
-      sampling: What was applied to `logits` when sampling, so that q is the distribution sampled from.
-        None: nothing, temperature 1.
+      tokens: Drafted tokens; a row with fewer than K drafts is padded with -1 (K may be 0).
+      logits: The logits that each token was sampled from, before `sampling`; None for a
+        deterministic drafter, whose q has all its probability on the drafted token.
+      sampling: The parameters that the drafter sampled with; q is the distribution of `logits` under them.
+        None: temperature 1, no filter.
       log_normalizers: logsumexp of the logits after `sampling`, as `sample` returns it; saves the
-        verification from reading all of `logits` again. None: it is computed. So it is where one is beyond
-        128 (a very low temperature), where float32 would be too coarse for it.
+        verification from reading all of `logits` again. None: computed from `logits`. So are values beyond
+        +-128 (a very low temperature), for which float32 is too coarse.
     """
 
     tokens: Int[Array, "B K"]
@@ -74,14 +74,14 @@ class Draft(NamedTuple):
 class Model:
     """A language model as two pure functions and their parameters.
 
-    The model sees each token at its absolute position, and a position that is written to the cache again
-    replaces what stood there; nothing else is asked of a cache, so a rejected draft costs nothing to undo.
+    The model sees each token at its absolute position, and writing a position of the cache again
+    replaces its entry. A cache needs no other property, so undoing a rejected draft costs nothing.
 
     Attributes:
       params: The parameters, any pytree.
       apply_fn: `(params, tokens [B, T], positions [B, T], cache) -> (logits [B, T, V], cache)`.
-      init_cache_fn: `(batch_size, max_length) -> cache`. The place to refuse more positions than the model has:
-        JAX reads the last entry of a table in silence where an index is beyond it.
+      init_cache_fn: `(batch_size, max_length) -> cache`. It should raise an error if `max_length` exceeds the
+        model's positions: JAX clamps an index beyond a table silently.
     """
 
     params: Any
@@ -89,7 +89,7 @@ class Model:
     init_cache_fn: Callable[..., Any] = dataclasses.field(metadata={"static": True})
 
     def __repr__(self) -> str:
-        """The functions, and how many parameters there are."""
+        """Names the two functions and counts the parameters."""
         sizes = [int(np.prod(np.shape(leaf))) for leaf in jax.tree.leaves(self.params)]
         params = f"<{sum(sizes):,} numbers in {len(sizes)} arrays>"
         functions = (getattr(fn, "__qualname__", type(fn).__name__) for fn in (self.apply_fn, self.init_cache_fn))
@@ -121,13 +121,13 @@ class Stats(NamedTuple):
 
 
 class Generation(NamedTuple):
-    """Generated text: P prompt columns, then room for `max_new_tokens`; L is their sum.
+    """Generated text in L = P + `max_new_tokens` columns, where P is the width of the prompts.
 
     Attributes:
-      tokens: Each row's prompt, what follows it at once, then `PAD_TOKEN`.
+      tokens: Each row's prompt (without its padding), the generated tokens, then `PAD_TOKEN`.
       lengths: Tokens of each row, prompt and generated, the end token included.
       log_probs: log p of generated tokens, 0 elsewhere.
-      stats: What the loop counted.
+      stats: Counts of the loop.
     """
 
     tokens: Int[Array, "B L"]

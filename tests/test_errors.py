@@ -1,4 +1,4 @@
-"""What a wrong argument is told: which one, what was expected, and what came."""
+"""Argument validation: the error names the argument, the expected and the actual value."""
 
 import inspect
 import re
@@ -46,12 +46,12 @@ def assert_told(message, name, *args, **kwargs):
         (np.zeros(2, np.int32), "or one of them per row; got int32[2]."),
         (jnp.zeros(3, jnp.uint32), "or one of them per row; got uint32[3]."),
         (jnp.uint32(0), "or one of them per row; got uint32[]."),
-        (jnp.zeros((3, 4), jnp.uint32), "key must be one key, or one a row with shape [B] = [2]; got shape [3]."),
+        (jnp.zeros((3, 4), jnp.uint32), "key must be one key, or one per row with shape [B] = [2]; got shape [3]."),
         (
             jax.random.split(KEY, 3),
-            "key must be one key, or one a row with shape [B] = [2]; got shape [3].",
+            "key must be one key, or one per row with shape [B] = [2]; got shape [3].",
         ),
-        (jax.random.split(KEY, (2, 2)), "or one a row with shape [B] = [2]; got shape [2, 2]."),
+        (jax.random.split(KEY, (2, 2)), "or one per row with shape [B] = [2]; got shape [2, 2]."),
     ],
 )
 def test_key(name, key, message):
@@ -96,13 +96,13 @@ def test_logits_of_sample(logits, message):
 
 
 DRAFTS = {
-    "no Draft": (TOKENS, "draft must be a Draft; got ArrayImpl. Draft(tokens) is the shortest."),
+    "no Draft": (TOKENS, "draft must be a Draft; got ArrayImpl. For a deterministic drafter, Draft(tokens) is enough."),
     "listed tokens": (ss.Draft([[0] * K] * B), "draft.tokens must be a JAX or NumPy array; got list."),
     "float tokens": (
         ss.Draft(jnp.zeros((B, K))),
-        "draft.tokens must be of a signed integer type, for -1 ends a draft; got float32[2, 3].",
+        "draft.tokens must be of a signed integer type, because -1 ends a draft; got float32[2, 3].",
     ),
-    "unsigned tokens": (ss.Draft(TOKENS.astype("uint32")), "for -1 ends a draft; got uint32[2, 3]."),
+    "unsigned tokens": (ss.Draft(TOKENS.astype("uint32")), "because -1 ends a draft; got uint32[2, 3]."),
     "no bonus row": (
         ss.Draft(jnp.zeros((B, K + 1), int)),
         "draft.tokens must have shape [B, K] = [2, 3] beside target_logits [B, K+1, V] = [2, 4, 5]; got int32[2, 4]. "
@@ -120,15 +120,15 @@ DRAFTS = {
     ),
     "sampling of nothing": (
         ss.Draft(TOKENS, sampling=ss.SamplingParams()),
-        "draft.sampling says what was applied to draft.logits, and there are none: leave it None.",
+        "draft.sampling needs draft.logits, which are None: leave draft.sampling None.",
     ),
     "normalizers of nothing": (
         ss.Draft(TOKENS, log_normalizers=jnp.zeros((B, K))),
-        "draft.log_normalizers are those of draft.logits, and there are none: leave it None.",
+        "draft.log_normalizers need draft.logits, which are None: leave draft.log_normalizers None.",
     ),
     "truth for normalizers": (
         ss.Draft(TOKENS, LOGITS, log_normalizers=jnp.zeros((B, K), bool)),
-        "draft.log_normalizers must be of a floating-point type; got bool[2, 3]. They are what `sample` returns",
+        "draft.log_normalizers must be of a floating-point type; got bool[2, 3]. They are the second",
     ),
     "complex normalizers": (
         ss.Draft(TOKENS, LOGITS, log_normalizers=jnp.zeros((B, K), complex)),
@@ -156,7 +156,7 @@ SAMPLINGS = {
     "no SamplingParams": (0.7, "{name} must be a SamplingParams; got float."),
     "shape": (
         ss.SamplingParams(temperature=jnp.ones(3)),
-        "{name}.temperature must be a scalar or have one value a row, [B] = [2]; got float32[3].",
+        "{name}.temperature must be a scalar or have one value per row, [B] = [2]; got float32[3].",
     ),
     "part of a token": (ss.SamplingParams(top_k=2.5), "{name}.top_k must be a whole number; got 2.5."),
     "parts of tokens": (ss.SamplingParams(top_k=jnp.ones(2)), "{name}.top_k must be a whole number; got float32[2]."),

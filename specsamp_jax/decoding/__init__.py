@@ -1,1 +1,1 @@
-"""The decoding loop: drafters, draft length, one step, whole texts."""
+"""The decoding loop: drafters, draft lengths, a single step, and generation of whole texts."""

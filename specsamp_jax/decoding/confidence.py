@@ -1,4 +1,4 @@
-"""A drafter that stops after a token it is not sure of."""
+"""A drafter that ends a draft after the first token of low probability."""
 
 import dataclasses
 from typing import Any
@@ -19,18 +19,17 @@ from specsamp_jax.sampling import rows as dist
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class ConfidenceDrafter:
-    """Drafts with a smaller model until it is not sure of a token, which is the last one proposed.
+    """Drafts with a smaller model up to and including the first token of low probability.
 
-    The draft of a row ends after the first token whose probability is below `threshold`. That token is kept: to
-    drop it because of its own probability would change the law of what is emitted; see `Draft`. The model runs
-    until every row has ended, `num_draft` times at most.
+    The draft of a row ends after the first token whose probability is below `threshold`. That token is kept:
+    dropping it because of its own probability would change the distribution of the emitted tokens; see `Draft`. The
+    model runs until the drafts of all rows have ended, at most `num_draft` times.
 
     Attributes:
       model: The model; its vocabulary is the target's.
-      threshold: The least probability, in [0, 1], that goes on drafting: of the drafted token, under the model's
-        logits at temperature 1 and without filters, so that it has a meaning for greedy drafts too. A scalar or
-        `[B]`. 0 never stops.
-      sampling: What is applied to its logits. None: what is applied to the target's.
+      threshold: In [0, 1], a scalar or `[B]`: the draft ends after a token of lower probability. Probabilities are
+        those of the model at temperature 1 without filters, so that greedy drafts have them too. 0 never stops.
+      sampling: Temperature and filters for the model's logits. None: those of the target.
 
     Source: Mamou et al. (2024, arXiv 2405.04304), with a threshold in place of a classifier; Hugging Face
     transformers has it as `assistant_confidence_threshold`.
@@ -53,7 +52,7 @@ class ConfidenceDrafter:
     sampling: SamplingParams | None = None
 
     def check(self, batch_size: int) -> None:
-        """Raises ValueError where a parameter is out of its range."""
+        """Raises ValueError if a parameter is out of its range."""
         _checks.real("draft.threshold", self.threshold, batch_size, 1, "0 never stops")
         if self.sampling is not None:
             _checks.sampling("draft.sampling", self.sampling, batch_size)
@@ -73,13 +72,13 @@ class ConfidenceDrafter:
         sampling: SamplingParams,
         process_logits_fn: ProcessLogitsFn,
     ) -> tuple[Draft, Any]:
-        """Up to `num_draft` tokens a row, the last of them unsure, with the logits they were sampled from."""
+        """Proposes up to `num_draft` tokens per row, with the logits they were sampled from."""
         params = sampling if self.sampling is None else self.sampling
 
         def draw(logits, tokens, index):
             return draw_next(key, index, logits, tokens, lengths, params, process_logits_fn)
 
-        def sure(logits, token) -> Bool[Array, "B"]:
+        def is_confident(logits, token) -> Bool[Array, "B"]:
             row = dist.target_rows(logits[:, None], Filter())
             return dist.log_prob(row, token[:, None])[:, 0] >= jnp.log(jnp.asarray(self.threshold, jnp.float32))
 
@@ -105,9 +104,9 @@ class ConfidenceDrafter:
                 logits.at[:, index].set(row),
                 log_normalizers.at[:, index].set(log_normalizer),
             )
-            return index + 1, going & sure(row, token), cache, token, tokens, drafts
+            return index + 1, going & is_confident(row, token), cache, token, tokens, drafts
 
         drafts = (proposal.tokens, proposal.logits, proposal.log_normalizers)
-        carry = (jnp.int32(1), sure(logits, token), cache, token, tokens, drafts)
+        carry = (jnp.int32(1), is_confident(logits, token), cache, token, tokens, drafts)
         *_, (drafted, all_logits, log_normalizers) = carry = lax.while_loop(unfinished, next_draft, carry)
         return Draft(drafted, all_logits, params, log_normalizers), carry[2]

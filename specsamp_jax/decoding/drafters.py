@@ -1,4 +1,4 @@
-"""Who proposes tokens: a smaller model, or the n-grams of the text so far."""
+"""Drafters: a smaller model, or the n-grams of the text so far."""
 
 import dataclasses
 from collections.abc import Callable
@@ -16,15 +16,15 @@ from specsamp_jax.sampling import streams
 from specsamp_jax.sampling.draw import sample
 
 ProcessLogitsFn = Callable[[Int[Array, "B L"], Int[Array, "B"], Float[Array, "B V"]], Float[Array, "B V"]]
-"""`(tokens [B, L], lengths [B], logits [B, V]) -> logits [B, V]`: the text so far, and logits of what follows."""
+"""`(tokens [B, L], lengths [B], logits [B, V]) -> logits [B, V]`: the text so far, and the logits of its next token."""
 
 
 @runtime_checkable
 class Drafter(Protocol):
-    """Whoever can propose: `generate` takes any object with these two methods that is a pytree."""
+    """Protocol of drafters: `generate` accepts any pytree with these two methods."""
 
     def init(self, tokens: Int[Array, "B W"], max_length: int) -> Any:
-        """The drafter's state after it has seen the prompts; tokens are 0 where a row has none."""
+        """Returns the drafter's state after the prompts; `tokens` are 0 past the length of a row's prompt."""
         ...
 
     def propose(
@@ -38,7 +38,7 @@ class Drafter(Protocol):
         sampling: SamplingParams,
         process_logits_fn: ProcessLogitsFn,
     ) -> tuple[Draft, Any]:
-        """Proposes `num_draft` tokens a row to follow its first `lengths` tokens, and the state after it."""
+        """Returns a `Draft` of `num_draft` tokens per row, to follow its first `lengths` tokens, and the next state."""
         ...
 
 
@@ -49,14 +49,14 @@ class ModelDrafter:
 
     Attributes:
       model: The model; its vocabulary is the target's.
-      sampling: What is applied to its logits. None: what is applied to the target's.
+      sampling: Temperature and filters for the model's logits. None: those of the target.
     """
 
     model: Model
     sampling: SamplingParams | None = None
 
     def check(self, batch_size: int) -> None:
-        """Raises ValueError where a parameter is out of its range."""
+        """Raises ValueError if a parameter is out of its range."""
         if self.sampling is not None:
             _checks.sampling("draft.sampling", self.sampling, batch_size)
 
@@ -75,7 +75,7 @@ class ModelDrafter:
         sampling: SamplingParams,
         process_logits_fn: ProcessLogitsFn,
     ) -> tuple[Draft, Any]:
-        """`num_draft` tokens sampled one after the other, with the logits they were sampled from."""
+        """Samples `num_draft` tokens per row one after the other, and keeps the logits they were sampled from."""
         params = sampling if self.sampling is None else self.sampling
         model = self.model
 
@@ -102,14 +102,14 @@ class ModelDrafter:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class NGramDrafter:
-    """Drafts what followed the last occurrence of the text's last tokens: prompt lookup, without a model.
+    """Drafts the tokens that followed the last earlier occurrence of the text's last tokens (prompt lookup), no model.
 
-    The longest n-gram that occurs before is used, and of its occurrences the last. Where the text ends before
-    enough tokens have followed it, the text is taken to go on repeating itself.
+    Uses the longest n-gram at the end of the text that occurs earlier too, and its last earlier occurrence. If fewer
+    than `num_draft` tokens follow that, the draft repeats them.
 
     Attributes:
-      max_ngram: The longest n-gram that is looked for.
-      min_ngram: The shortest.
+      max_ngram: Largest n of the n-grams.
+      min_ngram: Smallest n.
 
     Source: Saxena (2023), prompt lookup decoding.
     """
@@ -127,7 +127,7 @@ class NGramDrafter:
             )
 
     def init(self, tokens: Int[Array, "B W"], max_length: int) -> Any:
-        """Nothing: the text is all there is."""
+        """Returns (), because the text is the only state."""
         return ()
 
     def propose(
@@ -141,7 +141,7 @@ class NGramDrafter:
         sampling: SamplingParams,
         process_logits_fn: ProcessLogitsFn,
     ) -> tuple[Draft, Any]:
-        """`num_draft` tokens without chance, or none where no n-gram of the right length occurs before."""
+        """Proposes `num_draft` tokens deterministically, or none in rows without an earlier occurrence."""
         follows = jnp.full(lengths.shape, -1, jnp.int32)
         for size in range(self.min_ngram, self.max_ngram + 1):
             found = _last_occurrence(tokens, lengths, size)
@@ -153,7 +153,7 @@ class NGramDrafter:
 
 
 def _last_occurrence(tokens: Int[Array, "B W"], lengths: Int[Array, "B"], size: int) -> Int[Array, "B"]:
-    """Where the text goes on after the last earlier occurrence of its own last `size` tokens; -1 without."""
+    """Index of the token after the last earlier occurrence of the text's last `size` tokens; -1 if there is none."""
     width = tokens.shape[1]
     matches = jnp.ones(tokens.shape, bool)
     for offset in range(size):
@@ -166,9 +166,9 @@ def _last_occurrence(tokens: Int[Array, "B W"], lengths: Int[Array, "B"], size: 
 def first_logits(
     model: Model, cache: Any, tokens: Int[Array, "B W"], lengths: Int[Array, "B"]
 ) -> tuple[Float[Array, "B V"], Any]:
-    """Logits of the first draft, and the cache after it.
+    """Logits of the first draft, and the cache after that call.
 
-    The model reads each row's last two tokens: the last draft of a step that was accepted whole was never fed.
+    The model reads each row's last two tokens: if a step accepts all its drafts, the last of them is not in the cache.
     """
     expected = jax.eval_shape(lambda: model.init_cache_fn(*tokens.shape))
     _checks.draft_state(expected, cache)
@@ -186,7 +186,7 @@ def draw_next(
     sampling: SamplingParams,
     process_logits_fn: ProcessLogitsFn,
 ) -> tuple[Int[Array, "B"], Float[Array, "B V"], Float[Array, "B"], Int[Array, "B W"]]:
-    """Draft number `index`, its processed logits and their normalizer, and the text with it."""
+    """Samples draft `index`; returns the token, its processed logits, their logsumexp, and the text with the token."""
     lengths_now = lengths + index
     logits = process_logits_fn(tokens, lengths_now, logits)
     token, log_normalizer = sample(streams.fold_in(key, index), logits, sampling)
@@ -194,7 +194,7 @@ def draw_next(
 
 
 def append(tokens: Array, lengths: Int[Array, "B"], new: Array, num_new: Int[Array, "B"] | int | None = None) -> Array:
-    """The buffer with the first `num_new` (or all) of the new entries of each row written behind its length."""
+    """Writes the first `num_new` (None: all) of each row's new entries into the buffer, starting at its length."""
     offset = jnp.arange(new.shape[1])
     index = lengths[:, None] + offset
     if num_new is not None:

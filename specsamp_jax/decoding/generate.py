@@ -1,4 +1,4 @@
-"""The decoding loop: `step` in one loop on the device, or step by step for a reader."""
+"""The decoding loop: `generate` runs all steps on the device, `stream` yields the text after each step."""
 
 import functools
 from collections.abc import Iterator, Sequence
@@ -33,31 +33,31 @@ def generate(
     verify_fn: VerifyFn = verify,
     process_logits_fn: ProcessLogitsFn | None = None,
 ) -> Generation:
-    """Text after each prompt, distributed as the target's own sampling, in fewer passes of the target.
+    """Generates text after each prompt, distributed as samples of the target, in fewer passes of the target.
 
-    Each row goes on at its own length until it has met an end token or made `max_new_tokens` tokens. It is
+    Each row advances at its own pace until it has an end token or `max_new_tokens` new tokens. The loop is
     compiled once per shape. Weights, temperatures, the values of filters, up to four end tokens and a
     `process_logits_fn` that is a pytree may change without a new trace. A new program is compiled for another B, P
-    or dtype; for another `max_new_tokens`, `num_draft` or function; and where a filter that was off as a Python
-    number is on. Filters that are arrays `[B]` are on in the program and may be off in any row.
+    or dtype; for another `max_new_tokens`, `num_draft` or function; and if a filter that was switched off by a
+    Python number is on. Filters given as arrays `[B]` are compiled in, and may be off in any row.
 
     Args:
       key: One JAX key, or one per row, as in `verify`. With one per row, a row's draws depend on its key alone.
-      prompt: Left-aligned token ids, one or more a row.
+      prompt: Left-aligned token ids, at least one per row.
       target: The model whose distribution is sampled.
-      draft: Who proposes: a smaller `Model`, or any drafter with `propose` such as `NGramDrafter`. None: the
-        target decodes alone, one token a step.
-      num_draft: Tokens drafted a step: a number, or `HeuristicNumDraft`.
-      max_new_tokens: The most tokens that a row may gain.
+      draft: The drafter: a smaller `Model`, or a `Drafter` such as `NGramDrafter`. None: the target decodes
+        alone, one token per step.
+      num_draft: Tokens drafted per step: a number, or `HeuristicNumDraft`.
+      max_new_tokens: Maximum number of new tokens per row.
       prompt_lengths: Tokens of each prompt, 1 to P; columns past them are not read. None: P.
       sampling: Applied to target and draft alike.
-      eos_token: The end token, or several; the row ends with it. None: there is none.
-      verify_fn: The rule, with the signature of `verify`.
+      eos_token: One or several end tokens; a row ends after the first of them. None: no end token.
+      verify_fn: The verification rule, a function with the signature of `verify`.
       process_logits_fn: `(tokens [B, L], lengths [B], logits [B, V]) -> logits`, applied to target and draft
         alike before `sampling`; the tokens are the text so far, drafted tokens included. A pytree, such as
         `jax.tree_util.Partial(function, arrays)` or a dataclass under `jax.tree_util.register_dataclass`, is data
         that may change with each call: a mask, a bias, penalties. Any other callable is compiled in, must be
-        hashable, and must do the same whenever it is equal.
+        hashable, and equal callables must compute equal results.
 
     Returns:
       A `Generation`.
@@ -70,7 +70,7 @@ def generate(
     Example:
       >>> import jax, jax.numpy as jnp, specsamp_jax as ss
       >>> def bigrams(table, tokens, positions, cache):
-      ...     return table[tokens], cache  # the logits after a token hang on that token alone
+      ...     return table[tokens], cache  # the logits after a token depend on that token alone
       >>> table = jnp.where(jnp.eye(5, k=1), 9.0, -9.0)  # each token is followed by the next number
       >>> target = ss.Model(table, bigrams, lambda batch_size, max_length: ())
       >>> text = ss.generate(jax.random.key(0), jnp.array([[1]]), target=target, draft=target, max_new_tokens=3)
@@ -116,10 +116,10 @@ def stream(
     verify_fn: VerifyFn = verify,
     process_logits_fn: ProcessLogitsFn | None = None,
 ) -> Iterator[Generation]:
-    """What `generate` would return, after each step of it: the last item is `generate`'s own result.
+    """Yields a `Generation` after each step; the last one equals the result of `generate`.
 
-    Between two items each row gained the tokens between its old and its new length. Arguments, tokens and
-    errors are those of `generate`.
+    The new tokens of a row are those between its previous and its present length. Arguments, tokens and errors are
+    those of `generate`.
 
     Example:
       >>> import jax, jax.numpy as jnp, specsamp_jax as ss
@@ -149,7 +149,7 @@ def stream(
         yield _generation(state, stats, length)
     while not bool(state.finished.all()):
         state, stats = _advance(keys, state, stats, *data, fixed=fixed, **shared, **functions)
-        # The next step is given the state's buffers: what is handed out is a copy.
+        # Yields a copy, because the next step donates the buffers of the state.
         yield jax.tree.map(jnp.copy, _generation(state, stats, length))
 
 

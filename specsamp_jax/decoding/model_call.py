@@ -1,4 +1,4 @@
-"""Calls of a `Model`: its outputs are validated, and its vocabulary is known before anything runs."""
+"""Calls of a `Model`, with validation of its outputs, and the size of its vocabulary without running it."""
 
 import functools
 from typing import Any
@@ -15,7 +15,7 @@ def apply(model: Model, tokens: Int[Array, "B T"], positions: Int[Array, "B T"],
     """Returns the model's logits `[B, T, V]` and cache.
 
     Raises:
-      ValueError: The model returns something else.
+      ValueError: The model returns another structure, shape or dtype.
     """
     result = model.apply_fn(model.params, tokens, positions, cache)
     _checks.model_output(result, tokens)
@@ -28,7 +28,7 @@ def prefill(model: Model, tokens: Int[Array, "B W"], max_length: int) -> Any:
 
 
 def vocab_size(model: Model, shape: tuple[int, int], max_length: int) -> int:
-    """V of the model's logits, for prompts of this shape; the trace is the one that `prefill` will need."""
+    """V of the model's logits, for prompts of this shape. Traces the same function as `prefill`, which reuses it."""
     tokens = jax.ShapeDtypeStruct(shape, jnp.int32)
     logits, _ = _first_pass.eval_shape(model, tokens, max_length=max_length)
     return logits.shape[-1]
@@ -36,7 +36,7 @@ def vocab_size(model: Model, shape: tuple[int, int], max_length: int) -> int:
 
 @functools.partial(jax.jit, static_argnames=("max_length",))
 def _first_pass(model: Model, tokens: Int[Array, "B W"], *, max_length: int) -> tuple[Float[Array, "B 0 V"], Any]:
-    """The cache, and logits of no token, which have the vocabulary's size and cost nothing."""
+    """The cache, and logits of zero tokens, which have the vocabulary's size and cost nothing."""
     batch_size, width = tokens.shape
     positions = jnp.broadcast_to(jnp.arange(width), tokens.shape)
     logits, cache = apply(model, tokens, positions, model.init_cache_fn(batch_size, max_length))

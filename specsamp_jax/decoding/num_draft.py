@@ -1,4 +1,4 @@
-"""How many tokens are drafted a step: a number, or a rule that follows what was accepted."""
+"""Draft length of a step: a fixed number, or a rule that adapts it to the number of accepted drafts."""
 
 import dataclasses
 
@@ -12,9 +12,9 @@ from specsamp_jax import _checks
 class HeuristicNumDraft:
     """The draft length of each row by the paper's heuristic: longer after full acceptance, else shorter.
 
-    Each row starts at `initial`, adds `increase` after a step that accepted all its drafts and takes off
-    `decrease` otherwise, between 1 and the largest of `lengths`. A step is compiled for each of `lengths`;
-    the shortest that holds all rows' drafts is run, and a row that wants fewer drafts no further.
+    Each row starts at `initial`, adds `increase` after a step that accepted all its drafts and subtracts
+    `decrease` otherwise, clipped to 1 and the largest of `lengths`. A step is compiled for each of `lengths`. Each step
+    runs the smallest that is at least the draft length of every row; rows with a smaller one draft fewer tokens.
 
     Source: Wagner et al. (2024, arXiv 2406.11016, section 4), after Hugging Face's assisted generation.
     """
@@ -26,7 +26,9 @@ class HeuristicNumDraft:
 
     def __post_init__(self):
         if not isinstance(self.lengths, tuple):
-            raise ValueError(f"HeuristicNumDraft.lengths must be a tuple, for it sets programs; got {self.lengths!r}.")
+            raise ValueError(
+                f"HeuristicNumDraft.lengths must be a tuple, because each length is compiled; got {self.lengths!r}."
+            )
         for length in self.lengths:
             _checks.count("Each of HeuristicNumDraft.lengths", length, 1)
         _checks.count("HeuristicNumDraft.initial", self.initial, 1)

@@ -34,7 +34,7 @@ def _processor(*static: str) -> Callable[[type], type]:
 
 @_processor()
 class RepetitionPenalty:
-    """Divides positive logits of tokens that the text holds by `penalty`, and multiplies negative ones by it.
+    """Divides positive logits of tokens that occur in the text by `penalty`, and multiplies negative ones by it.
 
     Attributes:
       penalty: Above 1 discourages repetition; 1 is off. A number, or `[B]`.
@@ -78,10 +78,10 @@ class CountPenalty:
 
 @_processor("size")
 class NoRepeatNGram:
-    """Forbids every token that would complete an n-gram which the text holds already.
+    """Forbids every token that would complete an n-gram that occurs in the text.
 
     Attributes:
-      size: Tokens of an n-gram, 1 or more.
+      size: n, the number of tokens of an n-gram, 1 or more.
 
     Source: Paulus et al. (2017, arXiv 1705.04304), section 2.5.
     """
@@ -144,12 +144,12 @@ class SuppressTokens:
 class SuppressBefore:
     """Forbids tokens until the text is `length` tokens long, prompt included.
 
-    With end tokens it sets the fewest tokens of a text; with `length` one more than the prompt's, the tokens that no
-    text begins with.
+    With end tokens as `forbidden` it sets the minimum length of a text. With `length` one more than the prompt's, it
+    forbids tokens as the first of a text.
 
     Attributes:
       forbidden: The tokens.
-      length: The length from which on they may come. A number, or `[B]`.
+      length: Text length from which on the tokens are allowed. A number, or `[B]`.
     """
 
     forbidden: tuple[int, ...]
@@ -202,12 +202,12 @@ class Chain:
     def __call__(
         self, tokens: Int[Array, "B L"], lengths: Int[Array, "B"], logits: Float[Array, "B V"]
     ) -> Float[Array, "B V"]:
-        """Returns the logits after all of them."""
+        """Returns the logits after all processors."""
         return functools.reduce(lambda out, process: process(tokens, lengths, out), self.processors, logits)
 
 
 def _column(value: ArrayLike, logits: Float[Array, "B V"]) -> Float[Array, "B 1"]:
-    """A number, or one per row, beside the logits."""
+    """A number, or one per row, as a column that broadcasts against the logits."""
     return jnp.broadcast_to(jnp.asarray(value, logits.dtype), logits.shape[:1])[:, None]
 
 
@@ -228,13 +228,13 @@ def _counts(
     first = jnp.broadcast_to(jnp.asarray(first), lengths.shape)[:, None]
     counted = (position >= first) & (position < lengths[:, None])
     rows = jnp.arange(tokens.shape[0])[:, None]
-    # What lies outside the vocabulary, padding above all, is dropped.
+    # Ids outside the vocabulary, such as padding, are dropped.
     index = jnp.where(counted & (tokens >= 0), tokens, vocab_size)
     return jnp.zeros((tokens.shape[0], vocab_size), jnp.int32).at[rows, index].add(1, mode="drop")
 
 
 def _scatter(mask: Bool[Array, "B L"], tokens: Int[Array, "B L"], vocab_size: int) -> Bool[Array, "B V"]:
-    """True at the tokens of each row that are marked."""
+    """True at each vocabulary entry that occurs in its row at a position where `mask` is True."""
     rows = jnp.arange(tokens.shape[0])[:, None]
     index = jnp.where(mask & (tokens >= 0), tokens, vocab_size)
     return jnp.zeros((tokens.shape[0], vocab_size), bool).at[rows, index].set(True, mode="drop")

@@ -1,6 +1,6 @@
-"""Arguments of the decoding loop in two parts: those that decide which program is compiled, and data.
+"""Splits arguments of the decoding loop into static values, which decide the compiled program, and data.
 
-What is data may change without a new trace. A part that decides is hashable.
+Data may change without a new trace. Static values are hashable.
 """
 
 import inspect
@@ -28,10 +28,10 @@ Fixed = tuple[tuple[str, Any], ...]
 
 
 def split(sampling: SamplingParams, batch_size: int) -> tuple[Fixed, dict[str, Array | np.ndarray]]:
-    """The filters that are off for certain, with their names, and the other parameters as arrays `[B]`.
+    """Returns names and values of the filters that are static and off, and the other parameters as arrays `[B]`.
 
-    A filter that is a Python number and off is not compiled. The temperature and every other parameter are data: a
-    number, a scalar array and one value per row are the same program.
+    A filter that is switched off by a Python number is not compiled. The temperature and every other parameter are
+    data: a number, a scalar array and one value per row use one program.
     """
     fixed, traced = {}, {}
     for name, value in sampling._asdict().items():
@@ -43,20 +43,20 @@ def split(sampling: SamplingParams, batch_size: int) -> tuple[Fixed, dict[str, A
 
 
 def join(fixed: Fixed, traced: dict[str, ArrayLike]) -> SamplingParams:
-    """The parameters that `split` split."""
+    """Inverse of `split`."""
     return SamplingParams(**dict(fixed), **traced)
 
 
 def _per_row(value: Any, batch_size: int, kind: type) -> Array | np.ndarray:
     if not isinstance(value, jax.Array):
-        # NumPy's array is cheaper to make than JAX's, and moves when the program is called.
+        # A NumPy array costs less to create than a JAX array, and is transferred when the program is called.
         return np.broadcast_to(np.asarray(value, jnp.dtype(jnp.result_type(kind))), (batch_size,))
     array = value.astype(jnp.result_type(kind))
     return array if array.shape == (batch_size,) else jnp.broadcast_to(array, (batch_size,))
 
 
 def pad_end_tokens(eos_token: int | Sequence[int] | Int[Array, "E"] | None) -> Int[Array | np.ndarray, "N"]:
-    """The end tokens with `NO_TOKEN` up to a common number: none, one and a few of them are the same program."""
+    """Pads the end tokens with `NO_TOKEN`, so that zero to `FEWEST_ENDS` of them use one program."""
     ends = eos_token if isinstance(eos_token, jax.Array) else np.asarray(() if eos_token is None else eos_token, int)
     ends = ends.reshape(-1).astype(np.int32)
     width = max(FEWEST_ENDS, 1 << max(ends.size - 1, 0).bit_length())
@@ -65,10 +65,10 @@ def pad_end_tokens(eos_token: int | Sequence[int] | Int[Array, "E"] | None) -> I
 
 
 def split_processor(process_logits_fn: Callable[..., Any] | None) -> tuple[Callable[..., Any] | None, Any]:
-    """The function itself if it is part of the program, and the pytree if it is data: one of them is None.
+    """Returns `(function, None)` for a processor that is compiled in, `(None, pytree)` for one that is data.
 
-    A processor that JAX knows as a pytree is data, with its functions and its static fields in the tree's structure.
-    Any other one is compiled in: a function, or a hashable object that is equal to another only if they do the same.
+    A registered pytree is data, with its functions and static fields in the tree structure. Any other processor is
+    compiled in: a function, or a hashable object; equal objects must compute equal results.
 
     Raises:
       ValueError: The processor is an object with attributes that JAX can neither see nor compare. If one of them
@@ -90,10 +90,10 @@ def split_processor(process_logits_fn: Callable[..., Any] | None) -> tuple[Calla
 
 
 def join_processor(fn: Callable[..., Any] | None, data: Any) -> Callable[..., Any] | None:
-    """The processor that `split_processor` split."""
+    """Inverse of `split_processor`."""
     return data if fn is None else fn
 
 
 def _compared_by_identity(value: Any) -> bool:
-    """Whether it is an object with attributes, and equal to itself alone."""
+    """Whether `value` has attributes but no hash of its own, so that its changes are invisible to JAX."""
     return bool(getattr(value, "__dict__", None)) and type(value).__hash__ is object.__hash__

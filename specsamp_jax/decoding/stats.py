@@ -7,9 +7,9 @@ from jaxtyping import Int
 def accepted_by_position(num_drafted: Int[np.ndarray, "K"], num_accepted: Int[np.ndarray, "K"]) -> list[float]:
     """Returns the share of drafts accepted at each position, given that all drafts before it were accepted.
 
-    A position counts as reached where a draft was made there and the draft before it was accepted. Where the draft
-    length varies the counts do not say how often that was, and the share is a lower bound. It is 0 for a position that
-    was never reached.
+    A position counts as reached in a step if a token was drafted there and the draft before it was accepted. If the
+    draft length varies, the counts bound the number of times a position was reached from above only, so the share is a
+    lower bound. It is 0 for a position that was never reached.
 
     Args:
       num_drafted: `Stats.num_drafted`, or a sum of several.

@@ -1,4 +1,4 @@
-"""One step of decoding: draft, score, verify, append; and the state that it carries on."""
+"""One step of decoding (draft, score, verify, append) and the state between steps."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -25,15 +25,15 @@ VerifyFn = Callable[..., Verification]
 
 
 class DecodeState(NamedTuple):
-    """What the next step needs. W = L + the longest draft: room for drafts that will be cut.
+    """State between steps. W = L + the longest draft length, because a step may draft beyond a row's limit.
 
     Attributes:
-      tokens: The text of each row, `PAD_TOKEN` behind it.
+      tokens: The text of each row, then `PAD_TOKEN`.
       lengths: Tokens of each row so far.
-      limits: The length at which a row ends.
-      finished: Rows that met an end token or their limit.
+      limits: Maximum length of each row.
+      finished: True for rows that have an end token or have reached their limit.
       log_probs: log p of generated tokens, 0 elsewhere.
-      num_draft: How many tokens each row drafts next.
+      num_draft: Draft length of each row in the next step.
       target_cache: The target's cache.
       draft_state: The drafter's state.
     """
@@ -49,11 +49,11 @@ class DecodeState(NamedTuple):
 
 
 class StepInfo(NamedTuple):
-    """What one step did, for an observer.
+    """Tokens and counts of one step.
 
     Attributes:
       tokens: The tokens that each row gained, then `PAD_TOKEN`; none in rows that were finished before.
-      num_tokens: How many those are.
+      num_tokens: Number of tokens that each row gained.
       num_drafted: Drafts that were verified, 0 in rows that were finished before.
       num_accepted: Drafts that were accepted, 0 in rows that were finished before.
       status: As in `Verification`.
@@ -79,7 +79,7 @@ def init(
     max_new_tokens: int,
     prompt_lengths: Int[Array | np.ndarray, "B"] | None = None,
 ) -> DecodeState:
-    """The state before the first step: both models have seen the prompts. Arguments are those of `generate`.
+    """Returns the state before the first step, with the prompts in the caches. Arguments are those of `generate`.
 
     Example:
       >>> import jax.numpy as jnp, specsamp_jax as ss
@@ -98,12 +98,12 @@ def init(
         prompt_lengths = jnp.full((batch_size,), width, jnp.int32)
     prompt_lengths = jnp.asarray(prompt_lengths, jnp.int32)
     inside = jnp.arange(width) < prompt_lengths[:, None]
-    # Columns past a prompt's length are fed as token 0: their cache entries are replaced before they are seen.
+    # Columns past a prompt's length are fed as token 0: their cache entries are replaced before they are attended.
     fed = jnp.where(inside, prompt, 0).astype(jnp.int32)
-    room = width + max_new_tokens + longest
+    buffer_length = width + max_new_tokens + longest
     if not isinstance(prompt, Tracer):
-        _checks.prompt_ids(prompt, prompt_lengths, vocab_size(target, (batch_size, width), room))
-    tokens = jnp.pad(jnp.where(inside, fed, PAD_TOKEN), ((0, 0), (0, room - width)), constant_values=PAD_TOKEN)
+        _checks.prompt_ids(prompt, prompt_lengths, vocab_size(target, (batch_size, width), buffer_length))
+    tokens = jnp.pad(jnp.where(inside, fed, PAD_TOKEN), ((0, 0), (0, buffer_length - width)), constant_values=PAD_TOKEN)
     return DecodeState(
         tokens=tokens,
         lengths=prompt_lengths,
@@ -111,8 +111,8 @@ def init(
         finished=jnp.zeros((batch_size,), bool),
         log_probs=jnp.zeros(tokens.shape, jnp.float32),
         num_draft=jnp.full((batch_size,), num_draft_module.initial(num_draft), jnp.int32),
-        target_cache=prefill(target, fed, room),
-        draft_state=() if drafter is None else drafter.init(fed, room),
+        target_cache=prefill(target, fed, buffer_length),
+        draft_state=() if drafter is None else drafter.init(fed, buffer_length),
     )
 
 
@@ -128,9 +128,9 @@ def step(
     verify_fn: VerifyFn = verify,
     process_logits_fn: ProcessLogitsFn | None = None,
 ) -> tuple[DecodeState, StepInfo]:
-    """One step: K drafts, one pass of the target over them, and the tokens that the rule lets through.
+    """Runs one step: drafts K tokens, scores them in one pass of the target, and appends the emitted tokens.
 
-    What a row draws depends on its key and its length, so the same `key` serves every step. Arguments are
+    The draws of a row depend on its key and its length, so one `key` serves all steps. Arguments are
     those of `generate`; `num_draft` and `draft` must be those of `init`.
 
     Example:
@@ -149,17 +149,17 @@ def step(
     keys = streams.fold_in(streams.row_keys(key, batch_size), state.lengths)
     drafter, num_draft = resolve(draft, num_draft)
     compiled = num_draft_module.compiled_lengths(num_draft)
-    room = state.tokens.shape[1] - compiled[-1]
+    buffer_length = state.tokens.shape[1] - compiled[-1]
 
     def process(tokens, lengths, logits):
         if process_logits_fn is None:
             return logits
-        length = jnp.minimum(lengths, room)
-        text = jnp.where(jnp.arange(room) < length[:, None], tokens[:, :room], PAD_TOKEN)
+        length = jnp.minimum(lengths, buffer_length)
+        text = jnp.where(jnp.arange(buffer_length) < length[:, None], tokens[:, :buffer_length], PAD_TOKEN)
         return process_logits_fn(text, length, logits)
 
     def verify_drafts(length, state):
-        """Draft, score and verify with `length` drafts at most; padded to the longest."""
+        """Drafts, scores and verifies at most `length` tokens; the results are padded to the longest draft length."""
         proposal, draft_state = Draft(jnp.zeros((batch_size, 0), jnp.int32)), state.draft_state
         if drafter is not None and length > 0:
             proposal, draft_state = drafter.propose(
@@ -217,7 +217,7 @@ def step(
 
 
 def resolve(draft: Model | Drafter | None, num_draft: NumDraft) -> tuple[Drafter | None, NumDraft]:
-    """A drafter for a model; and no drafts where there is nobody to draft."""
+    """Wraps a model in a `ModelDrafter`; without a drafter the draft length is 0."""
     if draft is None:
         return None, 0
     return ModelDrafter(draft) if isinstance(draft, Model) else draft, num_draft
@@ -233,17 +233,17 @@ def check_values(
     num_draft: NumDraft,
     max_new_tokens: int,
 ) -> None:
-    """Raises ValueError where ids are not in the target's vocabulary, or the drafter's parameters out of range."""
+    """Raises ValueError if ids are outside the target's vocabulary, or parameters of the drafter out of range."""
     if isinstance(drafter, ModelDrafter | ConfidenceDrafter):
         drafter.check(prompt.shape[0])
-    room = prompt.shape[1] + max_new_tokens + num_draft_module.compiled_lengths(num_draft)[-1]
-    size = vocab_size(target, prompt.shape, room)
+    buffer_length = prompt.shape[1] + max_new_tokens + num_draft_module.compiled_lengths(num_draft)[-1]
+    size = vocab_size(target, prompt.shape, buffer_length)
     _checks.prompt_ids(prompt, prompt_lengths, size)
     _checks.end_tokens(eos_token, size)
 
 
 def eos_tokens(eos_token: int | Sequence[int] | Int[Array, "E"] | None) -> Int[Array, "E"]:
-    """All end tokens, possibly none."""
+    """All end tokens as one array, empty for None."""
     return jnp.ravel(jnp.asarray(() if eos_token is None else eos_token, jnp.int32))
 
 
@@ -253,7 +253,7 @@ def _cut(
     state: DecodeState,
     eos_token: int | Sequence[int] | Int[Array, "E"] | None,
 ) -> tuple[Int[Array, "B"], Bool[Array, "B"]]:
-    """How many of the emitted tokens each row keeps, and which rows end with them.
+    """Number of emitted tokens that each row keeps, and whether the row ends with them.
 
     A row ends with its first end token, or at its limit; a finished row keeps none.
     """

@@ -1,4 +1,4 @@
-"""Verification rules as deterministic cores: arrays and uniforms in, a `Verification` out.
+"""Verification rules as deterministic functions (cores): arrays and uniforms in, a `Verification` out.
 
-A core draws nothing and knows no key, so that a kernel can take its place and be held to the same tokens.
+A core takes uniforms instead of a key, so that a kernel can replace it and be tested for equal tokens.
 """

@@ -1,4 +1,4 @@
-"""The block rule: drafts are accepted together, which is exact and never shorter in expectation than one by one."""
+"""The block rule: accepts drafts jointly; exact, and in expectation at least as many as the token rule accepts."""
 
 from typing import NamedTuple
 
@@ -16,8 +16,8 @@ class _Stop(NamedTuple):
     """State of the search for the last accepted draft, from the right.
 
     Attributes:
-      num_accepted: The candidate: where the sequence stops if it is decided.
-      decided: Whether the search has ended.
+      num_accepted: The candidate; the number of accepted drafts once `decided` is True.
+      decided: Whether the search of the sequence has ended.
     """
 
     num_accepted: Int[Array, "B"]
@@ -37,7 +37,7 @@ def verify_block(
     sequence keeps i of its n drafts for the largest i with `u_i < h_i`, where `h_n = P_n`, `h_0 = 1` and else
     `h_i = Z_{i+1} / (Z_{i+1} + 1 - P_i)`; its last token has weights `max(P_i p_{i+1} - q_{i+1}, 0)`, or p after n
     drafts. Since `h_i <= P_i`, only positions with `u_i < P_i` can be the last one: they are tried from the right,
-    one row a sequence at a time, about one and a half on average.
+    one row per sequence at a time, about 1.5 rows on average.
     """
     tokens, vocab_size = draft.tokens, target_logits.shape[-1]
     num_draft = tokens.shape[1]
@@ -47,15 +47,15 @@ def verify_block(
     scored = target.first(num_draft)
     log_p, log_q = dist.log_prob(scored, tokens), dist.log_prob(drafter, tokens)
     drafted = emit.draft_mask(tokens)
-    # A draft ends before a token that q cannot have given, and before a degenerate row of either model: what follows
-    # is the target's own token, or the first largest logit.
+    # A draft is cut before a token of q = 0 and before a degenerate row of either model: the token after it is
+    # sampled from p, or is the first largest logit if the target's row is degenerate.
     trusted = drafted & (log_q > -jnp.inf) & (tokens < vocab_size)
     num_usable = emit.num_leading(trusted & ~scored.degenerate)
     log_ratio = jnp.where(trusted, log_p - log_q, -jnp.inf)
     joint = _joint_prob(log_ratio)
 
     def residual(num_accepted):
-        """[B, V] weights of the token after `num_accepted` drafts."""
+        """Weights `[B, V]` of the token after `num_accepted` drafts."""
         p = dist.probs(target.take(num_accepted), vocab_size)
         if num_draft == 0:
             return p
@@ -80,7 +80,7 @@ def verify_block(
 
 
 def _joint_prob(log_ratio: Float[Array, "B K"]) -> Float[Array, "B K1"]:
-    """P_0 to P_K: how probable the drafts so far are under the target, over the draft, and 1 at most."""
+    """P_0 to P_K: products of the ratios p/q up to each draft, each product clipped to 1."""
     log_prob, steps = jnp.zeros_like(log_ratio[:, :1]), []
     for i in range(log_ratio.shape[1]):
         steps.append(log_prob)
@@ -89,11 +89,11 @@ def _joint_prob(log_ratio: Float[Array, "B K"]) -> Float[Array, "B K1"]:
 
 
 def _num_accepted(joint, num_usable, uniforms, residual) -> Int[Array, "B"]:
-    """The largest i with u_i < h_i; the weights of a row are added up only where u_i < P_i leaves it in question."""
+    """The largest i with u_i < h_i. A row's weights are summed only if u_i < P_i, because h_i <= P_i."""
     batch_size, num_draft = uniforms.shape
     if num_draft == 0:
         return jnp.zeros_like(num_usable)
-    # u_i and P_i of the drafts 1 to K; before the first one a sequence can always stop.
+    # Candidates are 0, which is always possible, and each i from 1 to K with u_i < P_i.
     candidate = jnp.concatenate([jnp.ones((batch_size, 1), bool), uniforms < joint[:, 1:]], axis=1)
     index = jnp.arange(num_draft + 1)
 
@@ -105,7 +105,7 @@ def _num_accepted(joint, num_usable, uniforms, residual) -> Int[Array, "B"]:
         total = draw.tile_sums(residual(stop.num_accepted)).sum(-1)
         remaining = 1 - _at(joint, stop.num_accepted)
         u = _at(jnp.pad(uniforms, ((0, 0), (1, 0))), stop.num_accepted)
-        # u < Z / (Z + 1 - P), without a division of zero by zero: nothing is left of equal rows, which stop later.
+        # u < Z / (Z + 1 - P) without the division: 0/0 if p equals q and P is 1, where `accepted` is False.
         accepted = (u * (total + remaining) < total) | (stop.num_accepted == 0)
         decided = stop.decided | accepted
         return _Stop(jnp.where(decided, stop.num_accepted, largest(stop.num_accepted - 1)), decided)

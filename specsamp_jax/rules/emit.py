@@ -1,4 +1,4 @@
-"""The steps that the rules share: which drafts count, what is emitted, how the result is packed."""
+"""Steps shared by the rules: valid drafts, the sample from the residual, packing of the result."""
 
 from collections.abc import Callable
 
@@ -13,26 +13,26 @@ from specsamp_jax.sampling.mesh_axes import cond
 
 
 def draft_mask(tokens: Int[Array, "B K"]) -> Bool[Array, "B K"]:
-    """True up to where a row drafted no further."""
+    """True at the drafted tokens of each row: those before its first negative token."""
     return num_leading(tokens >= 0)[:, None] > jnp.arange(tokens.shape[1])
 
 
 def num_leading(mask: Bool[Array, "B K"]) -> Int[Array, "B"]:
-    """How many of the leading entries of each row are True."""
+    """Number of True entries of each row before its first False."""
     return jnp.cumprod(mask, axis=1, dtype=jnp.int32).sum(1, dtype=jnp.int32)
 
 
 def exp(values: Float[Array, "B n"]) -> Float[Array, "B n"]:
-    """The exponential, by itself: fused with its neighbours, XLA's CPU backend takes another one in another batch."""
+    """`jnp.exp` behind barriers: fused, XLA's CPU backend would choose the exponential by the batch size."""
     return lax.optimization_barrier(jnp.exp(lax.optimization_barrier(values)))
 
 
 def last_draft_row(
     drafter: dist.Rows, drafted: Bool[Array, "B K"], num_accepted: Int[Array, "B"]
 ) -> tuple[dist.Rows, Bool[Array, "B 1"]]:
-    """The draft's row at which each sequence stopped, and whether it stopped there by rejecting (K > 0).
+    """The draft's row at which each sequence stopped, and whether the draft there was rejected (K > 0).
 
-    A sequence that accepted all that it drafted rejects nothing: its last token is the target's own.
+    A sequence that accepted all its drafts rejected none: its last token is sampled from p.
     """
     num_draft = drafted.shape[1]
     row = jnp.minimum(num_accepted, num_draft - 1)
@@ -44,7 +44,7 @@ def sample_residual(
     fallback_fn: Callable[[], Float[Array, "B V"]],
     uniforms: Float[Array, "B 2"],
 ) -> tuple[Int[Array, "B"], Bool[Array, "B"]]:
-    """A token by the residual's weights, by the fallback's where those are all zero; and where that was."""
+    """Samples from the residual, or from `fallback_fn()` if the residual is zero; also returns where it is zero."""
     sums = draw.tile_sums(residual)
     empty = sums.sum(-1) == 0
 
@@ -65,7 +65,7 @@ def pack(
     accept_prob: Float[Array, "B K"],
     status: Int[Array, "B"],
 ) -> Verification:
-    """The accepted drafts, then the last token, then padding."""
+    """Packs a `Verification`: the accepted drafts, then the last token, then padding."""
     position = jnp.arange(draft_tokens.shape[1] + 1)
     accepted, last = position < num_accepted[:, None], position == num_accepted[:, None]
 
@@ -79,7 +79,7 @@ def pack(
 
 
 def in_use(mask: Bool[Array, "B R"], num_accepted: Int[Array, "B"]) -> Bool[Array, "B"]:
-    """Whether any row is marked among those up to and including the one that emitted the last token."""
+    """Whether `mask` is True in any row from 0 to `num_accepted`, the row that emitted the last token."""
     return (mask & (jnp.arange(mask.shape[1]) <= num_accepted[:, None])).any(1)
 
 

@@ -1,4 +1,4 @@
-"""The GPU kernels with the signatures of the cores: same arrays and uniforms in, same tokens out."""
+"""GPU kernels with the signatures of the cores: equal arrays and uniforms give equal tokens."""
 
 from collections.abc import Callable
 
@@ -16,7 +16,7 @@ from specsamp_jax.sampling import kernels
 from specsamp_jax.sampling import rows as dist
 
 MAX_VOCABULARY = 2_000_000
-"""The sums of so many tiles are searched at once."""
+"""Limit of the vocabulary size: one block searches the sums of all its tiles at once."""
 
 
 def why_not(target_logits: Float[Array, "B K1 V"], draft: Draft) -> str | None:
@@ -55,7 +55,7 @@ def verify_token(
 ) -> Verification:
     """Returns the verification by the token rule's kernel; equal to `token.verify_token` up to rounding.
 
-    `log_probs` and `accept_prob` come from the hardware's exponential and logarithm, good to about 1e-6. `kernel` is
+    `log_probs` and `accept_prob` use the hardware's exponential and logarithm, accurate to about 1e-6. `kernel` is
     `choose_token_kernel` if None, and `config` chosen by the kernel.
     """
     kernel = kernel or choose_token_kernel(target_logits, draft)
@@ -84,8 +84,8 @@ def verify_sigmoid(
 ) -> Verification:
     """Returns the verification by the sigmoid rule's kernel; equal to `sigmoid.verify_sigmoid` up to rounding.
 
-    Where a target row may be greedy, that core itself runs. `log_probs` are computed by XLA, which drops them, and
-    the pass over all rows that they need, where they are not used.
+    If a target row may be greedy, `sigmoid.verify_sigmoid` runs instead of the kernel. `log_probs` are computed by
+    XLA, which removes them, with the pass over all rows that they need, if they are unused under `jit`.
     """
     if target_filter.greedy is not None:
         core = sigmoid_rule.verify_sigmoid

@@ -1,4 +1,4 @@
-"""The sigmoid rule of the paper, an approximation: element-wise scores in the place of probabilities."""
+"""The sigmoid rule of the paper, an approximation: element-wise scores replace probabilities."""
 
 import jax
 import jax.numpy as jnp
@@ -24,9 +24,9 @@ def verify_sigmoid(
     """The sigmoid rule of Wagner et al. (2024, arXiv 2406.11016), `s(z) = sigmoid((z - alpha)/(beta - alpha))`.
 
     Accepts with probability min(1, s_p(x)/s_q(x)); the residual is max(0, s_p - s_q), the bonus s_p. A token
-    that is filtered out scores 0; a certain row (greedy, or drafted without chance) scores 1 at its token.
-    Accepting reads one logit a row; only log_probs need a pass over all rows, which XLA drops where they are
-    not used.
+    that is filtered out scores 0; in a greedy row, or a row of a deterministic drafter, its token scores 1 and the
+    others 0. Acceptance reads one logit per row; only `log_probs` need a pass over all rows, which XLA removes if
+    they are unused.
     """
     tokens, vocab_size = draft.tokens, target_logits.shape[-1]
     target = dist.target_rows(target_logits, target_filter)
@@ -38,7 +38,7 @@ def verify_sigmoid(
     drafted = emit.draft_mask(tokens)
     usable = drafted & (score_p > 0)
     accept_prob = jnp.where(usable & ~jnp.isnan(score_q), jnp.minimum(score_p / score_q, 1), 0)
-    # Strictly: u can be 0. A score of NaN accepts nothing.
+    # Strictly less, because u can be 0. A score of NaN rejects.
     num_accepted = emit.num_leading(usable & (uniforms.accept * score_q < score_p))
 
     last = target.take(num_accepted)
@@ -67,7 +67,7 @@ def verify_sigmoid(
 
 
 def _degenerate(row: dist.Rows) -> Bool[Array, "B 1"]:
-    """Where a row's scores make no distribution: NaN or +inf among the logits, or none above -inf."""
+    """True for a row without a distribution of scores: NaN or +inf among the logits, or all of them -inf."""
     if row.logits is None:
         return jnp.zeros(row.offset.shape, bool)
     return ~jnp.isfinite(row.logits.max(-1)) | jnp.isnan(row.logits).any(-1)
@@ -80,7 +80,7 @@ def _score(z: Array, alpha: int | float, beta: int | float) -> Array:
 def _token_score(
     rows: dist.Rows, tokens: Int[Array, "B R"], alpha: int | float, beta: int | float
 ) -> Float[Array, "B R"]:
-    """The score of one token a row."""
+    """The score of one token per row."""
     absolute = rows._replace(offset=jnp.zeros_like(rows.offset))
     score = _score(dist.token_logits(absolute, tokens), alpha, beta)
     if rows.certain is not None:
@@ -89,7 +89,7 @@ def _token_score(
 
 
 def _kept(logits: Float[Array, "B 1 V"], filter: Filter) -> tuple[Float[Array, "B V"], Bool[Array, "B V"]]:
-    """The scaled logits of one row a sequence, and which of them are kept."""
+    """The scaled logits of one row per sequence, and the mask of those that the filter keeps."""
     z = wide(logits[:, 0])
     kept = z > -jnp.inf
     if filter.cutoff is not None:
@@ -98,7 +98,7 @@ def _kept(logits: Float[Array, "B 1 V"], filter: Filter) -> tuple[Float[Array, "
 
 
 def _scores(row: dist.Rows, vocab_size: int, alpha: int | float, beta: int | float) -> Float[Array, "B V"]:
-    """The scores of one row a sequence."""
+    """The scores of one row per sequence."""
     index = jnp.arange(vocab_size)
     if row.logits is None:
         return (index == row.certain).astype(row.offset.dtype)
@@ -110,10 +110,10 @@ def _scores(row: dist.Rows, vocab_size: int, alpha: int | float, beta: int | flo
 def _residual(
     p: dist.Rows, q: dist.Rows, vocab_size: int, alpha: int | float, beta: int | float
 ) -> Float[Array, "B V"]:
-    """max(0, s_p - s_q) of one row a sequence.
+    """max(0, s_p - s_q) of one row per sequence.
 
-    Between two sigmoids a and b apart by 1e-4 a subtraction would leave three digits; the same difference is
-    `-sigmoid(a) sigmoid(-b) expm1(b - a)`.
+    Subtracting sigmoids of arguments a and b that differ by 1e-4 would leave three digits. `-sigmoid(a) sigmoid(-b)
+    expm1(b - a)` equals the difference without cancellation.
     """
     score_p, score_q = (_scores(row, vocab_size, alpha, beta) for row in (p, q))
     difference = score_p - score_q
@@ -124,7 +124,7 @@ def _residual(
             if row.certain is not None:
                 soft &= row.certain < 0
         z_p, z_q = (jnp.where(soft, z, 0) for z in (z_p, z_q))
-        # Nothing is left where q is larger, and nothing times infinity would be no number.
+        # Clipped to 0, where the residual is 0 because z_q >= z_p: 0 times an infinite expm1 would be NaN.
         above = jnp.minimum((z_q - z_p) / (beta - alpha), 0)
         exact = -score_p * jax.nn.sigmoid((alpha - z_q) / (beta - alpha)) * jnp.expm1(above)
         difference = jnp.where(soft, exact, difference)

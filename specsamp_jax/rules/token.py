@@ -16,11 +16,13 @@ def verify_token(
     draft_filter: Filter,
     uniforms: Uniforms,
 ) -> Verification:
-    """The token rule of Leviathan et al. (2023, arXiv 2211.17192, algorithm 1) and Chen et al. (2302.01318).
+    """Returns the verification by the token rule (Leviathan et al., 2023, arXiv 2211.17192, algorithm 1).
 
     Draft i is accepted iff `log u_i < log p_i(x_i) - log q_i(x_i)`: strictly, since u can be 0, and with the
     difference on the right, since the product of u below 1 and q can round up to an equal p. The logsumexp
-    of every row is computed, and the vocabulary is read again on one row a sequence only.
+    of every row is computed, and the vocabulary is read again in one row per sequence only.
+
+    Source: Leviathan et al. (2023, arXiv 2211.17192, algorithm 1); Chen et al. (2023, arXiv 2302.01318).
     """
     tokens, vocab_size = draft.tokens, target_logits.shape[-1]
     target = dist.target_rows(target_logits, target_filter)
@@ -31,8 +33,8 @@ def verify_token(
     log_q = dist.log_prob(drafter, tokens)
     log_ratio = log_p - log_q
     drafted = emit.draft_mask(tokens)
-    # A token that q cannot have given says nothing: like one from a degenerate row it is not accepted, and the
-    # target's own token takes its place. A one-hot q gives whatever was drafted, but no token beyond the vocabulary.
+    # A token of q = 0, and one from a degenerate row of the draft, is rejected and replaced by a sample from p. The q
+    # of a deterministic drafter is 1 at its token, which still must be in the vocabulary.
     trusted = drafted & (log_q > -jnp.inf) & (tokens < vocab_size)
     usable = trusted & (log_p > -jnp.inf)
     accept_prob = jnp.where(usable, emit.exp(jnp.minimum(log_ratio, 0)), 0)

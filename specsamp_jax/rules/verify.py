@@ -26,28 +26,28 @@ def verify(
     *,
     implementation: str | None = None,
 ) -> Verification:
-    """The accepted drafts and one more token, distributed exactly as the target's own sampling.
+    """Returns the accepted drafts and one more token, distributed exactly as samples of the target.
 
     The token rule: draft i is accepted with probability min(1, p_i(x_i)/q_i(x_i)); at the first rejection one
     token comes from max(0, p - q), normalised, and after K acceptances one from the target's last row. Each
-    emitted token then has the law of a token sampled from p, whatever q is.
+    emitted token is then distributed as a token sampled from p, for any q.
 
-    Arithmetic is float32, or wider where the logits are. A rejected draft whose residual is zero to the last
-    bit emits from p (`EMPTY_RESIDUAL`). A target row with NaN or +inf, or with no logit above -inf, accepts
-    nothing and emits its first largest logit that is a number; a draft row of that kind, or one that gives its
-    drafted token no probability, is rejected and the target's token taken from p, which is exact still. Both
-    set `status`. Equal logits at a cutoff are kept together; a greedy row takes the first of them.
+    Arithmetic is float32, or the dtype of the logits if it is wider. A rejected draft whose residual is exactly
+    zero emits from p (`EMPTY_RESIDUAL`). A target row with NaN or +inf, or with no logit above -inf, accepts
+    no draft and emits its first largest logit, NaN ignored. The draft of a degenerate draft row, and a draft whose q is
+    zero, is rejected and the next token sampled from p, which is still exact. Both set `status`. All logits equal
+    to a cutoff are kept; a greedy row takes the first of equal largest logits.
 
     Args:
       key: One JAX key, or one per row. With one per row, a row's result depends on that row alone. Keys of other
-        implementations than threefry, and the raw words of `jax.random.PRNGKey`, are made threefry keys first.
-      target_logits: Row i scores drafted token i, row K the bonus token. Any floating-point type. Logits, not
-        probabilities, of which nothing tells them apart: take the logarithm of those.
-      draft: What was proposed; see `Draft`.
-      sampling: What is applied to `target_logits`; None is temperature 1 with no filter.
-      implementation: None for the best on what the program is compiled for: the kernel on NVIDIA GPUs from Hopper
-        on, XLA elsewhere. A program that is exported for CUDA by a process without a GPU has the kernel. Or
-        "xla" or "pallas" by name.
+        implementations than threefry, and the raw words of `jax.random.PRNGKey`, are converted to threefry keys.
+      target_logits: Row i scores drafted token i, row K the bonus token. Any floating-point type. Probabilities
+        cannot be told from logits: pass their logarithm.
+      draft: The proposal; see `Draft`.
+      sampling: Temperature and filters for `target_logits`; None is temperature 1 with no filter.
+      implementation: None chooses by the platform of the compiled program: the kernel on NVIDIA GPUs from Hopper
+        on, XLA elsewhere. A program that is exported for CUDA by a process without a GPU contains the kernel.
+        "xla" and "pallas" ask for one by name.
 
     Returns:
       A `Verification` of B rows; `num_accepted + 1` tokens of each are emitted.
@@ -77,15 +77,15 @@ def verify_block(
     *,
     implementation: str | None = None,
 ) -> Verification:
-    """The accepted drafts and one more token by block verification: exact, and never fewer tokens in expectation.
+    """Returns the accepted drafts and one more token by block verification: exact, in expectation never fewer tokens.
 
-    The drafts of a sequence are judged together. Draft i is kept with all before it with a probability that looks at
-    the product of the ratios p/q so far, so that a token the target likes makes up for one before it. Emitted tokens
-    have the law of tokens sampled from p, as those of `verify` have, and are at least as many in expectation.
+    The drafts of a sequence are accepted jointly. The probability of keeping the drafts up to i depends on the product
+    of their ratios p/q, so that a token with a large ratio can compensate for one before it. Emitted tokens are
+    distributed as tokens sampled from p, as those of `verify`, and are at least as many in expectation.
 
-    Arithmetic, edges and errors are those of `verify`. A draft ends before a degenerate row, or before a token that q
-    cannot have given, and the target's token follows it. `accept_prob` is min(1, p/q), which is not the probability
-    with which this rule keeps a draft.
+    Arithmetic, edges and errors are those of `verify`. A draft is cut before a degenerate row and before a token of
+    q = 0, and the next token is sampled from p. `accept_prob` is min(1, p/q), which is not the probability with which
+    this rule keeps a draft.
 
     Args:
       key: As in `verify`.
@@ -95,7 +95,7 @@ def verify_block(
       implementation: As in `verify`; there is no kernel yet.
 
     Returns:
-      A `Verification`, as of `verify`.
+      A `Verification`, as in `verify`.
 
     Raises:
       ValueError: As in `verify`.
@@ -128,10 +128,10 @@ def verify_sigmoid(
     Softmax is replaced, element by element, by `s(z) = sigmoid((z - alpha)/(beta - alpha))` of the filtered
     logits, so that no sum over the vocabulary is needed before a draft is accepted: acceptance is
     min(1, s_p(x)/s_q(x)), the residual max(0, s_p - s_q), the bonus s_p. With beta - alpha far above the
-    logits nearly everything is accepted and what is emitted follows the draft's distribution.
+    logits nearly all drafts are accepted and the emitted tokens follow the draft's distribution.
 
-    `log_probs` are those of the softmax target all the same; under `jit` they cost nothing where unused.
-    `status` looks at the row that emitted the last token only, for the others are not read.
+    `log_probs` are those of the softmax target; under `jit` they cost nothing if unused. `status` covers only the row
+    that emitted the last token, because the other rows are not read.
 
     Args:
       key: As in `verify`.
@@ -139,11 +139,11 @@ def verify_sigmoid(
       draft: As in `verify`. `log_normalizers` are not needed.
       sampling: As in `verify`. Greedy rows are exact; the rest of the approximation is unchanged.
       implementation: As in `verify`.
-      alpha: The logit at which the sigmoid is one half. The default is what the paper's authors released.
+      alpha: The logit at which the sigmoid is one half. The default is that of the paper's released code.
       beta: alpha plus the width of the sigmoid, in logits.
 
     Returns:
-      A `Verification`, as of `verify`.
+      A `Verification`, as in `verify`.
 
     Raises:
       ValueError: As in `verify`, or beta is not above alpha.
@@ -193,12 +193,12 @@ def _verify(
     if draft.logits is not None:
         draft = draft._replace(logits=at_least_16_bits(jnp.asarray(draft.logits)))
     keys = streams.row_keys(key, batch_size)
-    # Numbers among the parameters are compiled in; as arguments of a branch they would be arrays.
+    # Python numbers among the parameters stay static; as arguments of a branch they would become arrays.
     draft_sampling, draft = draft.sampling, draft._replace(sampling=None)
 
     def decide(target_logits, draft, keys, sampling, draft_sampling):
-        """The rule on draws from the rows' keys."""
-        # The branches of `dispatch` may close over nothing that varies over mesh axes: arrays are arguments.
+        """Applies the rule, with uniforms drawn from the rows' keys."""
+        # The branches of `dispatch` must not close over arrays that vary over mesh axes: arrays are arguments.
         numbers, arrays = sampling_kernels.split(sampling, draft_sampling)
 
         def with_filters(fn, make_filters):
@@ -206,14 +206,14 @@ def _verify(
                 sampling, draft_sampling = sampling_kernels.merge(numbers, arrays)
                 draft_logits = target_logits[:, :0] if draft.logits is None else draft.logits
                 filters = make_filters((target_logits, sampling), (draft_logits, draft_sampling))
-                # The emission's two come first, so that no draw depends on how many drafts there are.
+                # The two uniforms of the emission come first, so that no draw depends on the number of drafts.
                 uniforms = Uniforms(accept=draws[:, 2:], emit=draws[:, :2])
                 return fn(target_logits, filters[0], draft, filters[1], uniforms, **constants)
 
             return run
 
         core, kernel = CORES[rule]
-        core = with_filters(core, lambda *rows: [make_filter(*one) for one in rows])
+        core = with_filters(core, lambda *rows: [make_filter(*arguments) for arguments in rows])
         kernel = kernel and with_filters(kernel, sampling_kernels.make_filters)
         arguments = target_logits, draft, streams.uniforms(keys, Purpose.VERIFY, num_rows + 1), arrays
         return dispatch(core, kernel, arguments, kernels.why_not(target_logits, draft), implementation)

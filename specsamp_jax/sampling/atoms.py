@@ -1,4 +1,4 @@
-"""The atoms of speculative sampling: pure functions of logits, without a key."""
+"""Acceptance probability, residual and acceptance rate as pure functions of logits, without a key."""
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ def accept_prob(
 ) -> Float[Array, "*b"]:
     """min(1, p(x)/q(x)) at each drafted token x.
 
-    0 where p(x) is 0, and where a token is not in [0, V); 1 where only q(x) is 0.
+    0 if p(x) is 0 or if the token is not in [0, V); 1 if only q(x) is 0.
 
     Raises:
       ValueError: The shapes do not fit, or the logits are of no floating-point type.
@@ -40,8 +40,8 @@ def accept_prob(
 def residual_logits(target_logits: Float[Array, "*b V"], draft_logits: Float[Array, "*b V"]) -> Float[Array, "*b V"]:
     """Log max(0, p - q): unnormalised logits of the distribution that follows a rejection, -inf where p <= q.
 
-    Where p equals q everywhere nothing is ever rejected, and all of a row is -inf. The difference is formed
-    as `log p + log(1 - q/p)`, which is precise for tokens whose probabilities are tiny.
+    If p equals q no draft is ever rejected, and the whole row is -inf. The difference is computed as
+    `log p + log(1 - q/p)`, which is precise for tokens with tiny probabilities.
 
     Raises:
       ValueError: The shapes do not fit, or the logits are of no floating-point type.
@@ -57,7 +57,7 @@ def residual_logits(target_logits: Float[Array, "*b V"], draft_logits: Float[Arr
     _checks.pair(target_logits, draft_logits)
     log_p, log_q = (jax.nn.log_softmax(wide(logits)) for logits in (target_logits, draft_logits))
     above = log_p > log_q
-    # Both branches of a where are differentiated: the one not taken must be finite too.
+    # The gradient of `where` evaluates both branches: the branch not taken must be finite too.
     gap = jnp.where(above & (log_q > -jnp.inf), log_q - log_p, -1.0)
     shrunk = log_p + jnp.where(log_q > -jnp.inf, jnp.log(-jnp.expm1(gap)), 0)
     return jnp.where(above, shrunk, -jnp.inf)
@@ -86,7 +86,7 @@ def expected_num_tokens(acceptance_rate: ArrayLike, num_draft: ArrayLike) -> Flo
 
     Args:
       acceptance_rate: a in [0, 1], taken as equal and independent from position to position.
-      num_draft: K, drafted tokens a step.
+      num_draft: K, drafted tokens per step.
 
     Source: Leviathan et al. (2023, arXiv 2211.17192, equation 1).
 
@@ -96,11 +96,11 @@ def expected_num_tokens(acceptance_rate: ArrayLike, num_draft: ArrayLike) -> Flo
       1.75
     """
     rate = jnp.asarray(acceptance_rate, jnp.promote_types(jnp.result_type(acceptance_rate), jnp.float32))
-    certain = rate == 1
-    safe = jnp.where(certain, 0, rate)
+    always = rate == 1
+    safe = jnp.where(always, 0, rate)
     num_tokens = jnp.asarray(num_draft) + 1
-    # 1 - a**(K+1) loses its digits near a = 1; 1 - a is exact there.
-    return jnp.where(certain, num_tokens, -jnp.expm1(num_tokens * jnp.log1p(safe - 1)) / (1 - safe))
+    # 1 - a**(K+1) cancels near a = 1, so it is computed with expm1 and log1p; 1 - a is exact there.
+    return jnp.where(always, num_tokens, -jnp.expm1(num_tokens * jnp.log1p(safe - 1)) / (1 - safe))
 
 
 def _log_prob(logits: Float[Array, "*b V"], tokens: Int[Array, "*b"]) -> Float[Array, "*b"]:

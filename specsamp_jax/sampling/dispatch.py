@@ -13,14 +13,15 @@ NEEDED = "an NVIDIA GPU of compute capability 9.0 (Hopper) or newer"
 
 
 def _has_kernels() -> bool:
-    """Whether this process has a GPU that the kernels are written for."""
+    """Whether this process runs on GPUs that the kernels support."""
     return jax.default_backend() == "gpu" and all(float(d.compute_capability) >= 9 for d in jax.devices())
 
 
 def _may_compile_kernels(arguments: object) -> bool:
-    """Whether a program that is being traced here may be compiled for such a GPU.
+    """Whether the call may be compiled for a GPU that the kernels support.
 
-    A process without any GPU may lower it for another machine's; what is not traced runs here and now.
+    A process without a GPU may export a traced program for a machine that has one. A call without tracers runs on
+    this machine.
     """
     if jax.default_backend() == "gpu":
         return _has_kernels()
@@ -40,8 +41,8 @@ def dispatch(
       core: The plain JAX function.
       kernel: The same function as a GPU kernel. None: there is none.
       arguments: The arguments of both.
-      why_not: The requirement of the kernel that these arguments do not meet; None if it takes them.
-      implementation: "xla", "pallas", or None for the kernel where the program is compiled for such a GPU.
+      why_not: The requirement of the kernel that these arguments do not meet; None if they meet all.
+      implementation: "xla", "pallas", or None for the kernel if the program is compiled for a GPU that supports it.
 
     Raises:
       NotImplementedError: "pallas" is asked for and cannot run here.
@@ -57,7 +58,7 @@ def dispatch(
         return kernel(*arguments)
     if implementation == "xla" or kernel is None or why_not is not None or not _may_compile_kernels(arguments):
         return core(*arguments)
-    # Inside a kernel every branch sees several inputs: all of them vary over the same manual axes.
+    # The branches inside a kernel combine several inputs, so all inputs must vary over the same manual axes.
     arguments = vary_like(arguments, arguments)
     kernel, core = same_axes(kernel, core, arguments=arguments)
     return lax.platform_dependent(*arguments, cuda=kernel, default=core)

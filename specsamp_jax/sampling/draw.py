@@ -17,16 +17,15 @@ from specsamp_jax.sampling.streams import Purpose
 def sample(
     key: KeyLike, logits: Float[Array, "B V"], sampling: SamplingParams | None = None
 ) -> tuple[Int[Array, "B"], Float[Array, "B"]]:
-    """One token a row from the filtered logits, and the logsumexp of those: what drafters call.
+    """Samples one token per row from the filtered logits, and returns the logsumexp of those; drafters call it.
 
     The draws are disjoint from those of `verify` for the same key. A row with NaN or +inf, or with no logit
-    above -inf, yields its first largest logit that is a number, and a logsumexp that is not finite.
+    above -inf, yields its first largest logit, NaN ignored, and a logsumexp that is not finite.
 
     Args:
       key: One JAX key, or one per row; as in `verify`.
-      logits: Any floating-point type. Logits, not probabilities, of which nothing tells them apart: take the
-        logarithm of those.
-      sampling: What is applied to the logits; None is temperature 1 with no filter.
+      logits: Any floating-point type. Probabilities cannot be told from logits: pass their logarithm.
+      sampling: Temperature and filters for the logits; None is temperature 1 with no filter.
 
     Returns:
       tokens `[B]` and log_normalizers `[B]`, as `Draft` takes them (stacked along K).
@@ -78,8 +77,8 @@ def tile_sums(weights: Float[Array, "B V"]) -> Float[Array, "B T"]:
 def sample_index(weights: Float[Array, "B n"], uniform: Float[Array, "B"]) -> Int[Array, "B"]:
     """Index of the first positive weight at which the running sum exceeds `uniform` times the total.
 
-    Where rounding leaves none, the last positive weight; where none is positive, 0. A weight of zero is
-    chosen in no other case, however the running sums are rounded.
+    If rounding leaves no such index, the last positive weight; if no weight is positive, 0. In all other cases the
+    chosen weight is positive, however the running sums are rounded.
     """
     running = jnp.cumsum(weights, axis=-1)
     positive = weights > 0
@@ -92,11 +91,11 @@ def sample_index(weights: Float[Array, "B n"], uniform: Float[Array, "B"]) -> In
 def sample_weights(
     weights: Float[Array, "B V"], sums: Float[Array, "B T"], uniforms: Float[Array, "B 2"]
 ) -> Int[Array, "B"]:
-    """A token a row with probability proportional to its weight, in two levels.
+    """Samples one token per row with probability proportional to its weight, in two levels.
 
     The first uniform picks a tile by its sum, the second an element of that tile by its weight. Two levels
-    keep a probability exact to about 2**-24 of its tile, where one running sum over the vocabulary would
-    round every token to a multiple of 2**-24 of the whole row: percents of a rare one.
+    keep a probability exact to about 2**-24 of the sum of its tile. One running sum over the vocabulary would
+    round each probability to a multiple of 2**-24 of the whole row: an error of percents for a rare token.
     """
     tile = sample_index(sums, uniforms[:, 0])
     index = tile[:, None] * TILE + jnp.arange(TILE)
@@ -108,7 +107,7 @@ def sample_weights(
 def replace_degenerate(
     token: Int[Array, "B"], logits: Float[Array, "B V"], degenerate: Bool[Array, "B"]
 ) -> Int[Array, "B"]:
-    """The token, or the first largest logit that is a number where the row makes no distribution."""
+    """Replaces the tokens of degenerate rows by their first largest logit, NaN ignored."""
     return cond(
         degenerate.any(),
         lambda: jnp.where(degenerate, dist.first_largest(logits), token),

@@ -1,4 +1,4 @@
-"""Functions that run whatever the axes of the mesh are: explicit, automatic, or manual inside `shard_map`."""
+"""Helpers for meshes whose axes are explicit, automatic, or manual (inside `shard_map`)."""
 
 from collections.abc import Callable
 from typing import Any
@@ -13,12 +13,12 @@ def with_automatic_axes(fn: Callable[..., Any], *arguments: Any) -> Any:
 
     Under explicit sharding the type of an array says how it is sharded, and JAX refuses operations whose result
     could be sharded in more than one way: most reshapes, gathers and slices of a sharded vocabulary. XLA's
-    partitioner decides those as it does under automatic sharding. Every output has the batch first and is sharded
-    over it as the first sharded input is.
+    partitioner decides those as it does under automatic sharding. The first axis of every output is the batch,
+    sharded like that of the first sharded input.
 
     Args:
-      fn: A function of pytrees whose arrays have the batch first. Numbers that are no arrays stay numbers.
-      arguments: Its arguments, in the order in which they decide how the batch of the outputs is sharded.
+      fn: A function of pytrees whose arrays have the batch as first axis. Python numbers are passed unchanged.
+      arguments: Arguments of `fn`; the first one with a sharded batch decides the sharding of the outputs.
     """
     leaves, tree = jax.tree.flatten(arguments)
     is_array = [isinstance(leaf, jax.Array) for leaf in leaves]
@@ -47,14 +47,14 @@ def _explicit(mesh: Any) -> tuple[str, ...]:
 def cond(pred: Any, true_fn: Callable[[], Any], false_fn: Callable[[], Any]) -> Any:
     """Like `lax.cond` without operands, for branches that vary over different manual mesh axes.
 
-    Inside `shard_map` a constant varies over no axis and an input over some; JAX casts the operands of
-    arithmetic to the axes of both, and leaves the results of branches to the caller.
+    Inside `shard_map` a constant varies over no mesh axis, an input over some. JAX casts the operands of arithmetic to
+    the union of their axes, but not the results of branches.
     """
     return lax.cond(pred, *same_axes(true_fn, false_fn))
 
 
 def same_axes(*branches: Callable[..., Any], arguments: tuple = ()) -> tuple[Callable[..., Any], ...]:
-    """The functions, with each output cast to vary over the manual mesh axes of that output in all of them."""
+    """Wraps the branches so that each output varies over the union of the manual mesh axes it has in any branch."""
     if not jax.sharding.get_abstract_mesh().manual_axes:
         return branches
     leaves = [jax.tree.leaves(jax.eval_shape(branch, *arguments)) for branch in branches]
@@ -71,7 +71,7 @@ def same_axes(*branches: Callable[..., Any], arguments: tuple = ()) -> tuple[Cal
 
 
 def vary_like(tree: Any, like: Any) -> Any:
-    """The arrays of `tree`, each varying over all manual mesh axes that any array of `like` varies over too."""
+    """Casts the arrays of `tree` to vary over all manual mesh axes that any array of `like` varies over."""
     if not jax.sharding.get_abstract_mesh().manual_axes:
         return tree
     axes = frozenset().union(*(_varying(jax.typeof(leaf)) for leaf in jax.tree.leaves(like)))

@@ -1,4 +1,4 @@
-"""Sums and maxima over the vocabulary whose bits depend on the row alone, not on how many rows there are."""
+"""Sums and maxima over the vocabulary whose bits depend on the row alone, not on the batch size."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,26 +9,29 @@ from jax import lax
 from jaxtyping import Array, Float
 
 SMALL = 8192
-"""Below so many elements a row, XLA's CPU backend decides by the size of the whole array how to add and which
-exponential to fuse with the addition (seen in jaxlib 0.11.2 and 0.12.0.1, up to 3,000): a row's bits would
-depend on its neighbours. Such rows are folded in halves, element by element, in an order written here."""
+"""Rows with fewer elements than this are folded in halves, in an order that this module fixes.
+
+For small rows XLA's CPU backend chooses the order of additions, and the exponential that it fuses with them, by the
+size of the whole array (seen in jaxlib 0.11.2 and 0.12.0.1, up to 3,000 elements): a row's bits would depend on the
+other rows."""
 
 
 def row_sum(values: Array, vocab_size: int) -> Array:
-    """Sums over the last axis; `vocab_size` is how many elements the row has over all its axes."""
+    """Sums over the last axis; `vocab_size` is the number of elements of a row over all its axes."""
     return values.sum(-1) if vocab_size >= SMALL else _fold(jnp.add, values, 0)
 
 
 def row_max(values: Array, vocab_size: int) -> Array:
-    """Maxima over the last axis. NaN among the values may or may not show: XLA's CPU backend drops it in long rows.
+    """Maxima over the last axis. The result of a row with NaN is undefined: XLA's CPU backend drops NaN in long rows.
 
-    A maximum has the same bits in any order, but XLA would fuse what follows it, and that has not.
+    A maximum has the same bits in any order, but XLA would fuse it with the operations after it, whose bits depend
+    on the order.
     """
     return values.max(-1) if vocab_size >= SMALL else _fold(jnp.maximum, values, -jnp.inf)
 
 
 def _fold(fn: Callable[[Array, Array], Array], values: Array, neutral: int | float) -> Array:
-    """The last axis folded in halves, after padding it to a power of two."""
+    """Reduces the last axis by folding it in halves, after padding it to a power of two."""
     size = values.shape[-1]
     width = 1 << (size - 1).bit_length()
     padding = [(0, 0)] * (values.ndim - 1) + [(0, width - size)]
@@ -40,24 +43,25 @@ def _fold(fn: Callable[[Array, Array], Array], values: Array, neutral: int | flo
 
 
 def wide(logits: Array) -> Array:
-    """The logits in the type of the arithmetic: float32, or wider where they are."""
-    # Not `promote_types`, which promotes no float8.
+    """The logits in the dtype of the arithmetic: float32, or their own dtype if that is wider."""
+    # Not `promote_types`, which does not promote float8.
     return logits.astype(jnp.float32 if jnp.finfo(logits.dtype).bits < 32 else logits.dtype)
 
 
 def at_least_16_bits(logits: Array) -> Array:
-    """The logits; those of float8 and narrower as bfloat16, which holds all their values.
+    """The logits, converted to bfloat16 if their dtype is float8 or narrower; bfloat16 represents all their values.
 
-    Some of these types have no infinity to fill a row with, or no order by their bits.
+    Some of the narrow types have no infinity to mask with, or do not sort by their bits.
     """
     return logits.astype(jnp.bfloat16) if jnp.finfo(logits.dtype).bits < 16 else logits
 
 
 def map_rows(fn: Callable[..., Any], logits: Float[Array, "B R V"], *more: Array) -> Any:
-    """Returns `fn` of the `[B, V]` logits (and of the `[B]` of each of `more`) of every row, stacked as `[B, R, ...]`.
+    """Maps `fn` over axis 1 of all arguments and stacks its results as `[B, R, ...]`.
 
-    On a CPU one row of all sequences after the other, so that at most `[B, V]` is alive at a time: XLA's CPU backend
-    fuses no comparison into a reduction. Elsewhere XLA does, and all rows are taken at once.
+    `fn` takes logits `[B, V]` and a `[B]` from each array of `more`. On a CPU the R calls run one after the other, so
+    that at most one `[B, V]` temporary is alive: XLA's CPU backend fuses no comparison into a reduction. On other
+    platforms it does, and `fn` is vectorised over R.
     """
     if logits.shape[1] == 0:
         shapes = jax.eval_shape(fn, logits[:, :1].sum(1), *(a[:, :1].sum(1) for a in more))

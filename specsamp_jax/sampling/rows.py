@@ -1,4 +1,4 @@
-"""p and q of rows of logits: normalizers, probabilities, log-probabilities of single tokens."""
+"""The distributions p and q of rows of logits: normalizers, probabilities, log-probabilities of single tokens."""
 
 from typing import NamedTuple
 
@@ -12,15 +12,15 @@ from specsamp_jax.sampling.reduce import SMALL, map_rows, row_max, row_sum, wide
 
 
 class Rows(NamedTuple):
-    """R rows of logits a sequence, and what makes a distribution of each, `(logit - offset) * scale - log_sum`.
+    """R rows of logits per sequence and their normalizers: log-probabilities are `(logit - offset) * scale - log_sum`.
 
     Attributes:
-      logits: As a model gave them. None: a drafter without chance, all of whose rows are certain.
+      logits: Output of the model. None for a deterministic drafter, whose rows each have one token of probability 1.
       filter: The scale and the cutoff of each row.
-      offset: Subtracted from the logits: the largest of the row, or 0 where only the logsumexp is known.
-      log_sum: Logarithm of the sum of exponentials of the kept `(logit - offset) * scale`.
-      certain: The token that has all probability in rows where one has, -1 in others. None: no row is such.
-      degenerate: True where no distribution can be made: NaN or +inf among the logits, or none above -inf.
+      offset: Subtracted from the logits: the largest of the row, or 0 if only the logsumexp was given.
+      log_sum: Logsumexp of `(logit - offset) * scale` over the tokens that the filter keeps.
+      certain: The token that has probability 1 in a greedy or deterministic row, -1 in others. None if all are -1.
+      degenerate: True for rows that define no distribution: NaN or +inf among the logits, or all of them -inf.
     """
 
     logits: Float[Array, "B R V"] | None
@@ -50,21 +50,21 @@ class Rows(NamedTuple):
 
 
 def target_rows(logits: Float[Array, "B R V"], filter: Filter) -> Rows:
-    """The target's rows; a greedy one is certain of its first largest logit."""
+    """Rows of the target; a greedy row has probability 1 on its first largest logit."""
     offset, log_sum = _offset_and_log_sum(logits, filter)
     certain = None
     if filter.greedy is not None:
-        nowhere = jnp.full(offset.shape, -1, jnp.int32)
-        certain = cond(filter.greedy.any(), lambda: map_rows(first_largest, logits), lambda: nowhere)
+        none = jnp.full(offset.shape, -1, jnp.int32)
+        certain = cond(filter.greedy.any(), lambda: map_rows(first_largest, logits), lambda: none)
         certain = jnp.where(filter.greedy[:, None], certain, -1)
         log_sum = jnp.where(filter.greedy[:, None] & jnp.isfinite(log_sum), 0, log_sum)
     return Rows(logits, filter, offset, log_sum, certain, ~jnp.isfinite(offset + log_sum))
 
 
 def draft_rows(draft: Draft, filter: Filter) -> Rows:
-    """The draft's rows, read from its logits only where the normalizers were not handed over.
+    """Rows of the draft; its logits are read only if `draft.log_normalizers` is None or too large for float32.
 
-    A row that was drafted without chance, greedily or by no model at all, is certain of its drafted token.
+    A row drafted greedily or by a deterministic drafter has probability 1 on its drafted token.
     """
     tokens, logits = draft.tokens, draft.logits
     if logits is None:
@@ -73,43 +73,44 @@ def draft_rows(draft: Draft, filter: Filter) -> Rows:
     if draft.log_normalizers is None:
         offset, log_sum = _offset_and_log_sum(logits, filter)
     else:
-        known = draft.log_normalizers.astype(wide(logits[:0]).dtype)
-        coarse = ~(jnp.abs(known) <= LARGEST_LOG_NORMALIZER)
+        log_normalizers = draft.log_normalizers.astype(wide(logits[:0]).dtype)
+        coarse = ~(jnp.abs(log_normalizers) <= LARGEST_LOG_NORMALIZER)
 
         def read_again():
             computed = _offset_and_log_sum(logits, filter)
-            return jnp.where(coarse, computed[0], 0), jnp.where(coarse, computed[1], known)
+            return jnp.where(coarse, computed[0], 0), jnp.where(coarse, computed[1], log_normalizers)
 
-        offset, log_sum = cond(coarse.any(), read_again, lambda: (jnp.zeros_like(known), known))
+        offset, log_sum = cond(coarse.any(), read_again, lambda: (jnp.zeros_like(log_normalizers), log_normalizers))
     certain = None if filter.greedy is None else jnp.where(filter.greedy[:, None], tokens, -1)
     return Rows(logits, filter, offset, log_sum, certain, ~jnp.isfinite(offset + log_sum))
 
 
 def _offset_and_log_sum(logits: Float[Array, "B R V"], filter: Filter) -> tuple[Array, Array]:
-    """Offset and log_sum of every row: one pass for the maximum, one for the sum, one more where a filter is on."""
+    """Offset and log_sum of every row: a pass for the maximum, one for the sum, and one more if a cutoff applies."""
     if logits.dtype == jnp.float16 or logits.shape[-1] < SMALL:
-        # XLA's CPU backend widens float16 into a temporary before it reduces it, and a fold is one: a row at a time.
+        # XLA's CPU backend writes a float32 copy of float16 logits before it reduces them, and `_fold` writes a
+        # temporary too: one row at a time keeps that copy at `[B, V]`.
         offset, log_sum = map_rows(lambda row: _log_sum(row, filter.scale), logits)
     else:
-        # No comparison in sight: XLA fuses the whole of it, for all rows at once.
+        # Without comparisons XLA fuses all of it, so all rows are taken at once.
         offset, log_sum = _log_sum(logits, filter.scale)
     cutoff = filter.cutoff
     if cutoff is None:
         return offset, log_sum
-    # A row that is not cut keeps the sum above, whatever its neighbours are: other code may add in another order.
+    # A row without a cutoff keeps the sum above, so that its bits do not depend on the cutoffs of other rows.
     cuts = cutoff > -jnp.inf
 
     def kept():
         log_kept = map_rows(lambda z, top, cut: _log_kept_sum(z, top, cut, filter.scale), logits, offset, cutoff)
-        # NaN anywhere in the row stays in the sum of the whole row.
+        # A comparison would drop NaN: the sum over the whole row shows it.
         return jnp.where(cuts & jnp.isfinite(log_sum), log_kept, log_sum)
 
     return offset, cond(cuts.any(), kept, lambda: log_sum)
 
 
 def _log_sum(logits: Array, scale: Float[Array, "B"] | None) -> tuple[Array, Array]:
-    """The largest of each row, and the logarithm of the sum of exponentials beside it."""
-    # The maximum in the logits' own type: a widened copy with two readers would be written out.
+    """The maximum of each row, and the logsumexp of `(logits - maximum) * scale`."""
+    # The maximum is taken in the logits' own type: XLA would write a widened copy that has two readers to memory.
     offset = wide(row_max(logits, logits.shape[-1]))
     weights = jnp.exp(_scaled(wide(logits) - offset[..., None], scale))
     return offset, jnp.log(row_sum(weights, logits.shape[-1]))
@@ -118,7 +119,7 @@ def _log_sum(logits: Array, scale: Float[Array, "B"] | None) -> tuple[Array, Arr
 def _log_kept_sum(
     logits: Float[Array, "B V"], offset: Float[Array, "B"], cutoff: Float[Array, "B"], scale: Float[Array, "B"] | None
 ) -> Float[Array, "B"]:
-    """The logarithm of the sum of exponentials of the logits that are not below the cutoff."""
+    """Logsumexp of `(logits - offset) * scale` over the logits that are not below the cutoff."""
     weights = jnp.exp(_scaled(wide(logits) - offset[:, None], scale))
     return jnp.log(row_sum(jnp.where(wide(logits) >= cutoff[:, None], weights, 0), logits.shape[-1]))
 
@@ -128,14 +129,14 @@ def _scaled(values: Array, scale: Float[Array, "B"] | None) -> Array:
 
 
 def take_row(array: Array, row: Int[Array, "B"]) -> Array:
-    """One row of each sequence, `[B, ...]` of `[B, R, ...]`."""
+    """Selects one row of each sequence: `[B, ...]` from `[B, R, ...]`."""
     return jnp.take_along_axis(array, row.reshape(-1, *(1,) * (array.ndim - 1)), axis=1)[:, 0]
 
 
 def token_logits(rows: Rows, tokens: Int[Array, "B R"]) -> Float[Array, "B R"]:
-    """One filtered logit a row: scaled, and -inf where cut off or where the token is not in [0, V).
+    """The logit of one token per row, `(logit - offset) * scale`; -inf if filtered out or not in [0, V).
 
-    0 where there are no logits, for all of those rows are certain.
+    0 for a deterministic drafter, which has no logits.
     """
     if rows.logits is None:
         return jnp.zeros(tokens.shape)
@@ -149,16 +150,16 @@ def token_logits(rows: Rows, tokens: Int[Array, "B R"]) -> Float[Array, "B R"]:
 
 
 def log_prob(rows: Rows, tokens: Int[Array, "B R"]) -> Float[Array, "B R"]:
-    """log-probability of one token a row; -inf where it has none, or where the row is degenerate."""
+    """Log-probability of one token per row; -inf if it has probability 0 or if the row is degenerate."""
     value = token_logits(rows, tokens) - rows.log_sum
     if rows.certain is not None:
         value = jnp.where(rows.certain < 0, value, jnp.where(rows.certain == tokens, 0, -jnp.inf))
-    # A logit and a logsumexp that were rounded apart must not make a probability above one.
+    # Rounding of the logit and the logsumexp must not give a probability above 1.
     return jnp.where(rows.degenerate, -jnp.inf, jnp.minimum(value, 0))
 
 
 def probs(row: Rows, vocab_size: int) -> Float[Array, "B V"]:
-    """Probabilities of one row a sequence."""
+    """Probabilities of one row per sequence."""
     index = jnp.arange(vocab_size)
     if row.logits is None:
         return (index == row.certain).astype(row.offset.dtype)
@@ -172,7 +173,7 @@ def probs(row: Rows, vocab_size: int) -> Float[Array, "B V"]:
 
 
 def first_largest(logits: Float[Array, "B V"]) -> Int[Array, "B"]:
-    """Index of the first largest logit that is a number; 0 where none is. Always below V."""
+    """Index of the first largest logit, NaN ignored; 0 if all are NaN. Always below V."""
     numbers = jnp.where(jnp.isnan(logits), -jnp.inf, logits)
     # Not `argmax`, which XLA's CPU backend does not vectorise: two passes take a ninth of its time.
     index = jnp.arange(logits.shape[-1], dtype=jnp.int32)

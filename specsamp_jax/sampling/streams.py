@@ -1,4 +1,4 @@
-"""Every random draw: from a key, a row and a named purpose."""
+"""Random draws, each a function of a key, a row and a named purpose."""
 
 import enum
 
@@ -12,14 +12,14 @@ from specsamp_jax._types import KeyLike
 
 
 class Purpose(enum.IntEnum):
-    """What a stream of uniforms is for. Streams of different purposes are independent for the same key."""
+    """Purpose of a stream of uniforms. Streams of different purposes are independent for the same key."""
 
     DRAFT = 1
     VERIFY = 2
 
 
 def row_keys(key: KeyLike, batch_size: _checks.Size) -> Key[Array, "B"]:
-    """One threefry key per row: those of `key` where it has one per row, else `key` folded with the row's index."""
+    """One threefry key per row: `key` itself if it has one key per row, else `key` folded with the row's index."""
     _checks.key(key, batch_size)
     keys = threefry(key)
     if keys.ndim == 1:
@@ -28,11 +28,11 @@ def row_keys(key: KeyLike, batch_size: _checks.Size) -> Key[Array, "B"]:
 
 
 def threefry(key: KeyLike) -> Key[Array, "*keys"]:
-    """The typed threefry key that stands for a key of any implementation, or for its raw words.
+    """Converts keys of any implementation, or their raw words, to typed threefry keys.
 
-    Keys of other implementations draw different bits in another batch, so that a row would depend on its
-    neighbours. A threefry key is made of their words instead: the first two, folded with each of the others.
-    The raw words of a threefry key are that key.
+    With keys of other implementations the bits of a row depend on the batch size under `vmap`. Their words are
+    converted to a threefry key instead: the first two words, folded with each of the others. The raw words of a
+    threefry key give that key.
     """
     typed = jnp.issubdtype(key.dtype, dtypes.prng_key)
     if typed and str(random.key_impl(key)) == "threefry2x32":
@@ -54,12 +54,12 @@ def words(key: KeyLike, batch_size: _checks.Size) -> UInt32[Array, "*keys 2"]:
 
 
 def fold_in(keys: Key[Array, "B"], data: Int[Array, "..."] | int) -> Key[Array, "B"]:
-    """Each row's key folded with its own number (or with one number for all)."""
+    """Folds each row's key with its own number, or all keys with one number."""
     return jax.vmap(random.fold_in)(keys, jnp.broadcast_to(jnp.asarray(data), keys.shape))
 
 
 def uniforms(keys: Key[Array, "B"], purpose: Purpose, num_draws: int) -> Float[Array, "B n"]:
-    """`num_draws` uniforms in [0, 1) a row, multiples of 2**-24, in float32.
+    """Draws `num_draws` uniforms in [0, 1) per row, multiples of 2**-24, in float32.
 
     Draw i depends on the row's key, the purpose and i alone: asking for more draws, or for more rows,
     changes none of them.

@@ -232,7 +232,7 @@ def test_it_runs_inside_another_program():
     [
         ({"prompt": np.array([1, 2])}, r"prompt must be token ids of shape \[B, P\].*got int32\[2\].*\[1, P\]"),
         ({"prompt": np.ones((2, 3), np.float32)}, r"prompt must be token ids.*got float32\[2, 3\]"),
-        ({"prompt": np.zeros((2, 0), int)}, "at least one a row"),
+        ({"prompt": np.zeros((2, 0), int)}, "at least one per row"),
         ({"prompt_lengths": np.array([0, 1, 2])}, r"prompt_lengths must be from 1 to P = 3; got \[0 1 2\]"),
         ({"prompt_lengths": np.array([1, 2])}, r"prompt_lengths must have shape \[B\] = \[3\]"),
         ({"target": tables.apply_fn}, "target must be a Model; got function.*adapters"),

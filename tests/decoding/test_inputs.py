@@ -33,7 +33,7 @@ WRONG = [
     ({"prompt": PROMPT + V}, PROMPT_MESSAGE + "5."),
     ({"prompt": jnp.asarray(PROMPT) - 5}, PROMPT_MESSAGE + "-4."),
     ({"prompt": PROMPT.tolist()}, "prompt must be a JAX or NumPy array; got list. jnp.asarray makes one."),
-    ({"prompt": PROMPT > 1}, "prompt must be token ids of shape [B, P], at least one a row; got bool[3, 3]."),
+    ({"prompt": PROMPT > 1}, "prompt must be token ids of shape [B, P], at least one per row; got bool[3, 3]."),
     ({"prompt_lengths": np.ones(3)}, "prompt_lengths must be of an integer type; got float32[3]."),
     ({"prompt_lengths": [1, 1, 1]}, "prompt_lengths must be a JAX or NumPy array; got list."),
     *(
@@ -81,7 +81,7 @@ def test_a_wrong_argument_is_told(fn, change, message):
 
 
 def test_two_rows_of_logits_alone_are_not_taken_for_a_pair():
-    with pytest.raises(ValueError, match=re.escape("A model without a cache returns () in its place.")):
+    with pytest.raises(ValueError, match=re.escape("A model without a cache returns () as the cache.")):
         ss.generate(jax.random.key(0), PROMPT[:2], target=LOGITS_ALONE, draft=None, max_new_tokens=2)
 
 
@@ -112,7 +112,7 @@ def test_init_and_step_look_at_ids_too():
 @pytest.mark.parametrize(
     ("lengths", "message"),
     [
-        ([1, 2], "HeuristicNumDraft.lengths must be a tuple, for it sets programs; got [1, 2]."),
+        ([1, 2], "HeuristicNumDraft.lengths must be a tuple, because each length is compiled; got [1, 2]."),
         ((1.5,), "Each of HeuristicNumDraft.lengths must be a Python int of at least 1; got 1.5."),
         ((True,), "Each of HeuristicNumDraft.lengths must be a Python int of at least 1; got True."),
     ],
