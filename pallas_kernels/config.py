@@ -13,13 +13,13 @@ THREADS = 128
 """Threads per block: one warpgroup."""
 
 WARP = 32
-"""Threads per warp. Of a vector of at most so many elements every warp holds a copy, and waits for no other."""
+"""Threads per warp. Each warp holds a copy of a vector of at most this length, so its sums need no other warp."""
 
 MIN_LANES = 8
-"""Elements of the smallest vector: 32 bytes, the least that is read from memory."""
+"""Elements of the smallest vector: 32 bytes, the smallest transaction with memory."""
 
 MAX_DRAFTS = THREADS - 1
-"""Most drafts per sequence: all rows are decided on at once, one per thread, and the bonus row is one of them."""
+"""Maximum drafts per sequence: acceptance takes one thread per row, the bonus row included."""
 
 VECTOR_BYTES = 16
 """Bytes of the widest load of a thread."""
@@ -28,43 +28,44 @@ MAX_LOADS = 8
 """Loads a thread issues before it needs the first: 16 KiB in flight per block, several blocks per multiprocessor."""
 
 MAX_TILES = 8
-"""Tiles of the emitting row that a block reads at once, of 2-byte elements in whole vectors: the fastest of 6, 8 and
+"""Tiles of the emitting row that a block reads at once, for 2-byte elements in 16-byte loads: the fastest of 6, 8 and
 10 at V 151,936, at B 64, K 4 (49.9 us; 50.7 and 50.2) and with early exit at B 256, K 8 (212; 215 and 217)."""
 
 FEW_TILES = 3
-"""Tiles for which a thread has registers whatever their elements are."""
+"""Tiles that fit a thread's registers for every dtype and load width."""
 
 DEFAULT_MULTIPROCESSORS = 132
 """Multiprocessors of an H100, assumed where a program is lowered without a GPU."""
 
 EMITTING_BLOCKS = 4
-"""Blocks that emit tokens for which a multiprocessor has registers at once."""
+"""Emitting blocks that fit the registers of one multiprocessor."""
 
 READING_BLOCKS = 6
-"""Blocks that read rows for which a multiprocessor has registers at once, at least."""
+"""Minimum number of row-reading blocks that fit the registers of one multiprocessor."""
 
 CLUSTERS = 16, 8, 4, 2
-"""Blocks per cluster, from the most that the hardware allows."""
+"""Possible blocks per cluster; 16 is the hardware's maximum."""
 
 CHUNK_TILES = MAX_LOADS * THREADS * VECTOR_BYTES // (2 * TILE)
 """Tiles of a chunk of 2-byte elements."""
 
 EARLY_EXIT_CLUSTER = 8
-"""The largest cluster that was the fastest anywhere with early exit."""
+"""Maximum blocks per cluster with early exit: no larger cluster was the fastest in any measured case."""
 
 MAX_UNROLLED = 64
-"""Chunks of a row whose sums are joined without a loop: with hundreds the compiler gives up."""
+"""Maximum chunks of a row whose sums are combined in an unrolled loop; the compiler fails on hundreds."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """The work of one sequence, spread over blocks.
+    """Launch configuration: how the work of one sequence is split over blocks.
 
     Attributes:
       blocks: Blocks that emit one sequence's token together.
       max_tiles: Tiles of the emitting row that a block reads at once.
-      pairs: Groups of tiles of two rows per group of one row: two of them take the registers of one.
-      max_unrolled: Chunks of a row whose sums are joined without a loop.
+      pairs: Maximum ratio of group sizes: tiles per group of one row over tiles per group of two rows read together, which
+        take twice the registers.
+      max_unrolled: Maximum chunks of a row whose sums are combined in an unrolled loop.
     """
 
     blocks: int
@@ -74,7 +75,7 @@ class Config:
 
 
 def num_multiprocessors() -> int:
-    """Multiprocessors of the GPU that this process has; of an H100 where it has none."""
+    """Number of multiprocessors of this process's GPU, or of an H100 without one."""
     if jax.default_backend() != "gpu":
         return DEFAULT_MULTIPROCESSORS
     return jax.devices()[0].core_count
@@ -83,9 +84,9 @@ def num_multiprocessors() -> int:
 def exits_early(batch_size: int, num_draft: int, vocab_size: int, reads_draft: bool) -> bool:
     """Whether the token rule is faster if each sequence reads no row after its first rejection.
 
-    So it is where sequences fill the machine. At V 151,936, bfloat16, early exit took 73 us (two launches: 88) at
+    It is if the sequences fill the GPU. At V 151,936, bfloat16, early exit took 73 us (two launches: 88) at
     B 256, K 1; 140 (173) at K 4; 212 (282) at K 8; 70 (77) at B 64, K 8; 83 (93) at B 96, K 6; but 53 (50) at B 64,
-    K 4. If the draft's rows are read too, it saves less: 193 (168) at B 256, K 2; 285 (273) at K 4 (float32: 441 for
+    K 4. It saves less if the draft's rows are read too: 193 (168) at B 256, K 2; 285 (273) at K 4 (float32: 441 for
     550) and 429 (483) at K 8.
     """
     if batch_size >= num_multiprocessors() and num_draft >= (4 if reads_draft else 1):
@@ -104,15 +105,15 @@ def early_exit_config(batch_size: int, vocab_size: int) -> Config:
 
 
 def token_config(batch_size: int, vocab_size: int) -> Config:
-    """Blocks of the token rule in two launches: as many as run at once, of two tiles each at least."""
+    """Blocks of the token rule in two launches: as many as run concurrently, each with at least two tiles."""
     blocks = EMITTING_BLOCKS * num_multiprocessors() // max(batch_size, 1)
     return Config(max(1, min(num_tiles(vocab_size) // 2, blocks)))
 
 
 def sigmoid_config(batch_size: int, vocab_size: int) -> Config:
-    """Blocks of the sigmoid rule. The more of them share a multiprocessor, the fewer tiles fit a block's registers.
+    """Blocks of the sigmoid rule. The more blocks share a multiprocessor, the fewer tiles fit a block's registers.
 
-    The fastest of 2 to 10 tiles at B 1, 8, 16, 32, 64, 128 and 256, V 151,936.
+    `max_tiles` was the fastest of 2 to 10 at B 1, 8, 16, 32, 64, 128 and 256, V 151,936.
     """
     multiprocessors = num_multiprocessors()
     blocks = _cluster(max(2, EMITTING_BLOCKS * multiprocessors // max(batch_size, 1)), vocab_size)
@@ -122,7 +123,7 @@ def sigmoid_config(batch_size: int, vocab_size: int) -> Config:
 
 
 def _cluster(most: int, vocab_size: int) -> int:
-    """The largest cluster of at most so many blocks, each with one tile at least."""
+    """The largest cluster size of at most `most` blocks such that each block has at least one tile."""
     return next((blocks for blocks in CLUSTERS if blocks <= most and blocks * TILE <= vocab_size), 1)
 
 
@@ -132,12 +133,12 @@ def num_tiles(vocab_size: int) -> int:
 
 
 def row_lanes(num_rows: int) -> int:
-    """Length of a vector with one element per row: a few, of which every warp holds a copy, or a block's."""
+    """Padded length of a vector with one element per row: 8 or 32 (each warp holds a copy), or one per thread."""
     return next(lanes for lanes in (MIN_LANES, WARP, THREADS) if num_rows <= lanes)
 
 
 def to_lanes(count: int) -> int:
-    """The next multiple of the threads of a block."""
+    """Rounds up to a multiple of the threads of a block."""
     return -(-count // THREADS) * THREADS
 
 
@@ -153,14 +154,14 @@ def row_vector_size(dtype: DTypeLike, vocab_size: int) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class Groups:
-    """The tiles of an emitting row in groups, which are read and summed together.
+    """Partition of the tiles of an emitting row into groups, which are read and summed together.
 
     Attributes:
       size: Tiles per group of one row.
       count: Groups per row.
-      pair_size: Tiles per group where the draft's row is read beside the target's; `size` is a multiple.
-      before: Tiles that the first group lacks, so that the row's last tile is the last of its group. No other tile
-        can be partial.
+      pair_size: Tiles per group if the draft's row is read together with the target's; divides `size`.
+      before: Number of empty tiles at the start of the first group, so that the row's last tile, the only one that
+        can be partial, is the last of its group.
     """
 
     size: int
@@ -175,14 +176,14 @@ class Groups:
 
     @property
     def num_slots(self) -> int:
-        """Tiles of all groups, those that the first one lacks included."""
+        """Tiles of all groups, the empty ones of the first group included."""
         return self.size * self.count
 
 
 def groups(vocab_size: int, dtypes: list[DTypeLike], config: Config) -> Groups:
-    """The fewest groups of one size whose tiles fit a thread's registers; `dtypes` are those of the rows read.
+    """The fewest groups of equal size that fit a thread's registers; `dtypes` are those of the rows that are read.
 
-    `config.max_tiles` is for 2-byte elements in whole vectors; of others half as many fit.
+    `config.max_tiles` holds for 2-byte elements in 16-byte loads; otherwise half as many tiles fit.
     """
     types = [jnp.dtype(dtype) for dtype in dtypes]
     narrow = all(d.itemsize == 2 and row_vector_size(d, vocab_size) == vector_size(d) for d in types)
@@ -197,18 +198,18 @@ def groups(vocab_size: int, dtypes: list[DTypeLike], config: Config) -> Groups:
 
 @dataclasses.dataclass(frozen=True)
 class Chunks:
-    """A row cut for reading into chunks of a few vectors per thread, the last one possibly shorter.
+    """Partition of a row into chunks of a few vectors per thread; the last chunk may be shorter.
 
     Attributes:
       vec: Elements per vector.
-      lanes: Elements of one vector per thread, over the block.
+      lanes: Elements of a block's load of one vector per thread.
       num_loads: Vectors per thread of a whole chunk.
       size: Elements per chunk.
       count: Chunks per row; rows that do not begin at a vector may need one more.
-      whole: Chunks that lie in their row whatever its alignment is.
-      rest: Vectors per thread of a chunk that may not.
+      whole: Chunks that lie inside their row for every alignment of it.
+      rest: Vectors per thread of a chunk that may extend beyond its row.
       aligned: Whether every row begins at a vector.
-      tiles: Tiles per chunk, where chunks are whole tiles of a row; else None.
+      tiles: Tiles per chunk; None if chunks do not consist of whole tiles.
     """
 
     vec: int

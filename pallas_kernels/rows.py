@@ -1,4 +1,4 @@
-"""Rows of logits inside a kernel: the arrays that hold them, filters, single logits, folds over a row."""
+"""Rows of logits inside a kernel: their arrays and filters, loads of single logits, reductions over a row."""
 
 import functools
 import math
@@ -14,24 +14,24 @@ from pallas_kernels import config, tiles
 from pallas_kernels.types import TILE, Filter, Uniforms
 
 LOG2_E = 1 / math.log(2)
-"""exp(x) is exp2(x * LOG2_E), and exp2 is one instruction."""
+"""exp(x) = exp2(x * LOG2_E); exp2 is a single instruction."""
 
 LOWEST = float(jnp.finfo(jnp.float32).min)
-"""The start of a running maximum: a number, so that -inf minus the maximum is not NaN."""
+"""Initial value of a running maximum: finite, so that -inf minus the maximum is not NaN."""
 
 MAX_INDEX = 2**31 - 1
-"""An index after all others."""
+"""Largest int32, greater than every index."""
 
 
 class LogitRows(NamedTuple):
-    """Rows of logits of one model, `[B * R * V]`, and their filter, its booleans as int32."""
+    """All rows of logits of one model, `[B * R * V]`, and their filter, with booleans as int32."""
 
     logits: Any
     filter: Filter
 
 
 class Inputs(NamedTuple):
-    """The inputs of a rule's kernels; None where there is no such input, or where K is 0."""
+    """Inputs of a rule's kernels. Absent ones are None; with K = 0 all but `target` and `uniforms.emit`."""
 
     target: LogitRows
     draft: LogitRows | None
@@ -41,7 +41,7 @@ class Inputs(NamedTuple):
 
     @property
     def logits(self) -> list[Any]:
-        """The arrays of logits."""
+        """The logits of the target, and of the draft if it has any."""
         return [rows.logits for rows in (self.target, self.draft) if rows is not None]
 
 
@@ -54,7 +54,7 @@ def make_inputs(
     draft_tokens: Int[Array, "B K"],
     uniforms: Uniforms,
 ) -> Inputs:
-    """The inputs in the dtypes of the kernels; no row is copied."""
+    """Casts the small inputs to the dtypes of the kernels, and flattens the logits without a copy."""
 
     def cast(x, dtype: Any = jnp.float32):
         return None if x is None else x.astype(dtype)
@@ -77,14 +77,14 @@ def make_inputs(
 
 
 class Rows(NamedTuple):
-    """One model's rows of one sequence, in a kernel.
+    """Rows of one model and one sequence, in a kernel.
 
     Attributes:
       logits: All rows of all sequences, `[B * R * V]`.
       filter: Scale `[B]`, cutoff `[B, R]`, greedy `[B]`, or None.
       num_rows: R.
       vocab_size: V.
-      sequence: Number of the sequence.
+      sequence: Index of the sequence.
     """
 
     logits: Any
@@ -100,7 +100,7 @@ class Rows(NamedTuple):
 
 
 class Sequence(NamedTuple):
-    """One sequence, in a kernel: views of its rows, and the inputs of all sequences."""
+    """One sequence, in a kernel: its index, views of its rows, and the inputs of all sequences."""
 
     number: jax.Array
     target: Rows
@@ -109,12 +109,12 @@ class Sequence(NamedTuple):
     num_draft: int
 
     def draft_row(self, row: Any) -> Any:
-        """The draft's row beside a target's; its last row beside the bonus row."""
+        """Index of the draft's row for a target row; the last one for the bonus row."""
         return jnp.minimum(row, max(self.num_draft - 1, 0))
 
 
 def sequence_view(inputs: Inputs, vocab_size: int) -> Sequence:
-    """The sequence of this block: axis "sequence" of the grid."""
+    """The sequence of this block, which is its index on grid axis "sequence"."""
     num_draft = 0 if inputs.draft_tokens is None else inputs.draft_tokens.shape[1]
     number = lax.axis_index("sequence")
     target = Rows(*inputs.target, num_draft + 1, vocab_size, number)
@@ -123,22 +123,22 @@ def sequence_view(inputs: Inputs, vocab_size: int) -> Sequence:
 
 
 def flat_row(rows: Rows, row: Any) -> jax.Array:
-    """A row's number among those of all sequences."""
+    """Index of a row among the rows of all sequences."""
     return rows.sequence * rows.num_rows + row
 
 
 def scale_of(rows: Rows) -> jax.Array | None:
-    """The scale of all rows of the sequence."""
+    """The filter's scale of the sequence; None for 1."""
     return None if rows.filter.scale is None else rows.filter.scale[rows.sequence]
 
 
 def cutoff_of(rows: Rows, row: Any) -> jax.Array | None:
-    """The cutoff of one row."""
+    """The filter's cutoff of one row; None if nothing is cut."""
     return None if rows.filter.cutoff is None else rows.filter.cutoff[rows.sequence, row]
 
 
 def exp2_rate(scale: jax.Array | float | None) -> Any:
-    """The factor of a difference of logits in an exponent of 2."""
+    """Factor c such that exp2(c * x) = exp(scale * x); a scale of None is 1."""
     return LOG2_E if scale is None else scale * LOG2_E
 
 
@@ -148,7 +148,7 @@ def is_finite(x: jax.Array) -> jax.Array:
 
 
 def load_logit(rows: Rows, row: Any, token: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The logit of one token, and whether it is outside of the vocabulary or filtered out."""
+    """Loads the logit of one token; also returns whether it is outside the vocabulary or filtered out."""
     outside = (token < 0) | (token >= rows.vocab_size)
     x = rows.logits[flat_row(rows, row) * rows.vocab_size + jnp.where(outside, 0, token)].astype(jnp.float32)
     cutoff = cutoff_of(rows, row)
@@ -156,7 +156,7 @@ def load_logit(rows: Rows, row: Any, token: jax.Array) -> tuple[jax.Array, jax.A
 
 
 def log_prob(rows: Rows, logit: jax.Array, offset: jax.Array, log_sum: jax.Array) -> jax.Array:
-    """Log p of a logit, 0 at most: `(logit - offset) * scale - log_sum`; -inf where the row is degenerate."""
+    """Log-probability of a logit, at most 0: `(logit - offset) * scale - log_sum`; -inf in a degenerate row."""
     scale = scale_of(rows)
     value = logit - offset
     value = (value if scale is None else value * scale) - log_sum
@@ -167,7 +167,7 @@ def log_prob(rows: Rows, logit: jax.Array, offset: jax.Array, log_sum: jax.Array
 def prob(rows: Rows, row: Any, logits: jax.Array, offset: jax.Array, log_sum: jax.Array) -> jax.Array:
     """`[TILE]` probabilities of logits, float32: exp((x - offset) * scale - log_sum) where x >= cutoff, else 0."""
     scale, cutoff = scale_of(rows), cutoff_of(rows, row)
-    # One subtraction, one multiplication and addition, one exponential.
+    # Compiles to one subtraction, one fused multiply-add and one exponential.
     x = logits.astype(jnp.float32)
     p = jnp.exp2((x - offset) * exp2_rate(scale) - log_sum * LOG2_E)
     return p if cutoff is None else jnp.where(x >= cutoff, p, 0.0)
@@ -176,7 +176,7 @@ def prob(rows: Rows, row: Any, logits: jax.Array, offset: jax.Array, log_sum: ja
 def load_tiles(
     rows: list[tuple[Rows, Any]], number: Any, in_shared: bool = False
 ) -> tuple[tiles.Tile, list[jax.Array]]:
-    """The tile of this number, and its logits in each of some rows, pairs of a model's rows and a row's number."""
+    """Loads tile `number` of each of `rows`, pairs of a model's rows and the index of a row."""
     flat = [(of.logits, flat_row(of, row)) for of, row in rows]
     vocab_size = rows[0][0].vocab_size
     tile = tiles.locate_tile(number, vocab_size, flat, in_shared)
@@ -184,7 +184,7 @@ def load_tiles(
 
 
 def fold_tiles(rows: Rows, row: Any, fn: Any, start: tuple[Any, ...]) -> tuple[jax.Array, ...]:
-    """Folds `fn(tile, logits, carry)` over the tiles of a row in turn: few registers, for rare cases."""
+    """Folds `fn(tile, logits, carry)` over the tiles of a row one by one: slow, with few registers, for rare cases."""
     first, _ = load_tiles([(rows, row)], jnp.int32(0))
 
     def step(number, carry):
@@ -196,7 +196,7 @@ def fold_tiles(rows: Rows, row: Any, fn: Any, start: tuple[Any, ...]) -> tuple[j
 
 
 def first_largest_number(rows: Rows, row: Any) -> jax.Array:
-    """Index of the first largest logit that is a number, of a degenerate row; 0 where none is."""
+    """Index of the first largest logit of a row, NaN ignored; 0 if there is none above -inf."""
 
     def step(tile, x, carry):
         top, first = carry
@@ -210,7 +210,7 @@ def first_largest_number(rows: Rows, row: Any) -> jax.Array:
 
 
 def row_log_sum(rows: Rows, row: Any) -> tuple[jax.Array, jax.Array]:
-    """Largest logit of a row, and the logarithm of the sum of exponentials beside it, by one block."""
+    """Largest logit of a row, and the logsumexp of kept `(logit - largest) * scale`, computed by one block."""
     scale, cutoff = scale_of(rows), cutoff_of(rows, row)
     rate = exp2_rate(scale)
 
@@ -230,7 +230,7 @@ def row_log_sum(rows: Rows, row: Any) -> tuple[jax.Array, jax.Array]:
 def chunk_log_sum(rows: Rows, row: Any, flat: Any, chunk: Any) -> tuple[jax.Array, jax.Array]:
     """Largest logit of a chunk, and the sum of kept exp((x - largest) * scale); `flat` is the row's `flat_row`.
 
-    Not finite where the chunk holds NaN or +inf. Of a chunk that is all -inf: `LOWEST` and 0.
+    Not finite if the chunk holds NaN or +inf; `LOWEST` and 0 if the whole chunk is -inf.
     """
     scale, cutoff = scale_of(rows), cutoff_of(rows, row)
 
@@ -250,7 +250,7 @@ def chunk_log_sum(rows: Rows, row: Any, flat: Any, chunk: Any) -> tuple[jax.Arra
 
 
 def chunk_first_largest(rows: Rows, flat: Any, chunk: Any) -> tuple[jax.Array, jax.Array]:
-    """Largest logit of a chunk and its first index; NaN and `MAX_INDEX` where there is a NaN."""
+    """Largest logit of a chunk and its first index; NaN and `MAX_INDEX` if the chunk holds NaN."""
 
     def fold(vectors, scalars, indices_fn):
         vectors = [x.astype(jnp.float32) for x in vectors]

@@ -1,10 +1,10 @@
 """Synchronisation primitives in PTX: between threads of a block, blocks of a sequence, and launches.
 
 Memory model. Threads of a block order their accesses to shared and global memory at the warpgroup barrier. Blocks of a
-cluster order theirs at the cluster barrier (`arrive.release`, `wait.acquire`). Blocks that are no cluster count
-themselves with an atomic addition of release and acquire semantics at GPU scope: the last to arrive sees what the
-others wrote before they arrived, and none waits. A dependent launch sees what the launch before it wrote once
-`griddepcontrol.wait` returns, which is when that launch has ended.
+cluster order theirs at the cluster barrier (`arrive.release`, `wait.acquire`). Blocks outside a
+cluster increment a counter with an atomic addition of acquire-release semantics at GPU scope: the last block to arrive
+sees all writes that the others made before they arrived, and no block waits. A dependent launch sees the writes of the
+previous launch once `griddepcontrol.wait` returns, which is when that launch has ended.
 """
 
 from typing import Any, NamedTuple
@@ -17,11 +17,11 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 
 
 class Arrivals(NamedTuple):
-    """A counter per sequence, for blocks that are no cluster.
+    """Arrival counters, one per sequence, for blocks outside a cluster.
 
     Attributes:
-      counters: Global memory, int32 `[B]`: how many blocks of each sequence have arrived, from 0.
-      number: Shared memory, int32 `[1]`: how many had arrived before this block.
+      counters: Global memory, int32 `[B]`: number of blocks of each sequence that have arrived, initially 0.
+      number: Shared memory, int32 `[1]`: number of blocks that arrived before this block.
     """
 
     counters: Any
@@ -34,7 +34,7 @@ def int32_scratch() -> Any:
 
 
 def start_dependent_launch():
-    """Lets the next launch begin once all blocks have called this; it calls `wait_for_previous_launch`."""
+    """Lets the next launch start once all blocks have called this; that launch calls `wait_for_previous_launch`."""
 
     @plgpu.inline_mgpu()
     def emit(*context):
@@ -45,12 +45,12 @@ def start_dependent_launch():
 
 
 def wait_for_previous_launch():
-    """Waits until the previous launch has ended; after it, this block sees what that launch wrote."""
+    """Waits until the previous launch has ended; afterwards this block sees the writes of that launch."""
     plgpu.griddepcontrol_wait()
 
 
 def sync_threads():
-    """Barrier of the threads of a block: what any of them wrote before it, all of them see after it."""
+    """Barrier of the threads of a block: after it, all of them see the writes that any of them made before it."""
 
     @plgpu.inline_mgpu()
     def emit(*context):
@@ -61,12 +61,12 @@ def sync_threads():
 
 
 def cluster_scratch() -> Any:
-    """Scratch of the cluster barrier: none, because the barrier is a part of the hardware."""
+    """Scratch of the cluster barrier: empty, because the barrier is in hardware."""
     return ()
 
 
 def sync_cluster(scratch: Any):
-    """Barrier of the blocks of a cluster: what any of them wrote before it, all of them see after it."""
+    """Barrier of the blocks of a cluster: after it, all of them see the writes that any of them made before it."""
     del scratch
 
     @plgpu.inline_mgpu()
@@ -79,7 +79,7 @@ def sync_cluster(scratch: Any):
 
 
 def arrive(arrivals: Arrivals, sequence: Any, num_blocks: int) -> jax.Array:
-    """Whether this block is the last of a sequence's blocks to arrive. If it is, it sees what the others wrote."""
+    """Counts this block and returns whether it is the sequence's last to arrive; if so, it sees the others' writes."""
 
     @plgpu.inline_mgpu(arg_types=(plgpu.RefType(), plgpu.RefType()))
     def emit(context, *refs):

@@ -1,6 +1,6 @@
-"""Aligned and masked loads of rows of logits, which lie one after the other in a flat array.
+"""Aligned and masked loads of rows of logits, which are contiguous in a flat array.
 
-A row is read in chunks when all of it is folded (16 bytes per load whatever V is), and in tiles when it emits a token.
+A row is read in chunks when it is reduced (16 bytes per load for every V), and in tiles when it emits a token.
 """
 
 from collections.abc import Callable
@@ -18,7 +18,7 @@ from pallas_kernels.types import TILE
 
 
 def lane_layout(count: int) -> Any:
-    """The layout of a vector with one element per thread and load; of at most a warp's, every warp holds a copy."""
+    """Layout of a vector with one element per thread and load; of at most 32 elements every warp holds a copy."""
     if count <= WARP:
         warps, copies = THREADS // WARP, WARP // count
         lanes = (plgpu.Replicated(copies), -2) if copies > 1 else (-2,)
@@ -33,24 +33,24 @@ def lane_index(count: int) -> jax.Array:
 
 
 def load_lanes(ref: Any, index: tuple[Any, ...]) -> jax.Array:
-    """The last axis of a small array at `index`, in `lane_layout`."""
+    """Loads the last axis of a small array at `index`, in `lane_layout`."""
     # L2 -> registers: [n], one element per thread and load.
     return plgpu.load(ref.at[index], layout=lane_layout(ref.shape[-1]), optimized=False)
 
 
 def load_first_lanes(ref: Any, index: tuple[Any, ...], count: int, fill: float) -> jax.Array:
-    """Like `load_lanes`, with `fill` in all but the first `count` elements."""
+    """Like `load_lanes`, with `fill` after the first `count` elements."""
     lane = lane_index(ref.shape[-1])
     return jnp.where(lane < count, load_lanes(ref, index), fill)
 
 
 class Tile(NamedTuple):
-    """A tile of a row, and the `TILE` elements that are loaded for it.
+    """One tile of a row, and the location of the `TILE` elements that are loaded for it.
 
     Attributes:
       vec: Elements per load.
-      first: Index of the first vector loaded, within the row; moved back where arrays end.
-      in_shared: Whether the elements go to shared memory next, which takes another name of the same layout.
+      first: Index in the row of the first vector loaded; smaller than the tile's if its load would exceed the array.
+      in_shared: Whether the elements are stored to shared memory next, which needs the equivalent strided layout.
       low: The first index in the row that belongs to the tile.
       high: The index after the last one.
     """
@@ -63,7 +63,7 @@ class Tile(NamedTuple):
 
     @property
     def layout(self) -> Any:
-        """The layout of the loaded elements: one vector per thread and load."""
+        """Layout of the loaded elements: one vector per thread and load."""
         if self.in_shared:
             return plgpu.Layout.WG_STRIDED((TILE,), vec_size=self.vec)
         vec = self.vec
@@ -71,14 +71,14 @@ class Tile(NamedTuple):
         return plgpu.Layout.TILED(tiling, warp_dims=(-3,), lane_dims=(-2,), vector_dim=-1)
 
     def indices(self) -> jax.Array:
-        """`[TILE]` indices in the row of the loaded elements."""
+        """Indices in the row of the loaded elements, `[TILE]`."""
         return plgpu.broadcasted_iota(jnp.int32, (TILE,), 0, layout=self.layout) + self.first * self.vec
 
 
 def locate_tile(number: jax.Array, vocab_size: int, rows: list[tuple[Any, jax.Array]], in_shared: bool = False) -> Tile:
-    """The tile of this number in each of `rows`, pairs of a flat array and a row's number in it.
+    """Locates tile `number` in each of `rows`, pairs of a flat array and the index of a row in it.
 
-    It is loaded from the same indices of all these rows. A tile before the first or after the last is empty.
+    The tile has equal indices in all these rows. A tile before the first or after the last one is empty.
     """
     vec = min(config.row_vector_size(ref.dtype, vocab_size) for ref, _ in rows)
     row_vectors, tile_vectors = vocab_size // vec, TILE // vec
@@ -90,14 +90,14 @@ def locate_tile(number: jax.Array, vocab_size: int, rows: list[tuple[Any, jax.Ar
 
 
 def load_tile(ref: Any, vocab_size: int, row: jax.Array, tile: Tile) -> jax.Array:
-    """`[TILE]` logits of a row; those outside of the tile are of its neighbours."""
+    """Loads `[TILE]` logits of a row; elements outside the tile may be of other tiles or rows."""
     # HBM or L2 -> registers: [TILE], vec elements per thread and load.
     elements = pl.ds((row * (vocab_size // tile.vec) + tile.first) * tile.vec, TILE)
     return plgpu.load(ref.at[elements], layout=tile.layout, optimized=False)
 
 
 def mask_tile(values: jax.Array, tile: Tile, fill: float = 0.0) -> jax.Array:
-    """`[TILE]` values, and `fill` outside of the tile."""
+    """Replaces the elements of `[TILE]` values outside the tile by `fill`."""
     index = tile.indices()
     other = plgpu.layout_cast(jnp.full(values.shape, fill, values.dtype), tile.layout)
     return jnp.where((index >= tile.low) & (index < tile.high), values, other)
@@ -106,12 +106,13 @@ def mask_tile(values: jax.Array, tile: Tile, fill: float = 0.0) -> jax.Array:
 def read_chunk(ref: Any, vocab_size: int, row: jax.Array, chunk: jax.Array, fn: Callable) -> Any:
     """Returns `fn(vectors, scalars, indices_fn)` of one chunk of a row.
 
-    Vectors begin at multiples of 16 bytes. Where a row does not, or ends inside a chunk, its neighbours' elements
-    reach `fn` as -inf; the chunks between need no mask. `scalars` are the last elements of an array that ends inside
-    a vector, -inf if they are not the row's. `indices_fn()` returns the indices in the row of vectors and scalars.
+    Vectors begin at multiples of 16 bytes. If a row does not, or if it ends inside a chunk, elements of other rows are
+    passed to `fn` as -inf; chunks inside the row need no mask. `scalars` are the last elements of an array that ends
+    inside a vector, -inf if they belong to another row. `indices_fn()` returns the indices in the row of vectors and
+    scalars.
 
-    Addresses are counted in vectors and multiplied last: where the compiler does not see that they are multiples of
-    a vector, it loads single elements.
+    Addresses are computed in vectors and multiplied last, because the compiler loads single elements unless it can
+    prove that an address is a multiple of a vector.
     """
     cut = config.chunks(ref.dtype, vocab_size)
     layout = plgpu.Layout.WG_STRIDED((cut.lanes,), vec_size=cut.vec)

@@ -8,19 +8,19 @@ TILE = 1024
 """Vocabulary entries per tile. Two-level sampling picks a tile by the sum of its weights, then a token in it."""
 
 PAD_TOKEN = -1
-"""Fills `tokens` wherever there is no token."""
+"""Padding of token arrays."""
 
 DEGENERATE_TARGET = 1
 """Flag of `Verification.status`: a target row in use holds NaN or +inf, or keeps no token."""
 
 DEGENERATE_DRAFT = 2
-"""Flag of `Verification.status`: a draft row in use holds NaN or +inf, keeps no token, or not the drafted one."""
+"""Flag of `Verification.status`: a draft row in use holds NaN or +inf, keeps no token, or drops the drafted one."""
 
 EMPTY_RESIDUAL = 4
-"""Flag of `Verification.status`: a draft was rejected where max(p - q, 0) is zero to the last bit."""
+"""Flag of `Verification.status`: a draft was rejected in a row in which max(p - q, 0) is exactly zero."""
 
 LARGEST_LOG_NORMALIZER = 128.0
-"""Above it a float32 logsumexp is off by more than 2**-17, and so is every q: the rows are read instead."""
+"""A float32 logsumexp above this has a rounding error above 2**-17, as do its log-probabilities: it is recomputed."""
 
 
 class Filter(NamedTuple):
@@ -28,8 +28,8 @@ class Filter(NamedTuple):
 
     Attributes:
       scale: Multiplies the logits, 1/temperature; 1 for greedy rows. None: 1.
-      cutoff: The smallest kept logit, before scaling, as wide as the arithmetic. None: all are kept.
-      greedy: True where all probability is on the first largest logit. None: nowhere.
+      cutoff: The smallest kept logit, before scaling, in the dtype of the arithmetic. None: all are kept.
+      greedy: True for rows with all probability on the first largest logit. None: no row is greedy.
     """
 
     scale: Float[Array, "B"] | None = None
@@ -54,13 +54,14 @@ class Verification(NamedTuple):
 
     Attributes:
       tokens: The accepted drafts, then one residual or bonus token, then `PAD_TOKEN`.
-      num_accepted: How many drafts were accepted, 0 to K; `num_accepted + 1` tokens are emitted.
+      num_accepted: Number of accepted drafts, 0 to K; `num_accepted + 1` tokens are emitted.
       log_probs: log p of each emitted token under the filtered target, 0 at padding, -inf for a token
         emitted from a degenerate row.
-      accept_prob: min(1, p/q) at each drafted token, 0 where nothing was drafted. The GPU kernel reads no row past
-        the first rejection where the batch is large (512 drafts in 64 rows or more, or 132 rows), and is 0 there too.
-      status: 0, or a sum of `DEGENERATE_TARGET`, `DEGENERATE_DRAFT` and `EMPTY_RESIDUAL`. Only rows that
-        had a part in the result count: those up to and including the one that emitted the last token.
+      accept_prob: min(1, p/q) at each drafted token, 0 where nothing was drafted. For large
+        batches (512 drafts in 64 sequences or more, or 132 sequences) the GPU kernel does not read rows after the
+        first rejection, and `accept_prob` is 0 there too.
+      status: 0, or a sum of `DEGENERATE_TARGET`, `DEGENERATE_DRAFT` and `EMPTY_RESIDUAL`. Covers the rows
+        up to and including the one that emitted the last token.
     """
 
     tokens: Int[Array, "B K1"]
@@ -77,7 +78,7 @@ class SigmoidVerification(NamedTuple):
       tokens: As in `Verification`.
       num_accepted: As in `Verification`.
       accept_prob: min(1, s_p/s_q) of each drafted token, 0 where s_p is 0 or nothing was drafted.
-      status: As in `Verification`, of the rows that the last token came from.
+      status: As in `Verification`, but only of the rows (target and draft) that emitted the last token.
     """
 
     tokens: Int[Array, "B K1"]
