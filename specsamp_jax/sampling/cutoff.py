@@ -7,6 +7,7 @@ from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
+from specsamp_jax.sampling.mesh_axes import cond, vary_like
 from specsamp_jax.sampling.reduce import map_rows, row_sum, wide
 
 NUM_LARGEST = 128
@@ -84,7 +85,7 @@ def mass_above(
             weights = jnp.exp((wide(row) - largest[:, None]) * scale[:, None])
             return row_sum(jnp.where(wide(row) >= threshold[:, None], weights, 0), row.shape[-1])
 
-        return lax.cond(active.any(), compute, lambda: jnp.zeros_like(largest))
+        return cond(active.any(), compute, lambda: jnp.zeros_like(largest))
 
     return map_rows(row_mass, logits, threshold, largest, scale, active)
 
@@ -144,6 +145,8 @@ def largest_threshold(
     # The logits below it have less mass together than may be lost.
     guess = jnp.where(scale > 0, largest + jnp.log((above_floor - wanted) / vocab_size) / scale, -jnp.inf)
 
+    rows = logits, values, scale, wanted, floor, above_floor, active
+
     def value(rank):
         return jnp.clip(wide(_unrank(rank, dtype)), -highest, highest)
 
@@ -184,7 +187,7 @@ def largest_threshold(
         def row_values(row, below, going):
             size = min(NUM_LARGEST, vocab_size)
             nothing = jnp.broadcast_to(below[:, None], (*below.shape, size))
-            return lax.cond(going.any(), lambda: largest_logits(row, below), lambda: nothing)
+            return cond(going.any(), lambda: largest_logits(row, below), lambda: nothing)
 
         values = map_rows(row_values, logits, wide(_unrank(interval.high, dtype)), going)
         sums = interval.above_high[..., None] + running_mass(values, largest, scale)
@@ -209,8 +212,9 @@ def largest_threshold(
         few = interval.above_low - interval.above_high <= least * NUM_LARGEST
         sorts = going & few & (step < NUM_VALUE_STEPS)
         cuts = going & ~sorts
-        interval = lax.cond(cuts.any(), lambda i: cut(i, cuts, step), lambda i: i, interval)
-        return lax.cond(sorts.any(), lambda i: finish(i, sorts), lambda i: i, interval), step + 1
+        interval = cond(cuts.any(), lambda: cut(interval, cuts, step), lambda: interval)
+        interval = cond(sorts.any(), lambda: finish(interval, sorts), lambda: interval)
+        return vary_like(interval, rows), step + 1
 
     smallest = map_rows(lambda row: jnp.where(jnp.isfinite(row), row, jnp.inf).min(-1), logits)
     low = _rank(jnp.maximum(smallest, floor.astype(dtype)))
@@ -222,7 +226,9 @@ def largest_threshold(
         jnp.where(values > last[..., None], running_mass(values, largest, scale), 0).max(-1),
     )
     limit = max_steps(dtype)
-    interval, _ = lax.while_loop(lambda s: (s[1] < limit) & is_open(s[0]).any(), step_fn, (interval, 0))
+    interval, _ = lax.while_loop(
+        lambda s: (s[1] < limit) & is_open(s[0]).any(), step_fn, (vary_like(interval, rows), 0)
+    )
     return jnp.where(active, wide(_unrank(interval.low, dtype)), floor)
 
 

@@ -8,11 +8,11 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 from jaxtyping import Array, Float, Int
 
 from specsamp_jax._types import Filter, SamplingParams
 from specsamp_jax.sampling.cutoff import largest_logits, largest_threshold, mass_above, running_mass
+from specsamp_jax.sampling.mesh_axes import cond
 from specsamp_jax.sampling.reduce import map_rows, row_max, wide
 
 
@@ -77,7 +77,7 @@ def _cutoffs(
         # Never above the largest, whatever the rounding: a row keeps its most probable token.
         return jnp.where(jnp.isfinite(largest), jnp.minimum(cutoff, largest), off)
 
-    return lax.cond((uses_top_k | uses_top_p | uses_min_p).any(), filtered, lambda: off)
+    return cond((uses_top_k | uses_top_p | uses_min_p).any(), filtered, lambda: off)
 
 
 def _top_k_top_p(
@@ -112,7 +112,7 @@ def _top_k_top_p(
             all_logits = jnp.full_like(largest, vocab_size)
             return largest_threshold(logits, values, jnp.zeros_like(scale), count, floor, all_logits, long)
 
-        floor = lax.cond(long.any(), search_top_k, lambda: floor)
+        floor = cond(long.any(), search_top_k, lambda: floor)
     if is_number(sampling.top_p, 1.0):
         return floor
 
@@ -126,7 +126,7 @@ def _top_k_top_p(
         def read_rows():
             return jnp.where(reads, mass_above(logits, floor, largest, scale, reads), mass)
 
-        mass = lax.cond(reads.any(), read_rows, lambda: mass)
+        mass = cond(reads.any(), read_rows, lambda: mass)
     wanted = top_p * mass
     found = jnp.where(sums >= wanted[..., None], values, -jnp.inf).max(-1)
     cutoff = jnp.where(uses_top_p, jnp.maximum(floor, found), floor)
@@ -138,4 +138,4 @@ def _top_k_top_p(
         searched = largest_threshold(logits, values, scale, wanted, floor, mass, beyond)
         return jnp.where(beyond, searched, cutoff)
 
-    return lax.cond(beyond.any(), search_top_p, lambda: cutoff)
+    return cond(beyond.any(), search_top_p, lambda: cutoff)

@@ -143,10 +143,7 @@ def test_one_key_for_all_rows_and_parameters_that_are_sharded():
         (verify_block, "rows"),
     ],
 )
-def test_it_runs_under_shard_map_over_the_batch(fn, name, request):
-    if name in ("top_k", "top_p", "min_p", "rows"):
-        reason = "the cutoff search does not cast its branches to the mesh axes of both yet"
-        request.applymarker(pytest.mark.xfail(reason=reason, strict=False))
+def test_it_runs_under_shard_map_over_the_batch(fn, name):
     sampling = SAMPLINGS[name]
     mesh = jax.make_mesh((8,), ("x",), axis_types=(AxisType.Auto,))
     specs = P("x"), P("x"), ss.Draft(P("x"), P("x"))
