@@ -74,8 +74,18 @@ class Draft(NamedTuple):
 class Model:
     """A language model as two pure functions and their parameters.
 
-    The model sees each token at its absolute position, and writing a position of the cache again
-    replaces its entry. A cache needs no other property, so undoing a rejected draft costs nothing.
+    `generate`, `stream`, `init` and `step` call a model in this way, and ask these things of it:
+
+    - Prefill: the first call is on all P prompt columns at positions 0 to P - 1; columns after a prompt hold token 0.
+    - Length: `max_length` is P + `max_new_tokens` + the longest draft; no position reaches it.
+    - The first step feeds each prompt's last token again, at its own position.
+    - Positions are absolute; a row's are consecutive, and rows differ. Writing a position of the cache
+      again replaces its entry, so undoing a rejected draft costs nothing.
+    - Mask: a token at position s attends to the slots 0 to s of its own row, those of the same call included.
+      Slots after s may hold rejected drafts.
+    - Finished rows keep running on valid tokens and positions; their results are dropped.
+    - Every leaf of the cache, and of `DecodeState`, has the batch first: a row is refilled by indexing all leaves.
+    - Between steps the caller may set `limits`, `finished` and `num_draft` of the state.
 
     Attributes:
       params: The parameters, any pytree.

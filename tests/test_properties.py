@@ -1,4 +1,4 @@
-"""Properties of the exact rules over shapes, types, supports and parameters.
+"""Properties of the rules and of `sample` over shapes, types, supports and parameters.
 
 `HYPOTHESIS_PROFILE=thorough` runs thousands of examples of each instead of some hundreds.
 """
@@ -15,17 +15,23 @@ from hypothesis import strategies as st
 import specsamp_jax as ss
 
 B = 3
-SHAPES = [(0, 5), (1, 1), (3, 7), (2, 40)]
-"""Pairs of K and V; each is compiled once per type and kind of draft."""
+CASES = [(0, 1, "bfloat16", False), (2, 7, "float32", False), (3, 12, "float32", True)]
+"""K, V, the logits' type, and whether the draft has logits. Each is compiled once per rule: all else is data."""
 
 quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
-RULES = {"verify": quick_jit(ss.verify), "verify_block": quick_jit(ss.verify_block)}
+RULES = {
+    "verify": quick_jit(functools.partial(ss.verify, implementation="xla")),
+    "verify_block": quick_jit(ss.verify_block),
+}
+# So wide that no score underflows: the least logit is about -5,000, after a temperature of .05.
+verify_sigmoid = quick_jit(functools.partial(ss.verify_sigmoid, implementation="xla", alpha=-50.0, beta=50.0))
+sample = quick_jit(ss.sample)
 
 seeds = st.integers(0, 2**32 - 1)
 settings = st.fixed_dictionaries(
     {
         "temperature": st.sampled_from([0.0, 1.0]) | st.floats(0.05, 20),
-        "top_k": st.integers(0, 50),
+        "top_k": st.integers(0, 14),
         "top_p": st.just(1.0) | st.floats(0, 1),
         "min_p": st.just(0.0) | st.floats(0, 1),
     }
@@ -47,20 +53,20 @@ def logit_rows(draw, num_rows, vocab_size):
 
 @st.composite
 def steps(draw):
-    num_draft, vocab_size = draw(st.sampled_from(SHAPES))
-    dtype = draw(st.sampled_from(["float32", "bfloat16"]))
-    target = jnp.asarray(draw(logit_rows(num_draft + 1, vocab_size)), dtype)
+    num_draft, vocab_size, dtype, has_logits = draw(st.sampled_from(CASES))
+    target = draw(logit_rows(num_draft + 1, vocab_size)).astype(dtype)
     tokens = draw(st.lists(st.integers(-1, vocab_size), min_size=B * num_draft, max_size=B * num_draft))
-    tokens = jnp.asarray(np.array(tokens, np.int32).reshape(B, num_draft))
+    draft = ss.Draft(jnp.array(tokens, jnp.int32).reshape(B, num_draft))
     rows = [draw(settings) for _ in range(B)]
-    logits = jnp.asarray(draw(logit_rows(num_draft, vocab_size)), dtype) if draw(st.booleans()) else None
-    draft = ss.Draft(tokens, logits, None if logits is None else as_arrays([draw(settings) for _ in range(B)]))
+    if has_logits:
+        logits = draw(logit_rows(num_draft, vocab_size)).astype(dtype)
+        draft = draft._replace(logits=logits, sampling=as_arrays([draw(settings) for _ in range(B)]))
     return jax.random.key(draw(seeds)), target, draft, rows
 
 
 def as_arrays(rows):
     types = {"temperature": np.float32, "top_k": np.int32, "top_p": np.float32, "min_p": np.float32}
-    return ss.SamplingParams(*(jnp.asarray([row[name] for row in rows], types[name]) for name in types))
+    return ss.SamplingParams(*(np.array([row[name] for row in rows], types[name]) for name in types))
 
 
 def support(logits, setting):
@@ -110,3 +116,44 @@ def test_exact_rules(step, rule):
     key, target, draft, rows = step
     result = RULES[rule](key, target, draft, as_arrays(rows))
     assert_a_verification(result, target, draft, rows)
+
+
+@given(step=steps())
+def test_the_sigmoid_rule(step):
+    key, target, draft, rows = step
+    assert_a_verification(verify_sigmoid(key, target, draft, as_arrays(rows)), target, draft, rows)
+
+
+@given(step=steps())
+def test_accept_prob_without_filters_is_the_oracles(step):
+    key, target, draft, _ = step
+    off = as_arrays([{"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0}] * B)
+    draft = draft._replace(sampling=None if draft.logits is None else off)
+    result = RULES["verify"](key, target, draft, off)
+    vocab_size = target.shape[-1]
+    accept_prob = np.asarray(result.accept_prob)
+    for b, tokens in enumerate(np.asarray(draft.tokens)):
+        stop = next((i for i, token in enumerate(tokens) if not 0 <= token < vocab_size), len(tokens))
+        p = [oracle.distribution(np.asarray(row, np.float64)) for row in target[b]]
+        for i, token in enumerate(tokens[:stop]):
+            one_hot = oracle.one_hot(token, vocab_size)
+            q = one_hot if draft.logits is None else oracle.distribution(np.asarray(draft.logits[b, i], np.float64))
+            # A drafted token of probability zero under q says nothing, and float32 has no probabilities below 1e-37.
+            if q[token] > 1e-30 and p[i][token] > 1e-30:
+                expected = min(1, p[i][token] / q[token])
+                np.testing.assert_allclose(accept_prob[b, i], expected, rtol=2e-3)
+
+
+@given(data=st.data(), case=st.sampled_from([(1, "float32"), (7, "float32"), (12, "bfloat16")]))
+def test_samples(data, case):
+    vocab_size, dtype = case
+    logits = data.draw(logit_rows(1, vocab_size))[:, 0].astype(dtype)
+    rows = [data.draw(settings) for _ in range(B)]
+    result = sample(jax.random.key(data.draw(seeds)), logits, as_arrays(rows))
+    tokens, log_normalizers = (np.asarray(array) for array in result)
+    for row, setting, token, log_normalizer in zip(logits, rows, tokens, log_normalizers, strict=True):
+        possible, certain = support(row, setting)
+        assert possible[token]
+        if setting["temperature"] > 0 and np.array_equal(possible, certain):
+            kept = np.asarray(row, np.float64)[possible] / float(np.float32(setting["temperature"]))
+            np.testing.assert_allclose(log_normalizer, np.logaddexp.reduce(kept), rtol=1e-5, atol=1e-4)
