@@ -1,7 +1,9 @@
 """Fixtures of several test files, and the choice of the kernels' cases that run on every push."""
 
+import gc
 import os
 import re
+from pathlib import Path
 
 import hypothesis
 import jax
@@ -69,3 +71,16 @@ def compiled_quickly():
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", before)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _few_compiled_programs():
+    """Drops compiled programs between files where there are many: Linux allows a process 65,530 memory maps.
+
+    Each program takes several. With all tests in one process the compiler would abort.
+    """
+    yield
+    maps = Path("/proc/self/maps")
+    if maps.exists() and len(maps.read_bytes().splitlines()) > 20_000:
+        jax.clear_caches()
+        gc.collect()
