@@ -11,9 +11,9 @@ def verify_baseline(
     draft_logits: Float[Array, "B K V"],
     draft_tokens: Int[Array, "B K"],
 ) -> tuple[Int[Array, "B K1"], Int[Array, "B"]]:
-    """Emitted tokens, -1 behind them, and how many drafts were accepted.
+    """Returns the emitted tokens, padded with -1, and the number of accepted drafts.
 
-    Both softmaxes are made, then the residuals of all K rows, then one row a sequence is sampled from.
+    Computes both softmaxes, then the residuals of all K rows, then samples from one row per sequence.
     """
     num_draft = draft_tokens.shape[1]
     accept_key, sample_key = jax.random.split(key)

@@ -63,7 +63,7 @@ def make_pair(family: str, folder: Path) -> decoding.Pair:
     module_fn, config_fn, changes = FAMILIES[family]
     for seed, (name, sizes) in enumerate({"target": TARGET, "drafter": DRAFTER}.items()):
         module = module_fn(config_fn(vocab_size=VOCAB_SIZE, **sizes, **changes), rngs=nnx.Rngs(seed))
-        # Behind the last norm features are of size 1, so that the head's own scale is the logits'.
+        # Features after the last norm have size 1, so the scale of the head is that of the logits.
         scale = LOGIT_STDDEV / sizes["hidden_size"] ** 0.5
         head = module.vocabulary.head
         head.set_value(jax.random.normal(jax.random.key(seed), head.shape[::-1]).T * scale)
@@ -86,17 +86,17 @@ def compare(family: str, peers: timing.Peers | None, folder: Path, *, rounds: in
 
 
 def rate(entry: dict[str, Any]) -> float:
-    """Tokens a second, the median of the rounds."""
+    """Tokens per second, the median of the rounds."""
     return entry["tokens_per_second"]["median"]
 
 
 def best(result: dict[str, Any], beginning: str) -> str | None:
-    """The quickest contender whose name begins so."""
+    """The fastest contender whose name has this prefix."""
     return max((name for name in result if name.startswith(beginning)), key=lambda n: rate(result[n]), default=None)
 
 
 def table_lines(cases: list[Case]) -> list[str]:
-    """All families in one table a batch size."""
+    """All families in Markdown, one table per batch size."""
     lines = []
     for batch_size in BATCH_SIZES:
         header = ["family", "tokens per step", *NAMES, "speed over the target alone"]

@@ -1,4 +1,4 @@
-"""The sampling step on each named shape, on the device at hand, beside the baseline and what a read of it all takes.
+"""The sampling step on each named shape, against the baseline and one read of all logits, on the default device.
 
 pytest bench/bench_verify.py --benchmark-only -k qwen-K5
 """

@@ -1,4 +1,4 @@
-"""The named shapes, listed once, and inputs of these shapes that resemble what language models make."""
+"""The named shapes, listed once, and inputs of these shapes with logits like those of language models."""
 
 from typing import Any, NamedTuple
 
@@ -17,7 +17,7 @@ ROTATED_BYTES = 256 * 2**20
 
 
 class Case(NamedTuple):
-    """A shape: logits of K+1 target rows and K draft rows a sequence."""
+    """Shape of a benchmark: K+1 target rows and K draft rows per sequence."""
 
     model: str
     vocab_size: int
@@ -27,17 +27,17 @@ class Case(NamedTuple):
 
     @property
     def name(self) -> str:
-        """Such as "qwen-K5-B1"."""
+        """Name of the case, such as "qwen-K5-B1"."""
         return f"{self.model}-K{self.num_draft}-B{self.batch_size}"
 
     @property
     def num_bytes(self) -> int:
-        """Of all logits: what a step must read once that is not handed the drafter's normalizers."""
+        """Bytes of all logits, which a step without the drafter's normalizers reads at least once."""
         return self.batch_size * (2 * self.num_draft + 1) * self.vocab_size * np.dtype(self.dtype).itemsize
 
     @property
     def num_sets(self) -> int:
-        """How many sets of inputs to rotate through."""
+        """Number of sets of inputs to rotate through."""
         return max(2, -(-ROTATED_BYTES // self.num_bytes))
 
 

@@ -56,7 +56,7 @@ def batch_lines(batch_size: int, result: dict[str, Any]) -> list[str]:
 
 
 def step_seconds(result: dict[str, Any], name: str) -> float:
-    """What a step of the loop takes on average, the prefill left out."""
+    """Mean seconds per step of the loop, without the prefill."""
     entry = result["contenders"][name]
     num_steps = MAX_NEW_TOKENS / entry["tokens_per_step"]
     prefill = result["parts"]["prefill of both" if name == REFERENCE else "prefill of the target"]

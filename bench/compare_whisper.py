@@ -90,7 +90,7 @@ def make_pair() -> tuple[Path, Path]:
 def contender(
     name: str, modules: tuple[Whisper, Whisper], features: np.ndarray, *, is_encoded: bool
 ) -> timing.Contender:
-    """Greedy decoding of other utterances in each round; behind the encoder, unless that ran before."""
+    """Greedy decoding of new utterances in each round, with the encoder unless its states are computed before."""
     target, draft = modules
     settings = load_settings(FOLDER / "target", CONFIG)
     prompt = np.array([settings.prompt(language="en", task=None, timestamps=False)] * features.shape[1])
@@ -118,7 +118,7 @@ def contender(
 
 
 def compare(peers: timing.Peers | None, batch_size: int, *, rounds: int, is_encoded: bool) -> dict[str, Any]:
-    """Checks that all make the same text, then times them: each round hears something else."""
+    """Checks that all contenders produce equal texts, then times them on new audio in each round."""
     rng = np.random.default_rng(batch_size)
     shape = (rounds, batch_size, CONFIG.num_mel_bins, CONFIG.num_frames)
     features = rng.normal(0, 0.5, shape).astype(np.float32)
@@ -160,7 +160,7 @@ def compare(peers: timing.Peers | None, batch_size: int, *, rounds: int, is_enco
 
 
 def goal_lines(result: dict[str, Any]) -> list[str]:
-    """What was aimed at and what was measured, at batch 1, of decoding."""
+    """Goal and measurement at batch 1, for decoding."""
     times = [e["times_reference"]["median"] for name, e in result.items() if name.startswith("transformers_assisted")]
     if not times:
         return []

@@ -1,4 +1,4 @@
-"""A target and its drafter: who is compared on decoding, and what each part of a step takes."""
+"""Contenders of the decoding benchmark, and the time of each part of a step."""
 
 import functools
 import json
@@ -59,7 +59,7 @@ def held_out_prompts(num: int, batch_size: int) -> list[np.ndarray]:
 
 
 def options(pair: Pair) -> dict[str, dict[str, Any]]:
-    """Contenders in `generate`, by what they give it."""
+    """Arguments of `generate` by name of contender."""
     return {
         "speculative": {"draft": pair.drafter, "num_draft": NUM_DRAFT},
         "target_alone": {"draft": None},
@@ -81,7 +81,7 @@ def generate_contender(name: str, pair: Pair, prompts: list[np.ndarray]) -> Cont
     return jax_contender(name, run, arguments)
 
 
-# Of transformers: drafts a step, and torch's threads (None: its default, which for models so small may be too many).
+# Contenders in transformers: drafts per step, and threads of torch (None: its default, which may be too many).
 PEERS = {
     "transformers_assisted": (NUM_DRAFT, None),
     "transformers_assisted_1_thread": (NUM_DRAFT, 1),
@@ -100,7 +100,7 @@ def peer_contenders(pair: Pair, prompts: list[np.ndarray], peers: Peers) -> list
 
 
 def peer_options(pair: Pair, prompts: list[np.ndarray], num_draft: int | None) -> dict[str, Any]:
-    """The same settings for transformers' `generate`; see peers/server.py."""
+    """Settings for transformers' `generate` equal to ours; see peers/server.py."""
     return {
         "target": str(pair.folders[0]),
         "drafter": str(pair.folders[1]),
@@ -113,7 +113,7 @@ def peer_options(pair: Pair, prompts: list[np.ndarray], num_draft: int | None) -
 def race(
     contenders: list[Contender], pair: Pair, prompts: list[np.ndarray], *, reference: str
 ) -> dict[str, dict[str, Any]]:
-    """Checks, then times, all contenders: each round continues another prompt, the same for all."""
+    """Checks, then times, all contenders: all continue one prompt in a round, a new one in each round."""
     counted = {c.name: statistics(check(c, prompts, pair.vocab_size)) for c in contenders}
     seconds = alternate(contenders, lambda i, _: [i], rounds=len(prompts))
     result = summary(seconds, dict.fromkeys(seconds, reference))
@@ -124,7 +124,7 @@ def race(
 
 
 def check(contender: Contender, prompts: list[np.ndarray], vocab_size: int) -> list[dict[str, Any]]:
-    """What a contender did for each prompt, counted, once it proved to be the prompt and 128 tokens more."""
+    """Counts of a contender for each prompt, after a check that each text is its prompt and 128 new tokens."""
     counts = []
     _, results = contender.run_fn(range(len(prompts)))
     for prompt, result in zip(prompts, results, strict=True):
@@ -142,10 +142,10 @@ def check(contender: Contender, prompts: list[np.ndarray], vocab_size: int) -> l
 
 
 def statistics(counts: list[dict[str, Any]]) -> dict[str, Any]:
-    """Tokens a step (of a row, on average), and acceptance by position where drafts before were accepted."""
+    """Mean tokens per step and row, and acceptance by position given that all drafts before were accepted."""
     tokens_per_step = MAX_NEW_TOKENS * len(counts) / sum(count["num_steps"] for count in counts)
     drafted, accepted = (np.sum([c.get(name, ()) for c in counts], axis=0) for name in ("num_drafted", "num_accepted"))
-    # A position is tried where all before it were accepted. Where draft lengths vary, that is not known from these.
+    # A position is verified if all drafts before it were accepted. With varying draft lengths the counts do not tell.
     by_position = None
     if np.size(drafted) and (drafted == drafted[0]).all():
         by_position = accepted_by_position(drafted, accepted)
@@ -158,7 +158,7 @@ def parts(pair: Pair, prompt: np.ndarray, *, num_loops: int, repeats: int) -> di
     The least of `repeats` loops over `num_loops` calls, with the cache half full.
     """
     batch_size = len(prompt)
-    room = PROMPT_LENGTH + MAX_NEW_TOKENS + NUM_DRAFT
+    max_length = PROMPT_LENGTH + MAX_NEW_TOKENS + NUM_DRAFT
     lengths = jnp.full(batch_size, PROMPT_LENGTH + MAX_NEW_TOKENS // 2)
     keys = jax.random.split(jax.random.key(0), batch_size)
 
@@ -170,7 +170,7 @@ def parts(pair: Pair, prompt: np.ndarray, *, num_loops: int, repeats: int) -> di
             return cache, logits.argmax(-1).astype(jnp.int32)
 
         tokens = jnp.ones((batch_size, num_tokens), jnp.int32)
-        return body, model.params, (model.init_cache_fn(batch_size, room), tokens)
+        return body, model.params, (model.init_cache_fn(batch_size, max_length), tokens)
 
     def propose(params, i, carry):
         cache, tokens = carry
@@ -197,13 +197,17 @@ def parts(pair: Pair, prompt: np.ndarray, *, num_loops: int, repeats: int) -> di
 
     rotated = jax.random.normal(jax.random.key(1), (8, batch_size, NUM_DRAFT + 1, pair.vocab_size))
     logits = rotated, rotated[:, :, 1:], jax.nn.logsumexp(rotated[:, :, 1:], axis=-1)
-    tokens = jnp.ones((batch_size, room), jnp.int32)
+    tokens = jnp.ones((batch_size, max_length), jnp.int32)
     loops: dict[str, tuple[Callable, Any, Any]] = {
         "target, 1 token": passes(pair.target, 1),
         f"target, {NUM_DRAFT + 1} tokens": passes(pair.target, NUM_DRAFT + 1),
         "drafter, 1 token": passes(pair.drafter, 1),
         "drafter, 2 tokens": passes(pair.drafter, 2),
-        f"{NUM_DRAFT} drafts, sampled": (propose, pair.drafter, (pair.drafter.init_cache_fn(batch_size, room), tokens)),
+        f"{NUM_DRAFT} drafts, sampled": (
+            propose,
+            pair.drafter,
+            (pair.drafter.init_cache_fn(batch_size, max_length), tokens),
+        ),
         "verify": (verify, logits, jnp.zeros((batch_size, NUM_DRAFT + 1), jnp.int32)),
     }
     seconds = {name: _least_seconds(*loop, num_loops=num_loops, repeats=repeats) for name, loop in loops.items()}
@@ -216,7 +220,7 @@ def parts(pair: Pair, prompt: np.ndarray, *, num_loops: int, repeats: int) -> di
 
 
 def _least_seconds(body: Callable, params: Any, carry: Any, *, num_loops: int, repeats: int) -> float:
-    """Seconds a call of `body(params, i, carry) -> carry` takes in a loop."""
+    """Seconds per call of `body(params, i, carry) -> carry` in a compiled loop."""
     loop = jax.jit(lambda params, carry: lax.fori_loop(0, num_loops, lambda i, c: body(params, i, c), carry))
     return _least(lambda: loop(params, carry), repeats) / num_loops
 

@@ -1,4 +1,4 @@
-"""Contenders timed in turn, round by round, and what is written about it."""
+"""Timing of interleaved contenders in rounds, and the result files."""
 
 import datetime
 import json
@@ -24,7 +24,7 @@ SETTLE_SECONDS = 0.02
 
 
 class Contender(NamedTuple):
-    """One of those compared.
+    """One contender of a comparison.
 
     Attributes:
       name: What it is called in the results.
@@ -89,7 +89,7 @@ class Peers:
 
     @property
     def pid(self) -> int:
-        """Of the process."""
+        """Process id."""
         return self._process.pid
 
     def close(self) -> None:
@@ -137,7 +137,7 @@ def spread(values: Sequence[float]) -> dict[str, float]:
 
 
 class Watch:
-    """How busy others keep the machine: contenders with threads that wait for one another suffer most from it."""
+    """Measures the load of other processes, which slows contenders with synchronised threads the most."""
 
     def __init__(self, *pids: int):
         self._pids = os.getpid(), *pids
@@ -151,7 +151,7 @@ class Watch:
         return time.perf_counter(), (user + nice + system + sum(rest) - own) / ticks
 
     def others(self) -> float:
-        """Cores that all but these processes used on average since this was made."""
+        """Mean number of cores that other processes used since this object was created."""
         seconds, busy = (now - then for now, then in zip(self._now(), self._began, strict=True))
         return busy / seconds
 

@@ -1,4 +1,4 @@
-"""Who is compared on the sampling step, how each is called, and the check that all do the same work."""
+"""Contenders of the verification benchmark, their calls, and the check that their results are equivalent."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -13,16 +13,16 @@ from timing import Contender, jax_contender
 
 import specsamp_jax as ss
 
-Call = tuple[Callable[..., Any], Callable[[int], tuple]]  # what is timed, and its arguments by number
+Call = tuple[Callable[..., Any], Callable[[int], tuple]]  # the timed function, and its arguments by index of the call
 
 
 class Task(NamedTuple):
-    """What a contender is asked to do.
+    """Inputs and settings of a comparison.
 
     Attributes:
-      reference: Whose time its time is compared with.
-      sampling: Which filters are on, for the target and for the draft.
-      one_hot: Whether the drafter proposed without chance, so that there are no draft logits.
+      reference: Name of the contender whose time the others are divided by.
+      sampling: Sampling parameters of target and draft.
+      one_hot: Whether the drafter is deterministic, so that there are no draft logits.
     """
 
     reference: str
@@ -44,7 +44,7 @@ class Sets(NamedTuple):
     keys: list[jax.Array]
 
     def pick(self, index: int) -> tuple[jax.Array, Inputs]:
-        """The key and inputs of this number, counted round and round."""
+        """The key and inputs of call `index`, which rotates through all of them."""
         return self.keys[index % len(self.keys)], self.inputs[index % len(self.inputs)]
 
 
@@ -65,7 +65,7 @@ def make_sets(case: Case, task: Task) -> Sets:
 
 
 def arrays(sampling: ss.SamplingParams, batch_size: int) -> ss.SamplingParams:
-    """The parameters as one value a row, known only when the program runs."""
+    """The parameters as arrays with one value per row, which are traced, not static."""
     return ss.SamplingParams(*(jnp.full(batch_size, value) for value in sampling))
 
 
@@ -110,7 +110,7 @@ def specsamp_sigmoid(sets: Sets) -> Call:
 
 
 def baseline(sets: Sets) -> Call:
-    """The step with every softmax and residual made."""
+    """The step with all softmaxes and residuals written to memory."""
     return jax.jit(lambda key, i: verify_baseline(key, *i[:3])), sets.pick
 
 
@@ -121,7 +121,7 @@ def read_once(sets: Sets) -> Call:
 
 def _peer(make_call: Callable[[Sets], Callable[..., Any]]) -> Callable[[Sets], Call]:
     def tpu_inference(sets: Sets) -> Call:
-        """The peer's step, handed the draft's probabilities and the bonus tokens ready-made."""
+        """The peer's step, with the draft's probabilities and the bonus tokens computed outside the timed call."""
 
         @jax.jit
         def prepare(key, i):
@@ -133,7 +133,7 @@ def _peer(make_call: Callable[[Sets], Callable[..., Any]]) -> Callable[[Sets], C
             probs = None if sets.task.one_hot else jax.nn.softmax(draft_logits)
             return i.draft_tokens.reshape(-1), probs, i.target_logits[:, :-1].reshape(rows), bonus
 
-        # Made beforehand: arguments made just before a call would lie in the cache, and only this peer's.
+        # Computed beforehand: just before a call they would be in the cache, for this peer only.
         prepared = [prepare(key, i) for key, i in zip(sets.keys, sets.inputs, strict=False)]
         return make_call(sets), lambda index: (sets.pick(index)[0], *prepared[index % len(prepared)])
 
@@ -183,7 +183,7 @@ def contender(name: str, sets: Sets) -> Contender:
 
 
 def expected_accepted(sets: Sets) -> tuple[float, float]:
-    """Mean and standard deviation of how many drafts a row accepts, from the exact acceptances."""
+    """Mean and standard deviation of the accepted drafts per row, from exact acceptance probabilities."""
 
     @jax.jit
     def accept_prob(i):
@@ -200,18 +200,18 @@ def expected_accepted(sets: Sets) -> tuple[float, float]:
 
 
 def emitted(result: Any, case: Case) -> np.ndarray:
-    """What a contender made, as tokens `[B, K+1]` with -1 behind them."""
+    """The result of a contender as tokens `[B, K+1]`, padded with -1."""
     if isinstance(result, dict):  # transformers: the tokens of each row
         return np.array([row + [-1] * (case.num_draft + 1 - len(row)) for row in result["tokens"]])
     if isinstance(result, tuple):  # a Verification, or what the baseline returns
         return np.asarray(result[0])
-    # tpu-inference: the drafts' places of all rows, then a bonus token for each
+    # tpu-inference: K tokens of each row, then the bonus token of each row
     drafts, bonus = np.split(np.asarray(result), [case.batch_size * case.num_draft])
     return np.concatenate([drafts.reshape(-1, case.num_draft), bonus[:, None]], axis=1)
 
 
 def check(contender: Contender, sets: Sets, expected: tuple[float, float] | None) -> float:
-    """The mean number of drafts that a contender accepts, once its results have proved sane.
+    """Returns the mean number of drafts that a contender accepts, after checking its results.
 
     Raises:
       ValueError: A result is not drafts, one more token of the vocabulary, and padding; or the mean is five
@@ -223,11 +223,13 @@ def check(contender: Contender, sets: Sets, expected: tuple[float, float] | None
         tokens, drafts = emitted(result, case), np.asarray(sets.pick(index)[1].draft_tokens)
         valid = (tokens >= 0) & (tokens < case.vocab_size)
         num_accepted = valid.sum(1) - 1
-        place = np.arange(case.num_draft + 1)
-        laid_out = valid == (place <= num_accepted[:, None])
-        copied = (tokens[:, :-1] == drafts) | (place[:-1] >= num_accepted[:, None])
-        if not (tokens.shape == (*drafts.shape[:1], place.size) and valid.any(1).all() and laid_out.all()):
-            raise ValueError(f"{contender.name} on {case.name}: this is no emission: {tokens}")
+        position = np.arange(case.num_draft + 1)
+        laid_out = valid == (position <= num_accepted[:, None])
+        copied = (tokens[:, :-1] == drafts) | (position[:-1] >= num_accepted[:, None])
+        if not (tokens.shape == (*drafts.shape[:1], position.size) and valid.any(1).all() and laid_out.all()):
+            raise ValueError(
+                f"{contender.name} on {case.name}: tokens must be drafts, one more token, and padding; got {tokens}"
+            )
         if not copied.all():
             raise ValueError(f"{contender.name} on {case.name}: emitted {tokens}, which does not begin as {drafts}")
         counts.append(num_accepted)

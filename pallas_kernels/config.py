@@ -63,8 +63,8 @@ class Config:
     Attributes:
       blocks: Blocks that emit one sequence's token together.
       max_tiles: Tiles of the emitting row that a block reads at once.
-      pairs: Maximum ratio of group sizes: tiles per group of one row over tiles per group of two rows read together, which
-        take twice the registers.
+      pairs: Maximum ratio of group sizes: tiles per group of one row over tiles per group of two rows,
+        whose tiles take twice the registers.
       max_unrolled: Maximum chunks of a row whose sums are combined in an unrolled loop.
     """
 

@@ -33,7 +33,7 @@ MAX_TOP_K = 128
 
 
 def find(part: Slice, limits: RowLimits, between: Exchange, shared: Scratch) -> Kept:
-    """What the filters keep of a row, as each of its cluster's blocks finds it."""
+    """Applies all filters to one row; every block of the cluster computes an equal `Kept`."""
     rate = exp2_rate(limits.scale)
     largest = functools.reduce(jnp.maximum, part.tiles)
     top = jnp.max(largest.astype(jnp.float32))
@@ -87,7 +87,7 @@ def find(part: Slice, limits: RowLimits, between: Exchange, shared: Scratch) -> 
 
 
 def _bound_of_groups(shared: Scratch, size: int, count: Any) -> jax.Array:
-    """What at least `count` of [size] numbers in `shared.groups` reach; -inf where it knows of none."""
+    """Bound that at least `count` of the `[size]` numbers in `shared.groups` reach; -inf if none is found."""
     width = config.THREADS
     parts = [
         plgpu.load(shared.groups.at[pl.ds(i, width)], layout=tiling.lane_layout(width)) for i in range(0, size, width)

@@ -1,6 +1,6 @@
-"""The last step of every rule: one token from the weights of one row, its tile first, then its position in the tile.
+"""Sampling of the last token, shared by the rules: first a tile of the emitting row, then a token of the tile.
 
-Latency decides here, so a block issues the loads of as many tiles as its registers hold, and sums all of them at once.
+This is bound by latency, so a block issues the loads of as many tiles as its registers hold, and sums them together.
 """
 
 from collections.abc import Callable
@@ -16,25 +16,25 @@ from pallas_kernels import config, rows, scan, sync, tiles
 from pallas_kernels.types import DEGENERATE_DRAFT, DEGENERATE_TARGET, EMPTY_RESIDUAL, PAD_TOKEN, Verification
 
 COMPILER_PARAMS = plgpu.CompilerParams(approx_math=True, reduction_scratch_bytes=scan.EXCHANGE_BYTES)
-"""The hardware's exponentials, and shared memory for sums of many vectors at once."""
+"""Approximate exponentials of the hardware, and shared memory for `scan.sum_vectors`."""
 
 Sources = list[tuple[rows.Rows, Any]]
-"""The rows read side by side: the target's, and at a rejection the draft's; a model's rows and a row's number each."""
+"""Rows that are read together, as pairs of a model's rows and a row index: the target's, and possibly the draft's."""
 
 
 class Emission(NamedTuple):
-    """The blocks that emit one sequence's token together, in one of them.
+    """State of one block among those that together emit one sequence's token.
 
     Attributes:
       sequence: The sequence.
       outputs: The outputs of all sequences; `log_probs` is None where a rule writes none.
-      sums: Sums of tiles in global memory, `[B, slots]`, through which the blocks meet.
+      sums: Sums of tiles in global memory, `[B, slots]`, through which the blocks communicate.
       scratch: Shared memory, from `scan.search_scratch`.
       groups: The tiles' groups.
       num_blocks: Blocks of the sequence.
-      block: Number of this one. The first one writes the accepted drafts.
+      block: Index of this block. Block 0 writes the accepted drafts.
       uniforms: The two uniforms of the token.
-      meet_fn: `() -> bool`, a barrier of the blocks. True in the one block that goes on alone and sees what all wrote.
+      meet_fn: `() -> bool`, a barrier of the blocks. True in the one block that continues and sees all writes.
     """
 
     sequence: rows.Sequence
@@ -72,7 +72,7 @@ def make_emission(
     num_blocks: int,
     meet_fn: Callable[[jax.Array], jax.Array],
 ) -> Emission:
-    """The emission of this block, axis "block" of the grid or cluster. `meet_fn` is told whether it is the last."""
+    """Returns the `Emission` of this block. `meet_fn` is passed whether it is the last on axis "block"."""
     block = lax.axis_index("block")
     is_last = block == num_blocks - 1
 
@@ -82,7 +82,7 @@ def make_emission(
             return is_last
         return meet_fn(is_last)
 
-    # Loaded at once: after a barrier each would be waited for.
+    # Loaded early, so that their latency is hidden before the barrier.
     uniforms = [sequence.inputs.uniforms.emit[sequence.number, i] for i in range(2)]
     return Emission(sequence, outputs, sums, scratch, groups, num_blocks, block, uniforms, meet)
 
@@ -104,26 +104,26 @@ def target_source(emission: Emission, row: Any) -> Sources:
 
 
 def all_sources(emission: Emission, row: Any) -> Sources:
-    """The target's row, and the draft's beside it if the draft has logits."""
+    """The target's row, and the draft's if the draft has logits."""
     sequence = emission.sequence
     draft = [] if sequence.draft is None else [(sequence.draft, sequence.draft_row(row))]
     return [(sequence.target, row), *draft]
 
 
 def groups_of(emission: Emission, sources: Sources) -> int:
-    """How many groups the tiles of these rows make."""
+    """Number of groups of tiles in these rows."""
     return emission.groups.count * (emission.groups.pairs if len(sources) == 2 else 1)
 
 
 def read_group(emission: Emission, sources: Sources, group: Any) -> list[tuple[tiles.Tile, list[jax.Array]]]:
-    """The tiles of a group, each with its logits. Only the last tile can be partial."""
+    """Loads the tiles of a group, each with its logits per source. Only the last tile can be partial."""
     size = emission.groups.pair_size if len(sources) == 2 else emission.groups.size
     first = group * size - emission.groups.before
     return [rows.load_tiles(sources, first + j) for j in range(size)]
 
 
 def write_sums(emission: Emission, group: Any, weights: list[jax.Array], read: list[tuple[tiles.Tile, Any]]):
-    """Writes the sums of the weights of each tile of a group, 0 for tiles that the group lacks."""
+    """Writes the sum of the weights of each tile of a group, 0 for the empty tiles before the row."""
     tile = read[-1][0]
     weights[-1] = tiles.mask_tile(weights[-1], tile)
     size = len(weights)
@@ -142,7 +142,7 @@ def sum_group(emission: Emission, sources: Sources, weights_fn: Callable, group:
 
 
 def sum_alone(emission: Emission, group_fn: Callable[[Any], None]):
-    """Calls `group_fn` for all groups of the target's row, by one block: the rare case of an empty residual."""
+    """Calls `group_fn` for all groups of the target's row in this block, for the rare case of an empty residual."""
 
     def step(group, carry):
         group_fn(group)
@@ -153,7 +153,7 @@ def sum_alone(emission: Emission, group_fn: Callable[[Any], None]):
 
 
 def choose_tile(emission: Emission) -> tuple[jax.Array, jax.Array]:
-    """A tile by the first uniform, from the sums in global memory; and the sum of all weights."""
+    """Chooses a tile by the first uniform from the sums in global memory; also returns the sum of all weights."""
     sums = tiles.load_first_lanes(emission.sums, (emission.sequence.number,), emission.groups.num_slots, 0.0)
     running = scan.running_sums(emission.scratch, sums)
     slot = scan.first_beyond(running, emission.uniforms[0] * running.total)
@@ -161,7 +161,7 @@ def choose_tile(emission: Emission) -> tuple[jax.Array, jax.Array]:
 
 
 def choose_token(emission: Emission, sources: Sources, weights_fn: Callable, number: jax.Array) -> jax.Array:
-    """A token of the tile of this number by the second uniform."""
+    """Chooses a token of tile `number` by the second uniform."""
     tile, logits = rows.load_tiles(sources, number, in_shared=True)
     weights = tiles.mask_tile(weights_fn(logits, tile), tile)
     index = scan.first_in_tile_beyond(emission.scratch, weights, emission.uniforms[1])
@@ -178,7 +178,7 @@ def write_last(emission: Emission, num_accepted: jax.Array, token: jax.Array, de
 
 
 def write_drafts(emission: Emission, num_accepted: jax.Array, token_fn: Callable, others_fn: Callable):
-    """Writes the accepted drafts, and padding after the last token, by the first block; `others_fn(i)` the rest."""
+    """Writes the accepted drafts and the padding in block 0, which also calls `others_fn(i)` for each position."""
     sequence = emission.sequence
 
     def step(i, carry):

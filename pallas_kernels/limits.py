@@ -64,6 +64,6 @@ def row_limits(numbers: Limits, arrays: Limits, sequence: Any) -> RowLimits:
 
 
 def min_p_cutoff(largest: Any, limits: RowLimits) -> jax.Array:
-    """What min-p alone keeps of a row whose largest logit is `largest`."""
+    """Cutoff of min-p alone in a row whose largest logit is `largest`."""
     below = jnp.log(jnp.where(limits.min_p > 0, limits.min_p, 0.0).astype(jnp.float32))
     return jnp.minimum(largest + (below if limits.scale is None else below / limits.scale), largest)

@@ -1,4 +1,4 @@
-"""Threefry in a kernel: the uniforms of `specsamp_jax.sampling.streams`, bit for bit, where they are used.
+"""Threefry in a kernel: the uniforms of `specsamp_jax.sampling.streams`, bit for bit.
 
 Source: Salmon, Moraes, Dror, Shaw (2011), "Parallel random numbers: as easy as 1, 2, 3": Threefry-2x32, 20 rounds.
 """
@@ -9,21 +9,21 @@ import jax
 import jax.numpy as jnp
 
 ROTATIONS = (13, 15, 26, 6), (17, 29, 16, 24)
-"""Bits by which the second word is rotated, in turn four rounds each."""
+"""Rotations of the second word in bits, alternating every four rounds."""
 
 PARITY = 0x1BD11BDA
-"""Makes the third word of the key schedule."""
+"""Constant of the third word of the key schedule."""
 
 Words = tuple[Any, Any]
 
 
 class Noise(NamedTuple):
-    """Where a kernel's uniforms come from.
+    """Source of a kernel's uniforms.
 
     Attributes:
       keys: Key data, uint32: one key `[2]`, which each row folds with its own number, or one per row, `[B, 2]`.
       purpose: Number of the stream.
-      partitionable: Whether `jax_threefry_partitionable` is set: how JAX makes 32 bits of a key's two words.
+      partitionable: Value of `jax_threefry_partitionable`, which decides how JAX reduces two words to 32 bits.
     """
 
     keys: Any
@@ -32,7 +32,7 @@ class Noise(NamedTuple):
 
 
 def threefry(key: Words, count: Words) -> Words:
-    """Two words of a key of two words and a counter of two words, each uint32 and of any shape."""
+    """Threefry-2x32 of a key and a counter of two words each, uint32 and of any shape; returns two words."""
     schedule = *key, key[0] ^ key[1] ^ jnp.uint32(PARITY)
     x, y = count[0] + schedule[0], count[1] + schedule[1]
     for group in range(5):
@@ -45,7 +45,7 @@ def threefry(key: Words, count: Words) -> Words:
 
 
 def fold_in(key: Words, data: Any) -> Words:
-    """Like `jax.random.fold_in` of a number from 0 to 2**32 - 1."""
+    """Equals `jax.random.fold_in(key, data)` for data from 0 to 2**32 - 1."""
     return threefry(key, (jnp.uint32(0), data))
 
 
@@ -58,5 +58,5 @@ def uniforms(noise: Noise, row: Any, index: jax.Array) -> jax.Array:
     stream = fold_in(key, jnp.uint32(noise.purpose))
     first, second = threefry(fold_in(stream, index.astype(jnp.uint32)), (jnp.uint32(0), jnp.uint32(0)))
     bits = first ^ second if noise.partitionable else first
-    # A signed number below 2**24: the conversion is one instruction, and exact.
+    # Converted through int32, because that conversion to float32 is one instruction; below 2**24 it is exact.
     return (bits >> jnp.uint32(8)).astype(jnp.int32).astype(jnp.float32) * jnp.float32(2**-24)

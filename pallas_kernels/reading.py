@@ -1,4 +1,4 @@
-"""Reading rows before drafts are decided on: a maximum and a sum per chunk, and the logits of the drafted tokens."""
+"""Reads rows before acceptance: a maximum and a sum per chunk, and the logits of the drafted tokens."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -15,13 +15,13 @@ from pallas_kernels.types import LARGEST_LOG_NORMALIZER
 class ChunkStats(NamedTuple):
     """Statistics of chunks of rows in global memory, in one of two layouts.
 
-    `[B, chunks, lanes]`, one row per lane (`config.row_lanes`), serves decisions on all rows at once.
-    `[B, rows, lanes]`, one chunk per lane, serves decisions on one row.
+    `[B, chunks, lanes]`, one row per lane (`config.row_lanes`), serves acceptance of all rows at once.
+    `[B, rows, lanes]`, one chunk per lane, serves acceptance of a single row.
 
     Attributes:
       top: Largest logit.
-      total: Sum of exponentials beside it, of rows that are not greedy.
-      first: Index of the largest logit, of greedy rows.
+      total: Sum of kept exp((logit - top) * scale); unset in greedy rows.
+      first: First index of the largest logit; set in greedy rows only.
     """
 
     top: Any
@@ -33,11 +33,11 @@ class Facts(NamedTuple):
     """One value per drafted token, each `[B, lanes]` in global memory with one row per lane.
 
     Attributes:
-      token: -1 from where nothing was drafted.
-      target_logit: -inf where the token is outside of the vocabulary or filtered out.
-      draft_logit: Likewise, under the draft.
-      accept: The uniform.
-      q_offset, q_log_sum: The normalizer of the draft's row, where normalizers were handed over.
+      token: The drafted token; -1 from the first position without a draft.
+      target_logit: Its logit in the target's row, -inf if outside the vocabulary or filtered out.
+      draft_logit: Its logit in the draft's row, likewise.
+      accept: The uniform that decides on it.
+      q_offset, q_log_sum: The normalizer of the draft's row; unset without `log_normalizers`.
     """
 
     token: Any
@@ -64,30 +64,30 @@ def stats_by_row(batch_size: int, num_rows: int, logits: jax.Array, vocab_size: 
     return _stats_types((batch_size, num_rows, config.to_lanes(num_chunks)))
 
 
-def load_row_stats(of: rows.Rows, stats: ChunkStats, row: Any) -> tuple[jax.Array, jax.Array]:
+def load_row_stats(model: rows.Rows, stats: ChunkStats, row: Any) -> tuple[jax.Array, jax.Array]:
     """Maxima and sums of the chunks of one row, one chunk per lane; -inf and 0 after the last chunk."""
-    index = of.sequence, row
-    tops = tiles.load_first_lanes(stats.top, index, of.num_chunks, -jnp.inf)
-    return tops, tiles.load_first_lanes(stats.total, index, of.num_chunks, 0.0)
+    index = model.sequence, row
+    tops = tiles.load_first_lanes(stats.top, index, model.num_chunks, -jnp.inf)
+    return tops, tiles.load_first_lanes(stats.total, index, model.num_chunks, 0.0)
 
 
 def facts_types(batch_size: int, num_rows: int) -> Facts:
-    """Types of the facts."""
+    """Types of `Facts`."""
     shape = batch_size, config.row_lanes(num_rows)
     return Facts(jax.ShapeDtypeStruct(shape, jnp.int32), *(jax.ShapeDtypeStruct(shape, jnp.float32),) * 5)
 
 
 def reads_draft(inputs: rows.Inputs) -> bool:
-    """Whether the draft's rows have to be read: no normalizers were handed over."""
+    """Whether the draft's rows must be read, because it has logits but no `log_normalizers`."""
     return inputs.draft is not None and inputs.log_normalizers is None
 
 
 Write = Callable[[Callable[[ChunkStats], Any], Any], None]
-"""Writes one statistic, `write(lambda stats: stats.top, value)`, wherever a chunk's statistics go."""
+"""Function that stores one statistic of a chunk: `write(lambda stats: stats.top, value)`."""
 
 
 def write_to(*destinations: tuple[ChunkStats, tuple[Any, ...]]) -> Write:
-    """The `Write` to each of some statistics at an index."""
+    """Returns a `Write` that stores to each of `destinations`, pairs of statistics and an index."""
 
     def write(field, value):
         for stats, index in destinations:
@@ -96,37 +96,37 @@ def write_to(*destinations: tuple[ChunkStats, tuple[Any, ...]]) -> Write:
     return write
 
 
-def read_draft(of: rows.Rows, row: Any, chunk: Any, write: Write):
+def read_draft(model: rows.Rows, row: Any, chunk: Any, write: Write):
     """Reads a chunk of a draft row, and writes its maximum and its sum."""
-    _read_soft(of, row, rows.flat_row(of, row), chunk, write)
+    _read_soft(model, row, rows.flat_row(model, row), chunk, write)
 
 
-def _read_soft(of: rows.Rows, row: Any, flat: Any, chunk: Any, write: Write):
-    top, total = rows.chunk_log_sum(of, row, flat, chunk)
+def _read_soft(model: rows.Rows, row: Any, flat: Any, chunk: Any, write: Write):
+    top, total = rows.chunk_log_sum(model, row, flat, chunk)
     write(lambda stats: stats.top, top)
     write(lambda stats: stats.total, total)
 
 
-def read_target(of: rows.Rows, row: Any, chunk: Any, write: Write):
-    """Reads a chunk of a target row; of a greedy one the first largest logit is enough."""
+def read_target(model: rows.Rows, row: Any, chunk: Any, write: Write):
+    """Reads a chunk of a target row, and writes its maximum and its sum, or the first largest logit of a greedy row."""
     # Computed once, before the branches.
-    flat = rows.flat_row(of, row)
+    flat = rows.flat_row(model, row)
 
     def read_greedy():
-        top, first = rows.chunk_first_largest(of, flat, chunk)
+        top, first = rows.chunk_first_largest(model, flat, chunk)
         write(lambda stats: stats.top, top)
         write(lambda stats: stats.first, first)
 
-    greedy = of.filter.greedy
+    greedy = model.filter.greedy
     if greedy is None:
-        _read_soft(of, row, flat, chunk, write)
+        _read_soft(model, row, flat, chunk, write)
     else:
-        pl.when(greedy[of.sequence] > 0)(read_greedy)
-        pl.when(greedy[of.sequence] == 0)(lambda: _read_soft(of, row, flat, chunk, write))
+        pl.when(greedy[model.sequence] > 0)(read_greedy)
+        pl.when(greedy[model.sequence] == 0)(lambda: _read_soft(model, row, flat, chunk, write))
 
 
 def is_drafted(sequence: rows.Sequence, count: Any) -> jax.Array:
-    """Whether the first `count` tokens were all drafted."""
+    """Whether each of the first `count` positions has a drafted token."""
     drafted = jnp.bool_(True)
     for i in range(sequence.num_draft):
         drafted = drafted & ((sequence.inputs.draft_tokens[sequence.number, i] >= 0) | (i >= count))
@@ -134,12 +134,12 @@ def is_drafted(sequence: rows.Sequence, count: Any) -> jax.Array:
 
 
 def look_up(sequence: rows.Sequence, row: Any, facts: Facts):
-    """Writes the facts of one drafted token.
+    """Writes the `Facts` of one drafted token.
 
-    Where a normalizer that was handed over cannot be used, its row is read here, by one block: that is rare.
+    If its normalizer in `log_normalizers` is NaN or too large, this block alone reads the draft's row: a rare case.
     """
     inputs, index = sequence.inputs, (sequence.number, row)
-    # All loads are issued before anything is written, and waited for once.
+    # All loads are issued before the first store, so that their latencies overlap.
     token, accept = inputs.draft_tokens[index], inputs.uniforms.accept[index]
     normalizer = None if inputs.log_normalizers is None else inputs.log_normalizers[index]
     drafted = is_drafted(sequence, row + 1)

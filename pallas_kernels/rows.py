@@ -177,7 +177,7 @@ def load_tiles(
     rows: list[tuple[Rows, Any]], number: Any, in_shared: bool = False
 ) -> tuple[tiles.Tile, list[jax.Array]]:
     """Loads tile `number` of each of `rows`, pairs of a model's rows and the index of a row."""
-    flat = [(of.logits, flat_row(of, row)) for of, row in rows]
+    flat = [(model.logits, flat_row(model, row)) for model, row in rows]
     vocab_size = rows[0][0].vocab_size
     tile = tiles.locate_tile(number, vocab_size, flat, in_shared)
     return tile, [tiles.load_tile(ref, vocab_size, row, tile) for ref, row in flat]

@@ -1,4 +1,4 @@
-"""Sums of many vectors at once, running sums, and the first index at which a running sum exceeds a bound."""
+"""Joint sums of several vectors, running sums, and the first index at which a running sum exceeds a bound."""
 
 from typing import Any, NamedTuple
 
@@ -13,23 +13,23 @@ from pallas_kernels.tiles import lane_layout
 from pallas_kernels.types import TILE
 
 PREFIX = 1536
-"""Zeros in front of the numbers of a running sum: the furthest that a round looks back, for up to 2,048 numbers."""
+"""Zeros before the numbers of a running sum: the largest distance that a round reads back, for up to 2,048 numbers."""
 
 RADIX = 8
-"""Growth of the length of the sums per round."""
+"""Factor by which each round increases the length of the partial sums."""
 
 EXCHANGE_BYTES = 16 * 4 * 32 * 4
-"""Shared memory through which warps exchange partial sums: 16 sums at once, each from 4 warps of 32 lanes."""
+"""Bytes of shared memory in which warps exchange partial sums: 16 float32 sums, each from 4 warps of 32 lanes."""
 
 
 def stack_layout(vec: int) -> Any:
-    """The layout of `[n, m]` stacked vectors whose threads hold `vec` neighbouring elements each."""
+    """Layout of n stacked vectors, `[n, m]`, of which each thread holds `vec` adjacent elements per load."""
     tiling = plgpu.Tiling(((1, THREADS * vec), (32 * vec,), (vec,)))
     return plgpu.Layout.TILED(tiling, warp_dims=(-3,), lane_dims=(-2,), vector_dim=-1)
 
 
 def sum_vectors(vectors: list[jax.Array], vec: int) -> jax.Array:
-    """`[n]` sums of n vectors. The warps exchange all of them together; summed one by one, each would wait."""
+    """Sums of n vectors, `[n]`, with one exchange between warps for all of them instead of one barrier per sum."""
     shape = len(vectors), *vectors[0].shape
     number = plgpu.broadcasted_iota(jnp.int32, shape, 0, layout=stack_layout(vec))
     stack = None
@@ -42,13 +42,13 @@ def sum_vectors(vectors: list[jax.Array], vec: int) -> jax.Array:
 
 
 def vector_numbers(count: int, vec: int) -> jax.Array:
-    """The numbers 0 to n - 1 in the layout of `sum_vectors`."""
+    """The numbers 0 to n - 1 in the layout of the result of `sum_vectors`."""
     return plgpu.broadcasted_iota(jnp.int32, (count,), 0, layout=stack_layout(vec).reduce(1))
 
 
 def store_sums(ref: Any, sums: jax.Array):
-    """Writes `[n]` sums of `sum_vectors`."""
-    # Newer JAX has to be told that so small a store may be slow; JAX 0.11.2 has no such function.
+    """Stores the `[n]` sums that `sum_vectors` returns."""
+    # Newer JAX refuses so small a store unless `optimized=False`; JAX 0.11.2 has no `plgpu.store`.
     if hasattr(plgpu, "store"):
         plgpu.store(ref, sums, optimized=False)
     else:
@@ -56,13 +56,13 @@ def store_sums(ref: Any, sums: jax.Array):
 
 
 def to_scalars(sums: jax.Array, vec: int) -> list[jax.Array]:
-    """`[n]` sums of `sum_vectors` as scalars, which every thread holds."""
+    """The `[n]` sums that `sum_vectors` returns as n scalars, which every thread holds."""
     number = vector_numbers(sums.shape[0], vec)
     return [jnp.sum(jnp.where(number == i, sums, 0.0)) for i in range(sums.shape[0])]
 
 
 class RunningSums(NamedTuple):
-    """Running sums of `[n]` weights, one element per thread and load; they stay in the scratch after `PREFIX` too."""
+    """`[n]` weights, their running sums and total; the scratch holds the running sums too, from `PREFIX` on."""
 
     weights: jax.Array
     sums: jax.Array
@@ -70,12 +70,12 @@ class RunningSums(NamedTuple):
 
 
 def search_scratch(count: int) -> Any:
-    """Shared memory for `running_sums` of so many numbers, or of a tile's."""
+    """Shared memory for `running_sums` of `count` numbers, or of a tile if that is longer."""
     return plgpu.SMEM((PREFIX + max(TILE, to_lanes(count)),), jnp.float32)
 
 
 def clear_prefix(scratch: Any):
-    """Writes the zeros that `running_sums` reads."""
+    """Writes the zeros that `running_sums` reads before its numbers."""
     layout = plgpu.Layout.WG_STRIDED((PREFIX,), vec_size=4)
     scratch[pl.ds(0, PREFIX)] = plgpu.layout_cast(jnp.zeros((PREFIX,), jnp.float32), layout)
 
@@ -83,7 +83,7 @@ def clear_prefix(scratch: Any):
 def running_sums(scratch: Any, weights: jax.Array) -> RunningSums:
     """Running sums of `[n]` weights.
 
-    Each round adds to every sum of `length` numbers the seven such sums before it. `scratch` is from
+    Each round adds to every sum of `length` numbers the seven preceding sums of that length. `scratch` is from
     `search_scratch`, its prefix cleared.
     """
     n = weights.shape[0]
@@ -107,7 +107,7 @@ def running_sums(scratch: Any, weights: jax.Array) -> RunningSums:
 def first_beyond(running: RunningSums, bound: jax.Array) -> jax.Array:
     """The first index of a positive weight at which the running sum exceeds `bound`.
 
-    Where rounding leaves none, the last positive weight; where none is positive, -1.
+    If rounding leaves no such index, the last positive weight; if no weight is positive, -1.
     """
     n = running.weights.shape[0]
     index = plgpu.broadcasted_iota(jnp.int32, (n,), 0, layout=lane_layout(n))
@@ -118,7 +118,7 @@ def first_beyond(running: RunningSums, bound: jax.Array) -> jax.Array:
 
 
 class Choice(NamedTuple):
-    """The number of a weight, and the sum of the weights before it."""
+    """Index of a chosen weight, and the sum of the weights before it."""
 
     number: jax.Array
     before: jax.Array
@@ -136,7 +136,7 @@ def first_scalar_beyond(weights: list[jax.Array], bound: jax.Array) -> Choice:
 
 
 def first_in_tile_beyond(scratch: Any, weights: jax.Array, uniform: jax.Array) -> jax.Array:
-    """Like `first_beyond`, for `[TILE]` weights and a bound of `uniform` times their sum: a part, then an element."""
+    """Like `first_beyond`, for `[TILE]` weights and a bound of `uniform` times their sum, in two levels."""
     scratch[pl.ds(PREFIX, TILE)] = weights
     layout = stack_layout(1).reduce(0)
     starts = [PREFIX + i * THREADS for i in range(TILE // THREADS)]

@@ -19,7 +19,7 @@ from pallas_kernels.slices import NUM_THRESHOLDS, Exchange, Kept, Slice
 from pallas_kernels.types import TILE
 
 SLACK = 0.05
-"""How much lower, in logarithms, the search for top-p starts than arithmetic without rounding would need."""
+"""Margin, in scaled logits, by which the search for top-p starts lower than exact arithmetic needs."""
 
 
 TOP_K, MASS, TOP_P, TOTAL, DONE = range(5)
@@ -102,7 +102,7 @@ def search(part: Slice, limits: RowLimits, between: Exchange, largest: Any, firs
 
 
 def _top_p_start(limits: RowLimits, largest: Any, mass: Any, vocab_size: int) -> jax.Array:
-    """What the cutoff of top-p is not below.
+    """Lower bound of the cutoff of top-p.
 
     V logits below `largest + log((1 - p) mass / V) / scale` have less than the mass `(1 - p) mass` that may go.
     """

@@ -1,11 +1,12 @@
-"""The sigmoid rule in one launch: two logits per draft decide, then one pair of rows is read per sequence.
+"""The sigmoid rule in one launch: acceptance reads two logits per draft, then one pair of rows is read per sequence.
 
 Launch `sigmoid`, grid (sequence), one cluster of blocks per sequence. Every block gathers the logits of the drafted
-tokens and decides, which gives each of them the same row that emits. They share the tiles of that row, and of the
-draft's if a draft was rejected, and write to global memory the tiles' sums and the groups' largest logits, which show
-a degenerate row. They meet; the last block emits the token, the first one writes the accepted drafts.
+tokens and accepts or rejects them, so all blocks find the same emitting row. They divide the tiles of that row, and of
+the draft's row if a draft was rejected, and write to global memory the tiles' sums and the groups' largest logits,
+which show a degenerate row. After a cluster barrier the last block emits the token; block 0 writes the accepted
+drafts.
 
-Order: what the blocks write before the cluster barrier, the last one reads after it.
+Order: the last block reads after the cluster barrier what the blocks write before it.
 """
 
 import functools
@@ -31,11 +32,11 @@ class Sigmoid(NamedTuple):
 
 
 class Stop(NamedTuple):
-    """The row at which a sequence stops, which emits.
+    """The row at which a sequence stops and from which it emits its last token.
 
     Attributes:
-      num_accepted: Drafts accepted before it, which is its number.
-      rejecting: Whether a draft was rejected there.
+      num_accepted: Number of accepted drafts, which is the index of the row.
+      rejecting: Whether the draft in this row was rejected.
       certain: The rejected draft if q has all probability on it, else -1.
     """
 
@@ -63,10 +64,10 @@ def verify_sigmoid(
     `config.sigmoid_config` if None.
 
     Raises:
-      NotImplementedError: A target row may be greedy: the first largest logit of all rows would have to be found.
+      NotImplementedError: A target row may be greedy, which would need the first largest logit of all rows.
     """
     if target_filter.greedy is not None:
-        raise NotImplementedError("the sigmoid kernel takes no greedy target rows")
+        raise NotImplementedError("the sigmoid kernel does not support greedy target rows")
     batch_size, num_rows, vocab_size = target_logits.shape
     num_draft, score = num_rows - 1, Sigmoid(float(alpha), float(beta - alpha))
     inputs = rows.make_inputs(target_logits, target_filter, draft_logits, draft_filter, None, draft_tokens, uniforms)
@@ -85,7 +86,7 @@ def verify_sigmoid(
         stop = _decide(emission, score)
         if num_draft:
             pl.when(stop.rejecting)(lambda: _sum_tiles(emission, score, stop, tops, residual_weights))
-        # The draft's row is not needed where none of its tokens was rejected.
+        # The draft's row is read only if a draft was rejected.
         pl.when(~stop.rejecting)(lambda: _sum_tiles(emission, score, stop, tops, target_weights))
         emits = emission.meet_fn()
         tokens = inputs.draft_tokens
@@ -110,15 +111,15 @@ def _score(score: Sigmoid, z: jax.Array) -> jax.Array:
     return 1 / (1 + jnp.exp2((score.alpha - z) * (rows.LOG2_E / score.width)))
 
 
-def _token_score(of: rows.Rows, score: Sigmoid, row: Any, token: jax.Array) -> jax.Array:
-    """The score of one token; 0 where it is filtered out."""
-    x, outside = rows.load_logit(of, row, token)
-    scale = rows.scale_of(of)
+def _token_score(model: rows.Rows, score: Sigmoid, row: Any, token: jax.Array) -> jax.Array:
+    """The score of one token; 0 if it is filtered out."""
+    x, outside = rows.load_logit(model, row, token)
+    scale = rows.scale_of(model)
     return jnp.where(outside | (x == -jnp.inf), 0.0, _score(score, x if scale is None else x * scale))
 
 
 def _draft_score(sequence: rows.Sequence, score: Sigmoid, row: Any, token: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The draft's score of a drafted token, and the token if q has all probability on it, else -1."""
+    """The draft's score of a drafted token, and the token if its score is 1 and all others are 0, else -1."""
     if sequence.draft is None:
         return jnp.float32(1), token
     s_q, certain = _token_score(sequence.draft, score, row, token), jnp.int32(-1)
@@ -129,7 +130,7 @@ def _draft_score(sequence: rows.Sequence, score: Sigmoid, row: Any, token: jax.A
 
 
 def _decide(emission: emit.Emission, score: Sigmoid) -> Stop:
-    """The stop of the sequence; the first block writes the acceptance probabilities."""
+    """Returns the `Stop` of the sequence; block 0 writes the acceptance probabilities."""
     sequence, inputs = emission.sequence, emission.sequence.inputs
     tokens = [inputs.draft_tokens[sequence.number, i] for i in range(sequence.num_draft)]
     accept = [inputs.uniforms.accept[sequence.number, i] for i in range(sequence.num_draft)]
@@ -165,15 +166,15 @@ def _decide(emission: emit.Emission, score: Sigmoid) -> Stop:
     return stop
 
 
-def _scores(of: rows.Rows, score: Sigmoid, row: Any, x: jax.Array) -> tuple[jax.Array, ...]:
-    """z, s(z), 1 - s(z) of `[TILE]` logits, and which are kept."""
-    scale, cutoff = rows.scale_of(of), rows.cutoff_of(of, row)
+def _scores(model: rows.Rows, score: Sigmoid, row: Any, x: jax.Array) -> tuple[jax.Array, ...]:
+    """z, s(z), 1 - s(z) of `[TILE]` logits, and the mask of kept logits."""
+    scale, cutoff = rows.scale_of(model), rows.cutoff_of(model, row)
     z = x.astype(jnp.float32)
     kept = z > -jnp.inf
     if cutoff is not None:
         kept = kept & (z >= cutoff)
     z = z if scale is None else z * scale
-    # exp(-(z - alpha) / width), whose exponent is one multiplication and addition.
+    # exp(-(z - alpha) / width), with one fused multiply-add for the exponent.
     rate = rows.LOG2_E / score.width
     below = jnp.exp2(z * -rate + score.alpha * rate)
     s = _inverse(1 + below)
@@ -185,7 +186,7 @@ def _scores(of: rows.Rows, score: Sigmoid, row: Any, x: jax.Array) -> tuple[jax.
 def target_weights(
     sequence: rows.Sequence, score: Sigmoid, stop: Stop, logits: list[jax.Array], tile: tiles.Tile
 ) -> jax.Array:
-    """`[TILE]` weights of the target's row: s_p."""
+    """Weights `[TILE]` of the target's row: s_p."""
     del tile
     return _scores(sequence.target, score, stop.num_accepted, logits[0])[1]
 
@@ -193,19 +194,19 @@ def target_weights(
 def residual_weights(
     sequence: rows.Sequence, score: Sigmoid, stop: Stop, logits: list[jax.Array], tile: tiles.Tile
 ) -> jax.Array:
-    """`[TILE]` weights of any row: max(s_p - s_q, 0) where a draft was rejected, else s_p."""
+    """Weights `[TILE]` of any row: max(s_p - s_q, 0) if its draft was rejected, else s_p."""
     row = stop.num_accepted
     z_p, weights, _, kept_p = _scores(sequence.target, score, row, logits[0])
     if sequence.draft is not None:
         z_q, s_q, rest_q, kept_q = _scores(sequence.draft, score, sequence.draft_row(row), logits[1])
-        # Of two scores that are close, a - b loses digits; -a (1 - b) expm1(z_q - z_p) does not. Where q is larger
-        # nothing is left.
+        # For scores a and b that are close, a - b cancels; -a (1 - b) expm1((z_q - z_p) / width) does not. The exponent
+        # is clipped to 0, where the residual is 0.
         exact = -weights * rest_q * _expm1(jnp.minimum((z_q - z_p) * (1 / score.width), 0.0))
         residual = jnp.maximum(jnp.where(kept_p & kept_q, exact, weights - s_q), 0.0)
-        # Every index is below V, and none is below 0.
+        # All indices are below V and none is below 0, so `end` selects all elements or none.
         end = jnp.where(stop.rejecting & (stop.certain < 0), sequence.target.vocab_size, 0)
         weights = jnp.where(tile.indices() < end, residual, weights)
-    # The score of a certain token is 1 under q, and no more than that under p.
+    # s_q is 1 at `stop.certain`, so the residual is 0 there.
     return jnp.where(tile.indices() == jnp.where(stop.rejecting, stop.certain, -1), 0.0, weights)
 
 
@@ -219,7 +220,7 @@ def _sum_tiles(emission: emit.Emission, score: Sigmoid, stop: Stop, tops: Any, w
 
 
 def _sum_group(emission: emit.Emission, sources: emit.Sources, weights_fn: Any, tops: Any, group: Any):
-    """Writes the tile sums of one group, and the largest logit of each source on the way: NaN if there is one."""
+    """Writes the tile sums of one group, and the largest logit of each source in it (NaN if it holds NaN)."""
     read = emit.read_group(emission, sources, group)
     for slot, logits in enumerate(zip(*(loaded for _, loaded in read), strict=True)):
         # Only the last tile holds logits of other rows; a tile before the first has logits of this row.
@@ -271,12 +272,12 @@ def _emit(emission: emit.Emission, score: Sigmoid, stop: Stop, tops: Any):
 
 
 def _inverse(x: jax.Array) -> jax.Array:
-    """1 / x of x from 1 to infinity, to about 3e-7: the square of the hardware's inverse square root."""
+    """1 / x for x from 1 to infinity, with an error of about 3e-7: the square of the hardware's rsqrt."""
     root = lax.rsqrt(x)
     return root * root
 
 
 def _expm1(x: jax.Array) -> jax.Array:
-    """exp(x) - 1 to float32: below 0.1, where exp(x) - 1 loses digits, by a series whose error is 1e-8 of it."""
+    """exp(x) - 1 in float32; for |x| < 0.1, where the subtraction cancels, by a series of relative error 1e-8."""
     series = x * (1 + x * (1 / 2) * (1 + x * (1 / 3) * (1 + x * (1 / 4) * (1 + x * (1 / 5)))))
     return jnp.where(jnp.abs(x) < 0.1, series, jnp.exp2(x * rows.LOG2_E) - 1)

@@ -35,7 +35,7 @@ class Kept(NamedTuple):
 
 
 class Exchange(NamedTuple):
-    """What the blocks of a cluster leave for each other, in global memory, one row per cluster.
+    """Global memory through which the blocks of a cluster communicate, one row per cluster.
 
     Attributes:
       tops: Largest logit of a block, `[rows, MAX_CLUSTER]`.

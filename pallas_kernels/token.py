@@ -1,15 +1,15 @@
 """The token rule in two launches, for batches that do not fill the GPU.
 
 Launch `token_read`, grid (sequence, row, chunk): each block reads one chunk of one row of the target, or of the draft
-if no normalizers were handed over, and writes its maximum and its sum. Blocks of one more chunk per row look up a
-drafted token's logits. No block waits for another.
+if `log_normalizers` is None, and writes its maximum and its sum. One additional block per row looks up the logits of
+the drafted token. No block waits for another.
 
-Launch `token_emit`, grid (sequence, block): all blocks of a sequence join the chunks' sums and decide on all rows at
-once, one row per lane, which gives each of them the same row that emits. They share the tiles of that row, write their
-sums to global memory, and count themselves; the last to arrive sees all sums and emits the token. The first block
-writes the accepted drafts.
+Launch `token_emit`, grid (sequence, block): every block of a sequence combines the chunks' sums and accepts
+drafts in all rows at once, one row per lane, so all blocks find the same emitting row. They divide the tiles of that
+row, write their sums to global memory, and increment a counter; the last block to arrive sees all sums and emits the
+token. Block 0 writes the accepted drafts.
 
-Order: `token_emit` may start while `token_read` ends, and waits for its end before it reads what that wrote. Within
+Order: `token_emit` may start before `token_read` has ended, and waits for its end before it reads its outputs. Within
 it, sums are ordered by the counter of `sync.arrive`, which `token_read` sets to zero.
 """
 
@@ -34,8 +34,8 @@ class Reading(NamedTuple):
     Attributes:
       target: Statistics of the target's rows, one row per lane.
       draft: Likewise of the draft's; None if they are not read.
-      target_by_row: Statistics of the target once more, one chunk per lane, for the row that emits.
-      facts: Values of the drafted tokens.
+      target_by_row: The target's statistics with one chunk per lane, for the emitting row.
+      facts: One value of each kind per drafted token; see `reading.Facts`.
       counters: Zeros, `[B]`, for `sync.arrive`.
     """
 
@@ -57,16 +57,16 @@ def verify_token(
     *,
     config: sizes.Config | None = None,
 ) -> Verification:
-    """Returns the verification by the token rule, on a GPU, Hopper or newer.
+    """Returns the verification by the token rule, on a Hopper or newer GPU.
 
     Accepts drafts while `log uniforms.accept < log p - log q`, then emits one token from max(p - q, 0), or from p
     after all drafts were accepted, by two-level inversion: `uniforms.emit` picks a tile of `TILE` tokens, then a
-    token. A sequence drafts up to its first negative token; later rows are not read, but for the target's row there.
-    Normalizers that are handed over take the place of reading the draft's rows, unless they are NaN or larger than
+    token. The drafts of a sequence end at its first negative token; of the rows after them only the target's first is
+    needed. With `log_normalizers` the draft's rows are not read, except those whose normalizer is NaN or beyond
     `LARGEST_LOG_NORMALIZER`.
 
-    Logits are bfloat16, float16 or float32, of any V from `TILE` on. Arithmetic is float32; exponentials are the
-    hardware's, about 2 units in the last place. `config` is chosen by `config.token_config` if None.
+    Logits are bfloat16, float16 or float32, with any V of at least `TILE`. Arithmetic is float32, with the hardware's
+    exponentials, whose errors are about 2 units in the last place. `config` is chosen by `config.token_config` if None.
     """
     batch_size, num_rows, vocab_size = target_logits.shape
     inputs = rows.make_inputs(
@@ -78,12 +78,12 @@ def verify_token(
 
 
 def _read(inputs: rows.Inputs, batch_size: int, num_rows: int, vocab_size: int) -> Reading:
-    """Every chunk of every drafted row, each by a block of its own, and the facts of each drafted token."""
+    """Launches `token_read`: one block per chunk of every drafted row, and one per drafted token for its `Facts`."""
     num_draft, reads_draft = num_rows - 1, reading.reads_draft(inputs)
     refs = inputs.logits if reads_draft else inputs.logits[:1]
     num_chunks = max(sizes.chunks(ref.dtype, vocab_size).count for ref in refs)
     num_slots = num_rows + (num_draft if reads_draft else 0)
-    # Where all blocks run at once, none waits to know which rows were drafted.
+    # If all blocks run concurrently, reading rows without a draft costs less than waiting for the draft tokens.
     reads_all = batch_size * num_slots * num_chunks <= sizes.READING_BLOCKS * sizes.num_multiprocessors()
 
     def token_read(inputs: rows.Inputs, out: Reading):
@@ -92,7 +92,7 @@ def _read(inputs: rows.Inputs, batch_size: int, num_rows: int, vocab_size: int) 
         slot, chunk = lax.axis_index("row"), lax.axis_index("chunk")
 
         if num_draft:
-            # By blocks of their own: others would wait for these loads before they read.
+            # In separate blocks: a reading block would wait for these loads first.
             @pl.when((chunk == num_chunks) & (slot < num_draft))
             def _():
                 reading.look_up(sequence, slot, out.facts)
@@ -141,7 +141,7 @@ def _read(inputs: rows.Inputs, batch_size: int, num_rows: int, vocab_size: int) 
 def _emit(
     inputs: rows.Inputs, read: Reading, batch_size: int, num_rows: int, vocab_size: int, config: sizes.Config
 ) -> Verification:
-    """The decision on all rows, and the token of the row that emits."""
+    """Launches `token_emit`: accepts drafts in all rows, and samples the token of the emitting row."""
     num_draft = num_rows - 1
     groups = sizes.groups(vocab_size, [ref.dtype for ref in inputs.logits], config)
 
@@ -182,7 +182,7 @@ def _emit(
 
 
 def _decide_all(sequence: rows.Sequence, read: Reading, max_unrolled: int) -> tuple[token_rule.Tables, jax.Array]:
-    """The decision on all rows of a sequence, one row per lane."""
+    """The tables' values of all rows of a sequence, one row per lane, and which drafts are accepted."""
     num_lanes = sizes.row_lanes(sequence.num_draft + 1)
     facts = reading.Facts(*(tiles.load_lanes(ref, (sequence.number,)) for ref in read.facts))
     is_draft = tiles.lane_index(num_lanes) < sequence.num_draft
@@ -197,22 +197,22 @@ def _decide_all(sequence: rows.Sequence, read: Reading, max_unrolled: int) -> tu
         return _mass(sequence.draft, read.draft, None, max_unrolled)
 
     def per_row(flag):
-        # A comparison of lanes, because a scalar boolean is not broadcast.
+        # A comparison of lanes, because Mosaic does not broadcast a scalar boolean.
         return tiles.lane_index(num_lanes) < jnp.where(flag, sizes.THREADS, 0)
 
     return token_rule.decide(sequence, facts, target_mass, draft_mass, per_row)
 
 
 def _mass(
-    of: rows.Rows, stats: reading.ChunkStats, is_greedy: jax.Array | None, max_unrolled: int
+    model: rows.Rows, stats: reading.ChunkStats, is_greedy: jax.Array | None, max_unrolled: int
 ) -> token_rule.RowMass:
-    """The mass of every row, from its chunks' statistics."""
-    count, rate = of.num_chunks, rows.exp2_rate(rows.scale_of(of))
+    """The normalizers of all rows, from their chunks' statistics."""
+    count, rate = model.num_chunks, rows.exp2_rate(rows.scale_of(model))
     unrolled = count <= max_unrolled
 
     def loader(ref):
         def load(chunk):
-            return tiles.load_lanes(ref, (of.sequence, chunk))
+            return tiles.load_lanes(ref, (model.sequence, chunk))
 
         # Unrolled, all loads are issued before the first is needed.
         return [load(i) for i in range(count)].__getitem__ if unrolled else load

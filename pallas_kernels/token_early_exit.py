@@ -1,14 +1,14 @@
 """The token rule in one launch that stops reading a sequence at its first rejection, for batches that fill the GPU.
 
-Launch `token_early_exit`, grid (sequence), one cluster of blocks per sequence. The blocks share the look-ups of the
-drafted tokens. Then, row after row: they share the row's chunks of the target, and of the draft if no normalizers were
-handed over, and write maxima and sums to global memory; they meet; each joins the chunks and decides on the row. After
-an accepted draft they go on with the next row, with the bonus row at the latest. All blocks reach the same decision.
-At the last row they share its tiles, write their sums, meet, and the last block emits the token; the first one writes
-the accepted drafts.
+Launch `token_early_exit`, grid (sequence), one cluster of blocks per sequence. The blocks divide the look-ups of the
+drafted tokens. Then, row after row: they divide the row's chunks of the target, and of the draft if `log_normalizers`
+is None, and write maxima and sums to global memory; after a cluster barrier each block combines the chunks and accepts
+or rejects the draft. After an accepted draft they continue with the next row, up to the bonus row. All blocks reach the
+same decision. They divide the tiles of the row at which they stop, write their sums, and after a cluster barrier the
+last block emits the token. Block 0 writes the accepted drafts.
 
 Order: a row's statistics are written once, before the cluster barrier after which they are read. Tables in shared
-memory are each block's own.
+memory are private to each block.
 """
 
 from typing import Any, NamedTuple
@@ -26,12 +26,12 @@ from pallas_kernels.types import Filter, Uniforms, Verification
 
 
 class Scratch(NamedTuple):
-    """Global memory through which the blocks of a sequence meet.
+    """Global memory through which the blocks of a sequence communicate.
 
     Attributes:
       target: Statistics of the target's rows, one chunk per lane.
       draft: Likewise of the draft's; None if they are not read.
-      facts: Values of the drafted tokens.
+      facts: One value of each kind per drafted token; see `reading.Facts`.
     """
 
     target: reading.ChunkStats
@@ -52,8 +52,8 @@ def verify_token(
 ) -> Verification:
     """Returns the verification by the token rule, as `token.verify_token` does; K is at least 1.
 
-    `accept_prob` is 0 after the first rejection, where no row was read. `config` is chosen by
-    `config.early_exit_config` if None; its blocks are at most 16, a cluster.
+    `accept_prob` is 0 after the first rejection, where no row is read. `config` is chosen by
+    `config.early_exit_config` if None; it has at most 16 blocks, the maximum of a cluster.
     """
     batch_size, num_rows, vocab_size = target_logits.shape
     num_draft = num_rows - 1
@@ -76,7 +76,7 @@ def verify_token(
         stop = token_rule.stop_at(sequence, tables, row)
 
         def write(row):
-            # After the first rejection nothing was read.
+            # No rows are read after the first rejection.
             def if_read(accept_prob):
                 return jnp.where(row <= stop.num_accepted, accept_prob, 0.0)
 
@@ -107,7 +107,7 @@ def verify_token(
 
 
 def _read_to_rejection(emission: emit.Emission, read: Scratch, tables: token_rule.Tables) -> jax.Array:
-    """Reads row after row and decides on each, up to the first rejection; returns the last row."""
+    """Reads rows and accepts drafts until the first rejection; returns the index of the last row read."""
     sequence = emission.sequence
     emit.share(emission, sequence.num_draft, lambda row: reading.look_up(sequence, row, read.facts))
 
@@ -134,13 +134,13 @@ def _read_to_rejection(emission: emit.Emission, read: Scratch, tables: token_rul
         token_rule.write_tables(tables, row, values)
         return row + 1, accepted
 
-    # After an accepted draft the next row is needed, the bonus row at the latest.
+    # Each accepted draft needs the next row; the bonus row is never accepted, so the loop ends there.
     row, _ = lax.while_loop(lambda carry: carry[1], step, (jnp.int32(0), jnp.bool_(True)))
     return row - 1
 
 
 def _decide_row(sequence: rows.Sequence, read: Scratch, row: Any) -> tuple[token_rule.Tables, jax.Array]:
-    """The decision on one row that was just read."""
+    """The tables' values of a row that was just read, and whether its draft is accepted."""
     index = sequence.draft_row(row)
     facts = reading.Facts(*(ref[sequence.number, index] for ref in read.facts))
     facts = facts._replace(token=jnp.where(row < sequence.num_draft, facts.token, -1))

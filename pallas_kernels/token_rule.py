@@ -1,6 +1,6 @@
-"""The token rule on chip, shared by its two kernels: which drafts are accepted, and the token after them.
+"""The token rule inside its two kernels: which drafts are accepted, and the token after them.
 
-A value per row is a vector with one row per lane where all rows are decided on at once, and a scalar where one is.
+A per-row value is a vector with one row per lane if all rows are processed at once, and a scalar for a single row.
 """
 
 from collections.abc import Callable
@@ -16,12 +16,12 @@ from pallas_kernels import config, emit, reading, rows, scan, tiles
 
 
 class RowMass(NamedTuple):
-    """The normalizer of rows, not finite where a row is degenerate.
+    """Normalizers of rows, not finite for degenerate rows.
 
     Attributes:
       offset: Subtracted from the logits.
-      log_sum: Logarithm of the sum of exponentials.
-      certain: The token with all probability in a greedy row, -1 in others. None if no row is greedy.
+      log_sum: Logsumexp of `(logit - offset) * scale` over the kept logits.
+      certain: The token of probability 1 in a greedy row, -1 in others. None if no row is greedy.
     """
 
     offset: jax.Array
@@ -44,11 +44,11 @@ class Tables(NamedTuple):
 
 
 class Stop(NamedTuple):
-    """The row at which a sequence stops, which emits. `p_certain` and `q_certain` are -1 where no token is certain."""
+    """The row at which a sequence stops. `p_certain` and `q_certain`: the token of probability 1, or -1."""
 
-    num_accepted: jax.Array
-    rejecting: jax.Array
-    distrusted: jax.Array
+    num_accepted: jax.Array  # index of the row
+    rejecting: jax.Array  # its draft was rejected by min(1, p/q)
+    distrusted: jax.Array  # its draft was rejected because q is 0 or degenerate
     degenerate: jax.Array
     p_offset: jax.Array
     p_log_sum: jax.Array
@@ -66,17 +66,17 @@ def tables_scratch(num_rows: int) -> Tables:
 
 
 def greedy_mass(top: jax.Array, log_sum: jax.Array, first: jax.Array, is_greedy: jax.Array) -> RowMass:
-    """The mass of rows some of which are greedy: all of it at the first largest logit, if that is a number."""
+    """Normalizers of rows; a greedy row has probability 1 at its first largest logit, if that is finite."""
     certain = jnp.where(is_greedy & rows.is_finite(top), first, -1)
     return RowMass(top, jnp.where(is_greedy, 0.0, log_sum), certain)
 
 
-def row_mass(of: rows.Rows, stats: reading.ChunkStats, row: Any, is_greedy: jax.Array | None) -> RowMass:
-    """The mass of one row, from statistics with one chunk per lane."""
-    index = of.sequence, row
-    tops, totals = reading.load_row_stats(of, stats, row)
+def row_mass(model: rows.Rows, stats: reading.ChunkStats, row: Any, is_greedy: jax.Array | None) -> RowMass:
+    """The normalizer of one row, from statistics with one chunk per lane."""
+    index = model.sequence, row
+    tops, totals = reading.load_row_stats(model, stats, row)
     top = jnp.max(tops)
-    log_sum = jnp.log(jnp.sum(totals * jnp.exp2((tops - top) * rows.exp2_rate(rows.scale_of(of)))))
+    log_sum = jnp.log(jnp.sum(totals * jnp.exp2((tops - top) * rows.exp2_rate(rows.scale_of(model)))))
     if is_greedy is None:
         return RowMass(top, log_sum)
     indices = jnp.where(tops == top, tiles.load_lanes(stats.first, index), rows.MAX_INDEX)
@@ -90,14 +90,14 @@ def decide(
     draft_mass_fn: Callable[[], RowMass],
     per_row: Callable[[jax.Array], jax.Array],
 ) -> tuple[Tables, jax.Array]:
-    """The tables' values, and which drafts are accepted. Values of rows that were not read mean nothing.
+    """Returns the values of `Tables`, and which drafts are accepted. Values of unread rows are undefined.
 
     Args:
       sequence: The sequence.
-      facts: Of the drafted tokens; token -1 in the bonus row.
-      target_mass_fn: The target's mass, of a flag per row whether it is greedy, or None.
-      draft_mass_fn: The draft's mass, as if no row were greedy.
-      per_row: Makes a flag of the sequence one per row.
+      facts: Values of the drafted tokens; the token is -1 in the bonus row.
+      target_mass_fn: Returns the target's normalizers, given which rows are greedy (None: none).
+      draft_mass_fn: Returns the draft's normalizers, computed as if no row were greedy.
+      per_row: Broadcasts a flag of the sequence to one per row.
     """
 
     def is_greedy(greedy):
@@ -117,10 +117,10 @@ def decide(
         log_q = rows.log_prob(sequence.draft, facts.draft_logit, q.offset, q.log_sum)
         values = values._replace(q_offset=q.offset, q_log_sum=q.log_sum)
         if sequence.draft.filter.greedy is not None:
-            # A greedy draft has all probability on its token, unless its row is degenerate.
+            # A greedy draft has q = 1 at its token, unless its row is degenerate.
             regular = rows.is_finite(q.offset + q.log_sum)
             log_q = jnp.where(is_greedy(sequence.draft.filter.greedy) & regular, 0.0, log_q)
-    # A token that q cannot have given is rejected, like one from a degenerate row, and the residual is p.
+    # A token of q = 0, or from a degenerate row, is rejected, and the residual is p.
     trusted = (facts.token >= 0) & (log_q > -jnp.inf)
     usable = trusted & (log_p > -jnp.inf)
     log_ratio = jnp.where(usable, log_p - log_q, -jnp.inf)
@@ -131,7 +131,7 @@ def decide(
 
 
 def write_tables(tables: Tables, index: Any, values: Tables):
-    """Writes values to the tables: of all rows, `slice(None)`, or of one."""
+    """Writes values to the tables, of all rows (`index` is `slice(None)`) or of one."""
     for ref, value in zip(tables, values, strict=True):
         if value is not None:
             # Registers -> shared memory: [lanes], or one element.
@@ -139,7 +139,7 @@ def write_tables(tables: Tables, index: Any, values: Tables):
 
 
 def stop_at(sequence: rows.Sequence, tables: Tables, row: jax.Array) -> Stop:
-    """The stop at a row, from the tables."""
+    """Reads the `Stop` of a row from the tables."""
     none, zero = jnp.int32(-1), jnp.float32(0)
     offset, log_sum = tables.p_offset[row], tables.p_log_sum[row]
     greedy_target = sequence.target.filter.greedy
@@ -158,19 +158,19 @@ def stop_at(sequence: rows.Sequence, tables: Tables, row: jax.Array) -> Stop:
                 q_certain = jnp.where(sequence.draft.filter.greedy[sequence.number] > 0, drafted, -1)
     degenerate = ~rows.is_finite(offset + log_sum)
     if greedy_target is not None:
-        # A greedy row that is -inf everywhere has no certain token.
+        # A greedy row that is all -inf has no token of probability 1.
         degenerate = degenerate | ((greedy_target[sequence.number] > 0) & (certain < 0))
     return Stop(row, rejecting, distrusted, degenerate, offset, log_sum, certain, q_offset, q_log_sum, q_certain)
 
 
 def target_weights(sequence: rows.Sequence, stop: Stop, logits: list[jax.Array], tile: tiles.Tile) -> jax.Array:
-    """`[TILE]` weights of the target's row: p."""
+    """Weights `[TILE]` of the target's row: p."""
     del tile
     return rows.prob(sequence.target, stop.num_accepted, logits[0], stop.p_offset, stop.p_log_sum)
 
 
 def residual_weights(sequence: rows.Sequence, stop: Stop, logits: list[jax.Array], tile: tiles.Tile) -> jax.Array:
-    """`[TILE]` weights of a row whose draft was rejected: max(p - q, 0)."""
+    """Weights `[TILE]` of a row whose draft was rejected: max(p - q, 0)."""
     subtracts = None
     if sequence.draft is None or sequence.draft.filter.greedy is not None:
         subtracts = stop.rejecting & (stop.q_certain < 0)
@@ -178,23 +178,23 @@ def residual_weights(sequence: rows.Sequence, stop: Stop, logits: list[jax.Array
 
 
 def stop_weights(sequence: rows.Sequence, stop: Stop, logits: list[jax.Array], tile: tiles.Tile) -> jax.Array:
-    """`[TILE]` weights of any row: `residual_weights` where a draft was rejected, else `target_weights`."""
+    """Weights `[TILE]` of any row: `residual_weights` if its draft was rejected, else `target_weights`."""
     if sequence.num_draft == 0:
         return target_weights(sequence, stop, logits, tile)
     return _subtract_draft(sequence, stop, logits, tile, stop.rejecting & (stop.q_certain < 0))
 
 
 def _subtract_draft(sequence, stop, logits, tile, subtracts: jax.Array | None) -> jax.Array:
-    """max(p - q, 0), where q is from the draft's logits if `subtracts` (None: True), and 1 at a certain token."""
+    """max(p - q, 0), where q comes from the draft's logits if `subtracts` (None: True), and is 1 at `q_certain`."""
     weights, draft = target_weights(sequence, stop, logits, tile), sequence.draft
     if draft is not None:
         q = rows.prob(draft, sequence.draft_row(stop.num_accepted), logits[1], stop.q_offset, stop.q_log_sum)
         if subtracts is not None:
-            # Above -1 is every q, and above infinity none; a NaN is neither, and becomes 0.
+            # Every q is at most infinity and none is at most -1, so this keeps q or sets it to 0; NaN becomes 0.
             q = jnp.where(q <= jnp.where(subtracts, jnp.inf, -1.0), q, 0.0)
         weights = jnp.maximum(weights - q, 0.0)
     if draft is None or draft.filter.greedy is not None:
-        # q is 1 at a certain token, and p is no more than that.
+        # q is 1 at `q_certain`, so max(p - q, 0) is 0 there.
         weights = jnp.where(tile.indices() != jnp.where(stop.rejecting, stop.q_certain, -1), weights, 0.0)
     return weights
 
@@ -208,12 +208,13 @@ def emit_stop(
 ):
     """Emits the last token of a sequence and writes its outputs.
 
-    `target_stats` are of the target's chunks, one chunk per lane. `write_fn(row)` writes the other outputs of a row.
+    `target_stats` are statistics of the target, one chunk per lane. `write_fn(row)` writes the other outputs of a row.
     """
     sequence = emission.sequence
     chunk_tiles = config.chunks(sequence.target.logits.dtype, sequence.target.vocab_size).tiles
     sampled = ~stop.degenerate & (stop.p_certain < 0)
-    # A residual's sums are not known. The target's are, of chunks; of use only where these are whole tiles.
+    # The sums of p per chunk were computed with the normalizers, and choose a tile if chunks are whole tiles. Sums of
+    # a residual must be computed.
     needs_sums = sampled if chunk_tiles is None else sampled & stop.rejecting
 
     def sum_groups(sources, weights_fn):
@@ -242,11 +243,11 @@ def emit_stop(
 
 
 def _emit_sampled(emission, stop, needs_sums, target_stats, chunk_tiles):
-    """Emits from the weights of the row, or from p where they are all zero."""
+    """Samples the token from the weights of the row, or from p if they are all zero."""
     sequence = emission.sequence
     zeros = jnp.int32(0), jnp.float32(0)
     number, total = lax.cond(needs_sums, lambda: emit.choose_tile(emission), lambda: zeros)
-    # Zero if no sums were needed, or if a draft was rejected where nothing is left of p.
+    # The total is 0 if no sums were computed, or if the residual of a rejected draft is empty.
     from_target = total == 0
 
     def choose_target_tile():
@@ -270,7 +271,7 @@ def _emit_sampled(emission, stop, needs_sums, target_stats, chunk_tiles):
 
 
 def _choose_tile_by_chunks(emission, stop, stats, chunk_tiles):
-    """A tile of p by the first uniform: a chunk by its sum, which is known, then one of its tiles."""
+    """Chooses a tile of p by the first uniform: first a chunk by its sum in `stats`, then one of its tiles."""
     sequence = emission.sequence
     target = sequence.target
     tops, totals = reading.load_row_stats(target, stats, stop.num_accepted)
@@ -279,7 +280,7 @@ def _choose_tile_by_chunks(emission, stop, stats, chunk_tiles):
     running = scan.running_sums(emission.scratch, jnp.where(weights > 2.0**-80, weights, 0.0))
     bound = emission.uniforms[0] * running.total
     chunk = scan.first_beyond(running, bound)
-    # Relative to the whole row, as the weights of tiles are.
+    # Divided by the row's sum, as the weights of tiles are.
     rest = (bound - emission.scratch[scan.PREFIX + chunk - 1]) * jnp.exp2(stop.p_log_sum * -rows.LOG2_E)
     first = chunk * chunk_tiles
     read = [rows.load_tiles([(target, stop.num_accepted)], first + i) for i in range(chunk_tiles)]
@@ -289,7 +290,7 @@ def _choose_tile_by_chunks(emission, stop, stats, chunk_tiles):
 
 
 def _emit_certain(emission, stop):
-    """Emits the one token of a greedy row, or of a degenerate row its first largest number."""
+    """Emits the token of probability 1 of a greedy row, or the first largest logit of a degenerate row."""
     sequence, row = emission.sequence, stop.num_accepted
     first = lax.cond(stop.degenerate, lambda: rows.first_largest_number(sequence.target, row), lambda: jnp.int32(0))
     # The residual is empty if the draft has all its probability on the same token.

@@ -1,4 +1,4 @@
-"""Exact, batched speculative sampling in JAX: the sampling step, the decoding loop, and its proof."""
+"""Exact, batched speculative sampling in JAX: the verification step and the decoding loop."""
 
 from specsamp_jax._types import DEGENERATE_DRAFT as DEGENERATE_DRAFT
 from specsamp_jax._types import DEGENERATE_TARGET as DEGENERATE_TARGET

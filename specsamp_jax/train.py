@@ -20,13 +20,13 @@ def next_token_loss(logits: Float[Array, "B T V"], tokens: Int[Array, "B T1"]) -
 
 
 def kl_divergence(target_logits: Float[Array, "*b V"], draft_logits: Float[Array, "*b V"]) -> Float[Array, "*b"]:
-    """KL(p || q) in nats: a smooth road to a good drafter, dear where the drafter misses what the target does."""
+    """KL(p || q) in nats: a smooth loss, large where the draft gives little probability to likely target tokens."""
     log_p, log_q = (jax.nn.log_softmax(wide(logits)) for logits in (target_logits, draft_logits))
     return jnp.where(log_p > -jnp.inf, jnp.exp(log_p) * (log_p - log_q), 0).sum(-1)
 
 
 def total_variation(target_logits: Float[Array, "*b V"], draft_logits: Float[Array, "*b V"]) -> Float[Array, "*b"]:
-    """TV(p, q), the share of drafts that the token rule rejects: what a drafter is for.
+    """TV(p, q), the probability that the token rule rejects a draft, which a drafter should minimise.
 
     Source: Zhou et al. (2024, DistillSpec, arXiv 2310.08461, section 4).
     """
@@ -47,7 +47,7 @@ def distillation_loss(
 ) -> Callable[[Any, Int[Array, "B T1"]], Float[Array, ""]]:
     """Returns `(params, tokens) -> loss`, the mean divergence of a drafter from `target` over a text.
 
-    Negative tokens are padding: what follows them does not count.
+    Negative tokens are padding; predictions after them are not counted.
     """
     target_graphdef, target_params = nnx.split(target)
 
@@ -65,12 +65,12 @@ def fit(
     batches: Iterable[Any],
     optimizer: optax.GradientTransformation,
 ) -> Iterator[tuple[Any, Float[Array, ""]]]:
-    """Yields the parameters and the loss after each batch; an item's parameters live until the next is asked for.
+    """Yields the parameters and the loss after each batch; the next step donates the buffers of yielded parameters.
 
     Args:
       loss_fn: `(params, batch) -> loss`.
-      params: Where to start; its buffers are given up.
-      batches: What `loss_fn` takes, one after the other.
+      params: Initial parameters; their buffers are donated.
+      batches: Batches for `loss_fn`.
       optimizer: The optax optimizer.
     """
 
@@ -90,7 +90,7 @@ def fit(
 def random_windows(
     key: Key[Array, ""], tokens: Int[Array, "N"], *, batch_size: int, length: int
 ) -> Int[Array, "B length"]:
-    """`batch_size` stretches of `length` tokens from random places of a long text."""
+    """Draws `batch_size` windows of `length` tokens at random positions of a long text."""
     starts = jax.random.randint(key, (batch_size, 1), 0, tokens.shape[0] - length + 1)
     return tokens[starts + jnp.arange(length)].astype(jnp.int32)
 

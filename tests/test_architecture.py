@@ -1,7 +1,8 @@
-"""The promises of the design that no result shows: who imports whom, and what a compiled step is made of."""
+"""Design rules that no output shows: import layers, docstrings, and the memory and traces of a compiled step."""
 
 import ast
 import inspect
+import re
 from pathlib import Path
 
 import jax
@@ -22,7 +23,7 @@ LAYERS = [
     {"speech"},
     {"cli"},
 ]
-"""The rooms of specsamp_jax from the ground up: each imports from below itself only."""
+"""Subpackages of specsamp_jax, lowest layer first: each imports from lower layers only."""
 
 
 # Imports
@@ -48,9 +49,9 @@ def imports(path, inside_functions=True):
 
 def layer(name):
     """The layer of a full name such as `specsamp_jax.rules.token.verify_token`."""
-    room = name.split(".")[1]
-    found = [i for i, rooms in enumerate(LAYERS) if room in rooms]
-    assert found, f"specsamp_jax.{room} has no place among the layers"
+    package = name.split(".")[1]
+    found = [i for i, packages in enumerate(LAYERS) if package in packages]
+    assert found, f"specsamp_jax.{package} is in no layer"
     return found[0]
 
 
@@ -65,8 +66,8 @@ def test_imports_go_down_only(path):
         return
     for imported in imports(path):
         if imported.startswith("specsamp_jax."):
-            same_room = imported.split(".")[1] == name.split(".")[1] and path.parent.name != "specsamp_jax"
-            assert same_room or layer(imported) < layer(name), f"{name} imports {imported}"
+            same_package = imported.split(".")[1] == name.split(".")[1] and path.parent.name != "specsamp_jax"
+            assert same_package or layer(imported) < layer(name), f"{name} imports {imported}"
 
 
 @pytest.mark.parametrize(
@@ -105,7 +106,7 @@ def test_kernels_know_jax_only(path):
 
 
 def test_kernels_and_heavy_packages_are_imported_when_they_are_needed():
-    """What `import specsamp_jax` alone reaches."""
+    """Follows the imports that `import specsamp_jax` runs."""
     reached, packages, rest = set(), set(), ["specsamp_jax.__init__"]
     while rest:
         name = rest.pop()
@@ -126,6 +127,21 @@ def test_kernels_and_heavy_packages_are_imported_when_they_are_needed():
 def test_a_file_holds_one_idea(path):
     limit = 330
     assert len(path.read_text().splitlines()) <= limit
+
+
+RIDDLES = re.compile(r"(What|Where|Who|Whoever|How|The same|Room for)\b")
+DOCUMENTED = [path for folder in ("specsamp_jax", "pallas_kernels", "bench", "examples") for path in sources(folder)]
+
+
+@pytest.mark.parametrize("path", DOCUMENTED, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_docstring_begins_with_a_verb_or_a_noun_phrase(path):
+    # A string after an assignment documents its constant or field.
+    strings = [
+        (node.lineno, node.value.value)
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+    ]
+    assert [line for line, text in strings if RIDDLES.match(text)] == []
 
 
 def test_the_names_of_the_design_are_there():
@@ -190,7 +206,7 @@ def compiled(rule, num_draft, *, dtype="float32", sampling=None, normalizers=Fal
         "float16",
         "filtered bfloat16",
         "normalizers",
-        "greedy without chance",
+        "greedy deterministic draft",
         "sigmoid",
     ],
 )

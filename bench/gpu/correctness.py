@@ -1,4 +1,4 @@
-"""Compiled kernels against the XLA core on the same uniforms at real shapes, and the law of what is emitted.
+"""Compiled kernels against the XLA core with equal uniforms at real shapes, and the distribution of emitted tokens.
 
     python bench/gpu/correctness.py OUT.json           # all cases
     python bench/gpu/correctness.py OUT.json B64 law   # those with such a word in their name
@@ -38,9 +38,9 @@ ROUNDED_APART = 1e-4
 
 
 def compare(args, kernel=kernel, core=core):
-    """How many sequences differ in a decision, and the largest difference of a number."""
+    """Number of sequences that differ in a decision, and the largest difference of a float output."""
     got, expected = jax.device_get((kernel(*args), core(*args)))
-    # Where rows behind the first rejection are not read, acceptance reads 0 there.
+    # If rows after the first rejection are not read, `accept_prob` is 0 there.
     read = np.arange(got.accept_prob.shape[1]) <= got.num_accepted[:, None]
     got, expected = (x._replace(accept_prob=np.where(read, x.accept_prob, 0)) for x in (got, expected))
     same = (
@@ -113,14 +113,14 @@ def law(vocab_size=32000, batch_size=1024, calls=48):
 
 
 def unusable():
-    """Normalizers that cannot be used: the draft's rows are read after all."""
+    """Checks normalizers that are NaN or too large, for which the draft's rows are read."""
     target, row_filter, draft, other, uniforms = make(jax.random.key(4), 8, 4, 50257, jnp.bfloat16, "normalizers")
     normalizers = draft.log_normalizers.at[0, 0].set(jnp.nan).at[3].set(jnp.inf).at[5, 1].set(1e6)
     return compare((target, row_filter, draft._replace(log_normalizers=normalizers), other, uniforms))
 
 
 def again(*shape, calls=300):
-    """The same to the last bit in each of many calls, whichever block of a sequence is the last to come."""
+    """Checks bit-equal results of many calls, although the last block to arrive varies."""
     args = make(jax.random.key(5), *shape, jnp.bfloat16, "normalizers")
     first, *others = [kernel(*args) for _ in range(calls)]
     same = [all(bool((a == b).all()) for a, b in zip(first, other, strict=True)) for other in others]
@@ -156,7 +156,7 @@ CASES = {
 
 
 def run(name):
-    """One case, with how long it took."""
+    """Runs one case and reports its duration."""
     start = time.time()
     try:
         result = CASES[name]()

@@ -1,4 +1,4 @@
-"""On a GPU: `verify` takes the kernel by itself, says the same as XLA, and decodes the pair's own greedy text.
+"""On a GPU: checks that `verify` chooses the kernel and equals XLA, and decodes the pair's own greedy text.
 
 PYTHONPATH=. python bench/gpu/dispatch.py
 """

@@ -103,7 +103,7 @@ def steps(case):
 
 
 def by_core(step, *args):
-    """The same step by the plain JAX cores."""
+    """Builds the step on the plain JAX cores."""
 
     def core_only(core, kernel, arguments, why_not, implementation):
         del kernel, why_not, implementation
@@ -118,7 +118,7 @@ def by_core(step, *args):
 
 
 def check(program, core, args):
-    """How many rows differ, and by how much numbers do."""
+    """Number of rows that differ, and the largest difference of a float output."""
     got, expected = jax.device_get((program(*args), core(*args)))
     if isinstance(got, ss.Verification):
         same = (got.tokens == expected.tokens).all(1) & (got.status == expected.status)

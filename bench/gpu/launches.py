@@ -1,4 +1,4 @@
-"""What a compiled step launches, by its optimised HLO: the XLA core (before) and the kernel (after).
+"""Lists the launches of a compiled step from its optimised HLO: the XLA core (before) and the kernel (after).
 
     python bench/gpu/launches.py > bench/results/gpu_launches.md
 

@@ -1,4 +1,4 @@
-"""A step of decoding at real shapes, random weights: what it takes, and how much of that is verification.
+"""A step of decoding at real shapes, random weights: its time, and the share of verification.
 
     python bench/gpu/models.py OUT.json OUT.md SECONDS
     python bench/gpu/models.py OUT.json OUT.md SECONDS --tiny    # a rehearsal, anywhere
@@ -62,7 +62,7 @@ MODULES = {models.LlamaConfig: models.Llama, models.Qwen2Config: models.Qwen2, m
 
 
 def tiny(config: Any) -> Any:
-    """The same with small matrices and few layers."""
+    """A config with small matrices and few layers, for a rehearsal."""
     names = [f.name for f in dataclasses.fields(config)]
     changes = {name: 1 for name in names if name.endswith("layers")}
     changes |= {name: 64 for name in names if name in ("hidden_size", "d_model") or "ffn" in name or "intermed" in name}
@@ -93,7 +93,7 @@ if jax.default_backend() != "gpu":
 
 
 def flatten_logits(module: Any) -> None:
-    """Behind the last norm features are of size 1, so that the head's own scale is the logits'."""
+    """Scales the head to set the scale of the logits, because features after the last norm have size 1."""
     decoder = getattr(module, "decoder", module)
     head = decoder.vocabulary.head
     width = module.config.d_model if hasattr(module.config, "d_model") else module.config.hidden_size
@@ -128,7 +128,7 @@ def step(key, state, target, draft, *, verify_fn):
 
 
 def measure_steps(program, state, pair) -> dict[str, float]:
-    """Milliseconds a step, and tokens that a step yields."""
+    """Milliseconds per step, and tokens per step."""
     keys = list(jax.random.split(jax.random.key(1), NUM_STEPS + 1))
     state, _ = program(keys.pop(), state, *pair)
     jax.block_until_ready(state)

@@ -1,11 +1,11 @@
-"""What Wagner et al. (2024, arXiv 2406.11016) compare, in plain JAX: the baseline and their exact algorithm."""
+"""The baseline and the exact algorithm of Wagner et al. (2024, arXiv 2406.11016) in plain JAX."""
 
 import jax
 import jax.numpy as jnp
 
 
 def _finish(accept_prob, num_drafted_tokens, uniforms, row_fn):
-    """Tokens and how many were accepted; `row_fn` gives the weights of the row that emits."""
+    """Returns tokens and the number of accepted drafts; `row_fn` computes the weights of the emitting row."""
     tokens = num_drafted_tokens
     num_accepted = jnp.cumprod(uniforms.accept < accept_prob, axis=1, dtype=jnp.int32).sum(1)
     running = jnp.cumsum(row_fn(num_accepted), axis=-1)

@@ -1,4 +1,4 @@
-"""What the compiler makes of the kernels for sm_90a, on a machine with no GPU: a table in markdown.
+"""Registers and instructions of the kernels compiled for sm_90a without a GPU: a table in Markdown.
 
     python bench/gpu/sm90.py WHEELS > bench/results/sm90.md
 
@@ -20,7 +20,7 @@ import sys
 import tempfile
 from typing import Any
 
-ABOUT = """JAX {}; compiled for sm_90a without a GPU. A row a kernel: of two launches the first reads
+ABOUT = """JAX {}; compiled for sm_90a without a GPU. One row per kernel: of two launches the first reads
 all rows, a chunk a block. Instructions an element of a chunk: from its loads without masks to its sum, the
 two reductions over the block included, over the elements of a thread. A group: the tiles of what emits that
 are read together; instructions from its loads to its weights, over its exponentials, which are one a logit.
@@ -155,7 +155,7 @@ def _loads(ops, kind):
 
 
 def cases():
-    """Names, functions, arguments and elements a thread and step, at real shapes."""
+    """Names, functions, arguments, and elements per thread and step, at real shapes."""
     import jax
     import jax.numpy as jnp
     from kernel_inputs import COMPILED

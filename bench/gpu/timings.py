@@ -108,12 +108,12 @@ def maker(point):
 
 
 def compiled_maker(point):
-    """The same compiled, so that the GPU does not wait for it."""
+    """Compiled `random_inputs`, so that the GPU does not wait for the host."""
     return jax.jit(maker(point)).lower(jax.eval_shape(lambda: jax.random.key(0))).compile()
 
 
 def num_sets(size):
-    """How many inputs of so many bytes do not fit the L2."""
+    """Number of inputs of this size that together exceed the L2."""
     return int(min(64, max(2, -(-ROTATED // size))))
 
 

@@ -1,7 +1,7 @@
-"""From a Flax module, NNX or Linen, to a `Model`.
+"""Adapters from Flax modules, NNX or Linen, to `Model`.
 
-The functions of a `Model` are static to `jax.jit`, which retraces for a function it has not seen. So they are
-frozen objects here that are equal where their modules are: adapting a module again does not retrace.
+The functions of a `Model` are static to `jax.jit`, which retraces for each new function. Therefore they are frozen
+objects here, equal if their modules are equal: adapting a module again does not retrace.
 """
 
 import dataclasses
@@ -29,12 +29,12 @@ class _NNXCall:
 
 @dataclasses.dataclass(frozen=True)
 class _NNXInitCache:
-    """The module's method `name` without its weights: equal where the graphs are.
+    """The module's method `name` without its weights; instances with equal graphs are equal.
 
     Attributes:
       graphdef: The module without its variables.
       name: The method, `(batch_size, max_length) -> cache`.
-      shapes: The variables as shapes and dtypes. Those of equal graphs serve as well.
+      shapes: Shapes and dtypes of the variables; not compared, because they follow from the graph.
     """
 
     graphdef: Any
@@ -58,7 +58,7 @@ class _LinenCall:
 
 @dataclasses.dataclass(frozen=True)
 class _Recompute:
-    """Makes a causal model without a cache one that has: the text so far is the cache, and is read again."""
+    """Gives a causal model without a cache one: the cache is the text so far, on all of which each call runs."""
 
     call: Callable[..., Any]
 
@@ -69,7 +69,7 @@ class _Recompute:
 
 @dataclasses.dataclass(frozen=True)
 class _TextCache:
-    """Makes an empty text: `[batch_size, max_length]` of token 0, which nothing before it can see."""
+    """Returns an empty text, `[batch_size, max_length]` of token 0, to which no earlier position attends."""
 
     def __call__(self, batch_size: int, max_length: int):
         return jnp.zeros((batch_size, max_length), jnp.int32)
@@ -85,16 +85,16 @@ def from_nnx(module: nnx.Module, init_cache_fn: Callable[[int, int], Any] | None
     """Returns any NNX module as a `Model`.
 
     With a cache, the module is called as `module(tokens [B, T], positions [B, T], cache) -> (logits [B, T, V],
-    cache)`, and must keep what `Model` says of caches. Without one it is called as `module(tokens [B, L]) ->
+    cache)`, and must treat the cache as `Model` requires. Without one it is called as `module(tokens [B, L]) ->
     logits [B, L, V]` and must be causal; then the cache is the text so far and each call runs the module on all
-    of it, `max_length` tokens: right, but quadratic in the length.
+    of it, `max_length` tokens: correct, but quadratic in the length.
 
-    What the module changes in itself while it runs (counts, random streams) is not kept.
+    State that the module changes while it runs (counts, random streams) is discarded.
 
     Args:
       module: The module, in evaluation mode. All its variables become `params`.
       init_cache_fn: `(batch_size, max_length) -> cache`, hashable. None: the module's own `init_cache_fn`, as
-        `Llama` has one; no cache if it has none. A method of the module sees shapes and dtypes in the place of
+        `Llama` has one; no cache if it has none. A method of the module is called with shapes and dtypes instead of
         weights, so that modules with equal graphs have equal functions.
 
     Example:
@@ -122,7 +122,7 @@ def from_linen(module: linen.Module, variables: Any, init_cache_fn: Callable[[in
 
     Args:
       module: The module, in evaluation mode; its attributes must be hashable.
-      variables: What `module.init` returned or training made of it; they become `params`.
+      variables: Variables of the module, such as `module.init` returns or training produces; they become `params`.
       init_cache_fn: `(batch_size, max_length) -> cache`, hashable. None: the module has no cache.
 
     Example:

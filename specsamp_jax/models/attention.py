@@ -1,4 +1,4 @@
-"""Attention of queries over keys and values, with a mask and, where a family has one, a bound of the scores."""
+"""Attention of queries over keys and values, with a mask and optional soft-capping of the scores."""
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ def attend(
     scale: float | None = None,
     softcap: float | None = None,
 ) -> Float[Array, "B T N D"]:
-    """Returns `softmax(scale * query key^T) value` over what the mask keeps; softmax and scores in float32.
+    """Returns `softmax(scale * query key^T) value` over the unmasked keys; softmax and scores in float32.
 
     Args:
       query: Queries; N is a multiple of KV, and neighbours share a head of keys and values.
@@ -23,9 +23,9 @@ def attend(
       mask: True where a query may attend.
       scale: Multiplies the scores. None: `1 / sqrt(D)`.
       softcap: Scores s become `softcap * tanh(s / softcap)` before the mask (Gemma team, 2024,
-        arXiv 2408.00118, section 2). None: they stay.
+        arXiv 2408.00118, section 2). None: no soft-capping.
     """
-    # XLA on a CPU refuses the products of float16 that jax.nn asks for.
+    # XLA's CPU backend does not support the float16 products that jax.nn requests.
     if softcap is None and query.dtype != jnp.float16:
         return jax.nn.dot_product_attention(query, key, value, mask=mask, scale=scale)
     groups = query.reshape(*query.shape[:2], key.shape[2], -1, query.shape[3])

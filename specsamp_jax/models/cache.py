@@ -1,4 +1,4 @@
-"""The static key-value cache of one attention layer: one slot a position."""
+"""The static key-value cache of one attention layer: one slot per position."""
 
 import dataclasses
 from typing import Any, NamedTuple
@@ -9,7 +9,7 @@ from jaxtyping import Array, Bool, Float, Int, Shaped
 
 
 class LayerCache(NamedTuple):
-    """What one attention layer remembers of B sequences, S slots each.
+    """Keys and values of one attention layer for B sequences, S slots each.
 
     Attributes:
       keys: Keys, rotated to their positions.
@@ -32,7 +32,7 @@ class CacheSpec:
       num_layers: Attention layers.
       num_kv_heads: Heads of keys and values.
       head_dim: Features of a head.
-      dtype: What keys and values are kept in.
+      dtype: Dtype of keys and values.
     """
 
     num_layers: int
@@ -41,7 +41,7 @@ class CacheSpec:
     dtype: Any
 
     def __call__(self, batch_size: int, max_length: int) -> Cache:
-        """Returns a cache of zeros, with room for positions 0 to `max_length - 1` of each sequence."""
+        """Returns a cache of zeros, with slots for positions 0 to `max_length - 1` of each sequence."""
         shape = (batch_size, max_length, self.num_kv_heads, self.head_dim)
         return tuple(
             LayerCache(jnp.zeros(shape, self.dtype), jnp.zeros(shape, self.dtype)) for _ in range(self.num_layers)
@@ -51,15 +51,15 @@ class CacheSpec:
 def write_positions(
     slots: Shaped[Array, "B S *rest"], new: Shaped[Array, "B T *rest"], positions: Int[Array, "B T"]
 ) -> Shaped[Array, "B S *rest"]:
-    """Returns `slots` with `new[b, t]` in `slots[b, positions[b, t]]`, in place of what was there.
+    """Returns `slots` with `new[b, t]` in `slots[b, positions[b, t]]`.
 
-    A position below 0 or past the last slot is dropped. Where a position occurs twice in a row, either value
-    may win, so the same position must bring the same value.
+    Entries with a position below 0 or past the last slot are dropped. If a position occurs twice in one row of the
+    batch, either entry may be written, so both must be equal.
 
     Args:
-      slots: What there is.
-      new: What is written, cast to the dtype of `slots`.
-      positions: Where to write it, per row.
+      slots: The cache.
+      new: Entries to write, cast to the dtype of `slots`.
+      positions: Slot of each entry, per row.
     """
 
     def write_row(slots, new, positions):
@@ -71,7 +71,7 @@ def write_positions(
 def causal_mask(
     positions: Int[Array, "B T"], num_slots: int, window: int | None = None
 ) -> Bool[Array, "B T {num_slots}"]:
-    """Returns what each query may attend: the slots up to its own position, or the last `window` of them."""
+    """Returns the mask of slots that each query attends: those up to its own position, or the last `window` of them."""
     slots = jnp.arange(num_slots)
     mask = slots <= positions[..., None]
     return mask if window is None else mask & (slots > positions[..., None] - window)

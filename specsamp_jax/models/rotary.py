@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int
 
 
 class _Scaling:
-    """What the scalings share: how config.json says them."""
+    """Base of the scalings: validation, and their form in config.json."""
 
     rope_type: ClassVar[str]
 
@@ -30,7 +30,7 @@ class LinearScaling(_Scaling):
     """Position interpolation: all angles are divided by `factor` (Chen et al., 2023, arXiv 2306.15595, equation 4).
 
     Attributes:
-      factor: How many times longer the texts may be.
+      factor: Ratio of the new to the original maximum text length.
     """
 
     rope_type: ClassVar[str] = "linear"
@@ -84,10 +84,9 @@ _SCALINGS: dict[str, Any] = {scaling.rope_type: scaling for scaling in (LinearSc
 
 
 def read_rope(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns `rope_theta` (where it is said) and `rope_scaling` of a parsed config.json of either age.
+    """Returns `rope_theta` (if present) and `rope_scaling` of a parsed config.json of transformers 4 or 5.
 
-    `rope_theta` and `rope_scaling` stand beside the sizes, or both within `rope_parameters`, as transformers 5
-    writes them.
+    Both are top-level settings, or fields of `rope_parameters`, as transformers 5 writes them.
 
     Raises:
       ValueError: A scaling that is not implemented, or settings of it that are unknown or missing.
@@ -106,8 +105,8 @@ def read_rope(values: Mapping[str, Any]) -> dict[str, Any]:
     kinds = {settings.pop(key) for key in ("rope_type", "type") if key in settings} or {"default"}
     kind = kinds.pop()
     if kinds or kind not in ("default", *_SCALINGS):
-        known = ", ".join(map(repr, ("default", *_SCALINGS)))
-        raise ValueError(f"rope_type must be one of {known}, got {kind!r}; other scalings are not supported.")
+        supported = ", ".join(map(repr, ("default", *_SCALINGS)))
+        raise ValueError(f"rope_type must be one of {supported}, got {kind!r}; other scalings are not supported.")
     fields: dict[str, Any] = {}
     if kind != "default":
         fields = {field.name: field.type for field in dataclasses.fields(_SCALINGS[kind])}
@@ -127,7 +126,7 @@ def rotary_angles(
 ) -> tuple[Float[Array, "B T 1 H"], Float[Array, "B T 1 H"]]:
     """Returns the cosine and sine of each position's angles, float32, to be used by all heads of all layers.
 
-    Angle i of `head_dim / 2` turns by `theta^(-2 i / head_dim)` a position (equation 15), before any scaling.
+    Angle i of `head_dim / 2` turns by `theta^(-2 i / head_dim)` per position (equation 15), before any scaling.
     """
     frequencies = theta ** (-np.arange(0, head_dim, 2) / head_dim)
     frequencies = frequencies if scaling is None else scaling(frequencies)

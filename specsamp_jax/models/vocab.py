@@ -1,4 +1,4 @@
-"""The number of tokens that a model knows, made to fit another model's."""
+"""Vocabulary size of a model, and its adaptation to that of another model."""
 
 import dataclasses
 from collections.abc import Callable
@@ -26,7 +26,7 @@ class _WithVocabSize:
 
 
 def vocab_size(model: Model) -> int:
-    """Returns how many logits the model has; nothing is computed.
+    """Returns how many logits the model has; traces the model without computing anything.
 
     Example:
       >>> from specsamp_jax.cli.pair import load_pair
@@ -42,14 +42,14 @@ def vocab_size(model: Model) -> int:
 
 
 def with_vocab_size(model: Model, size: int) -> Model:
-    """Returns a drafter with as many logits as its target has; the model itself, if it has them already.
+    """Returns the drafter with `size` logits; the model itself if it has that many.
 
     Families pad the vocabularies of their sizes differently: Qwen2.5 has 151,936 logits at half a billion parameters
     and 152,064 at seven billion, over one tokenizer. Logits that the drafter lacks are -inf, and those that it has
-    beyond are left out. Both are exact, as a drafter may propose with any distribution: what it never proposes, the
-    target adds. A token that the drafter does not know is read as its last one, which costs acceptance only.
+    beyond are left out. Both are exact, because verification is exact for any draft distribution. A token id
+    beyond the drafter's vocabulary is fed to it as its last id, which only lowers acceptance.
 
-    A target is not to be changed so, for it would be another distribution.
+    Do not use this for a target: it would change the target's distribution.
 
     Args:
       model: The drafter.

@@ -15,7 +15,7 @@ from specsamp_jax.sampling.filters import is_number, make_filter
 from specsamp_jax.sampling.streams import Purpose
 
 MAX_BATCH = 65_535
-"""What a grid may be in its last direction."""
+"""Limit of the last axis of a CUDA grid."""
 
 
 def split(*samplings: SamplingParams | None) -> tuple[list[Any], list[Any]]:

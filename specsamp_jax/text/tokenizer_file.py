@@ -16,7 +16,7 @@ from tokenizers import Tokenizer
 from specsamp_jax._files import read_text
 
 _MAX_GROWTH = 1000
-"""How many times longer a text may become by normalization. Unicode's own normal forms stay below 20."""
+"""Limit of the factor by which normalization may lengthen a text. Unicode's own normal forms stay below 20."""
 
 _PARTS = ("normalizers", "pretokenizers", "processors", "decoders")  # of a Sequence of each kind
 
@@ -101,7 +101,7 @@ def _check_character_map(encoded: Any) -> None:
 
 
 def _growth(part: Mapping[str, Any]) -> int | float:
-    """How many times longer a text may become by a component that replaces or prepends text."""
+    """Factor by which a component that replaces or prepends text may lengthen a text."""
     if part.get("type") == "Prepend":
         return max(1, len(str(part.get("prepend", ""))))
     if part.get("type") != "Replace":

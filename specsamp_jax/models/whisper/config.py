@@ -57,7 +57,7 @@ class WhisperConfig:
             if self.d_model % getattr(self, name):
                 raise ValueError(f"{name} must divide d_model = {self.d_model}, got {getattr(self, name)}.")
         if self.d_model % 2:
-            raise ValueError(f"d_model must be even, for its positions are sines and cosines, got {self.d_model}.")
+            raise ValueError(f"d_model must be even, because its positions are sines and cosines, got {self.d_model}.")
 
     @property
     def num_frames(self) -> int:

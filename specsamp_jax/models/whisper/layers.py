@@ -1,4 +1,4 @@
-"""Layers of Whisper: a partly biased matrix, the layer norm, and the attention to itself and to the encoder."""
+"""Layers of Whisper: a partly biased matrix, the layer norm, self-attention and cross-attention."""
 
 from typing import Any, NamedTuple
 
@@ -33,7 +33,7 @@ class KeysValues(NamedTuple):
 def attend(
     query: Float[Array, "B T N D"], attended: KeysValues, mask: Bool[Array, "B 1 T S"] | None = None
 ) -> Float[Array, "B T F"]:
-    """Returns the values at each query's keys, all heads side by side; the softmax is computed in float32."""
+    """Returns scaled dot-product attention with the heads concatenated; the softmax is computed in float32."""
     scores = jnp.einsum("btnd,bnds->bnts", query, attended.keys, preferred_element_type=jnp.float32)
     scores = scores * query.shape[-1] ** -0.5
     if mask is not None:

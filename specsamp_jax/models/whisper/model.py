@@ -105,8 +105,8 @@ class Decoder(nnx.Module):
 
         Args:
           tokens: Token ids; an id outside the vocabulary, such as padding, is read as the nearest one inside.
-          positions: Position of each token in its sequence, per row. A position from `max_target_positions` on has
-            the last embedding: there is no other, and a text must end before.
+          positions: Position of each token in its sequence, per row. Positions from `max_target_positions` on
+            get the last embedding; a text must end before them.
           cross: Keys and values from `read`.
           cache: Cache from the model's `init_cache_fn` or an earlier call; as in `Llama`.
         """
@@ -184,7 +184,7 @@ def encode(module: Whisper, features: Float[Array | np.ndarray, "B M F"]) -> Flo
             f"got {list(features.shape)}."
         )
     graphdef, params = nnx.split(module.encoder)
-    # One window fills a device, and its scores are large (20 heads of 1500 x 1500 in float32): one after the other.
+    # One by one, because a window fills a device and its attention scores are large (20 x 1500 x 1500 float32).
     return jnp.concatenate([_encode(graphdef, params, features[i : i + 1]) for i in range(len(features))])
 
 
