@@ -154,7 +154,7 @@ def verify_token(
 
     Args:
       p: Target, `[K+1, V]`; the row after the last draft is the bonus row.
-      q: Draft, `[K, V]`; explicit one-hot rows for a drafter without chance.
+      q: Draft, `[K, V]`; explicit one-hot rows for a deterministic drafter.
       tokens: x, `[K]`; drafting stops at the first below zero.
       u: Uniforms of the acceptance tests, `[K]`.
       u_tile: Uniform that picks the tile of the last token.
@@ -199,7 +199,7 @@ def _accept(p: Vector, q: Vector) -> Vector:
 
 
 def _num_drafted(tokens: Int[np.ndarray, "K"]) -> int:
-    """How many tokens stand before the first below zero.
+    """Number of tokens before the first negative one.
 
     Args:
       tokens: x, `[K]`.

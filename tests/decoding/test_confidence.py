@@ -1,4 +1,4 @@
-"""Drafts that end after an unsure token: exact; and those that end before it: not."""
+"""Drafts that end after the first token of low probability are exact; drafts that drop it are not."""
 
 import functools
 

@@ -52,7 +52,7 @@ verify = compiled(ss.verify)
 
 @compiled
 def sampled_drafts(keys, sampling):
-    """K tokens a row, each sampled after those before it; the first with the very keys of the verification."""
+    """K tokens per row, each sampled after those before it; the first with the very keys of the verification."""
     tokens, logits, log_normalizers = jnp.zeros((NUM_DRAWS, 0), jnp.int32), [], []
     for i in range(K):
         logits.append(logits_after(DRAFT, tokens))
@@ -63,7 +63,7 @@ def sampled_drafts(keys, sampling):
 
 
 CERTAIN = (2, 1)
-"""What a drafter without chance proposes."""
+"""Tokens of a deterministic drafter."""
 
 
 def certain_drafts():
@@ -96,7 +96,7 @@ def step(key, setting, draft_setting=None, stop=None):
     return emitted, completed(keys, emitted, sampling)
 
 
-@pytest.fixture(params=["one key", "one key a row"])
+@pytest.fixture(params=["one key", "one key per row"])
 def key(request):
     return jax.random.key(0) if request.param == "one key" else jax.random.split(jax.random.key(1), NUM_DRAWS)
 

@@ -1,4 +1,4 @@
-"""What a row emits depends on that row alone; one function whatever transforms it, and whatever its types."""
+"""Rows are independent of each other; results are equal under all transformations and dtypes."""
 
 import functools
 

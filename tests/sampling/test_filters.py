@@ -20,7 +20,7 @@ B, V = 160, 23
 
 
 def probs(logits, sampling):
-    """What the library makes of one row a sequence."""
+    """The library's filtered distribution of one row per sequence."""
     logits = logits[:, None]
     return dist.probs(dist.target_rows(logits, make_filter(logits, sampling)), logits.shape[-1])
 

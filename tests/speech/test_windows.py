@@ -1,4 +1,4 @@
-"""Where windows begin and end, and where their texts are cut."""
+"""Begin and end of windows, and the cuts of their texts."""
 
 import dataclasses
 

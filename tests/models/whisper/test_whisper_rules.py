@@ -1,4 +1,4 @@
-"""What Whisper's decoder may say next: by hand, and as the transformers library has it."""
+"""Rules on the next token of Whisper: cases by hand, and equality with transformers."""
 
 import json
 import re
