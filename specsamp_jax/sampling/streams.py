@@ -1,6 +1,7 @@
 """Random draws, each a function of a key, a row and a named purpose."""
 
 import enum
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +19,7 @@ class Purpose(enum.IntEnum):
     VERIFY = 2
 
 
-def row_keys(key: KeyLike, batch_size: _checks.Size) -> Key[Array, "B"]:
+def row_keys(key: Any, batch_size: _checks.Size) -> Key[Array, "B"]:
     """One threefry key per row: `key` itself if it has one key per row, else `key` folded with the row's index."""
     _checks.key(key, batch_size)
     keys = threefry(key)
