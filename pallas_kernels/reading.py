@@ -5,7 +5,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jax.experimental import pallas as pl
 
 from pallas_kernels import config, rows, tiles
@@ -154,6 +153,11 @@ def look_up(sequence: rows.Sequence, row: Any, facts: Facts):
         assert sequence.draft is not None
         # A number, and small enough that subtracting it keeps q's precision.
         usable = (jnp.abs(normalizer) <= LARGEST_LOG_NORMALIZER) | ~drafted
-        handed_over, draft_rows = (jnp.float32(0), normalizer), sequence.draft
-        offset, log_sum = lax.cond(usable, lambda: handed_over, lambda: rows.row_log_sum(draft_rows, row))
-        facts.q_offset[index], facts.q_log_sum[index] = offset, log_sum
+        draft_rows = sequence.draft
+
+        def write(offset, log_sum):
+            facts.q_offset[index], facts.q_log_sum[index] = offset, log_sum
+
+        # Each branch writes: under `shard_map` their results would be of different types, varying and not.
+        pl.when(usable)(lambda: write(jnp.float32(0), normalizer))
+        pl.when(~usable)(lambda: write(*rows.row_log_sum(draft_rows, row)))

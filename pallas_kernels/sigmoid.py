@@ -38,11 +38,13 @@ class Stop(NamedTuple):
       num_accepted: Number of accepted drafts, which is the index of the row.
       rejecting: Whether the draft in this row was rejected.
       certain: The rejected draft if q has all probability on it, else -1.
+      beyond: Whether the rejected draft is no token of the vocabulary.
     """
 
     num_accepted: jax.Array
     rejecting: jax.Array
     certain: jax.Array
+    beyond: jax.Array
 
 
 def verify_sigmoid(
@@ -143,7 +145,7 @@ def _decide(emission: emit.Emission, score: Sigmoid) -> Stop:
         (_token_score(sequence.target, score, row, token), *_draft_score(sequence, score, row, token))
         for row, token in enumerate(tokens)
     ]
-    stop, going = Stop(jnp.int32(0), jnp.bool_(False), jnp.int32(-1)), jnp.bool_(True)
+    stop, going = Stop(jnp.int32(0), jnp.bool_(False), jnp.int32(-1), jnp.bool_(False)), jnp.bool_(True)
     ratios = []
     for row, (s_p, s_q, certain) in enumerate(scores):
         drafted = row < num_drafted
@@ -156,6 +158,7 @@ def _decide(emission: emit.Emission, score: Sigmoid) -> Stop:
             num_accepted=stop.num_accepted + accepted.astype(jnp.int32),
             rejecting=stop.rejecting | stopped,
             certain=jnp.where(stopped, certain, stop.certain),
+            beyond=stop.beyond | (stopped & (tokens[row] >= sequence.target.vocab_size)),
         )
 
     @pl.when(emission.block == 0)
@@ -243,9 +246,9 @@ def _emit(emission: emit.Emission, score: Sigmoid, stop: Stop, tops: Any):
     """Emits the last token of the sequence."""
     sequence, row = emission.sequence, stop.num_accepted
     degenerate = _is_degenerate(emission, tops, 0)
-    distrusted = jnp.bool_(False)
+    distrusted = stop.beyond
     if sequence.draft is not None:
-        distrusted = stop.rejecting & _is_degenerate(emission, tops, 1)
+        distrusted = distrusted | (stop.rejecting & _is_degenerate(emission, tops, 1))
 
     @pl.when(degenerate)
     def _():

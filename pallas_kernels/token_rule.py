@@ -120,8 +120,8 @@ def decide(
             # A greedy draft has q = 1 at its token, unless its row is degenerate.
             regular = rows.is_finite(q.offset + q.log_sum)
             log_q = jnp.where(is_greedy(sequence.draft.filter.greedy) & regular, 0.0, log_q)
-    # A token of q = 0, or from a degenerate row, is rejected, and the residual is p.
-    trusted = (facts.token >= 0) & (log_q > -jnp.inf)
+    # A token of q = 0, outside the vocabulary or from a degenerate row is rejected, and the residual is p.
+    trusted = (facts.token >= 0) & (facts.token < sequence.target.vocab_size) & (log_q > -jnp.inf)
     usable = trusted & (log_p > -jnp.inf)
     log_ratio = jnp.where(usable, log_p - log_q, -jnp.inf)
     accepted = usable & (jnp.log(facts.accept) < log_ratio)
@@ -282,6 +282,9 @@ def _choose_tile_by_chunks(emission, stop, stats, chunk_tiles):
     chunk = scan.first_beyond(running, bound)
     # Divided by the row's sum, as the weights of tiles are.
     rest = (bound - emission.scratch[scan.PREFIX + chunk - 1]) * jnp.exp2(stop.p_log_sum * -rows.LOG2_E)
+    if chunk_tiles == 1:
+        # Nothing is left to choose, and Mosaic finds no layout for the scalars of a single sum.
+        return chunk
     first = chunk * chunk_tiles
     read = [rows.load_tiles([(target, stop.num_accepted)], first + i) for i in range(chunk_tiles)]
     weighed = [tiles.mask_tile(target_weights(sequence, stop, logits, tile), tile) for tile, logits in read]

@@ -40,6 +40,36 @@ print(late)
 """
 
 
+WITHOUT_MOSAIC = """
+import sys
+sys.modules["jax.experimental.mosaic.gpu"] = None
+import jax, jax.numpy as jnp
+import specsamp_jax as ss
+
+logits = jnp.zeros((1, 2, 2048))
+draft = ss.Draft(jnp.zeros((1, 1), int), logits[:, :1])
+sampling = ss.SamplingParams(0.7, 5)
+jax.jit(ss.sample)(jax.random.key(0), logits[:, 0], sampling)
+for rule in (ss.verify, ss.verify_sigmoid):
+    jax.jit(rule)(jax.random.key(0), logits, draft, sampling)
+    try:
+        rule(jax.random.key(0), logits, draft, implementation="pallas")
+    except NotImplementedError as error:
+        print(error)
+print(any(name.startswith("pallas_kernels.token") for name in sys.modules))
+"""
+
+
+def test_without_mosaic_gpu_the_package_runs_on_xla():
+    result = subprocess.run([sys.executable, "-c", WITHOUT_MOSAIC], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    *messages, has_kernels = result.stdout.splitlines()
+    assert has_kernels == "False"
+    assert len(messages) == 2
+    for message in messages:
+        assert 'implementation "pallas" needs a jaxlib with Mosaic GPU' in message
+
+
 def test_first_calls_leave_the_callers_programs_alone():
     result = subprocess.run([sys.executable, "-c", FIRST_CALLS], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr

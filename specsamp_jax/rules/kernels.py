@@ -3,17 +3,20 @@
 from collections.abc import Callable
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from pallas_kernels import config as sizes
-from pallas_kernels import sigmoid as sigmoid_kernel
-from pallas_kernels import token as token_kernel
-from pallas_kernels import token_early_exit
+from pallas_kernels import mosaic
 from specsamp_jax._types import TILE, Draft, Filter, Uniforms, Verification
 from specsamp_jax.rules import emit
 from specsamp_jax.rules import sigmoid as sigmoid_rule
 from specsamp_jax.sampling import kernels
 from specsamp_jax.sampling import rows as dist
+
+if mosaic.WHY_MISSING is None:
+    from pallas_kernels import sigmoid as sigmoid_kernel
+    from pallas_kernels import token as token_kernel
+    from pallas_kernels import token_early_exit
 
 MAX_VOCABULARY = 2_000_000
 """Limit of the vocabulary size: one block searches the sums of all its tiles at once."""
@@ -65,7 +68,7 @@ def verify_token(
         None if draft.logits is None else kernels.at_least_a_tile(draft.logits),
         draft_filter,
         draft.log_normalizers,
-        draft.tokens,
+        _in_vocabulary(draft.tokens, target_logits),
         uniforms,
         config=config,
     )
@@ -96,7 +99,7 @@ def verify_sigmoid(
         target_filter,
         None if draft.logits is None else kernels.at_least_a_tile(draft.logits),
         draft_filter,
-        tokens,
+        _in_vocabulary(tokens, target_logits),
         uniforms,
         alpha=alpha,
         beta=beta,
@@ -114,3 +117,8 @@ def verify_sigmoid(
         result.status,
     ).log_probs
     return Verification(log_probs=log_probs, **result._asdict())
+
+
+def _in_vocabulary(tokens: Int[Array, "B K"], target_logits: Float[Array, "B K1 V"]) -> Int[Array, "B K"]:
+    """The tokens, those beyond the vocabulary moved beyond the tile up to which a smaller one is padded."""
+    return jnp.where(tokens < target_logits.shape[-1], tokens, jnp.iinfo(jnp.int32).max)

@@ -7,12 +7,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, UInt32
 
-from pallas_kernels import cutoff, slices
-from pallas_kernels import sample as sample_kernel
+from pallas_kernels import mosaic
 from pallas_kernels.limits import Limits
 from specsamp_jax._types import TILE, Filter, SamplingParams
 from specsamp_jax.sampling.filters import is_number, make_filter
 from specsamp_jax.sampling.streams import Purpose
+
+if mosaic.WHY_MISSING is None:
+    from pallas_kernels import cutoff, slices
+    from pallas_kernels import sample as sample_kernel
 
 MAX_BATCH = 65_535
 """Limit of the last axis of a CUDA grid."""
@@ -39,6 +42,8 @@ def merge(numbers: list[Any], arrays: list[Any]) -> list[SamplingParams | None]:
 
 def why_not(name: str, logits: Float[Array, "B *rows V"]) -> str | None:
     """The requirement of the kernels that these logits do not meet; None where they meet all."""
+    if mosaic.WHY_MISSING is not None:
+        return mosaic.WHY_MISSING
     if not all(isinstance(size, int) for size in logits.shape):
         return f"shapes that are numbers while the program is traced; got {list(logits.shape)}"
     if logits.dtype not in (jnp.bfloat16, jnp.float16, jnp.float32):

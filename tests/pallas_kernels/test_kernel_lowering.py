@@ -58,6 +58,21 @@ def test_lowers_with_every_filter(shape):
     assert launches(kernels.verify_token, arguments(shape, row_filter)) == 2
 
 
+@pytest.mark.parametrize("num_draft", [0, 1, 4])
+@pytest.mark.parametrize("vocab_size", [5, 29, 1024, 1025, 2048])
+def test_lowers_for_small_vocabularies(vocab_size, num_draft):
+    for dtype in (jnp.float32, jnp.bfloat16):
+        shape = (2, num_draft, vocab_size, dtype, "logits")
+        assert launches(kernels.verify_token, arguments(shape, lambda *_: Filter())) == 2
+    assert launches(RULES["sigmoid"], arguments(shape, lambda *_: Filter())) == 1
+
+
+@pytest.mark.parametrize("num_draft", [0, 1])
+def test_lowers_for_one_tile_with_early_exit(num_draft):
+    shape = (256, num_draft, 1024, jnp.bfloat16, "logits")
+    launches(RULES["token"], arguments(shape, lambda *_: Filter()))
+
+
 NO_GPU = pytest.mark.skipif(cases.ON_GPU, reason="what a process without a GPU compiles for others")
 
 

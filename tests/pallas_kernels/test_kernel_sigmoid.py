@@ -40,6 +40,15 @@ def test_equals_xla_one_hot(check):
     check(cases.random_case(3, 3, 2, 1025, kind="one_hot"), 4.0, 5.0)
 
 
+@pytest.mark.parametrize("vocab_size", [29, 1025])
+@pytest.mark.parametrize("kind", ["one_hot", "logits"])
+def test_a_token_beyond_the_vocabulary_makes_the_draft_degenerate(check, vocab_size, kind):
+    target, target_filter, draft, draft_filter, uniforms = cases.random_case(5, 2, 1, vocab_size, kind=kind)
+    draft = draft._replace(tokens=draft.tokens.at[0, 0].set(vocab_size))
+    got = check((target, target_filter, draft, draft_filter, uniforms), 4.0, 5.0)
+    assert got.status.tolist() == [DEGENERATE_DRAFT, 0]
+
+
 def test_no_drafts_at_all(check):
     target, target_filter, _, _, uniforms = cases.random_case(6, 3, 0, 1500)
     check((target, target_filter, Draft(jnp.zeros((3, 0), jnp.int32)), Filter(), uniforms))

@@ -78,6 +78,14 @@ def test_ragged_and_out_of_range(run):
     assert got.status.tolist() == [0, 0, DEGENERATE_DRAFT, 0]
 
 
+@pytest.mark.parametrize("vocab_size", [29, 1025])
+def test_a_token_beyond_the_vocabulary_has_no_probability_under_a_one_hot_draft(run, vocab_size):
+    target, target_filter, draft, draft_filter, uniforms = cases.random_case(5, 3, 2, vocab_size, kind="one_hot")
+    tokens = draft.tokens.at[0, 0].set(vocab_size).at[1, 0].set(2**31 - 1)
+    got = check(run, (target, target_filter, Draft(tokens), draft_filter, uniforms))
+    assert got.status.tolist()[:2] == [DEGENERATE_DRAFT] * 2
+
+
 def test_no_drafts_at_all(run):
     target, target_filter, _, _, uniforms = cases.random_case(6, 3, 0, 1500)
     tokens = jnp.zeros((3, 0), jnp.int32)

@@ -46,6 +46,20 @@ def verify_block(keys, target_logits, draft, sampling):
     return ss.verify_block(keys, target_logits, draft._replace(sampling=sampling), sampling)
 
 
+def verify_with_normalizers(keys, target_logits, draft, sampling):
+    draft = draft._replace(log_normalizers=jax.nn.logsumexp(draft.logits, axis=-1))
+    return ss.verify(keys, target_logits, draft, sampling)
+
+
+def step_with_model_drafter(keys, target_logits, draft, sampling):
+    table = jnp.sin(jnp.arange(V * V, dtype=jnp.float32)).reshape(V, V)
+    model = ss.Model(table, lambda table, tokens, positions, cache: (table[tokens], cache), lambda *_: ())
+    drafter = ss.ModelDrafter(model)
+    state = ss.init(jnp.maximum(draft.tokens, 0), target=model, draft=drafter, max_new_tokens=8)
+    state, info = ss.step(keys, state, target=model, draft=drafter, num_draft=2, sampling=sampling)
+    return state.tokens, info.num_accepted
+
+
 def verify_one_hot(keys, target_logits, draft, sampling):
     return ss.verify(keys, target_logits, ss.Draft(draft.tokens), sampling)
 
@@ -140,6 +154,8 @@ def test_one_key_for_all_rows_and_parameters_that_are_sharded():
         *((verify_sigmoid, name) for name in ("none", "rows")),
         *((sample, name) for name in ("none", "top_k", "greedy", "rows")),
         (verify_one_hot, "rows"),
+        (verify_with_normalizers, "none"),
+        (step_with_model_drafter, "warm"),
         (verify_block, "rows"),
     ],
 )
