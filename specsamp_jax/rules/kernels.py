@@ -1,6 +1,7 @@
 """GPU kernels with the signatures of the cores: equal arrays and uniforms give equal tokens."""
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
@@ -13,7 +14,7 @@ from specsamp_jax.rules import sigmoid as sigmoid_rule
 from specsamp_jax.sampling import kernels
 from specsamp_jax.sampling import rows as dist
 
-if mosaic.WHY_MISSING is None:
+if TYPE_CHECKING or mosaic.WHY_MISSING is None:
     from pallas_kernels import sigmoid as sigmoid_kernel
     from pallas_kernels import token as token_kernel
     from pallas_kernels import token_early_exit

@@ -1,6 +1,6 @@
 """The GPU kernels that sample and filter: the same tokens as the plain JAX cores, the same tokens kept."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ from specsamp_jax._types import TILE, Filter, SamplingParams
 from specsamp_jax.sampling.filters import is_number, make_filter
 from specsamp_jax.sampling.streams import Purpose
 
-if mosaic.WHY_MISSING is None:
+if TYPE_CHECKING or mosaic.WHY_MISSING is None:
     from pallas_kernels import cutoff, slices
     from pallas_kernels import sample as sample_kernel
 
