@@ -272,22 +272,21 @@ def _emit_sampled(emission, stop, needs_sums, target_stats, chunk_tiles):
 
 def _choose_tile_by_chunks(emission, stop, stats, chunk_tiles):
     """Chooses a tile of p by the first uniform: first a chunk by its sum in `stats`, then one of its tiles."""
-    sequence, target = emission.sequence, emission.sequence.target
-    tops, totals = reading.load_row_stats(target, stats, stop.num_accepted)
+    tops, totals = reading.load_row_stats(target := emission.sequence.target, stats, stop.num_accepted)
     weights = totals * jnp.exp2((tops - stop.p_offset) * rows.exp2_rate(rows.scale_of(target)))
     # Below 2**-80 no uniform but 0 reaches a chunk, and its probabilities may round to zeros.
     running = scan.running_sums(emission.scratch, jnp.where(weights > 2.0**-80, weights, 0.0))
     bound = emission.uniforms[0] * running.total
     chunk = scan.first_beyond(running, bound)
-    # Divided by the row's sum, as the weights of tiles are.
-    rest = (bound - emission.scratch[scan.PREFIX + chunk - 1]) * jnp.exp2(stop.p_log_sum * -rows.LOG2_E)
     if chunk_tiles == 1:  # Mosaic finds no layout for the scalars of a single sum.
         return chunk
+    # Divided by the row's sum, as the weights of tiles are.
+    rest = (bound - emission.scratch[scan.PREFIX + chunk - 1]) * jnp.exp2(stop.p_log_sum * -rows.LOG2_E)
     first = chunk * chunk_tiles
     read = [rows.load_tiles([(target, stop.num_accepted)], first + i) for i in range(chunk_tiles)]
-    weighed = [tiles.mask_tile(target_weights(sequence, stop, logits, tile), tile) for tile, logits in read]
-    vec = read[0][0].vec
-    return first + scan.first_scalar_beyond(scan.to_scalars(scan.sum_vectors(weighed, vec), vec), rest).number
+    weighed = [tiles.mask_tile(target_weights(emission.sequence, stop, logits, tile), tile) for tile, logits in read]
+    sums = scan.sum_vectors(weighed, vec := read[0][0].vec)
+    return first + scan.first_scalar_beyond(scan.to_scalars(sums, vec), rest).number
 
 
 def _emit_certain(emission, stop):
