@@ -1,5 +1,6 @@
 """Search for the smallest kept logit of a row: the largest values through tile maxima, and bisection in few passes."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -139,13 +140,62 @@ def largest_threshold(
     Returns:
       The threshold, in the type of the arithmetic; `floor` where not active.
     """
+    rows = logits, values, scale, wanted, floor, above_floor, active
+    return lax.platform_dependent(*rows, cpu=_search_row_by_row, default=_search_all_rows)
+
+
+def _search_all_rows(*rows: Array) -> Float[Array, "B R"]:
+    logits, values, scale, *_ = rows
+    return _search(lambda threshold, going: mass_above(logits, threshold, values[..., 0], scale, going), *rows)
+
+
+def _search_row_by_row(*rows: Array) -> Float[Array, "B R"]:
+    """One row of all sequences after the other, whose weights are written once: the exponential costs most on a CPU."""
+
+    def search(index):
+        row = [lax.dynamic_slice_in_dim(array, index, 1, 1) for array in rows]
+        logits, values, scale, _, floor, _, active = row
+
+        def search_row():
+            def exponentials():
+                return jnp.exp((wide(logits) - values[..., :1]) * scale[..., None])
+
+            # Top-k counts: its scale is 0.
+            weights = cond((scale != 0).any(), exponentials, lambda: jnp.ones_like(wide(logits)))
+
+            def mass_fn(threshold, going):
+                def compute():
+                    return row_sum(jnp.where(wide(logits) >= threshold[..., None], weights, 0), logits.shape[-1])
+
+                return cond(going.any(), compute, lambda: jnp.zeros_like(threshold))
+
+            return _search(mass_fn, *row)
+
+        return cond(active.any(), search_row, lambda: floor)
+
+    return jnp.moveaxis(lax.map(search, jnp.arange(rows[0].shape[1]))[..., 0], 0, 1)
+
+
+def _search(
+    mass_fn: Callable[[Float[Array, "B R"], Bool[Array, "B R"]], Float[Array, "B R"]],
+    logits: Float[Array, "B R V"],
+    values: Float[Array, "B R n"],
+    scale: Float[Array, "B R"],
+    wanted: Float[Array, "B R"],
+    floor: Float[Array, "B R"],
+    above_floor: Float[Array, "B R"],
+    active: Bool[Array, "B R"],
+) -> Float[Array, "B R"]:
+    """`largest_threshold`; `mass_fn(threshold, going)` is the mass of the logits not below the threshold."""
     vocab_size, dtype = logits.shape[-1], logits.dtype
     highest = float(jnp.finfo(dtype).max)
-    largest = values[..., 0]
+    largest, last, size = values[..., 0], values[..., -1], values.shape[-1]
     # The logits below it have less mass together than may be lost.
-    guess = jnp.where(scale > 0, largest + jnp.log((above_floor - wanted) / vocab_size) / scale, -jnp.inf)
-
-    rows = logits, values, scale, wanted, floor, above_floor, active
+    by_mass = largest + jnp.log((above_floor - wanted) / vocab_size) / scale
+    # Counts grow by about the same factor for each unit of logit; a quarter is added, as a tail becomes flatter.
+    doubling = values[..., size // 2 - 1] - last
+    by_count = last - 1.25 * doubling * jnp.log2(wanted / size)
+    guess = jnp.where(scale > 0, by_mass, by_count)
 
     def value(rank):
         return jnp.clip(wide(_unrank(rank, dtype)), -highest, highest)
@@ -157,8 +207,8 @@ def largest_threshold(
         low, high = value(interval.low), value(interval.high)
         middle = _mean(interval.low, interval.high)
         by_rank = _mean(interval.low, middle), middle, _mean(middle, interval.high)
-        # The answer if mass were linear between the ends, and the middle, which halves any interval.
-        share = (interval.above_low - wanted) / (interval.above_low - interval.above_high)
+        # The answer if log mass were linear between the ends, and the middle, which halves any interval.
+        share = jnp.log(interval.above_low / wanted) / jnp.log(interval.above_low / interval.above_high)
         linear, width = low + (high - low) * share, high - low
         near = linear - width / 32, linear + width / 32, low / 2 + high / 2
         start = jnp.clip(guess, low, high)
@@ -169,9 +219,9 @@ def largest_threshold(
 
     def cut(interval, going, step):
         for pivot in pivots(interval, step):
-            mass = mass_above(logits, wide(_unrank(pivot, dtype)), largest, scale, going)
-            # Sums are rounded: the ends may not cross.
+            # Pivots that the ones before have ruled out are not read for. Sums are rounded: the ends may not cross.
             inside = going & (pivot > interval.low) & (pivot < interval.high)
+            mass = mass_fn(wide(_unrank(pivot, dtype)), inside)
             up, down = inside & (mass >= wanted), inside & (mass < wanted)
             interval = Interval(
                 jnp.where(up, pivot, interval.low),
@@ -214,11 +264,10 @@ def largest_threshold(
         cuts = going & ~sorts
         interval = cond(cuts.any(), lambda: cut(interval, cuts, step), lambda: interval)
         interval = cond(sorts.any(), lambda: finish(interval, sorts), lambda: interval)
-        return vary_like(interval, rows), step + 1
+        return vary_like(interval, (logits, values, scale, wanted, floor, above_floor, active)), step + 1
 
     smallest = map_rows(lambda row: jnp.where(jnp.isfinite(row), row, jnp.inf).min(-1), logits)
     low = _rank(jnp.maximum(smallest, floor.astype(dtype)))
-    last = values[..., -1]
     interval = Interval(
         low,
         jnp.maximum(_rank(last.astype(dtype)), low) + 1,
@@ -227,7 +276,9 @@ def largest_threshold(
     )
     limit = max_steps(dtype)
     interval, _ = lax.while_loop(
-        lambda s: (s[1] < limit) & is_open(s[0]).any(), step_fn, (vary_like(interval, rows), 0)
+        lambda s: (s[1] < limit) & is_open(s[0]).any(),
+        step_fn,
+        (vary_like(interval, (logits, values, scale, wanted, floor, above_floor, active)), 0),
     )
     return jnp.where(active, wide(_unrank(interval.low, dtype)), floor)
 
