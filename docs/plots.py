@@ -222,7 +222,7 @@ def token_rule() -> Figure:
 
 
 def sigmoid_rule() -> Figure:
-    """What the sigmoid rule emits for the first token, by enumeration, for several widths."""
+    """Plots the law of the first token that the sigmoid rule emits, by enumeration, for several widths."""
     log_p, log_q = np.log(TARGET), np.log(DRAFT)
 
     def emitted(width):
