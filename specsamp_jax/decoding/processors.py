@@ -96,7 +96,7 @@ class NoRepeatNGram:
         position = jnp.arange(tokens.shape[1])
         repeats = (position >= num_before) & (position < lengths[:, None]) & (lengths >= num_before)[:, None]
         for back in range(1, num_before + 1):
-            latest = _at(tokens, lengths - back)
+            latest = token_at(tokens, lengths - back)
             repeats &= jnp.roll(tokens, back, axis=1) == latest[:, None]
         return jnp.where(_scatter(repeats, tokens, logits.shape[1]), -jnp.inf, logits)
 
@@ -118,7 +118,7 @@ class ForbidSequences:
         for *before, last in self.sequences:
             matches = lengths >= len(before)
             for back, token in enumerate(reversed(before), start=1):
-                matches &= _at(tokens, lengths - back) == token
+                matches &= token_at(tokens, lengths - back) == token
             logits = logits.at[:, last].set(jnp.where(matches, -jnp.inf, logits[:, last]))
         return logits
 
@@ -137,7 +137,7 @@ class SuppressTokens:
         self, tokens: Int[Array, "B L"], lengths: Int[Array, "B"], logits: Float[Array, "B V"]
     ) -> Float[Array, "B V"]:
         """Returns the logits without those tokens."""
-        return jnp.where(_is_among(self.forbidden, logits), -jnp.inf, logits)
+        return jnp.where(is_among(self.forbidden, logits), -jnp.inf, logits)
 
 
 @_processor("forbidden")
@@ -160,7 +160,7 @@ class SuppressBefore:
     ) -> Float[Array, "B V"]:
         """Returns the logits without those tokens where the text is still short."""
         is_short = (lengths < jnp.asarray(self.length))[:, None]
-        return jnp.where(_is_among(self.forbidden, logits) & is_short, -jnp.inf, logits)
+        return jnp.where(is_among(self.forbidden, logits) & is_short, -jnp.inf, logits)
 
 
 @_processor("token")
@@ -211,11 +211,12 @@ def _column(value: ArrayLike, logits: Float[Array, "B V"]) -> Float[Array, "B 1"
     return jnp.broadcast_to(jnp.asarray(value, logits.dtype), logits.shape[:1])[:, None]
 
 
-def _is_among(tokens: tuple[int, ...], logits: Float[Array, "B V"]) -> Bool[np.ndarray, "V"]:
+def is_among(tokens: tuple[int, ...], logits: Float[Array, "B V"]) -> Bool[np.ndarray, "V"]:
+    """True at the vocabulary entries that are among these tokens."""
     return np.isin(np.arange(logits.shape[1]), tokens)
 
 
-def _at(tokens: Int[Array, "B L"], index: Int[Array, "B"]) -> Int[Array, "B"]:
+def token_at(tokens: Int[Array, "B L"], index: Int[Array, "B"]) -> Int[Array, "B"]:
     """Each row's token at an index; the first one's where the index is below 0."""
     return jnp.take_along_axis(tokens, jnp.maximum(index, 0)[:, None], axis=1)[:, 0]
 

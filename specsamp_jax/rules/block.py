@@ -60,7 +60,7 @@ def verify_block(
         if num_draft == 0:
             return p
         row, rejecting = emit.last_draft_row(drafter, jnp.arange(num_draft) < num_usable[:, None], num_accepted)
-        weights = jnp.maximum(_at(joint, num_accepted)[:, None] * p - dist.probs(row, vocab_size), 0)
+        weights = jnp.maximum(dist.take_row(joint, num_accepted)[:, None] * p - dist.probs(row, vocab_size), 0)
         return jnp.where(rejecting, weights, p)
 
     num_accepted = _num_accepted(joint, num_usable, uniforms.accept, residual)
@@ -103,8 +103,8 @@ def _num_accepted(joint, num_usable, uniforms, residual) -> Int[Array, "B"]:
 
     def body(stop: _Stop) -> _Stop:
         total = draw.tile_sums(residual(stop.num_accepted)).sum(-1)
-        remaining = 1 - _at(joint, stop.num_accepted)
-        u = _at(jnp.pad(uniforms, ((0, 0), (1, 0))), stop.num_accepted)
+        remaining = 1 - dist.take_row(joint, stop.num_accepted)
+        u = dist.take_row(jnp.pad(uniforms, ((0, 0), (1, 0))), stop.num_accepted)
         # u < Z / (Z + 1 - P) without the division: 0/0 if p equals q and P is 1, where `accepted` is False.
         accepted = (u * (total + remaining) < total) | (stop.num_accepted == 0)
         decided = stop.decided | accepted
@@ -113,7 +113,3 @@ def _num_accepted(joint, num_usable, uniforms, residual) -> Int[Array, "B"]:
     first = largest(num_usable)
     begin = _Stop(first, (first == num_usable) | (first == 0))
     return lax.while_loop(lambda stop: ~stop.decided.all(), body, begin).num_accepted
-
-
-def _at(values: Float[Array, "B K1"], index: Int[Array, "B"]) -> Float[Array, "B"]:
-    return jnp.take_along_axis(values, index[:, None], axis=1)[:, 0]

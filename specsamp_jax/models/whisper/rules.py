@@ -5,31 +5,13 @@ new trace.
 """
 
 import dataclasses
-from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from specsamp_jax.decoding.drafters import ProcessLogitsFn
-
-
-@dataclasses.dataclass(frozen=True)
-class SuppressTokens:
-    """Forbids tokens everywhere.
-
-    Attributes:
-      forbidden: The tokens.
-    """
-
-    forbidden: tuple[int, ...]
-
-    def __call__(
-        self, tokens: Int[Array, "B L"], lengths: Int[Array, "B"], logits: Float[Array, "B V"]
-    ) -> Float[Array, "B V"]:
-        """Returns the logits, -inf at forbidden tokens."""
-        return jnp.where(_among(self.forbidden, logits), -jnp.inf, logits)
+from specsamp_jax.decoding.processors import is_among, token_at
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +30,7 @@ class SuppressAtBegin:
         self, tokens: Int[Array, "B L"], lengths: Int[Array, "B"], logits: Float[Array, "B V"]
     ) -> Float[Array, "B V"]:
         """Returns the logits, -inf at forbidden tokens."""
-        return jnp.where(_among(self.forbidden, logits) & (lengths == self.begin)[:, None], -jnp.inf, logits)
+        return jnp.where(is_among(self.forbidden, logits) & (lengths == self.begin)[:, None], -jnp.inf, logits)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,10 +67,10 @@ class TimestampRules:
         index = jnp.arange(tokens.shape[1])
         generated = (index >= self.begin) & (index < lengths[:, None])
         latest = jnp.where(generated & (tokens >= first), index, -1).max(axis=1)
-        latest_stamp = _at(tokens, latest)
+        latest_stamp = token_at(tokens, latest)
         num_generated = lengths - self.begin
         after_stamp = (num_generated >= 1) & (latest == lengths - 1)
-        after_pair = after_stamp & ((num_generated < 2) | (_at(tokens, lengths - 2) >= first))
+        after_pair = after_stamp & ((num_generated < 2) | (token_at(tokens, lengths - 2) >= first))
         opens_pair = after_stamp & ~after_pair
         earliest = jnp.where(latest < 0, first, latest_stamp + jnp.where(opens_pair, 0, 1))
 
@@ -125,12 +107,3 @@ class Rules:
         for rule in self.rules:
             logits = rule(tokens, lengths, logits)
         return logits
-
-
-def _among(forbidden: Sequence[int], logits: Float[Array, "B V"]) -> Bool[np.ndarray, "V"]:
-    return np.isin(np.arange(logits.shape[1]), forbidden)
-
-
-def _at(tokens: Int[Array, "B L"], index: Int[Array, "B"]) -> Int[Array, "B"]:
-    """The token of each row at its index; the token at 0 if the index is negative."""
-    return jnp.take_along_axis(tokens, jnp.maximum(index, 0)[:, None], axis=1)[:, 0]

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from specsamp_jax._files import BOOLEAN, brief, read_json, read_setting, whole_number
+from specsamp_jax.decoding.processors import SuppressTokens
 from specsamp_jax.models.whisper.model import WhisperConfig
-from specsamp_jax.models.whisper.rules import Rules, SuppressAtBegin, SuppressTokens, TimestampRules
+from specsamp_jax.models.whisper.rules import Rules, SuppressAtBegin, TimestampRules
 
 _FILE = "generation_config.json"
 

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from whisper_fixture import FIXTURES, module, texts_and_logits
 
-from specsamp_jax.models.whisper.rules import Rules, SuppressAtBegin, SuppressTokens, TimestampRules
+from specsamp_jax.decoding.processors import SuppressTokens
+from specsamp_jax.models.whisper.rules import Rules, SuppressAtBegin, TimestampRules
 from specsamp_jax.models.whisper.settings import load_settings
 
 TIMES = TimestampRules(begin=3, end_token=60, first_timestamp=71, max_initial=9)
