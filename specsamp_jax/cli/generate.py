@@ -10,9 +10,10 @@ import jax
 
 from specsamp_jax._types import Model, Verification
 from specsamp_jax.cli import generation, memory
-from specsamp_jax.cli.shared import DTYPES, FOLDER, TOP_K, FiniteRange, Text, say, seed_option
+from specsamp_jax.cli.settings import describe, replace_settings, settings_options
+from specsamp_jax.cli.shared import DTYPES, FOLDER, Text, say, seed_option
 from specsamp_jax.decoding.generate import stream
-from specsamp_jax.models import vocab_size
+from specsamp_jax.models import sampling_and_processor, vocab_size
 from specsamp_jax.rules.verify import verify, verify_sigmoid
 from specsamp_jax.text import TextStream
 
@@ -33,12 +34,7 @@ RULES: dict[str, Callable[..., Verification]] = {"token": verify, "sigmoid": ver
 @click.option(
     "--num-draft", type=click.IntRange(0, 32), default=4, show_default=True, help="Drafts per step; 0: no drafter."
 )
-@click.option(
-    "--temperature", type=FiniteRange(0), help="0 is greedy. This and the next three default to the checkpoint's."
-)
-@click.option("--top-k", type=TOP_K, help="0 is off.")
-@click.option("--top-p", type=FiniteRange(0, 1), help="1 is off.")
-@click.option("--min-p", type=FiniteRange(0, 1), help="0 is off.")
+@settings_options
 @seed_option
 @click.option(
     "--verify", "rule", type=click.Choice(list(RULES)), default="token", show_default=True, help="Verification rule."
@@ -55,14 +51,11 @@ def generate_command(
     system: str | None,
     max_new_tokens: int,
     num_draft: int,
-    temperature: float | None,
-    top_k: int | None,
-    top_p: float | None,
-    min_p: float | None,
     seed: int,
     rule: str,
     dtype: str | None,
     ignore: tuple[str, ...],
+    **settings: int | float | None,
 ) -> None:
     """Continue texts, or answer in a chat, with your own target and drafter or with the trained pair.
 
@@ -86,11 +79,11 @@ def generate_command(
     models = (setup.target, setup.draft) if isinstance(setup.draft, Model) else (setup.target,)
     batch_size, length = padded.shape
     memory.check(models, batch_size, length, max_new_tokens, num_heads=setup.num_heads, max_length=setup.max_length)
-    options = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
-    sampling = setup.sampling._replace(**{name: value for name, value in options.items() if value is not None})
-    for note in [*setup.notes, f"loaded in {time.perf_counter() - began:.1f} s, now compiling"]:
+    config, notes = replace_settings(setup.config, settings)
+    sampling, process_logits_fn = sampling_and_processor(config, lengths)
+    for note in [*setup.notes, f"loaded in {time.perf_counter() - began:.1f} s, now compiling", *notes]:
         say(note)
-    say(generation.describe(sampling, setup.eos_token))
+    say(describe(config))
     if setup.max_length is not None and padded.shape[1] + max_new_tokens > setup.max_length:
         say(f"the target was trained on texts of up to {setup.max_length} tokens, and this one may become longer")
     if rule == "sigmoid":
@@ -105,8 +98,9 @@ def generate_command(
             max_new_tokens=max_new_tokens,
             prompt_lengths=lengths,
             sampling=sampling,
-            eos_token=setup.eos_token,
+            eos_token=config.eos_token,
             verify_fn=RULES[rule],
+            process_logits_fn=process_logits_fn,
         )
     )
     # A continuation depends on its prompt, whose last word may need a space after it; a reply is a separate text.

@@ -4,16 +4,22 @@ import sys
 import time
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from specsamp_jax._files import decode, read_json, read_setting, whole_number
-from specsamp_jax._types import Generation, Model, SamplingParams, Stats
+from specsamp_jax._types import Generation, Model, Stats
 from specsamp_jax.cli.pair import ASSETS
 from specsamp_jax.cli.shared import acceptance_line, check_target, warn_about_draft
 from specsamp_jax.decoding.drafters import Drafter, NGramDrafter
-from specsamp_jax.models import load_checkpoint, load_generation_config, vocab_size, with_vocab_size
+from specsamp_jax.models import (
+    GenerationConfig,
+    load_checkpoint,
+    load_generation_config,
+    vocab_size,
+    with_vocab_size,
+)
 from specsamp_jax.text import CheckpointTokenizer, TextStream, check_vocabularies, load_tokenizer
 
 NGRAM = "ngram"
@@ -29,8 +35,7 @@ class Setup(NamedTuple):
       target: The target.
       draft: The drafter, if there is one.
       tokenizer: The tokenizer of both.
-      sampling: The sampling parameters in the target's folder.
-      eos_token: The end tokens, possibly none.
+      config: The settings in the target's folder; its end tokens are the tokenizer's if the folder states none.
       max_length: The longest text that the target was trained on, if its config.json states it.
       num_heads: The attention heads of each model.
       notes: Messages about the models, in sentences.
@@ -39,8 +44,7 @@ class Setup(NamedTuple):
     target: Model
     draft: Model | Drafter | None
     tokenizer: CheckpointTokenizer
-    sampling: SamplingParams
-    eos_token: tuple[int, ...]
+    config: GenerationConfig
     max_length: int | None
     num_heads: tuple[int, ...]
     notes: list[str]
@@ -76,9 +80,9 @@ def load(
     notes = []
     # Small files are read first, so that mistakes are found before gigabytes are read.
     text = load_tokenizer(tokenizer or target)
-    sampling, eos_token = load_generation_config(target, ignore=ignore)
-    if not eos_token and text.eos_token is not None:
-        eos_token = (text.eos_token,)
+    config = load_generation_config(target, ignore=ignore)
+    if not config.eos_token and text.eos_token is not None:
+        config = config._replace(eos_token=(text.eos_token,))
     if draft_folder is not None and tokenizer is None:
         if (draft_folder / "tokenizer.json").exists():
             check_vocabularies(text.tokenizer, load_tokenizer(draft_folder).tokenizer)
@@ -90,12 +94,12 @@ def load(
         if draft is None:
             notes.append("there is no drafter: the target decodes alone")
         drafter = NGramDrafter() if draft == NGRAM else None
-        return Setup(model, drafter, text, sampling, eos_token, max_length, (num_heads,), notes)
+        return Setup(model, drafter, text, config, max_length, (num_heads,), notes)
     drafter, size = load_checkpoint(draft_folder, dtype=dtype), vocab_size(model)
     if vocab_size(drafter) != size:
         notes.append(f"the target has {size} logits and the draft {vocab_size(drafter)}: the draft's are made to fit")
     heads = (num_heads, _read_sizes(draft_folder / "config.json")[1])
-    return Setup(model, with_vocab_size(drafter, size), text, sampling, eos_token, max_length, heads, notes)
+    return Setup(model, with_vocab_size(drafter, size), text, config, max_length, heads, notes)
 
 
 def _read_sizes(file: Path) -> tuple[int | None, int]:
@@ -206,12 +210,3 @@ class Meter:
             f"{rate}after {self._first - self._began:.1f} s for the first step and its compilation",
             *([] if acceptance is None else [acceptance]),
         ]
-
-
-def describe(sampling: SamplingParams, eos_token: Sequence[int]) -> str:
-    """Returns the sampling parameters and end tokens in one line."""
-    fields: dict[str, Any] = sampling._asdict()
-    parameters = ", ".join(f"{name.replace('_', '-')} {value}" for name, value in fields.items())
-    parameters = "greedy" if fields["temperature"] == 0 else parameters
-    ends = f"ends at token {' or '.join(map(str, eos_token))}" if eos_token else "no end token"
-    return f"{parameters}; {ends}"

@@ -96,7 +96,7 @@ def check_target(stats: Stats, name: str = "text") -> None:
         numbers = ", ".join(str(row + 1) for row in rows)
         raise click.ClickException(
             f"the target's logits for {name} {numbers} hold NaN or +inf, or are all -inf: there is nothing to sample "
-            "from. Its weights may be damaged, or too large for the dtype."
+            "from. Its weights may be damaged, or too large for the dtype, or the settings forbid every token."
         )
 
 

@@ -3,7 +3,8 @@
 Each is a function `(tokens [B, L], lengths [B], logits [B, V]) -> logits [B, V]`, to be passed to `generate` as
 `process_logits_fn`, which applies it to target and draft alike at every drafted position. Forbidden tokens get -inf.
 Each equals the processor of the same setting in the transformers library. A processor is a pytree: its arrays and
-numbers may change without a new trace.
+numbers may change without a new trace. Penalties are computed in float32 at least, and return it: two logits of 16 bits
+that a penalty moves by less than a rounding would become equal.
 """
 
 import dataclasses
@@ -17,9 +18,10 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int
 
 from specsamp_jax.decoding.drafters import ProcessLogitsFn
+from specsamp_jax.sampling.reduce import wide
 
 
-def _processor(*static: str) -> Callable[[type], type]:
+def processor_type(*static: str) -> Callable[[type], type]:
     """Registers a frozen dataclass whose fields, but for the `static` ones, are the leaves of a pytree."""
 
     def register(cls: type) -> type:
@@ -32,7 +34,7 @@ def _processor(*static: str) -> Callable[[type], type]:
     return register
 
 
-@_processor()
+@processor_type()
 class RepetitionPenalty:
     """Divides positive logits of tokens that occur in the text by `penalty`, and multiplies negative ones by it.
 
@@ -48,12 +50,13 @@ class RepetitionPenalty:
         self, tokens: Int[Array, "B L"], lengths: Int[Array, "B"], logits: Float[Array, "B V"]
     ) -> Float[Array, "B V"]:
         """Returns the penalised logits."""
-        penalty = _column(self.penalty, logits)
+        logits = wide(logits)
+        penalty = column(self.penalty, logits)
         penalised = jnp.where(logits < 0, logits * penalty, logits / penalty)
         return jnp.where(_counts(tokens, 0, lengths, logits.shape[1]) > 0, penalised, logits)
 
 
-@_processor()
+@processor_type()
 class CountPenalty:
     """Lowers the logits of generated tokens: once by `presence`, and by `frequency` for each occurrence.
 
@@ -71,12 +74,13 @@ class CountPenalty:
         self, tokens: Int[Array, "B L"], lengths: Int[Array, "B"], logits: Float[Array, "B V"]
     ) -> Float[Array, "B V"]:
         """Returns the penalised logits."""
+        logits = wide(logits)
         counts = _counts(tokens, self.prompt_lengths, lengths, logits.shape[1])
-        presence, frequency = _column(self.presence, logits), _column(self.frequency, logits)
+        presence, frequency = column(self.presence, logits), column(self.frequency, logits)
         return logits - presence * (counts > 0) - frequency * counts.astype(logits.dtype)
 
 
-@_processor("size")
+@processor_type("size")
 class NoRepeatNGram:
     """Forbids every token that would complete an n-gram that occurs in the text.
 
@@ -101,7 +105,7 @@ class NoRepeatNGram:
         return jnp.where(_scatter(repeats, tokens, logits.shape[1]), -jnp.inf, logits)
 
 
-@_processor("sequences")
+@processor_type("sequences")
 class ForbidSequences:
     """Forbids the last token of each sequence wherever the text ends with the tokens before it (bad words).
 
@@ -115,15 +119,17 @@ class ForbidSequences:
         self, tokens: Int[Array, "B L"], lengths: Int[Array, "B"], logits: Float[Array, "B V"]
     ) -> Float[Array, "B V"]:
         """Returns the logits with the ends of such sequences forbidden."""
-        for *before, last in self.sequences:
-            matches = lengths >= len(before)
-            for back, token in enumerate(reversed(before), start=1):
-                matches &= token_at(tokens, lengths - back) == token
-            logits = logits.at[:, last].set(jnp.where(matches, -jnp.inf, logits[:, last]))
+        # All sequences of one length are compared at once: published lists have hundreds.
+        for size in sorted({len(sequence) for sequence in self.sequences}):
+            sequences = np.array([sequence for sequence in self.sequences if len(sequence) == size], np.int32)
+            matches = jnp.broadcast_to((lengths >= size - 1)[:, None], (len(lengths), len(sequences)))
+            for back in range(1, size):
+                matches &= token_at(tokens, lengths - back)[:, None] == sequences[:, -1 - back]
+            logits = logits.at[:, sequences[:, -1]].min(jnp.where(matches, -jnp.inf, jnp.inf).astype(logits.dtype))
         return logits
 
 
-@_processor("forbidden")
+@processor_type("forbidden")
 class SuppressTokens:
     """Forbids tokens everywhere.
 
@@ -140,7 +146,7 @@ class SuppressTokens:
         return jnp.where(is_among(self.forbidden, logits), -jnp.inf, logits)
 
 
-@_processor("forbidden")
+@processor_type("forbidden")
 class SuppressBefore:
     """Forbids tokens until the text is `length` tokens long, prompt included.
 
@@ -163,7 +169,7 @@ class SuppressBefore:
         return jnp.where(is_among(self.forbidden, logits) & is_short, -jnp.inf, logits)
 
 
-@_processor("token")
+@processor_type("token")
 class ForceToken:
     """Gives all probability to one token where the text is `length` tokens long (a forced first or last token).
 
@@ -183,7 +189,7 @@ class ForceToken:
         return jnp.where((lengths == jnp.asarray(self.length))[:, None], forced, logits)
 
 
-@_processor()
+@processor_type()
 class Chain:
     """Applies processors one after the other.
 
@@ -206,7 +212,7 @@ class Chain:
         return functools.reduce(lambda out, process: process(tokens, lengths, out), self.processors, logits)
 
 
-def _column(value: ArrayLike, logits: Float[Array, "B V"]) -> Float[Array, "B 1"]:
+def column(value: ArrayLike, logits: Float[Array, "B V"]) -> Float[Array, "B 1"]:
     """A number, or one per row, as a column that broadcasts against the logits."""
     return jnp.broadcast_to(jnp.asarray(value, logits.dtype), logits.shape[:1])[:, None]
 

@@ -7,6 +7,8 @@ from specsamp_jax.models.checkpoints.folder import load_module as load_module
 from specsamp_jax.models.checkpoints.folder import save_checkpoint as save_checkpoint
 from specsamp_jax.models.checkpoints.generation_config import GenerationConfig as GenerationConfig
 from specsamp_jax.models.checkpoints.generation_config import load_generation_config as load_generation_config
+from specsamp_jax.models.checkpoints.generation_config import sampling_and_processor as sampling_and_processor
+from specsamp_jax.models.checkpoints.logits_settings import LogitsSettings as LogitsSettings
 from specsamp_jax.models.config import DecoderConfig as DecoderConfig
 from specsamp_jax.models.gemma import Gemma as Gemma
 from specsamp_jax.models.gemma import Gemma2 as Gemma2

@@ -146,6 +146,8 @@ def assert_complains(result, sentence):
         (("generate", "--prompt", "a", "--temperature", "inf"), "'--temperature': inf is not a finite number."),
         (("generate", "--prompt", "a", "--top-p", "nan"), "'--top-p': nan is not a finite number."),
         (("generate", "--prompt", "a", "--min-p", "nan"), "'--min-p': nan is not a finite number."),
+        (("generate", "--prompt", "a", "--repetition-penalty", "0"), "'--repetition-penalty': 0.0 is not in the range"),
+        (("generate", "--prompt", "a", "--typical-p", "0"), "'--typical-p': 0.0 is not in the range 0<x<=1."),
         (("generate", "--prompt", "a", "--top-k", "4294967296"), "4294967296 is not in the range 0<=x<=2147483647."),
         (("generate", "--prompt", "a\udcff"), "'--prompt': byte 0xff in 'a\\udcff' is not text in UTF-8."),
         (("generate", "--chat", "\udce9"), "'--chat': byte 0xe9 in"),
@@ -199,7 +201,7 @@ def test_end_tokens_are_the_checkpoint_s(folders, tmp_path):
     folder = Path(shutil.copytree(folders / "target", tmp_path / "copy"))
 
     def ends():
-        return generation.load(folder, None, None).eos_token
+        return generation.load(folder, None, None).config.eos_token
 
     def write(name, **values):
         path = folder / name
@@ -213,16 +215,58 @@ def test_end_tokens_are_the_checkpoint_s(folders, tmp_path):
     assert ends() == (8, 9)
 
 
-def test_sampling_is_the_checkpoint_s_but_for_what_is_given(run, monkeypatch, folders, tmp_path):
+@pytest.fixture
+def settings_of(run, monkeypatch, folders, tmp_path):
+    """Runs `generate` on a folder with these settings; returns the arguments of `stream` and the messages."""
     folder = Path(shutil.copytree(folders / "target", tmp_path / "copy"))
-    values = {"do_sample": True, "temperature": 0.5, "top_k": 20, "repetition_penalty": 1.1}
-    (folder / "generation_config.json").write_text(json.dumps(values))
-    options = ["generate", "--target", folder, "--prompt", "the", "--max-new-tokens", 1, "--top-k", 3]
-    assert_complains(run(*options), "repetition_penalty = 1.1, which is not supported")
-    monkeypatch.setattr(generate_module, "stream", lambda *arguments, **options: iter(()))
-    status, _, progress = run(*options, "--ignore", "repetition_penalty")
-    assert status == 0
-    assert "temperature 0.5, top-k 3, top-p 1.0, min-p 0.0; ends at token 281" in progress
+
+    def settings_of(values, *options):
+        (folder / "generation_config.json").write_text(json.dumps(values))
+        calls = []
+        monkeypatch.setattr(generate_module, "stream", lambda *_, **options: calls.append(options) or iter(()))
+        status, _, told = run("generate", "--target", folder, "--prompt", "the", "--max-new-tokens", 1, *options)
+        assert status == 0, told
+        return calls[0], told
+
+    return settings_of
+
+
+def test_settings_are_the_checkpoint_s_but_for_what_is_given(settings_of):
+    values = {"do_sample": True, "temperature": 0.5, "top_k": 20, "repetition_penalty": 1.1, "num_beams": 2}
+    options = ["--ignore", "num_beams", "--top-k", 3, "--no-repeat-ngram-size", 4, "--presence-penalty", 0.5]
+    called, told = settings_of(values, *options)
+    assert called["sampling"] == ss.SamplingParams(0.5, 3)
+    penalty, counts, ngrams = called["process_logits_fn"].processors
+    assert (penalty.penalty, counts.presence, counts.frequency, ngrams.size) == (1.1, 0.5, 0, 4)
+    assert counts.prompt_lengths.tolist() == [2]
+    settings = "repetition-penalty 1.1, presence-penalty 0.5, no-repeat-ngram-size 4; ends at token 281"
+    assert f"temperature 0.5, top-k 3, top-p 1.0, min-p 0.0, {settings}" in told
+    called, _ = settings_of(values, "--ignore", "num_beams", "--repetition-penalty", 1)
+    assert called["process_logits_fn"] is None
+
+
+@pytest.mark.parametrize(
+    ("values", "options", "sampling", "message"),
+    [
+        ({}, ["--top-k", 3], (1.0, 3), "the checkpoint is greedy, and samples because of --top-k"),
+        ({"top_p": 0.9, "temperature": 0.6}, ["--min-p", 0.1], (0.6, 0, 0.9, 0.1), "samples because of --min-p"),
+        ({"top_p": 0.9}, ["--temperature", 0.7], (0.7, 0, 0.9), "temperature 0.7, top-k 0, top-p 0.9, min-p 0.0;"),
+        ({}, ["--top-p", 0.5, "--temperature", 0], (0, 0, 0.5), "no effect of --top-p: --temperature 0 is greedy"),
+        ({"do_sample": True, "top_k": 5}, ["--temperature", 0, "--top-k", 2], (0, 2), "no effect of --top-k:"),
+        ({}, ["--repetition-penalty", 1.2], (0,), "greedy, repetition-penalty 1.2; ends"),
+        (
+            {},
+            ["--typical-p", 0.9],
+            (1.0,),
+            "samples because of --typical-p\ntemperature 1.0, top-k 0, top-p 1.0, min-p",
+        ),
+    ],
+)
+def test_a_sampling_option_means_sampling(settings_of, values, options, sampling, message):
+    called, told = settings_of(values, *options)
+    assert called["sampling"] == ss.SamplingParams(*sampling)
+    assert message in told
+    assert ("samples because" in told) == ("samples because" in message)
 
 
 def test_a_drafter_without_a_tokenizer_is_taken_at_its_word(folders, tmp_path):

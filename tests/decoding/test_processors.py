@@ -10,7 +10,7 @@ import pytest
 import tables
 
 import specsamp_jax as ss
-from specsamp_jax.decoding import processors
+from specsamp_jax.decoding import processors, truncation
 
 FIXTURE = np.load(Path(__file__).parents[1] / "fixtures" / "processors.npz")
 END, PROMPT = 10, 3
@@ -28,14 +28,25 @@ CASES = {
     "forced_begin": processors.ForceToken(5, 1),
     "forced_end": processors.ForceToken(END, 8),
     "chain": processors.Chain((REPETITION, BIGRAMS, WORDS)),
+    "typical": truncation.Typical(0.6, 0.7),
+    "epsilon": truncation.EpsilonCutoff(0.08, 1.5),
+    "filters": processors.Chain(
+        (
+            truncation.Filters(ss.SamplingParams(0.7, 6, 0.95, 0.02)),
+            truncation.Typical(0.8, 0.7),
+            truncation.EpsilonCutoff(0.1, 0.7),
+        )
+    ),
 }
+TEMPERATURES = {"typical": 0.7, "epsilon": 1.5, "filters": 0.7}
+"""transformers divides the logits by these, and leaves them divided."""
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_a_processor_equals_that_of_transformers(name):
     # Columns after a text's end hold another token of it: they must not count.
     got = jax.jit(CASES[name])(jnp.asarray(FIXTURE["tokens"]), jnp.asarray(FIXTURE["lengths"]), FIXTURE["logits"])
-    np.testing.assert_allclose(got, FIXTURE[name], rtol=1e-6)
+    np.testing.assert_allclose(got / np.float32(TEMPERATURES.get(name, 1)), FIXTURE[name], rtol=1e-6)
     assert not np.array_equal(FIXTURE[name], FIXTURE["logits"])
 
 
@@ -53,6 +64,19 @@ def test_count_penalties_leave_the_prompt_out():
     np.testing.assert_array_equal(got, [[0, -2, 0, 0], [0, 0, -1.5, 0]])
 
 
+@pytest.mark.parametrize("process", [truncation.Typical(0.3, 0.0), truncation.EpsilonCutoff(0.9, 0.0)])
+def test_greedy_rows_are_left_as_they_are(process):
+    inputs = [jnp.asarray(FIXTURE[name]) for name in ("tokens", "lengths", "logits")]
+    np.testing.assert_array_equal(process(*inputs), inputs[-1])
+
+
+def test_a_penalty_on_logits_of_16_bits_is_not_rounded():
+    logits = jnp.array([[4.0, 4.0, -1.0]], "bfloat16")
+    got = processors.RepetitionPenalty(1.001)(jnp.array([[1]]), jnp.array([1]), logits)
+    assert got.dtype == "float32"
+    assert got[0, 1] < got[0, 0]
+
+
 NUM_SAMPLES, NUM_NEW = 20_000, 3
 TARGET, DRAFT = tables.table(3, 1.0), tables.table(4, 1.0)
 TEXT = [1, 2, 1]
@@ -62,6 +86,8 @@ PROCESS = processors.Chain(
         processors.CountPenalty(0.5, 0.3, len(TEXT)),
         processors.NoRepeatNGram(3),
         processors.ForbidSequences(((2, 2),)),
+        truncation.Typical(0.9),
+        truncation.EpsilonCutoff(0.05),
     )
 )
 
@@ -79,6 +105,14 @@ def processed(text):
             logits[text[i + 2]] = -np.inf
     if text[-1] == 2:
         logits[2] = -np.inf
+    probs = np.exp(logits) / np.exp(logits).sum()
+    with np.errstate(divide="ignore", invalid="ignore"):
+        distance = np.abs(-np.log(probs) + np.nansum(probs * np.log(probs)))
+    order = np.argsort(distance)
+    num_kept = np.searchsorted(probs[order].cumsum(), 0.9) + 1
+    logits[order[num_kept:]] = -np.inf
+    probs = np.exp(logits) / np.exp(logits).sum()
+    logits[(probs < 0.05) & (probs < probs.max())] = -np.inf
     return logits
 
 
