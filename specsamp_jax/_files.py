@@ -38,6 +38,13 @@ def check_file(path: Path, *, max_bytes: int | None = None) -> int:
     return status.st_size
 
 
+def check_folder(path: Path, name: str) -> None:
+    """Raises ValueError if `path` is not a folder that is there; `name` is the argument, for the error."""
+    if not path.is_dir():
+        why = f"got the file {path}" if path.exists() else f"but there is no {path}"
+        raise ValueError(f"{name} must be a folder, {why}.")
+
+
 def read_bytes(path: Path, *, max_bytes: int = MAX_BYTES) -> bytes:
     """Returns the content of a regular file.
 

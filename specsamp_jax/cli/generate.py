@@ -10,6 +10,7 @@ import jax
 
 from specsamp_jax._types import Model, Verification
 from specsamp_jax.cli import generation, memory
+from specsamp_jax.cli.folders import NGRAM
 from specsamp_jax.cli.settings import describe, replace_settings, settings_options
 from specsamp_jax.cli.shared import DTYPES, FOLDER, Text, say, seed_option
 from specsamp_jax.decoding.generate import stream
@@ -68,7 +69,7 @@ def generate_command(
         raise click.UsageError("'--chat' is answered and '--prompt' continued: give one of the two.")
     if system is not None and not chats:
         raise click.UsageError("'--system' comes before '--chat', which is missing.")
-    if target is None and (tokenizer is not None or draft not in (None, generation.NGRAM)):
+    if target is None and (tokenizer is not None or draft not in (None, NGRAM)):
         raise click.UsageError("'--draft' and '--tokenizer' go with '--target', which is missing.")
     began, texts = time.perf_counter(), [*prompts, *map(generation.read_prompt, files)]
     setup = generation.load(target, draft, tokenizer, dtype=dtype, ignore=ignore)

@@ -10,6 +10,7 @@ import numpy as np
 
 from specsamp_jax._files import decode, read_json, read_setting, whole_number
 from specsamp_jax._types import Generation, Model, Stats
+from specsamp_jax.cli.folders import NGRAM, check_kind, check_option, draft_folder
 from specsamp_jax.cli.pair import ASSETS
 from specsamp_jax.cli.shared import acceptance_line, check_target, warn_about_draft
 from specsamp_jax.decoding.drafters import Drafter, NGramDrafter
@@ -21,9 +22,6 @@ from specsamp_jax.models import (
     with_vocab_size,
 )
 from specsamp_jax.text import CheckpointTokenizer, TextStream, check_vocabularies, load_tokenizer
-
-NGRAM = "ngram"
-"""Value of `--draft` for drafts from the n-grams of the text itself."""
 
 _MAX_PROMPT_BYTES = 1 << 26
 
@@ -73,32 +71,33 @@ def load(
     if target is None:
         target, tokenizer = ASSETS / "target", ASSETS
         draft, dtype = draft or str(ASSETS / "drafter"), dtype or "float32"
-    draft_folder = None if draft in (None, NGRAM) else Path(draft)
-    for option, folder in (("--target", target), ("--draft", draft_folder), ("--tokenizer", tokenizer)):
-        if folder is not None and not folder.is_dir():
-            raise ValueError(f"{option} must be a folder, but there is no {folder}.")
+    check_option("--target", target)
+    check_option("--tokenizer", tokenizer)
+    drafter_folder = draft_folder(draft)
+    check_kind("--target", target, speech=False)
+    check_kind("--draft", drafter_folder, speech=False)
     notes = []
     # Small files are read first, so that mistakes are found before gigabytes are read.
     text = load_tokenizer(tokenizer or target)
     config = load_generation_config(target, ignore=ignore)
     if not config.eos_token and text.eos_token is not None:
         config = config._replace(eos_token=(text.eos_token,))
-    if draft_folder is not None and tokenizer is None:
-        if (draft_folder / "tokenizer.json").exists():
-            check_vocabularies(text.tokenizer, load_tokenizer(draft_folder).tokenizer)
+    if drafter_folder is not None and tokenizer is None:
+        if (drafter_folder / "tokenizer.json").exists():
+            check_vocabularies(text.tokenizer, load_tokenizer(drafter_folder).tokenizer)
         else:
-            notes.append(f"{draft_folder} has no tokenizer.json: its tokens are assumed to be the target's")
+            notes.append(f"{drafter_folder} has no tokenizer.json: its tokens are assumed to be the target's")
     model = load_checkpoint(target, dtype=dtype)
     max_length, num_heads = _read_sizes(target / "config.json")
-    if draft_folder is None:
+    if drafter_folder is None:
         if draft is None:
             notes.append("there is no drafter: the target decodes alone")
         drafter = NGramDrafter() if draft == NGRAM else None
         return Setup(model, drafter, text, config, max_length, (num_heads,), notes)
-    drafter, size = load_checkpoint(draft_folder, dtype=dtype), vocab_size(model)
+    drafter, size = load_checkpoint(drafter_folder, dtype=dtype), vocab_size(model)
     if vocab_size(drafter) != size:
         notes.append(f"the target has {size} logits and the draft {vocab_size(drafter)}: the draft's are made to fit")
-    heads = (num_heads, _read_sizes(draft_folder / "config.json")[1])
+    heads = (num_heads, _read_sizes(drafter_folder / "config.json")[1])
     return Setup(model, with_vocab_size(drafter, size), text, config, max_length, heads, notes)
 
 

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from specsamp_jax._types import SamplingParams, Stats
+from specsamp_jax.cli.folders import NGRAM, check_kind, check_option, draft_folder
 from specsamp_jax.cli.shared import (
     DTYPES,
     FOLDER,
@@ -18,6 +19,7 @@ from specsamp_jax.cli.shared import (
     seed_option,
     warn_about_draft,
 )
+from specsamp_jax.decoding.drafters import Drafter, NGramDrafter
 from specsamp_jax.models.whisper.checkpoint import share_encoder
 from specsamp_jax.models.whisper.features import SAMPLE_RATE
 from specsamp_jax.speech import Segment, Speech, check_pair, load_speech, load_wav, transcribe
@@ -26,11 +28,13 @@ from specsamp_jax.speech import Segment, Speech, check_pair, load_speech, load_w
 @click.command("transcribe")
 @click.argument("audio", nargs=-1, required=True, type=FOLDER)
 @click.option("--target", required=True, type=FOLDER, help="Folder of a Whisper checkpoint in Hugging Face's layout.")
-@click.option("--draft", type=FOLDER, help="Folder of a smaller Whisper with the same vocabulary. Default: no drafter.")
+@click.option("--draft", help="Folder of a smaller Whisper with the same vocabulary, or 'ngram'. Default: no drafter.")
 @click.option("--language", help="A code such as en. Default: detected. Not for English-only models.")
 @click.option("--task", type=click.Choice(["transcribe", "translate"]), help="Not for English-only models.")
 @click.option("--timestamps", is_flag=True, help="Write one line per segment, with its times.")
-@click.option("--num-draft", type=click.IntRange(1, 32), default=5, show_default=True, help="Drafts per step.")
+@click.option(
+    "--num-draft", type=click.IntRange(0, 32), default=5, show_default=True, help="Drafts per step; 0: no drafter."
+)
 @click.option("--temperature", type=FiniteRange(0), default=0.0, show_default=True, help="0 is greedy.")
 @click.option("--batch-size", type=click.IntRange(1), default=8, show_default=True, help="Windows of 30 s at once.")
 @click.option("--max-new-tokens", type=click.IntRange(1), help="Most tokens per window. Default: the model's limit.")
@@ -41,7 +45,7 @@ from specsamp_jax.speech import Segment, Speech, check_pair, load_speech, load_w
 def transcribe_command(
     audio: tuple[Path, ...],
     target: Path,
-    draft: Path | None,
+    draft: str | None,
     language: str | None,
     task: str | None,
     timestamps: bool,
@@ -57,7 +61,7 @@ def transcribe_command(
     The text is written to standard output, one line per file or segment, and messages to standard error.
     """
     waveforms = [load_wav(path) for path in audio]
-    models = _load(target, draft, dtype)
+    models = _load(target, draft if num_draft else None, dtype)
     began = time.perf_counter()
     result = transcribe(
         jax.random.key(seed),
@@ -83,15 +87,20 @@ def transcribe_command(
         name = f"{file}: " if len(audio) > 1 else ""
         for line in map(_line, transcript.segments) if timestamps else [transcript.text]:
             click.echo(name + line)
-    say(_summary(result.stats, sum(waveform.size for waveform in waveforms) / SAMPLE_RATE, seconds))
+    length = sum(waveform.size for waveform in waveforms) / SAMPLE_RATE
+    say(_summary(result.stats, length, seconds, models[1]))
 
 
-def _load(target: Path, draft: Path | None, dtype: str) -> tuple[Speech, Speech | None]:
+def _load(target: Path, draft: str | None, dtype: str) -> tuple[Speech, Speech | Drafter | None]:
     began = time.perf_counter()
+    check_option("--target", target)
+    folder = draft_folder(draft)
+    check_kind("--target", target, speech=True)
+    check_kind("--draft", folder, speech=True)
     speech = load_speech(target, dtype=dtype)
-    drafter = None if draft is None else load_speech(draft, dtype=dtype)
-    shared = "there is no drafter: the target decodes alone"
-    if drafter is not None:
+    drafter = NGramDrafter() if draft == NGRAM else None if folder is None else load_speech(folder, dtype=dtype)
+    shared = "there is no drafter: the target decodes alone" if drafter is None else "drafts are n-grams of the text"
+    if isinstance(drafter, Speech):
         check_pair(speech, drafter)
         difference = share_encoder(speech.module, drafter.module)
         shared = "the drafter uses the target's encoder, because theirs are equal"
@@ -105,11 +114,13 @@ def _line(segment: Segment) -> str:
     return f"[{segment.start:.2f} - {segment.end:.2f}] {segment.text}"
 
 
-def _summary(stats: Stats, length: float, seconds: float) -> str:
+def _summary(stats: Stats, length: float, seconds: float, draft: Speech | Drafter | None) -> str:
     num_emitted = int(np.sum(stats.num_emitted))
     parts = [f"{num_emitted} tokens from {length:.1f} s of sound in {seconds:.1f} s, compilation included"]
     acceptance = acceptance_line(stats)
     if acceptance is not None:
-        # Each step of each window drafts one first token.
-        parts += [f"{num_emitted / int(stats.num_drafted[0]):.2f} tokens per step", acceptance]
+        # Each step of each window drafts one first token, except with n-grams, which may be new.
+        steps = int(stats.num_drafted[0])
+        parts += [f"{num_emitted / steps:.2f} tokens per step"] if isinstance(draft, Speech) else []
+        parts.append(acceptance)
     return "; ".join(parts)

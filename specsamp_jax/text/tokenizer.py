@@ -8,7 +8,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from specsamp_jax._files import BOOLEAN, Kind, read_json, read_setting, read_text
+from specsamp_jax._files import BOOLEAN, Kind, check_folder, read_json, read_setting, read_text
 from specsamp_jax.text.chat import render_chat
 from specsamp_jax.text.tokenizer_file import no_panic, read_tokenizer
 
@@ -114,8 +114,7 @@ def load_tokenizer(path: str | os.PathLike[str]) -> CheckpointTokenizer:
       ([0, 843, 269], 'Return the')
     """
     path = Path(path)
-    if not path.is_dir():
-        raise ValueError(f"A tokenizer is read from a folder, but there is no folder {path}.")
+    check_folder(path, "path")
     if not (path / _TOKENIZER).exists():
         if (path / "tokenizer.model").exists():
             raise ValueError(

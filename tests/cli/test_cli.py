@@ -19,6 +19,7 @@ from specsamp_jax.text import TextStream, load_tokenizer
 
 TOKENIZER = Path(__file__).parents[1] / "fixtures" / "text" / "byte_level"
 CHATML = TOKENIZER.parent / "templates" / "chatml.jinja"
+WHISPER = TOKENIZER.parents[1] / "whisper" / "multilingual"
 NUM_TOKENS = 291  # of the tokenizer
 
 
@@ -140,6 +141,12 @@ def assert_complains(result, sentence):
         (("generate", "--prompt", "a", "--system", "b"), "'--system' comes before '--chat', which is missing."),
         (("generate", "--prompt", "a", "--draft", "d"), "go with '--target', which is missing."),
         (("generate", "--prompt", "a", "--target", "nowhere"), "--target must be a folder, but there is no nowhere."),
+        (("generate", "--prompt", "a", "--target", ASSETS / "target", "--draft", "ngrams"), "; did you mean 'ngram'?"),
+        (
+            ("generate", "--prompt", "a", "--target", WHISPER),
+            "--target must hold a model of text, got a Whisper; `specsamp transcribe` is for speech.",
+        ),
+        (("generate", "--prompt", "a", "--target", CHATML), "--target must be a folder, got the file"),
         (("generate", "--chat", "b"), "must hold the chat template 'default'; it holds none."),
         (("dance",), "No such command 'dance'."),
         (("generate", "--prompt", "a", "--temperature", "nan"), "'--temperature': nan is not a finite number."),
@@ -178,7 +185,7 @@ def test_folders_that_do_not_fit_get_one_sentence(run, folders, tmp_path):
         (folder / name).unlink()
         return folder
 
-    complains("--draft must be a folder, but there is no nowhere.", "--draft", "nowhere")
+    complains("--draft must be a folder or 'ngram', but there is no nowhere.", "--draft", "nowhere")
     complains("--tokenizer must be a folder, but there is no nowhere.", "--tokenizer", "nowhere")
     complains("must hold config.json", target=TOKENIZER)
     complains("target and draft must share a vocabulary", "--draft", TOKENIZER.parent / "byte_fallback")

@@ -1,5 +1,6 @@
 """`specsamp transcribe`: what it writes where, and the one sentence that a wrong option gets."""
 
+import re
 import shutil
 import wave
 
@@ -8,6 +9,7 @@ import pytest
 from whisper_fixture import FIXTURES, LONG, SHORT
 
 from specsamp_jax.cli import transcribe as transcribe_module
+from specsamp_jax.cli.pair import ASSETS
 from specsamp_jax.models import load_module, save_checkpoint
 from specsamp_jax.speech import load_speech, load_wav, transcribe
 
@@ -46,11 +48,11 @@ def test_text_goes_to_standard_output_and_all_else_to_standard_error(run, sounds
 
 
 def test_timestamps_are_lines(run, sounds):
-    status, text, told = run(
-        "transcribe", sounds[1], "--target", TARGET, "--timestamps", "--language", "en", "--max-new-tokens", "40"
-    )
+    options = ["--target", TARGET, "--timestamps", "--language", "en", "--max-new-tokens", "40"]
+    status, text, told = run("transcribe", sounds[1], *options, "--draft", "ngram")
     assert status == 0
-    assert "there is no drafter: the target decodes alone" in told
+    assert "drafts are n-grams of the text" in told
+    assert re.search(r"\d+ tokens drafted, \d+ accepted", told)
     assert "the language is" not in told
     (transcript,) = transcribe(
         jax.random.key(0),
@@ -65,12 +67,22 @@ def test_timestamps_are_lines(run, sounds):
     assert text.startswith("[0.")
 
 
+def test_no_drafts_are_no_drafter(monkeypatch, run, sounds):
+    calls = []
+    monkeypatch.setattr(transcribe_module, "load_speech", lambda path, dtype: calls.append(path) or load_speech(path))
+    options = ["--target", TARGET, "--draft", DRAFT, "--num-draft", "0", "--language", "en", "--max-new-tokens", "4"]
+    status, _, told = run("transcribe", sounds[0], *options)
+    assert status == 0
+    assert [str(path) for path in calls] == [TARGET]
+    assert "there is no drafter: the target decodes alone" in told
+
+
 def test_a_drafter_with_another_encoder_is_told(tmp_path, capsys):
     other = shutil.copytree(DRAFT, tmp_path / "other")
     module = load_module(DRAFT)
     module.encoder.norm.bias.set_value(module.encoder.norm.bias[...] + 1)
     save_checkpoint(other, module, dtype="float32")
-    target, drafter = transcribe_module._load(FIXTURES / "multilingual", other, "float32")
+    target, drafter = transcribe_module._load(FIXTURES / "multilingual", str(other), "float32")
     assert drafter is not None
     assert drafter.module.encoder is not target.module.encoder
     differs = "model.encoder.layer_norm.bias differs"
@@ -86,10 +98,19 @@ def test_a_drafter_with_another_encoder_is_told(tmp_path, capsys):
         ([FIXTURES, "--target", TARGET], "whisper must be a regular file, got a directory."),
         (["/dev/zero", "--target", TARGET], "/dev/zero must be a regular file, got a device."),
         (["SOUND", "--target", TARGET, "--temperature", "nan"], "'--temperature': nan is not a finite number."),
-        (["SOUND", "--target", "nowhere"], "A checkpoint must hold config.json, but there is no nowhere/config.json."),
+        (["SOUND", "--target", "nowhere"], "--target must be a folder, but there is no nowhere."),
+        (
+            ["SOUND", "--target", TARGET, "--draft", "nowhere"],
+            "--draft must be a folder or 'ngram', but there is no no",
+        ),
+        (["SOUND", "--target", TARGET, "--draft", "ngrams"], "there is no ngrams; did you mean 'ngram'?"),
+        (
+            ["SOUND", "--target", ASSETS / "target"],
+            "--target must hold a Whisper, got model_type 'llama'; `specsamp generate` is for text.",
+        ),
         (["SOUND", "--target", TARGET, "--language", "xx"], "language must be one of de, en, fr, got 'xx'."),
         (["SOUND", "--target", TARGET, "--task", "sing"], "'sing' is not one of 'transcribe', 'translate'."),
-        (["SOUND", "--target", TARGET, "--num-draft", "0"], "0 is not in the range 1<=x<=32."),
+        (["SOUND", "--target", TARGET, "--num-draft", "-1"], "-1 is not in the range 0<=x<=32."),
         (
             ["SOUND", "--target", str(FIXTURES / "english"), "--draft", DRAFT],
             "vocab_size of the drafter must be the target's, 1569; got 172.",

@@ -189,7 +189,7 @@ def test_a_template_that_fails_is_told_in_a_sentence(template, messages, sentenc
 
 
 def test_wrong_folders_and_files_are_told(folder, tmp_path):
-    with pytest.raises(ValueError, match=r"there is no folder .*nowhere"):
+    with pytest.raises(ValueError, match=r"path must be a folder, but there is no .*nowhere"):
         load_tokenizer(tmp_path / "nowhere")
     with pytest.raises(ValueError, match=r"must hold the chat template 'default'; it holds none"):
         load_tokenizer(folder).encode_chat(USER)

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Array, Int
 
-from specsamp_jax._files import BOOLEAN, brief, number, read_json, read_setting, whole_number
+from specsamp_jax._files import BOOLEAN, brief, check_folder, number, read_json, read_setting, whole_number
 from specsamp_jax._types import SamplingParams
 from specsamp_jax.decoding.drafters import ProcessLogitsFn
 from specsamp_jax.models.checkpoints.logits_settings import (
@@ -93,6 +93,7 @@ def load_generation_config(path: str | os.PathLike[str], *, ignore: Collection[s
         config.json; or a setting that would change the distribution is unknown or not supported, such as beam
         search. `process_logits_fn` of `generate` can implement such a setting.
     """
+    check_folder(Path(path), "path")
     file, config_file = Path(path) / _FILE, Path(path) / "config.json"
     greedy = SamplingParams(temperature=0.0)
     if not file.exists():

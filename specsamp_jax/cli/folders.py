@@ -1,0 +1,50 @@
+"""Checks of the folders that are given as options, before anything large is read."""
+
+import difflib
+from pathlib import Path
+
+from specsamp_jax._files import brief, check_folder, read_json
+
+NGRAM = "ngram"
+"""Value of `--draft` for drafts from the n-grams of the text itself."""
+
+_WHISPER = "whisper"
+
+
+def check_option(option: str, folder: Path | None) -> None:
+    """Raises ValueError if the folder of an option, if it is given, is not there."""
+    if folder is not None:
+        check_folder(folder, option)
+
+
+def draft_folder(draft: str | None) -> Path | None:
+    """Returns the folder that `--draft` names; None for n-grams and for no drafter.
+
+    Raises:
+      ValueError: There is no such folder.
+    """
+    if draft in (None, NGRAM):
+        return None
+    hint = f"; did you mean {NGRAM!r}?" if difflib.get_close_matches(draft.lower(), [NGRAM]) else ""
+    if not Path(draft).is_dir():
+        raise ValueError(f"--draft must be a folder or {NGRAM!r}, but there is no {draft}{hint or '.'}")
+    return Path(draft)
+
+
+def check_kind(option: str, folder: Path | None, *, speech: bool) -> None:
+    """Raises ValueError if a folder holds a model of the other subcommand: a Whisper, or one of text.
+
+    Args:
+      option: The option, for the error.
+      folder: The folder. None, a missing config.json or one without `model_type` passes: the loader complains.
+      speech: Whether a Whisper is needed.
+    """
+    config = {} if folder is None else read_json(folder / "config.json", required=False)
+    kind = config.get("model_type")
+    if not kind or (kind == _WHISPER) == speech:
+        return
+    if speech:
+        raise ValueError(
+            f"{option} must hold a Whisper, got model_type {brief(kind)}; `specsamp generate` is for text."
+        )
+    raise ValueError(f"{option} must hold a model of text, got a Whisper; `specsamp transcribe` is for speech.")
