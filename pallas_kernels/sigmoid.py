@@ -3,8 +3,8 @@
 Launch `sigmoid`, grid (sequence), one cluster of blocks per sequence. Every block gathers the logits of the drafted
 tokens and accepts or rejects them, so all blocks find the same emitting row. They divide the tiles of that row, and of
 the draft's row if a draft was rejected, and write to global memory the tiles' sums and the groups' largest logits,
-which show a degenerate row. After a cluster barrier the last block emits the token; block 0 writes the accepted
-drafts.
+which show a degenerate row, one whose scores all underflow included. After a cluster barrier the last block emits the
+token; block 0 writes the accepted drafts.
 
 Order: the last block reads after the cluster barrier what the blocks write before it.
 """
@@ -236,19 +236,26 @@ def _sum_group(emission: emit.Emission, sources: emit.Sources, weights_fn: Any, 
     emit.write_sums(emission, group, [weights_fn(logits, tile) for tile, logits in read], read)
 
 
-def _is_degenerate(emission: emit.Emission, tops: Any, slot: int) -> jax.Array:
-    """Whether a source's row holds NaN or +inf, or is all -inf."""
+def _largest(emission: emit.Emission, tops: Any, slot: int) -> jax.Array:
+    """The largest logit of a source's row; not finite if the row holds NaN or +inf, or is all -inf."""
     index, count = (emission.sequence.number, slot), emission.groups.count * emission.groups.pairs
-    return ~rows.is_finite(jnp.max(tiles.load_first_lanes(tops, index, count, -jnp.inf)))
+    return jnp.max(tiles.load_first_lanes(tops, index, count, -jnp.inf))
+
+
+def _has_scores(model: rows.Rows, score: Sigmoid, largest: jax.Array) -> jax.Array:
+    """Whether the row has a positive score, that of its largest logit: all may underflow."""
+    scale = rows.scale_of(model)
+    return _score(score, largest if scale is None else largest * scale) > 0
 
 
 def _emit(emission: emit.Emission, score: Sigmoid, stop: Stop, tops: Any):
     """Emits the last token of the sequence."""
     sequence, row = emission.sequence, stop.num_accepted
-    degenerate = _is_degenerate(emission, tops, 0)
+    largest = _largest(emission, tops, 0)
+    degenerate = ~(rows.is_finite(largest) & _has_scores(sequence.target, score, largest))
     distrusted = stop.beyond
     if sequence.draft is not None:
-        distrusted = distrusted | (stop.rejecting & _is_degenerate(emission, tops, 1))
+        distrusted = distrusted | (stop.rejecting & ~rows.is_finite(_largest(emission, tops, 1)))
 
     @pl.when(degenerate)
     def _():

@@ -526,11 +526,12 @@ def sigmoid_scores(logits: np.ndarray, alpha: float, beta: float) -> np.ndarray:
       beta: Where the score is sigmoid(1).
 
     Returns:
-      Scores in [0, 1], the shape of `logits`.
+      Scores in [0, 1], the shape of `logits`; 0 where float32 has no normal number.
 
     Source: Wagner, section on the sigmoid approximation.
     """
-    return scipy.special.expit((np.asarray(logits, np.float64) - alpha) / (beta - alpha))
+    scores = scipy.special.expit((np.asarray(logits, np.float64) - alpha) / (beta - alpha))
+    return np.where(scores < np.finfo(np.float32).tiny, 0, scores)
 
 
 def sigmoid_accept_probs(
@@ -572,7 +573,7 @@ def sigmoid_residual(z_p: Vector, z_q: Vector, alpha: float, beta: float) -> Vec
     Source: Wagner, section on the sigmoid approximation; the paper does not say what an empty residual does.
     """
     s_p, s_q = sigmoid_scores(z_p, alpha, beta), sigmoid_scores(z_q, alpha, beta)
-    return _normalize(np.maximum(0, s_p - s_q), otherwise=s_p / s_p.sum())
+    return _normalize(np.maximum(0, s_p - s_q), otherwise=sigmoid_bonus(z_p, alpha, beta))
 
 
 def sigmoid_bonus(z_p: Vector, alpha: float, beta: float) -> Vector:
@@ -584,12 +585,12 @@ def sigmoid_bonus(z_p: Vector, alpha: float, beta: float) -> Vector:
       beta: As in `sigmoid_scores`.
 
     Returns:
-      Probabilities, `[V]`.
+      Probabilities, `[V]`; without a positive score, one-hot at the first largest logit.
 
     Source: Wagner, section on the sigmoid approximation: s_p stands for p throughout.
     """
     s_p = sigmoid_scores(z_p, alpha, beta)
-    return s_p / s_p.sum()
+    return _normalize(s_p, otherwise=one_hot(int(np.argmax(z_p)), len(s_p)))
 
 
 def sigmoid_step_law(

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from specsamp_jax._types import Draft, Filter, Uniforms, Verification
@@ -23,10 +24,10 @@ def verify_sigmoid(
 ) -> Verification:
     """The sigmoid rule of Wagner et al. (2024, arXiv 2406.11016), `s(z) = sigmoid((z - alpha)/(beta - alpha))`.
 
-    Accepts with probability min(1, s_p(x)/s_q(x)); the residual is max(0, s_p - s_q), the bonus s_p. A token
-    that is filtered out scores 0; in a greedy row, or a row of a deterministic drafter, its token scores 1 and the
-    others 0. Acceptance reads one logit per row; only `log_probs` need a pass over all rows, which XLA removes if
-    they are unused.
+    Accepts with probability min(1, s_p(x)/s_q(x)); the residual is max(0, s_p - s_q), the bonus s_p. A token that is
+    filtered out scores 0; in a greedy row, or a row of a deterministic drafter, its token scores 1 and the others 0. A
+    last row whose scores all underflow is degenerate. Acceptance reads one logit per row; only `log_probs` need a pass
+    over all rows, which XLA removes if they are unused.
     """
     tokens, vocab_size = draft.tokens, target_logits.shape[-1]
     target = dist.target_rows(target_logits, target_filter)
@@ -42,7 +43,7 @@ def verify_sigmoid(
     num_accepted = emit.num_leading(usable & (uniforms.accept * score_q < score_p))
 
     last = target.take(num_accepted)
-    last = last._replace(degenerate=_degenerate(last))
+    last = last._replace(degenerate=_degenerate(last) | ~(_largest_score(last, alpha, beta) > 0))
     scores = _scores(last, vocab_size, alpha, beta)
     residual, rejecting, distrusted = scores, *(jnp.zeros((scores.shape[0], 1), bool) for _ in range(2))
     if tokens.shape[1] > 0:
@@ -73,6 +74,16 @@ def _degenerate(row: dist.Rows) -> Bool[Array, "B 1"]:
     return ~jnp.isfinite(row.logits.max(-1)) | jnp.isnan(row.logits).any(-1)
 
 
+def _largest_score(row: dist.Rows, alpha: int | float, beta: int | float) -> Float[Array, "B 1"]:
+    """The largest score of a row, which every filter keeps."""
+    score = _score(_scaled(wide(row.logits.max(-1)), row.filter), alpha, beta)
+    return score if row.certain is None else jnp.where(row.certain < 0, score, 1)
+
+
+def _scaled(logits: Float[Array, "B n"], filter: Filter) -> Float[Array, "B n"]:
+    return logits if filter.scale is None else logits * filter.scale[:, None]
+
+
 def _score(z: Array, alpha: int | float, beta: int | float) -> Array:
     return jax.nn.sigmoid((z - alpha) / (beta - alpha))
 
@@ -82,7 +93,9 @@ def _token_score(
 ) -> Float[Array, "B R"]:
     """The score of one token per row."""
     absolute = rows._replace(offset=jnp.zeros_like(rows.offset))
-    score = _score(dist.token_logits(absolute, tokens), alpha, beta)
+    # Behind barriers: fused, XLA's CPU backend would choose the exponential by the operations before it.
+    logits = lax.optimization_barrier(dist.token_logits(absolute, tokens))
+    score = lax.optimization_barrier(_score(logits, alpha, beta))
     if rows.certain is not None:
         score = jnp.where(rows.certain < 0, score, rows.certain == tokens)
     return score
@@ -94,7 +107,7 @@ def _kept(logits: Float[Array, "B 1 V"], filter: Filter) -> tuple[Float[Array, "
     kept = z > -jnp.inf
     if filter.cutoff is not None:
         kept &= z >= filter.cutoff
-    return z if filter.scale is None else z * filter.scale[:, None], kept
+    return _scaled(z, filter), kept
 
 
 def _scores(row: dist.Rows, vocab_size: int, alpha: int | float, beta: int | float) -> Float[Array, "B V"]:

@@ -1,10 +1,13 @@
 """The public verification functions: argument validation, random draws, dispatch."""
 
+import functools
+from collections.abc import Callable
+
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from specsamp_jax import _checks
-from specsamp_jax._types import Draft, KeyLike, SamplingParams, Uniforms, Verification
+from specsamp_jax._types import Draft, Filter, KeyLike, SamplingParams, Uniforms, Verification
 from specsamp_jax.rules import block as block_rule
 from specsamp_jax.rules import kernels
 from specsamp_jax.rules import sigmoid as sigmoid_rule
@@ -12,7 +15,7 @@ from specsamp_jax.rules import token as token_rule
 from specsamp_jax.sampling import kernels as sampling_kernels
 from specsamp_jax.sampling import streams
 from specsamp_jax.sampling.dispatch import dispatch
-from specsamp_jax.sampling.filters import make_filter
+from specsamp_jax.sampling.filters import call_unfiltered_if_off, make_filter
 from specsamp_jax.sampling.mesh_axes import with_automatic_axes
 from specsamp_jax.sampling.reduce import at_least_16_bits
 from specsamp_jax.sampling.streams import Purpose
@@ -131,7 +134,8 @@ def verify_sigmoid(
     logits nearly all drafts are accepted and the emitted tokens follow the draft's distribution.
 
     `log_probs` are those of the softmax target; under `jit` they cost nothing if unused. `status` covers only the row
-    that emitted the last token, because the other rows are not read.
+    that emitted the last token, because the other rows are not read. A row whose scores all underflow, about 88 widths
+    below alpha in float32, is degenerate: it yields its first largest logit.
 
     Args:
       key: As in `verify`.
@@ -184,7 +188,7 @@ def _verify(
 ) -> Verification:
     _checks.logits("target_logits", target_logits, "B K+1 V")
     _checks.draft(draft, target_logits)
-    batch_size, num_rows, _ = target_logits.shape
+    batch_size, num_rows, vocab_size = target_logits.shape
     if sampling is not None:
         _checks.sampling("sampling", sampling, batch_size)
     _checks.implementation(implementation)
@@ -201,21 +205,41 @@ def _verify(
         # The branches of `dispatch` must not close over arrays that vary over mesh axes: arrays are arguments.
         numbers, arrays = sampling_kernels.split(sampling, draft_sampling)
 
-        def with_filters(fn, make_filters):
-            def run(target_logits, draft, draws, arrays):
-                sampling, draft_sampling = sampling_kernels.merge(numbers, arrays)
-                draft_logits = target_logits[:, :0] if draft.logits is None else draft.logits
-                filters = make_filters((target_logits, sampling), (draft_logits, draft_sampling))
-                # The two uniforms of the emission come first, so that no draw depends on the number of drafts.
-                uniforms = Uniforms(accept=draws[:, 2:], emit=draws[:, :2])
-                return fn(target_logits, filters[0], draft, filters[1], uniforms, **constants)
+        rule_core, rule_kernel = CORES[rule]
+        rows = target_logits, draft, streams.uniforms(keys, Purpose.VERIFY, num_rows + 1)
 
-            return run
+        def core(*arguments):
+            *rows, arrays = arguments
+            fn = functools.partial(_apply, functools.partial(rule_core, **constants), _make_filters, *rows)
+            return call_unfiltered_if_off(fn, *sampling_kernels.merge(numbers, arrays), vocab_size=vocab_size)
 
-        core, kernel = CORES[rule]
-        core = with_filters(core, lambda *rows: [make_filter(*arguments) for arguments in rows])
-        kernel = kernel and with_filters(kernel, sampling_kernels.make_filters)
-        arguments = target_logits, draft, streams.uniforms(keys, Purpose.VERIFY, num_rows + 1), arrays
-        return dispatch(core, kernel, arguments, kernels.why_not(target_logits, draft), implementation)
+        def kernel(*arguments):
+            *rows, arrays = arguments
+            fn = functools.partial(rule_kernel, **constants)
+            return _apply(fn, sampling_kernels.make_filters, *rows, *sampling_kernels.merge(numbers, arrays))
+
+        why_not = kernels.why_not(target_logits, draft)
+        return dispatch(core, kernel if rule_kernel else None, (*rows, arrays), why_not, implementation)
 
     return with_automatic_axes(decide, target_logits, draft, keys, sampling, draft_sampling)
+
+
+def _apply(
+    rule_fn: Callable[..., Verification],
+    make_filters: Callable[..., list[Filter]],
+    target_logits: Float[Array, "B K1 V"],
+    draft: Draft,
+    draws: Float[Array, "B K3"],
+    sampling: SamplingParams | None,
+    draft_sampling: SamplingParams | None,
+) -> Verification:
+    """Makes the filters of both models and applies a rule."""
+    draft_logits = target_logits[:, :0] if draft.logits is None else draft.logits
+    filters = make_filters((target_logits, sampling), (draft_logits, draft_sampling))
+    # The two uniforms of the emission come first, so that no draw depends on the number of drafts.
+    uniforms = Uniforms(accept=draws[:, 2:], emit=draws[:, :2])
+    return rule_fn(target_logits, filters[0], draft, filters[1], uniforms)
+
+
+def _make_filters(*rows: tuple[Array, SamplingParams | None]) -> list[Filter]:
+    return [make_filter(logits, sampling) for logits, sampling in rows]

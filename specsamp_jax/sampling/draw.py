@@ -8,7 +8,7 @@ from specsamp_jax._types import TILE, KeyLike, SamplingParams
 from specsamp_jax.sampling import kernels, streams
 from specsamp_jax.sampling import rows as dist
 from specsamp_jax.sampling.dispatch import dispatch
-from specsamp_jax.sampling.filters import make_filter
+from specsamp_jax.sampling.filters import call_unfiltered_if_off, make_filter
 from specsamp_jax.sampling.mesh_axes import cond, with_automatic_axes
 from specsamp_jax.sampling.reduce import at_least_16_bits, row_sum
 from specsamp_jax.sampling.streams import Purpose
@@ -53,12 +53,15 @@ def _sample(
     numbers, arrays = kernels.split(sampling)
 
     def core(logits, words, arrays):
-        (sampling,) = kernels.merge(numbers, arrays)
-        rows = dist.target_rows(logits[:, None], make_filter(logits[:, None], sampling))
-        p = dist.probs(rows, logits.shape[1])
-        keys = streams.row_keys(words, logits.shape[0])
-        token = sample_weights(p, tile_sums(p), streams.uniforms(keys, Purpose.DRAFT, 2))
-        return replace_degenerate(token, logits, rows.degenerate[:, 0]), rows.log_normalizers[:, 0]
+        uniforms = streams.uniforms(streams.row_keys(words, logits.shape[0]), Purpose.DRAFT, 2)
+
+        def draw(sampling):
+            rows = dist.target_rows(logits[:, None], make_filter(logits[:, None], sampling))
+            p = dist.probs(rows, logits.shape[1])
+            token = sample_weights(p, tile_sums(p), uniforms)
+            return replace_degenerate(token, logits, rows.degenerate[:, 0]), rows.log_normalizers[:, 0]
+
+        return call_unfiltered_if_off(draw, *kernels.merge(numbers, arrays), vocab_size=logits.shape[1])
 
     def kernel(logits, words, arrays):
         return kernels.sample(words, logits, *kernels.merge(numbers, arrays))
@@ -99,9 +102,9 @@ def sample_weights(
     """
     tile = sample_index(sums, uniforms[:, 0])
     index = tile[:, None] * TILE + jnp.arange(TILE)
-    vocab_size = weights.shape[-1]
-    within = jnp.take_along_axis(weights, jnp.minimum(index, vocab_size - 1), axis=-1)
-    return tile * TILE + sample_index(jnp.where(index < vocab_size, within, 0), uniforms[:, 1])
+    # An index beyond the vocabulary reads any weight, which the mask drops.
+    within = jnp.take_along_axis(weights, index, axis=-1, mode="clip")
+    return tile * TILE + sample_index(jnp.where(index < weights.shape[-1], within, 0), uniforms[:, 1])
 
 
 def replace_degenerate(

@@ -140,10 +140,9 @@ def token_logits(rows: Rows, tokens: Int[Array, "B R"]) -> Float[Array, "B R"]:
     """
     if rows.logits is None:
         return jnp.zeros(tokens.shape)
-    vocab_size = rows.logits.shape[-1]
-    index = jnp.clip(tokens, 0, vocab_size - 1)[..., None]
-    logit = wide(jnp.take_along_axis(rows.logits, index, axis=-1)[..., 0])
-    outside = (tokens < 0) | (tokens >= vocab_size)
+    # A token outside the vocabulary reads any logit, which the mask drops.
+    logit = wide(jnp.take_along_axis(rows.logits, tokens[..., None], axis=-1, mode="clip")[..., 0])
+    outside = (tokens < 0) | (tokens >= rows.logits.shape[-1])
     if rows.filter.cutoff is not None:
         outside |= logit < rows.filter.cutoff
     return jnp.where(outside, -jnp.inf, _scaled(logit - rows.offset, rows.filter.scale))

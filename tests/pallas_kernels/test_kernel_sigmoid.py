@@ -88,3 +88,13 @@ def test_a_logit_masked_by_a_number_leaves_a_residual(check, lowest, alpha, beta
     uniforms = Uniforms(jnp.full((1, 1), 1 - 2.0**-24), jnp.full((1, 2), 0.5))
     args = target, Filter(), Draft(jnp.array([[10]]), logits), Filter(), uniforms
     assert check(args, alpha, beta).tokens.tolist() == [[1, -1]]
+
+
+@pytest.mark.parametrize(("alpha", "status"), [(0.0, DEGENERATE_TARGET), (-200.0, 0)])
+def test_scores_that_all_underflow_make_the_row_degenerate(check, alpha, status):
+    target = jnp.full((2, 2, 1100), -300.0).at[:, :, 1030].set(-200.0).at[1, 0].set(alpha)
+    tokens = jnp.array([[-1], [1030]])
+    uniforms = Uniforms(jnp.zeros((2, 1)), jnp.full((2, 2), 0.5))
+    got = check((target, Filter(), Draft(tokens), Filter(), uniforms), alpha, alpha + 1)
+    assert got.tokens.tolist() == [[1030, -1], [1030, 1030]]
+    assert got.status.tolist() == [status, status]
