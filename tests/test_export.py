@@ -10,8 +10,12 @@ import numpy as np
 import pytest
 import tables
 from jax import export
+from small_llama import make_llama
 
 import specsamp_jax as ss
+from specsamp_jax.models import from_nnx
+from specsamp_jax.models.cache import LayerCache
+from specsamp_jax.models.whisper.layers import KeysValues
 
 V, K = 20, 2
 SAMPLING = ss.SamplingParams(0.7, 5, 0.9, 0.05)
@@ -70,6 +74,25 @@ def test_generate_and_step_go_there_and_back(compiled_quickly):
     assert isinstance(after, ss.DecodeState)
     assert isinstance(info, ss.StepInfo)
     assert (after.tokens == step(keys, state)[0].tokens).all()
+
+
+def test_the_caches_of_the_models_go_there_and_back(compiled_quickly):
+    target = from_nnx(make_llama(num_hidden_layers=1))
+    options = {"target": target, "draft": ss.NGramDrafter(), "num_draft": 2}
+    key = jax.random.key(0)
+    state = ss.init(jnp.array([[1, 2, 1]]), max_new_tokens=3, **options)
+    exported = export.export(jax.jit(functools.partial(ss.step, **options)))(key, state)
+    after, _ = export.deserialize(exported.serialize()).call(key, state)
+    assert isinstance(after.target_cache[0], LayerCache)
+    expected, _ = ss.step(key, state, **options)
+    for a, b in zip(jax.tree.leaves(after), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_the_cache_of_whisper_goes_there_and_back():
+    cache = (KeysValues(jnp.ones((1, 2, 3, 4)), jnp.zeros((1, 2, 3, 4))),)
+    exported = export.deserialize(export.export(jax.jit(lambda cache: cache))(cache).serialize())
+    assert isinstance(exported.call(cache)[0], KeysValues)
 
 
 def test_the_version_is_that_of_the_distribution():

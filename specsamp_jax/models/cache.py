@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import export
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
 
@@ -19,6 +20,8 @@ class LayerCache(NamedTuple):
     keys: Float[Array, "B S KV D"]
     values: Float[Array, "B S KV D"]
 
+
+export.register_namedtuple_serialization(LayerCache, serialized_name="specsamp_jax.LayerCache")
 
 Cache = tuple[LayerCache, ...]
 """The cache of a whole model, first layer first."""

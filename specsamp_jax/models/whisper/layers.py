@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax import export
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
@@ -28,6 +29,9 @@ class KeysValues(NamedTuple):
 
     keys: Float[Array, "B N D S"]
     values: Float[Array, "B N D S"]
+
+
+export.register_namedtuple_serialization(KeysValues, serialized_name="specsamp_jax.KeysValues")
 
 
 def attend(
