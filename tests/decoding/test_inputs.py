@@ -150,3 +150,12 @@ def test_a_models_first_pass_is_traced_once():
     ss.generate(jax.random.key(0), PROMPT, target=target, draft=None, max_new_tokens=2)
     # The vocabulary's size comes from the trace that the prompts need anyway.
     assert traces.count(PROMPT.shape) == 1
+    traced = len(traces)
+    # Nor is the size looked up by another trace in the next call, with other weights.
+    other = ss.Model(TARGET.params + 1, counted, tables.init_cache_fn)
+    ss.generate(jax.random.key(0), PROMPT, target=other, draft=None, max_new_tokens=2)
+    assert len(traces) == traced
+    for _ in range(2):
+        list(ss.stream(jax.random.key(0), PROMPT, target=other, draft=None, max_new_tokens=2))
+        traced, before = len(traces), traced
+    assert traced == before
