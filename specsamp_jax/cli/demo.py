@@ -7,7 +7,7 @@ import jax
 
 from specsamp_jax.cli import demo_checks
 from specsamp_jax.cli.pair import load_pair
-from specsamp_jax.cli.shared import doing, primed, seed_option, table
+from specsamp_jax.cli.shared import doing, primed, seed_option, table, verbosity_options
 
 FALSE_ALARM = 1e-3  # share of seeds at which the check fails although the distribution is right
 COLOURS = {"accepted": "green", "residual": "red", "bonus": "cyan"}
@@ -15,6 +15,7 @@ COLOURS = {"accepted": "green", "residual": "red", "bonus": "cyan"}
 
 @click.command("demo")
 @seed_option
+@verbosity_options
 def demo_command(seed: int) -> None:
     """Continue a held-out docstring, measure the gain, and check the distribution of the text."""
     began = time.perf_counter()

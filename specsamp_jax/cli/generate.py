@@ -1,22 +1,23 @@
 """`specsamp generate`: writes text to standard output as it is accepted, and messages to standard error."""
 
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import click
 import jax
+from tokenizers import Tokenizer
 
 from specsamp_jax._types import Model, Verification
-from specsamp_jax.cli import generation, memory
+from specsamp_jax.cli import generation, memory, output, prompts
 from specsamp_jax.cli.folders import NGRAM
+from specsamp_jax.cli.rows import Meter, Row
 from specsamp_jax.cli.settings import describe, replace_settings, settings_options
-from specsamp_jax.cli.shared import DTYPES, FOLDER, Text, say, seed_option
+from specsamp_jax.cli.shared import DTYPES, FOLDER, Text, say, seed_option, verbosity_options, warn
 from specsamp_jax.decoding.generate import stream
-from specsamp_jax.models import sampling_and_processor, vocab_size
+from specsamp_jax.models import GenerationConfig, sampling_and_processor, vocab_size
 from specsamp_jax.rules.verify import verify, verify_sigmoid
-from specsamp_jax.text import TextStream
+from specsamp_jax.sampling.streams import row_keys
 
 RULES: dict[str, Callable[..., Verification]] = {"token": verify, "sigmoid": verify_sigmoid}
 
@@ -27,11 +28,13 @@ RULES: dict[str, Callable[..., Verification]] = {"token": verify, "sigmoid": ver
 )
 @click.option("--draft", help="Folder of a smaller checkpoint with the same tokens, or 'ngram'. Default: no drafter.")
 @click.option("--tokenizer", type=FOLDER, help="Folder of the tokenizer. Default: the target's.")
-@click.option("--prompt", "prompts", type=Text(), multiple=True, help="A text to continue. Several are one batch.")
+@click.option("--prompt", "texts", type=Text(), multiple=True, help="A text to continue. Several are one batch.")
 @click.option("--prompt-file", "files", type=FOLDER, multiple=True, help="A file with a text to continue; - is stdin.")
+@click.option("--prompts", "lists", type=FOLDER, multiple=True, help="A file with a text per line, or JSON in .jsonl.")
 @click.option("--chat", "chats", type=Text(), multiple=True, help="A user's message to answer, by the chat template.")
 @click.option("--system", type=Text(), help="The system message before each --chat.")
 @click.option("--max-new-tokens", type=click.IntRange(1), default=128, show_default=True, help="Most tokens per text.")
+@click.option("--stop", "stops", type=Text(), multiple=True, help="A text that ends the output, and is not written.")
 @click.option(
     "--num-draft", type=click.IntRange(0, 32), default=4, show_default=True, help="Drafts per step; 0: no drafter."
 )
@@ -40,88 +43,107 @@ RULES: dict[str, Callable[..., Verification]] = {"token": verify, "sigmoid": ver
 @click.option(
     "--verify", "rule", type=click.Choice(list(RULES)), default="token", show_default=True, help="Verification rule."
 )
+@click.option("--batch-size", type=click.IntRange(1), default=16, show_default=True, help="Most texts at once.")
 @click.option("--dtype", type=click.Choice(DTYPES), help="Dtype of the computation. Default: the checkpoint's.")
 @click.option("--ignore", multiple=True, help="A setting of generation_config.json to leave out.")
+@click.option("--json", "as_json", is_flag=True, help="Write a line of JSON per text, then one with statistics.")
+@verbosity_options
 def generate_command(
     target: Path | None,
     draft: str | None,
     tokenizer: Path | None,
-    prompts: tuple[str, ...],
+    texts: tuple[str, ...],
     files: tuple[Path, ...],
+    lists: tuple[Path, ...],
     chats: tuple[str, ...],
     system: str | None,
     max_new_tokens: int,
+    stops: tuple[str, ...],
     num_draft: int,
     seed: int,
     rule: str,
+    batch_size: int,
     dtype: str | None,
     ignore: tuple[str, ...],
+    as_json: bool,
     **settings: int | float | None,
 ) -> None:
     """Continue texts, or answer in a chat, with your own target and drafter or with the trained pair.
 
-    Text is written to standard output as it is accepted, messages to standard error. Several texts are decoded as one
-    batch and written in order, with an empty line between them.
+    Text is written to standard output as it is accepted, messages to standard error. Texts are written in order, with
+    an empty line between them.
     """
-    if not (prompts or files or chats):
-        raise click.UsageError("Missing option '--prompt', '--prompt-file' or '--chat'.")
-    if chats and (prompts or files):
+    if not (texts or files or lists or chats):
+        raise click.UsageError("Missing option '--prompt', '--prompt-file', '--prompts' or '--chat'.")
+    if chats and (texts or files or lists):
         raise click.UsageError("'--chat' is answered and '--prompt' continued: give one of the two.")
     if system is not None and not chats:
         raise click.UsageError("'--system' comes before '--chat', which is missing.")
     if target is None and (tokenizer is not None or draft not in (None, NGRAM)):
         raise click.UsageError("'--draft' and '--tokenizer' go with '--target', which is missing.")
-    began, texts = time.perf_counter(), [*prompts, *map(generation.read_prompt, files)]
+    if not all(stops):
+        raise click.UsageError("'--stop' must have a character or more.")
+    asked = [prompts.Prompt(text) for text in [*texts, *map(prompts.read_prompt, files)]]
+    asked += [prompt for file in lists for prompt in prompts.read_prompts(file)]
+    asked += [prompts.chat(message, system) for message in chats]
+    began = time.perf_counter()
     setup = generation.load(target, draft, tokenizer, dtype=dtype, ignore=ignore)
-    before = [] if system is None else [{"role": "system", "content": system}]
-    tokens = [setup.tokenizer.encode(text) for text in texts]
-    tokens += [setup.tokenizer.encode_chat([*before, {"role": "user", "content": message}]) for message in chats]
-    padded, lengths = generation.pad(tokens, vocab_size(setup.target))
+    tokens = [prompt.encode(setup.tokenizer) for prompt in asked]
+    # The width of the longest prompt, for all batches: they use one program.
+    padded, lengths = prompts.pad(tokens, vocab_size(setup.target))
     models = (setup.target, setup.draft) if isinstance(setup.draft, Model) else (setup.target,)
-    batch_size, length = padded.shape
-    memory.check(models, batch_size, length, max_new_tokens, num_heads=setup.num_heads, max_length=setup.max_length)
+    sizes = min(batch_size, len(asked)), padded.shape[1], max_new_tokens
+    memory.check(models, *sizes, num_heads=setup.num_heads, max_length=setup.max_length)
     config, notes = replace_settings(setup.config, settings)
-    sampling, process_logits_fn = sampling_and_processor(config, lengths)
+    config, stop_texts = _split_stops(config, stops, setup.tokenizer.tokenizer)
     for note in [*setup.notes, f"loaded in {time.perf_counter() - began:.1f} s, now compiling", *notes]:
         say(note)
     say(describe(config))
     if setup.max_length is not None and padded.shape[1] + max_new_tokens > setup.max_length:
-        say(f"the target was trained on texts of up to {setup.max_length} tokens, and this one may become longer")
+        warn(f"the target was trained on texts of up to {setup.max_length} tokens, and this one may become longer")
     if rule == "sigmoid":
-        say("the sigmoid rule is approximate: its text follows the drafter more than the target")
-    meter = generation.Meter(
-        stream(
-            jax.random.key(seed),
-            padded,
-            target=setup.target,
-            draft=setup.draft,
-            num_draft=num_draft,
-            max_new_tokens=max_new_tokens,
-            prompt_lengths=lengths,
-            sampling=sampling,
-            eos_token=config.eos_token,
-            verify_fn=RULES[rule],
-            process_logits_fn=process_logits_fn,
-        )
-    )
-    # A continuation depends on its prompt, whose last word may need a space after it; a reply is a separate text.
-    contexts = [[] for _ in tokens] if chats else tokens
-    streams = [TextStream(setup.tokenizer.tokenizer, context) for context in contexts]
+        warn("the sigmoid rule is approximate: its text follows the drafter more than the target")
+    keys, meter = row_keys(jax.random.key(seed), len(asked)), Meter()
     try:
-        _print(generation.in_order(meter, streams, lengths.tolist()), texts)
+        for first in range(0, len(asked), batch_size):
+            batch = slice(first, first + batch_size)
+            sampling, process_logits_fn = sampling_and_processor(config, lengths[batch])
+            generations = stream(
+                keys[batch],
+                padded[batch],
+                target=setup.target,
+                draft=setup.draft,
+                num_draft=num_draft,
+                max_new_tokens=max_new_tokens,
+                prompt_lengths=lengths[batch],
+                sampling=sampling,
+                eos_token=config.eos_token,
+                verify_fn=RULES[rule],
+                process_logits_fn=process_logits_fn,
+            )
+            # A continuation depends on its prompt, whose last word may need a space after it; a reply is separate.
+            contexts = [row if prompt.messages is None else [] for row, prompt in zip(tokens, asked, strict=True)]
+            rows = [Row(setup.tokenizer.tokenizer, context, stop_texts) for context in contexts[batch]]
+            watched = meter.watch(generations, first)
+            if as_json:
+                output.write_json(watched, rows, asked[batch], lengths[batch], config.eos_token)
+            else:
+                output.write_texts(watched, rows, asked[batch], lengths[batch], first == 0)
+        if as_json:
+            output.write_statistics(meter)
     finally:
         # After Ctrl-C, too, the line ends and the counts are written.
-        click.echo()
+        if not as_json:
+            click.echo()
         for line in meter.summary():
             say(line)
 
 
-def _print(pieces: Iterator[tuple[int, str]], texts: list[str]) -> None:
-    """Writes each text (none, in a chat) and the pieces that follow it."""
-    current = -1
-    for row, piece in pieces:
-        if row > current:
-            click.echo(("\n\n" if row else "") + (texts[row] if texts else ""), nl=False)
-            current = row
-        click.echo(piece, nl=False)
-        sys.stdout.flush()
+def _split_stops(
+    config: GenerationConfig, stops: Sequence[str], tokenizer: Tokenizer
+) -> tuple[GenerationConfig, list[str]]:
+    """Moves the stop strings that are special tokens, which give no text, to the end tokens."""
+    special = {token.content: i for i, token in tokenizer.get_added_tokens_decoder().items() if token.special}
+    ends = [special[stop] for stop in stops if stop in special]
+    new_ends = tuple(dict.fromkeys([*config.eos_token, *ends]))
+    return config._replace(eos_token=new_ends), [stop for stop in stops if stop not in special]

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -50,15 +51,61 @@ def seed_option(command: Callable[..., None]) -> Callable[..., None]:
     return click.option("--seed", type=seeds, default=0, show_default=True, help="Random seed.")(command)
 
 
+_VERBOSITY = "specsamp_jax.verbosity"
+
+
+def verbosity_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Adds `--verbose` and `--quiet`; without them messages are written if standard output is a terminal."""
+    for name, help_text in (
+        ("quiet", "No messages but warnings; the default where standard output is no terminal."),
+        ("verbose", "Messages, with details, wherever standard output goes."),
+    ):
+
+        def remember(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+            if value:
+                ctx.meta[_VERBOSITY] = param.name
+
+        option = click.option(f"--{name}", is_flag=True, expose_value=False, callback=remember, help=help_text)
+        command = option(command)
+    return command
+
+
+def is_verbose() -> bool:
+    """Whether `--verbose` was given."""
+    return _chosen_verbosity() == "verbose"
+
+
+def talks() -> bool:
+    """Whether messages are written: with `--verbose`, or to a terminal without `--quiet`."""
+    return is_verbose() or (_chosen_verbosity() is None and stdout_is_terminal())
+
+
+def stdout_is_terminal() -> bool:
+    """Whether a person reads standard output as it is written."""
+    return sys.stdout.isatty()
+
+
+def _chosen_verbosity() -> str | None:
+    ctx = click.get_current_context(silent=True)
+    return None if ctx is None else ctx.meta.get(_VERBOSITY)
+
+
 def say(message: str) -> None:
-    """Writes a message to standard error; standard output is for text."""
+    """Writes a message to standard error if `talks`; standard output is for text."""
+    if talks():
+        warn(message)
+
+
+def warn(message: str) -> None:
+    """Writes a message to standard error in any case."""
     click.secho(message, err=True, dim=True)
 
 
 @contextmanager
 def doing(task: str) -> Iterator[None]:
     """Writes to standard error the name of a task, and the seconds it took when it is done."""
-    click.secho(f"{task} ... ", nl=False, err=True, dim=True)
+    if talks():
+        click.secho(f"{task} ... ", nl=False, err=True, dim=True)
     began = time.perf_counter()
     yield
     say(f"{time.perf_counter() - began:.1f} s")
@@ -89,11 +136,17 @@ def acceptance_line(stats: Stats) -> str | None:
     )
 
 
-def check_target(stats: Stats, name: str = "text") -> None:
-    """Raises ClickException if the target gave a degenerate row: its tokens are then not samples of anything."""
+def check_target(stats: Stats, name: str = "text", first: int = 0) -> None:
+    """Raises ClickException if the target gave a degenerate row: its tokens are then not samples of anything.
+
+    Args:
+      stats: The counts of a batch.
+      name: A word for its rows.
+      first: The index of its first row among all.
+    """
     rows = np.flatnonzero(np.asarray(stats.status) & DEGENERATE_TARGET)
     if rows.size:
-        numbers = ", ".join(str(row + 1) for row in rows)
+        numbers = ", ".join(str(first + row + 1) for row in rows)
         raise click.ClickException(
             f"the target's logits for {name} {numbers} hold NaN or +inf, or are all -inf: there is nothing to sample "
             "from. Its weights may be damaged, or too large for the dtype, or the settings forbid every token."
@@ -103,4 +156,4 @@ def check_target(stats: Stats, name: str = "text") -> None:
 def warn_about_draft(stats: Stats) -> None:
     """Writes a message if the drafter gave a degenerate row; the text has the target's distribution all the same."""
     if (np.asarray(stats.status) & DEGENERATE_DRAFT).any():
-        say("the drafter's logits hold NaN or +inf, or are all -inf, at some steps: those drafts were rejected")
+        warn("the drafter's logits hold NaN or +inf, or are all -inf, at some steps: those drafts were rejected")

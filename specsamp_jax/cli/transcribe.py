@@ -17,6 +17,7 @@ from specsamp_jax.cli.shared import (
     check_target,
     say,
     seed_option,
+    verbosity_options,
     warn_about_draft,
 )
 from specsamp_jax.decoding.drafters import Drafter, NGramDrafter
@@ -42,6 +43,7 @@ from specsamp_jax.speech import Segment, Speech, check_pair, load_speech, load_w
     "--dtype", type=click.Choice(DTYPES), default=DTYPES[0], show_default=True, help="Dtype of the computation."
 )
 @seed_option
+@verbosity_options
 def transcribe_command(
     audio: tuple[Path, ...],
     target: Path,

@@ -1,11 +1,18 @@
 import pytest
 
 import specsamp
+from specsamp_jax.cli import shared
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _compiled_quickly(compiled_quickly):
     """Applies to every test of this folder."""
+
+
+@pytest.fixture(autouse=True)
+def _terminal(monkeypatch):
+    """Standard output counts as a terminal, so that messages are written."""
+    monkeypatch.setattr(shared, "stdout_is_terminal", lambda: True)
 
 
 @pytest.fixture

@@ -14,8 +14,9 @@ import specsamp_jax as ss
 from specsamp_jax.cli import demo_checks, generation, memory
 from specsamp_jax.cli import generate as generate_module
 from specsamp_jax.cli.pair import ASSETS
+from specsamp_jax.cli.rows import Row, in_order
 from specsamp_jax.models import Llama, LlamaConfig, load_checkpoint, load_module, save_checkpoint, with_vocab_size
-from specsamp_jax.text import TextStream, load_tokenizer
+from specsamp_jax.text import load_tokenizer
 
 TOKENIZER = Path(__file__).parents[1] / "fixtures" / "text" / "byte_level"
 CHATML = TOKENIZER.parent / "templates" / "chatml.jinja"
@@ -129,7 +130,7 @@ def assert_complains(result, sentence):
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (("generate",), "Missing option '--prompt', '--prompt-file' or '--chat'."),
+        (("generate",), "Missing option '--prompt', '--prompt-file', '--prompts' or '--chat'."),
         (("generate", "--prompt", "a", "--num-draft", "-1"), "'--num-draft': -1 is not in the range 0<=x<=32."),
         (("generate", "--prompt", "a", "--top-p", "1.5"), "'--top-p': 1.5 is not in the range 0<=x<=1."),
         (("generate", "--prompt", "a", "--temperature", "hot"), "'hot' is not a valid float range."),
@@ -338,7 +339,7 @@ def test_texts_are_handed_out_in_order_and_as_they_grow():
     stats = ss.Stats(*map(jax.numpy.asarray, (1, [1] * 3, np.zeros(0, "i"), np.zeros(0, "i"), [0] * 3)))
     ends = map(jax.numpy.asarray, growth.cumsum(axis=1).T)
     generations = [ss.Generation(tokens, end, 0.0 * tokens, stats) for end in ends]
-    pieces = list(generation.in_order(generations, [TextStream(tokenizer) for _ in rows], [0, 0, 0]))
+    pieces = list(in_order(generations, [Row(tokenizer) for _ in rows], [0, 0, 0]))
     for row, ids in enumerate(rows):
         assert "".join(piece for i, piece in pieces if i == row) == tokenizer.decode(ids)
     # The first row as it grows; the second from the step on in which the first has gained nothing.

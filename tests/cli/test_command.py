@@ -77,7 +77,7 @@ def test_a_closed_standard_output_is_told_in_one_sentence():
 
 
 def test_a_closed_standard_input_is_told_in_one_sentence():
-    code = "from specsamp_jax.cli import generation; import pathlib; generation.read_prompt(pathlib.Path('-'))"
+    code = "from specsamp_jax.cli import prompts; import pathlib; prompts.read_prompt(pathlib.Path('-'))"
     result = process(code, closed="<&-")
     assert result.stderr.endswith("ValueError: --prompt-file - needs standard input, which is closed.\n")
 

@@ -1,0 +1,177 @@
+"""`specsamp generate`: stop strings, lines of JSON, prompts in files, and silence where a program reads the output."""
+
+import json
+import shutil
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+import specsamp_jax as ss
+from specsamp_jax.cli import generate as generate_module
+from specsamp_jax.cli import prompts, shared
+from specsamp_jax.cli.rows import Row
+from specsamp_jax.models import Llama, LlamaConfig, save_checkpoint
+from specsamp_jax.text import load_tokenizer
+
+TOKENIZER = Path(__file__).parents[1] / "fixtures" / "text" / "byte_level"
+CHATML = TOKENIZER.parent / "templates" / "chatml.jinja"
+END = 281
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return load_tokenizer(TOKENIZER)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("checkpoint") / "target"
+    shutil.copytree(TOKENIZER, folder)
+    shutil.copy(CHATML, folder / "chat_template.jinja")
+    save_checkpoint(folder, Llama(LlamaConfig(300, 8, 8, 1, 1, 1), rngs=nnx.Rngs(0)), dtype="float32")
+    return folder
+
+
+@pytest.fixture
+def generate(run, monkeypatch, folder):
+    """Runs `generate` with a model that writes these texts; returns standard output, messages and calls of `stream`."""
+
+    def generate(continuations, *options):
+        calls, rest = [], list(continuations)
+
+        def stream(keys, prompt, *, prompt_lengths, max_new_tokens, **others):
+            calls.append({"keys": keys, "prompt": prompt, "lengths": prompt_lengths, **others})
+            size = len(prompt)
+            new, rest[:size] = rest[:size], []
+            tokens = np.full((size, prompt.shape[1] + max_new_tokens), -1)
+            for row, (before, length, after) in enumerate(zip(prompt, prompt_lengths, new, strict=True)):
+                tokens[row, :length] = before[:length]
+                tokens[row, length : length + len(after)] = after
+            for step in range(1, max(map(len, new)) + 1):
+                calls[-1]["num_steps"] = step
+                ends = prompt_lengths + np.minimum(step, list(map(len, new)))
+                stats = ss.Stats(*map(jnp.asarray, (step, ends - prompt_lengths, [size], [1], np.zeros(size, "i"))))
+                yield ss.Generation(jnp.asarray(tokens), jnp.asarray(ends), jnp.asarray(-0.5 * (tokens > 0)), stats)
+
+        monkeypatch.setattr(generate_module, "stream", stream)
+        status, text, told = run("generate", "--target", folder, *options)
+        assert status == 0, told
+        return text, told, calls
+
+    return generate
+
+
+def test_a_stop_string_ends_a_text_and_no_part_of_it_is_written(generate, tokenizer):
+    texts = [tokenizer.tokenizer.encode(text).ids for text in ("on the tree END more", "no end EN")]
+    options = ["--prompt", "a", "--prompt", "b", "--stop", "END", "--stop", "xyz"]
+    text, _, calls = generate(texts, *options)
+    assert text == "aon the tree \n\nbno end EN\n"
+    text, _, calls = generate([texts[0] + texts[1]], "--prompt", "a", "--stop", "END")
+    assert text == "aon the tree \n"
+    # Nothing is computed after the step with the stop string.
+    assert calls[0]["num_steps"] < len(texts[0])
+
+
+def test_a_stop_string_may_be_spread_over_the_bytes_of_its_tokens(tokenizer):
+    tokens = tokenizer.tokenizer.encode("tree 🙂 and").ids
+    assert "\ufffd" in [tokenizer.decode([token]) for token in tokens]
+    row, written = Row(tokenizer.tokenizer, [], [" 🙂"]), ""
+    for token in tokens:
+        written += row.push([token])
+        assert "tree".startswith(written)
+    assert (written + row.flush(), row.stopped) == ("tree", " 🙂")
+    assert tokenizer.decode(tokens[: row.num_tokens]) == "tree 🙂"
+
+
+def test_a_special_token_as_stop_string_is_an_end_token(generate):
+    _, told, calls = generate([[5]], "--prompt", "a", "--stop", "<bos>", "--stop", "x")
+    assert calls[0]["eos_token"] == (END, 280)
+    assert "ends at token 281 or 280" in told
+
+
+def test_lines_of_json_hold_tokens_log_probabilities_and_statistics(generate, tokenizer):
+    the = tokenizer.tokenizer.encode("the").ids
+    texts = [[*the, END], the, tokenizer.tokenizer.encode("the tree").ids]
+    options = ["--prompt", "a 🙂", "--prompt", "b", "--prompt", "c", "--json", "--stop", " tree"]
+    text, _, _ = generate(texts, *options)
+    *lines, last = map(json.loads, text.splitlines())
+    assert lines == [
+        {"prompt": "a 🙂", "text": "the", "tokens": texts[0], "log_probs": [-0.5] * len(texts[0])}
+        | {"finish_reason": "stop", "stop": None},
+        {"prompt": "b", "text": "the", "tokens": the, "log_probs": [-0.5] * len(the)}
+        | {"finish_reason": "length", "stop": None},
+        {"prompt": "c", "text": "the", "tokens": texts[2], "log_probs": [-0.5] * len(texts[2])}
+        | {"finish_reason": "stop", "stop": " tree"},
+    ]
+    statistics = last["statistics"]
+    assert statistics["num_tokens"] == sum(map(len, texts))
+    assert statistics["num_steps"] == max(map(len, texts))
+    assert (statistics["num_drafted"], statistics["num_accepted"]) == ([3], [1])
+
+
+def test_prompts_in_a_file_are_decoded_in_batches_and_written_in_order(generate, tokenizer, tmp_path):
+    (tmp_path / "list.txt").write_text("one\n\ntwo \r\nthree\n", encoding="utf-8")
+    texts = [tokenizer.tokenizer.encode(text).ids for text in ("x", "y", "z")]
+    options = ["--prompts", tmp_path / "list.txt", "--batch-size", 2]
+    text, told, calls = generate(texts, *options)
+    assert text == "onex\n\ntwo y\n\nthreez\n"
+    assert [call["prompt"].shape[0] for call in calls] == [2, 1]
+    assert calls[0]["prompt"].shape[1] == calls[1]["prompt"].shape[1]
+    num_tokens = sum(map(len, texts))
+    num_steps = sum(call["num_steps"] for call in calls)
+    assert f"{num_tokens} tokens in {num_steps} steps" in told
+    # A text has the key of its index, whatever the batches.
+    whole = generate(texts, "--prompts", tmp_path / "list.txt")[2][0]["keys"]
+    assert (jnp.concatenate([call["keys"] for call in calls]) == whole).all()
+
+
+def test_lines_of_json_are_prompts_and_conversations(generate, tmp_path):
+    lines = ['"one"', '{"prompt": "two", "id": 7}', '{"messages": [{"role": "user", "content": "three"}]}']
+    (tmp_path / "list.jsonl").write_text("\n".join(lines))
+    text, _, _ = generate([[5], [5], [5]], "--prompts", tmp_path / "list.jsonl", "--json")
+    asked = [json.loads(line) for line in text.splitlines()[:-1]]
+    assert [each.get("prompt") for each in asked] == ["one", "two", None]
+    assert asked[2]["messages"] == [{"role": "user", "content": "three"}]
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        ("", "list.jsonl' must hold a prompt per line, and holds none."),
+        ('"a"\n{"prompt"', "list.jsonl', line 2: it must be JSON, but it cannot be parsed"),
+        ("[1]", "line 1: it must be a text, or an object with a text `prompt` or a list `messages`"),
+        ('{"prompt": 3}', "and `content`, got {'prompt': 3}."),
+        ('{"messages": ["hello"]}', "and `content`, got {'messages': ['hello']}."),
+    ],
+)
+def test_broken_lines_get_one_sentence(run, tmp_path, content, sentence):
+    (tmp_path / "list.jsonl").write_text(content)
+    status, text, told = run("generate", "--prompts", tmp_path / "list.jsonl")
+    assert (status, text) == (2, "")
+    assert sentence in told
+    assert told.count("\n") == 1
+
+
+def test_a_stop_string_has_a_character(run):
+    assert "'--stop' must have a character or more." in run("generate", "--prompt", "a", "--stop", "")[2]
+
+
+def test_a_program_that_reads_the_output_gets_no_messages_but_warnings(generate, monkeypatch):
+    options = ["--prompt", "a", "--verify", "sigmoid"]
+    _, told, _ = generate([[5]], *options, "--quiet")
+    warning = "the sigmoid rule is approximate: its text follows the drafter more than the target\n"
+    assert told == warning
+    monkeypatch.setattr(shared, "stdout_is_terminal", lambda: False)
+    assert generate([[5]], *options)[1] == warning
+    assert "loaded in" in generate([[5]], *options, "--verbose")[1]
+
+
+def test_prompts_may_come_from_standard_input(monkeypatch, tmp_path):
+    file = tmp_path / "lines"
+    file.write_bytes("a\u2028b\nc".encode())
+    with file.open() as opened:
+        monkeypatch.setattr("sys.stdin", opened)
+        assert [prompt.text for prompt in prompts.read_prompts(Path("-"))] == ["a\u2028b", "c"]
