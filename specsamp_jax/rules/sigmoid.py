@@ -43,7 +43,8 @@ def verify_sigmoid(
     num_accepted = emit.num_leading(usable & (uniforms.accept * score_q < score_p))
 
     last = target.take(num_accepted)
-    last = last._replace(degenerate=_degenerate(last) | ~(_largest_score(last, alpha, beta) > 0))
+    last_logits = dist.take_row(target_logits, num_accepted)
+    last = last._replace(degenerate=_degenerate(last) | ~_has_scores(last, last_logits, alpha, beta))
     scores = _scores(last, vocab_size, alpha, beta)
     residual, rejecting, distrusted = scores, *(jnp.zeros((scores.shape[0], 1), bool) for _ in range(2))
     if tokens.shape[1] > 0:
@@ -53,7 +54,6 @@ def verify_sigmoid(
         rejecting = stopped & ~distrusted
         residual = jnp.where(rejecting, _residual(last, row, vocab_size, alpha, beta), scores)
     token, empty = emit.sample_residual(residual, lambda: _scores(last, vocab_size, alpha, beta), uniforms.emit)
-    last_logits = dist.take_row(target_logits, num_accepted)
     token = replace_degenerate(token, last_logits, last.degenerate[:, 0])
 
     return emit.pack(
@@ -74,10 +74,12 @@ def _degenerate(row: dist.Rows) -> Bool[Array, "B 1"]:
     return ~jnp.isfinite(row.logits.max(-1)) | jnp.isnan(row.logits).any(-1)
 
 
-def _largest_score(row: dist.Rows, alpha: int | float, beta: int | float) -> Float[Array, "B 1"]:
-    """The largest score of a row, which every filter keeps."""
-    score = _score(_scaled(wide(row.logits.max(-1)), row.filter), alpha, beta)
-    return score if row.certain is None else jnp.where(row.certain < 0, score, 1)
+def _has_scores(
+    row: dist.Rows, logits: Float[Array, "B V"], alpha: int | float, beta: int | float
+) -> Bool[Array, "B 1"]:
+    """Whether a row has a positive score: that of its largest logit, which every filter keeps, or of its token."""
+    positive = _score(_scaled(wide(logits.max(-1, keepdims=True)), row.filter), alpha, beta) > 0
+    return positive if row.certain is None else positive | (row.certain >= 0)
 
 
 def _scaled(logits: Float[Array, "B n"], filter: Filter) -> Float[Array, "B n"]:

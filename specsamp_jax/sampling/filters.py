@@ -38,10 +38,10 @@ def call_unfiltered_if_off(fn: Callable[..., Any], *samplings: SamplingParams | 
     if any(flag is True for flag in on):
         return fn(*samplings)
     off = (None,) * len(samplings)
-    traced = [flag for flag in on if flag is not False]
+    traced = [flag for flag in on if not isinstance(flag, bool)]
     if not traced:
         return fn(*off)
-    return cond(functools.reduce(jnp.logical_or, traced).any(), lambda: fn(*samplings), lambda: fn(*off))
+    return cond(jnp.any(functools.reduce(jnp.logical_or, traced)), lambda: fn(*samplings), lambda: fn(*off))
 
 
 def _changes(sampling: SamplingParams, vocab_size: int) -> list[bool | Bool[Array, "*B"]]:
