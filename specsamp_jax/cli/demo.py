@@ -6,6 +6,7 @@ import click
 import jax
 
 from specsamp_jax.cli import demo_checks
+from specsamp_jax.cli.cache import cache_option
 from specsamp_jax.cli.pair import load_pair
 from specsamp_jax.cli.shared import doing, primed, seed_option, table, verbosity_options
 
@@ -15,6 +16,7 @@ COLOURS = {"accepted": "green", "residual": "red", "bonus": "cyan"}
 
 @click.command("demo")
 @seed_option
+@cache_option
 @verbosity_options
 def demo_command(seed: int) -> None:
     """Continue a held-out docstring, measure the gain, and check the distribution of the text."""

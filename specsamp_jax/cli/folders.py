@@ -1,9 +1,14 @@
 """Checks of the folders that are given as options, before anything large is read."""
 
 import difflib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import jax
+
 from specsamp_jax._files import brief, check_folder, read_json
+from specsamp_jax.cli.shared import doing
 
 NGRAM = "ngram"
 """Value of `--draft` for drafts from the n-grams of the text itself."""
@@ -15,6 +20,15 @@ def check_option(option: str, folder: Path | None) -> None:
     """Raises ValueError if the folder of an option, if it is given, is not there."""
     if folder is not None:
         check_folder(folder, option)
+
+
+@contextmanager
+def loading(folder: Path) -> Iterator[None]:
+    """Writes that a model is being loaded, its size and its device, and the seconds when it is loaded."""
+    size = sum(file.stat().st_size for file in folder.glob("*.safetensors")) / 1e9
+    device = jax.devices()[0]
+    with doing(f"loading {folder.name}, {size:.2f} GB, on {device.platform} ({device.device_kind})"):
+        yield
 
 
 def draft_folder(draft: str | None) -> Path | None:

@@ -10,6 +10,7 @@ from tokenizers import Tokenizer
 
 from specsamp_jax._types import Model, Verification
 from specsamp_jax.cli import generation, memory, output, prompts
+from specsamp_jax.cli.cache import cache_option, padded_size
 from specsamp_jax.cli.folders import NGRAM
 from specsamp_jax.cli.rows import Meter, Row
 from specsamp_jax.cli.settings import describe, replace_settings, settings_options
@@ -47,6 +48,7 @@ RULES: dict[str, Callable[..., Verification]] = {"token": verify, "sigmoid": ver
 @click.option("--dtype", type=click.Choice(DTYPES), help="Dtype of the computation. Default: the checkpoint's.")
 @click.option("--ignore", multiple=True, help="A setting of generation_config.json to leave out.")
 @click.option("--json", "as_json", is_flag=True, help="Write a line of JSON per text, then one with statistics.")
+@cache_option
 @verbosity_options
 def generate_command(
     target: Path | None,
@@ -89,9 +91,10 @@ def generate_command(
     began = time.perf_counter()
     setup = generation.load(target, draft, tokenizer, dtype=dtype, ignore=ignore)
     tokens = [prompt.encode(setup.tokenizer) for prompt in asked]
-    # The width of the longest prompt, for all batches: they use one program.
+    # One width for all batches, and a few for all prompts: they share compiled programs. So do numbers of new tokens.
     padded, lengths = prompts.pad(tokens, vocab_size(setup.target))
     models = (setup.target, setup.draft) if isinstance(setup.draft, Model) else (setup.target,)
+    most_computed = padded_size(max_new_tokens)
     sizes = min(batch_size, len(asked)), padded.shape[1], max_new_tokens
     memory.check(models, *sizes, num_heads=setup.num_heads, max_length=setup.max_length)
     config, notes = replace_settings(setup.config, settings)
@@ -99,11 +102,11 @@ def generate_command(
     for note in [*setup.notes, f"loaded in {time.perf_counter() - began:.1f} s, now compiling", *notes]:
         say(note)
     say(describe(config))
-    if setup.max_length is not None and padded.shape[1] + max_new_tokens > setup.max_length:
+    if setup.max_length is not None and lengths.max() + max_new_tokens > setup.max_length:
         warn(f"the target was trained on texts of up to {setup.max_length} tokens, and this one may become longer")
     if rule == "sigmoid":
         warn("the sigmoid rule is approximate: its text follows the drafter more than the target")
-    keys, meter = row_keys(jax.random.key(seed), len(asked)), Meter()
+    keys, meter = row_keys(jax.random.key(seed), len(asked)), Meter(max_new_tokens)
     try:
         for first in range(0, len(asked), batch_size):
             batch = slice(first, first + batch_size)
@@ -114,7 +117,7 @@ def generate_command(
                 target=setup.target,
                 draft=setup.draft,
                 num_draft=num_draft,
-                max_new_tokens=max_new_tokens,
+                max_new_tokens=most_computed,
                 prompt_lengths=lengths[batch],
                 sampling=sampling,
                 eos_token=config.eos_token,
@@ -123,7 +126,8 @@ def generate_command(
             )
             # A continuation depends on its prompt, whose last word may need a space after it; a reply is separate.
             contexts = [row if prompt.messages is None else [] for row, prompt in zip(tokens, asked, strict=True)]
-            rows = [Row(setup.tokenizer.tokenizer, context, stop_texts) for context in contexts[batch]]
+            options = {"max_tokens": max_new_tokens, "stops": stop_texts}
+            rows = [Row(setup.tokenizer.tokenizer, context=context, **options) for context in contexts[batch]]
             watched = meter.watch(generations, first)
             if as_json:
                 output.write_json(watched, rows, asked[batch], lengths[batch], config.eos_token)

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from specsamp_jax._files import read_json, read_setting, whole_number
 from specsamp_jax._types import Model
-from specsamp_jax.cli.folders import NGRAM, check_kind, check_option, draft_folder
+from specsamp_jax.cli.folders import NGRAM, check_kind, check_option, draft_folder, loading
 from specsamp_jax.cli.pair import ASSETS
 from specsamp_jax.decoding.drafters import Drafter, NGramDrafter
 from specsamp_jax.models import (
@@ -80,14 +80,16 @@ def load(
             check_vocabularies(text.tokenizer, load_tokenizer(drafter_folder).tokenizer)
         else:
             notes.append(f"{drafter_folder} has no tokenizer.json: its tokens are assumed to be the target's")
-    model = load_checkpoint(target, dtype=dtype)
+    with loading(target):
+        model = load_checkpoint(target, dtype=dtype)
     max_length, num_heads = _read_sizes(target / "config.json")
     if drafter_folder is None:
         if draft is None:
             notes.append("there is no drafter: the target decodes alone")
         drafter = NGramDrafter() if draft == NGRAM else None
         return Setup(model, drafter, text, config, max_length, (num_heads,), notes)
-    drafter, size = load_checkpoint(drafter_folder, dtype=dtype), vocab_size(model)
+    with loading(drafter_folder):
+        drafter, size = load_checkpoint(drafter_folder, dtype=dtype), vocab_size(model)
     if vocab_size(drafter) != size:
         notes.append(f"the target has {size} logits and the draft {vocab_size(drafter)}: the draft's are made to fit")
     heads = (num_heads, _read_sizes(drafter_folder / "config.json")[1])

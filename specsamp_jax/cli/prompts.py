@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from specsamp_jax._files import brief, decode
+from specsamp_jax.cli.cache import padded_size
 from specsamp_jax.text import CheckpointTokenizer
 
 _MAX_PROMPT_BYTES = 1 << 26
@@ -104,7 +105,7 @@ def _read(file: Path, option: str) -> str:
 
 
 def pad(prompts: Sequence[Sequence[int]], num_tokens: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns prompts as one array, padded with token 0, and their lengths.
+    """Returns prompts as one array, padded with token 0 to a `padded_size`, and their lengths.
 
     Raises:
       ValueError: A prompt has a token outside the model's vocabulary of `num_tokens`.
@@ -113,7 +114,7 @@ def pad(prompts: Sequence[Sequence[int]], num_tokens: int) -> tuple[np.ndarray, 
     if largest >= num_tokens:
         raise ValueError(f"The tokenizer does not fit the target: it gave token {largest} of {num_tokens}.")
     lengths = np.array([len(prompt) for prompt in prompts], np.int32)
-    padded = np.zeros((len(prompts), lengths.max()), np.int32)
+    padded = np.zeros((len(prompts), padded_size(int(lengths.max()))), np.int32)
     for row, prompt in zip(padded, prompts, strict=True):
         row[: len(prompt)] = prompt
     return padded, lengths

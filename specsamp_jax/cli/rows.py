@@ -13,10 +13,11 @@ from specsamp_jax.text import StopStream, TextStream
 
 
 class Row:
-    """The text of one row, up to its first stop string.
+    """The text of one row, up to its first stop string and its most tokens.
 
     Args:
       tokenizer: The tokenizer.
+      max_tokens: The most tokens.
       context: Tokens before the text, as in `TextStream`.
       stops: The stop strings.
 
@@ -24,8 +25,11 @@ class Row:
       num_tokens: Tokens of the text, up to the one that completed a stop string.
     """
 
-    def __init__(self, tokenizer: Tokenizer, context: Sequence[int] = (), stops: Sequence[str] = ()):
+    def __init__(
+        self, tokenizer: Tokenizer, *, max_tokens: int, context: Sequence[int] = (), stops: Sequence[str] = ()
+    ):
         self.num_tokens = 0
+        self._max_tokens = max_tokens
         self._text, self._stop = TextStream(tokenizer, context), StopStream(stops)
 
     @property
@@ -33,11 +37,16 @@ class Row:
         """The stop string that ended the text; None before that."""
         return self._stop.stopped
 
+    @property
+    def is_finished(self) -> bool:
+        """Whether a stop string or the most tokens have been reached."""
+        return self.stopped is not None or self.num_tokens >= self._max_tokens
+
     def push(self, tokens: Iterable[int]) -> str:
-        """Returns the text that these tokens complete, possibly empty; nothing after a stop string."""
+        """Returns the text that these tokens complete, possibly empty; nothing after the end."""
         pieces = []
         for token in tokens:
-            if self.stopped is not None:
+            if self.is_finished:
                 break
             pieces.append(self._stop.push(self._text.push([token])))
             self.num_tokens += 1
@@ -67,7 +76,7 @@ def in_order(
         for i, row in enumerate(rows):
             waiting[i] += row.push(tokens[i, lengths[i] : grown[i]].tolist())
         # A row that gains nothing in a step is finished.
-        finished = [row.stopped is not None or grown[i] == lengths[i] for i, row in enumerate(rows)]
+        finished = [row.is_finished or grown[i] == lengths[i] for i, row in enumerate(rows)]
         while current < len(rows) - 1 and finished[current]:
             yield current, waiting[current] + rows[current].flush()
             current += 1
@@ -81,9 +90,14 @@ def in_order(
 
 
 class Meter:
-    """Times and counts the decoding loops of batches; the first step of each compiles and is timed separately."""
+    """Times and counts the decoding loops of batches; the first step of each compiles and is timed separately.
 
-    def __init__(self):
+    Args:
+      max_new_tokens: The most tokens of a row that count; the last step may give more.
+    """
+
+    def __init__(self, max_new_tokens: int):
+        self._max_new_tokens = max_new_tokens
         self.num_tokens = self.num_steps = self._num_timed = 0
         self.seconds = self.first_seconds = 0.0
         self.stats: Stats | None = None
@@ -98,7 +112,7 @@ class Meter:
         for result in generations:
             now, stats = time.perf_counter(), result.stats
             check_target(stats, first=first)
-            num_now = int(stats.num_emitted.sum())
+            num_now = int(np.minimum(stats.num_emitted, self._max_new_tokens).sum())
             self.num_tokens += num_now - num_before
             self.num_steps += 1
             if int(stats.num_steps) == 1:

@@ -60,14 +60,17 @@ def verbosity_options(command: Callable[..., None]) -> Callable[..., None]:
         ("quiet", "No messages but warnings; the default where standard output is no terminal."),
         ("verbose", "Messages, with details, wherever standard output goes."),
     ):
-
-        def remember(ctx: click.Context, param: click.Parameter, value: bool) -> None:
-            if value:
-                ctx.meta[_VERBOSITY] = param.name
-
-        option = click.option(f"--{name}", is_flag=True, expose_value=False, callback=remember, help=help_text)
+        # Eager: before the callbacks of other options, which may write messages.
+        option = click.option(
+            f"--{name}", is_flag=True, is_eager=True, expose_value=False, callback=_set_verbosity, help=help_text
+        )
         command = option(command)
     return command
+
+
+def _set_verbosity(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+    if value:
+        ctx.meta[_VERBOSITY] = param.name
 
 
 def is_verbose() -> bool:
@@ -103,12 +106,17 @@ def warn(message: str) -> None:
 
 @contextmanager
 def doing(task: str) -> Iterator[None]:
-    """Writes to standard error the name of a task, and the seconds it took when it is done."""
-    if talks():
-        click.secho(f"{task} ... ", nl=False, err=True, dim=True)
-    began = time.perf_counter()
-    yield
-    say(f"{time.perf_counter() - began:.1f} s")
+    """Writes to standard error, if `talks`, the name of a task, and the seconds it took when it is done."""
+    if not talks():
+        yield
+        return
+    click.secho(f"{task} ... ", nl=False, err=True, dim=True)
+    began, outcome = time.perf_counter(), "failed"
+    try:
+        yield
+        outcome = f"{time.perf_counter() - began:.1f} s"
+    finally:
+        warn(outcome)
 
 
 def primed(items: Iterator[tuple[str, str]]) -> Iterator[tuple[str, str]]:

@@ -8,7 +8,8 @@ import jax
 import numpy as np
 
 from specsamp_jax._types import SamplingParams, Stats
-from specsamp_jax.cli.folders import NGRAM, check_kind, check_option, draft_folder
+from specsamp_jax.cli.cache import cache_option
+from specsamp_jax.cli.folders import NGRAM, check_kind, check_option, draft_folder, loading
 from specsamp_jax.cli.shared import (
     DTYPES,
     FOLDER,
@@ -43,6 +44,7 @@ from specsamp_jax.speech import Segment, Speech, check_pair, load_speech, load_w
     "--dtype", type=click.Choice(DTYPES), default=DTYPES[0], show_default=True, help="Dtype of the computation."
 )
 @seed_option
+@cache_option
 @verbosity_options
 def transcribe_command(
     audio: tuple[Path, ...],
@@ -99,8 +101,12 @@ def _load(target: Path, draft: str | None, dtype: str) -> tuple[Speech, Speech |
     folder = draft_folder(draft)
     check_kind("--target", target, speech=True)
     check_kind("--draft", folder, speech=True)
-    speech = load_speech(target, dtype=dtype)
-    drafter = NGramDrafter() if draft == NGRAM else None if folder is None else load_speech(folder, dtype=dtype)
+    with loading(target):
+        speech = load_speech(target, dtype=dtype)
+    drafter = NGramDrafter() if draft == NGRAM else None
+    if folder is not None:
+        with loading(folder):
+            drafter = load_speech(folder, dtype=dtype)
     shared = "there is no drafter: the target decodes alone" if drafter is None else "drafts are n-grams of the text"
     if isinstance(drafter, Speech):
         check_pair(speech, drafter)

@@ -11,7 +11,8 @@ def _compiled_quickly(compiled_quickly):
 
 @pytest.fixture(autouse=True)
 def _terminal(monkeypatch):
-    """Standard output counts as a terminal, so that messages are written."""
+    """Standard output counts as a terminal, so that messages are written; no programs are kept."""
+    monkeypatch.setenv("SPECSAMP_CACHE", "off")
     monkeypatch.setattr(shared, "stdout_is_terminal", lambda: True)
 
 

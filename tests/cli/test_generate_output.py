@@ -1,9 +1,11 @@
 """`specsamp generate`: stop strings, lines of JSON, prompts in files, and silence where a program reads the output."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -39,10 +41,11 @@ def folder(tmp_path_factory):
 def generate(run, monkeypatch, folder):
     """Runs `generate` with a model that writes these texts; returns standard output, messages and calls of `stream`."""
 
-    def generate(continuations, *options):
+    def generate(continuations, *options, per_step=1):
         calls, rest = [], list(continuations)
 
         def stream(keys, prompt, *, prompt_lengths, max_new_tokens, **others):
+            others |= {"max_new_tokens": max_new_tokens}
             calls.append({"keys": keys, "prompt": prompt, "lengths": prompt_lengths, **others})
             size = len(prompt)
             new, rest[:size] = rest[:size], []
@@ -50,9 +53,9 @@ def generate(run, monkeypatch, folder):
             for row, (before, length, after) in enumerate(zip(prompt, prompt_lengths, new, strict=True)):
                 tokens[row, :length] = before[:length]
                 tokens[row, length : length + len(after)] = after
-            for step in range(1, max(map(len, new)) + 1):
+            for step in range(1, -(-max(map(len, new)) // per_step) + 1):
                 calls[-1]["num_steps"] = step
-                ends = prompt_lengths + np.minimum(step, list(map(len, new)))
+                ends = prompt_lengths + np.minimum(step * per_step, list(map(len, new)))
                 stats = ss.Stats(*map(jnp.asarray, (step, ends - prompt_lengths, [size], [1], np.zeros(size, "i"))))
                 yield ss.Generation(jnp.asarray(tokens), jnp.asarray(ends), jnp.asarray(-0.5 * (tokens > 0)), stats)
 
@@ -78,7 +81,7 @@ def test_a_stop_string_ends_a_text_and_no_part_of_it_is_written(generate, tokeni
 def test_a_stop_string_may_be_spread_over_the_bytes_of_its_tokens(tokenizer):
     tokens = tokenizer.tokenizer.encode("tree 🙂 and").ids
     assert "\ufffd" in [tokenizer.decode([token]) for token in tokens]
-    row, written = Row(tokenizer.tokenizer, [], [" 🙂"]), ""
+    row, written = Row(tokenizer.tokenizer, max_tokens=99, stops=[" 🙂"]), ""
     for token in tokens:
         written += row.push([token])
         assert "tree".startswith(written)
@@ -110,6 +113,17 @@ def test_lines_of_json_hold_tokens_log_probabilities_and_statistics(generate, to
     assert statistics["num_tokens"] == sum(map(len, texts))
     assert statistics["num_steps"] == max(map(len, texts))
     assert (statistics["num_drafted"], statistics["num_accepted"]) == ([3], [1])
+
+
+def test_sizes_are_rounded_so_that_programs_are_used_again(generate, tokenizer):
+    tokens = tokenizer.tokenizer.encode("three threads of the tree").ids
+    text, told, calls = generate(
+        [tokens, tokens[:2]], "--prompt", "a", "--prompt", "b", "--max-new-tokens", 3, per_step=2
+    )
+    assert (calls[0]["prompt"].shape, calls[0]["max_new_tokens"]) == ((2, 32), 32)
+    assert text == f"a{tokenizer.decode(tokens[:3])}\n\nb{tokenizer.decode(tokens[:2])}\n"
+    assert calls[0]["num_steps"] == 2
+    assert "5 tokens in 2 steps" in told
 
 
 def test_prompts_in_a_file_are_decoded_in_batches_and_written_in_order(generate, tokenizer, tmp_path):
@@ -166,7 +180,44 @@ def test_a_program_that_reads_the_output_gets_no_messages_but_warnings(generate,
     assert told == warning
     monkeypatch.setattr(shared, "stdout_is_terminal", lambda: False)
     assert generate([[5]], *options)[1] == warning
-    assert "loaded in" in generate([[5]], *options, "--verbose")[1]
+    assert re.search(
+        r"loading target, 0.00 GB, on cpu \(cpu\) ... [\d.]+ s\n", generate([[5]], *options, "--verbose")[1]
+    )
+
+
+def test_compiled_programs_are_kept_in_the_user_s_cache(run, monkeypatch, tmp_path):
+    updates = {}
+    monkeypatch.setattr(jax.config, "update", updates.__setitem__)
+    monkeypatch.setattr(generate_module.generation, "load", lambda *_, **options: 1 / 0)
+
+    def folder_used(*options, **environment):
+        updates.clear()
+        monkeypatch.delenv("SPECSAMP_CACHE", raising=False)
+        for name, value in {"HOME": str(tmp_path / "home"), "XDG_CACHE_HOME": "", **environment}.items():
+            monkeypatch.setenv(name, value)
+        with pytest.raises(ZeroDivisionError):
+            run("generate", "--prompt", "a", *options)
+        return updates.get("jax_compilation_cache_dir")
+
+    assert folder_used() == str(tmp_path / "home" / ".cache" / "specsamp" / "programs")
+    xdg = {"XDG_CACHE_HOME": str(tmp_path / "xdg")}
+    assert folder_used(**xdg) == str(tmp_path / "xdg" / "specsamp" / "programs")
+    assert (tmp_path / "xdg" / "specsamp" / "programs").is_dir()
+    assert folder_used("--cache", tmp_path / "mine", **xdg) == str(tmp_path / "mine")
+    assert folder_used("--cache", "off") is None
+    assert folder_used(SPECSAMP_CACHE="off") is None
+    (tmp_path / "file").write_text("")
+    assert folder_used(XDG_CACHE_HOME=str(tmp_path / "file")) is None
+    status, _, told = run("generate", "--prompt", "a", "--cache", tmp_path / "file" / "below")
+    assert status == 2
+    assert "below cannot be made: Not a directory." in told
+
+
+def test_the_cache_s_folder_is_told_with_verbose(run, monkeypatch, tmp_path):
+    monkeypatch.setattr(jax.config, "update", lambda *_: None)
+    told = run("generate", "--prompt", "a", "--cache", tmp_path, "--verbose", "--target", "nowhere")[2]
+    assert f"compiled programs are kept in {tmp_path}\n" in told
+    assert "programs" not in run("generate", "--prompt", "a", "--cache", tmp_path, "--target", "nowhere")[2]
 
 
 def test_prompts_may_come_from_standard_input(monkeypatch, tmp_path):
