@@ -11,11 +11,13 @@ from specsamp_jax._types import SamplingParams as SamplingParams
 from specsamp_jax._types import Stats as Stats
 from specsamp_jax._types import Verification as Verification
 from specsamp_jax.decoding.confidence import ConfidenceDrafter as ConfidenceDrafter
+from specsamp_jax.decoding.costs import measure_costs as measure_costs
 from specsamp_jax.decoding.drafters import Drafter as Drafter
 from specsamp_jax.decoding.drafters import ModelDrafter as ModelDrafter
 from specsamp_jax.decoding.drafters import NGramDrafter as NGramDrafter
 from specsamp_jax.decoding.generate import generate as generate
 from specsamp_jax.decoding.generate import stream as stream
+from specsamp_jax.decoding.goodput import GoodputNumDraft as GoodputNumDraft
 from specsamp_jax.decoding.num_draft import HeuristicNumDraft as HeuristicNumDraft
 from specsamp_jax.decoding.step import DecodeState as DecodeState
 from specsamp_jax.decoding.step import StepInfo as StepInfo
@@ -42,6 +44,7 @@ __all__ = [
     "Draft",
     "Drafter",
     "Generation",
+    "GoodputNumDraft",
     "HeuristicNumDraft",
     "Model",
     "ModelDrafter",
@@ -55,6 +58,7 @@ __all__ = [
     "expected_num_tokens",
     "generate",
     "init",
+    "measure_costs",
     "residual_logits",
     "sample",
     "step",

@@ -4,6 +4,7 @@ Values are checked if they are concrete. Traced values cannot be checked; for th
 instead.
 """
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -238,6 +239,16 @@ def pair(target_logits: Any, draft_logits: Any) -> None:
 # Arguments of the decoding loop
 
 
+def lengths(name: str, value: Any, least: int) -> None:
+    """A tuple of draft lengths, ascending from at least `least`."""
+    if not isinstance(value, tuple):
+        raise ValueError(f"{name} must be a tuple, because each length is compiled; got {value!r}.")
+    for length in value:
+        count(f"Each of {name}", length, least)
+    if not value or not all(a < b for a, b in itertools.pairwise(value)):
+        raise ValueError(f"{name} must be ascending and at least {least}; got {value}.")
+
+
 def generate(prompt: Any, target: Any, draft: Any, num_draft: Any, max_new_tokens: Any, prompt_lengths: Any) -> None:
     """Arguments of the decoding loop, except keys, sampling parameters, end tokens and the values of the prompt."""
     array("prompt", prompt)
@@ -253,7 +264,8 @@ def generate(prompt: Any, target: Any, draft: Any, num_draft: Any, max_new_token
     if not hasattr(num_draft, "lengths"):
         if not isinstance(num_draft, int) or isinstance(num_draft, bool):
             raise ValueError(
-                f"num_draft must be a Python int or HeuristicNumDraft, for it sets shapes; got {_describe(num_draft)}."
+                "num_draft must be a Python int, HeuristicNumDraft or GoodputNumDraft, for it sets shapes; got "
+                f"{_describe(num_draft)}."
             )
         count("num_draft", num_draft, 0)
     count("max_new_tokens", max_new_tokens, 1)

@@ -12,15 +12,17 @@ from jax import lax
 from tokenizers import Tokenizer
 
 from specsamp_jax._types import Stats
-from specsamp_jax.cli import docstrings
+from specsamp_jax.cli import docstrings, draft_length
 from specsamp_jax.cli.pair import Pair
 from specsamp_jax.cli.shared import check_target
+from specsamp_jax.decoding.costs import measure_costs
 from specsamp_jax.decoding.generate import generate
+from specsamp_jax.decoding.goodput import GoodputNumDraft
 from specsamp_jax.decoding.stats import accepted_by_position
 from specsamp_jax.decoding.step import init, step
 from specsamp_jax.text import TextStream
 
-NUM_DRAFT = 2  # with 4 the small pair is slower than its target alone on two CPU cores: 607 against 678 tokens/s
+NUM_DRAFT = 2  # of the text that is shown and of the check; the race drafts as many as pay
 PROMPT_TOKENS, NEW_TOKENS, NUM_PROMPTS = 32, 128, 8
 NUM_CHECKED, ROWS_AT_ONCE = 8192, 256
 
@@ -73,21 +75,31 @@ def continuation(pair: Pair, tokens: Sequence[int], key: jax.Array) -> Iterator[
 
 
 class Run(NamedTuple):
-    """Measurements of one way of decoding, over all prompts."""
+    """Measurements of one way of decoding, over all prompts; `share_drafted` is the share of steps with drafts."""
 
     name: str
     tokens_per_second: float
     tokens_per_step: float
     acceptance: list[float]
+    share_drafted: float
 
 
-def race(pair: Pair, prompts: Sequence[Prompt], seed: int) -> tuple[Run, Run]:
-    """Continues each prompt with speculation and then with the target alone, and measures both."""
+def step_costs(pair: Pair, prompt: Prompt) -> tuple[float, ...]:
+    """Measures a step at each of `draft_length.LENGTHS`, in the program that `race` runs."""
+    options = {"target": pair.target, "draft": pair.drafter, "eos_token": pair.end_token}
+    return measure_costs(
+        np.asarray([prompt.tokens]), lengths=draft_length.LENGTHS, max_new_tokens=NEW_TOKENS, **options
+    )
+
+
+def race(pair: Pair, prompts: Sequence[Prompt], costs: tuple[float, ...], seed: int) -> tuple[Run, Run]:
+    """Continues each prompt with speculation and with the target alone, in turns, and measures both."""
+    rule = GoodputNumDraft(costs, draft_length.LENGTHS)
     runners = {
-        f"with {NUM_DRAFT} drafts": functools.partial(generate, draft=pair.drafter, num_draft=NUM_DRAFT),
+        "with speculation": functools.partial(generate, draft=pair.drafter, num_draft=rule),
         "target alone": functools.partial(generate, draft=None),
     }
-    seconds = dict.fromkeys(runners, 0.0)
+    seconds: dict[str, list[float]] = {name: [] for name in runners}
     stats: dict[str, list[Stats]] = {name: [] for name in runners}
 
     def run(name: str, prompt: Prompt, index: int) -> Stats:
@@ -101,19 +113,22 @@ def race(pair: Pair, prompts: Sequence[Prompt], seed: int) -> tuple[Run, Run]:
         for name in runners:
             began = time.perf_counter()
             stats[name].append(run(name, prompt, index))
-            seconds[name] += time.perf_counter() - began
+            seconds[name].append(time.perf_counter() - began)
     speculative, alone = (_summary(name, seconds[name], stats[name]) for name in runners)
     return speculative, alone
 
 
-def _summary(name: str, seconds: float, stats: Sequence[Stats]) -> Run:
+def _summary(name: str, seconds: Sequence[float], stats: Sequence[Stats]) -> Run:
+    """The counts, and the median over prompts of the tokens per second: other work disturbs it less than the mean."""
     for each in stats:
         check_target(each)
     emitted = sum(int(s.num_emitted.sum()) for s in stats)
     drafted = np.sum([s.num_drafted for s in stats], axis=0)
     accepted = np.sum([s.num_accepted for s in stats], axis=0)
     tokens_per_step = emitted / sum(int(s.num_steps) for s in stats)
-    return Run(name, emitted / seconds, tokens_per_step, accepted_by_position(drafted, accepted))
+    share_drafted = float(drafted[0]) / sum(int(s.num_steps) for s in stats) if len(drafted) else 0.0
+    rates = [int(s.num_emitted.sum()) / spent for s, spent in zip(stats, seconds, strict=True)]
+    return Run(name, float(np.median(rates)), tokens_per_step, accepted_by_position(drafted, accepted), share_drafted)
 
 
 class Check(NamedTuple):

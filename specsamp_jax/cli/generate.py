@@ -9,7 +9,7 @@ import jax
 from tokenizers import Tokenizer
 
 from specsamp_jax._types import Model, Verification
-from specsamp_jax.cli import generation, memory, output, prompts
+from specsamp_jax.cli import draft_length, generation, memory, output, prompts
 from specsamp_jax.cli.cache import cache_option, padded_size
 from specsamp_jax.cli.folders import NGRAM
 from specsamp_jax.cli.rows import Meter, Row
@@ -37,7 +37,11 @@ RULES: dict[str, Callable[..., Verification]] = {"token": verify, "sigmoid": ver
 @click.option("--max-new-tokens", type=click.IntRange(1), default=128, show_default=True, help="Most tokens per text.")
 @click.option("--stop", "stops", type=Text(), multiple=True, help="A text that ends the output, and is not written.")
 @click.option(
-    "--num-draft", type=click.IntRange(0, 32), default=4, show_default=True, help="Drafts per step; 0: no drafter."
+    "--num-draft",
+    type=draft_length.NumDraft(),
+    default=draft_length.AUTO,
+    show_default=True,
+    help="Drafts per step; 0: no drafter; auto: as many as pay, 0 to 4. With auto, a seed may give another text.",
 )
 @settings_options
 @seed_option
@@ -61,7 +65,7 @@ def generate_command(
     system: str | None,
     max_new_tokens: int,
     stops: tuple[str, ...],
-    num_draft: int,
+    num_draft: int | str,
     seed: int,
     rule: str,
     batch_size: int,
@@ -107,23 +111,24 @@ def generate_command(
     if rule == "sigmoid":
         warn("the sigmoid rule is approximate: its text follows the drafter more than the target")
     keys, meter = row_keys(jax.random.key(seed), len(asked)), Meter(max_new_tokens)
+    chosen: draft_length.Choice = num_draft
     try:
         for first in range(0, len(asked), batch_size):
             batch = slice(first, first + batch_size)
             sampling, process_logits_fn = sampling_and_processor(config, lengths[batch])
-            generations = stream(
-                keys[batch],
-                padded[batch],
-                target=setup.target,
-                draft=setup.draft,
-                num_draft=num_draft,
-                max_new_tokens=most_computed,
-                prompt_lengths=lengths[batch],
-                sampling=sampling,
-                eos_token=config.eos_token,
-                verify_fn=RULES[rule],
-                process_logits_fn=process_logits_fn,
-            )
+            arguments = {
+                "target": setup.target,
+                "draft": setup.draft,
+                "max_new_tokens": most_computed,
+                "prompt_lengths": lengths[batch],
+                "sampling": sampling,
+                "eos_token": config.eos_token,
+                "verify_fn": RULES[rule],
+                "process_logits_fn": process_logits_fn,
+            }
+            # The first batch, the largest, is measured for all.
+            chosen = draft_length.resolve(chosen, padded[batch], **arguments)
+            generations = stream(keys[batch], padded[batch], num_draft=chosen, **arguments)
             # A continuation depends on its prompt, whose last word may need a space after it; a reply is separate.
             contexts = [row if prompt.messages is None else [] for row, prompt in zip(tokens, asked, strict=True)]
             options = {"max_tokens": max_new_tokens, "stops": stop_texts}

@@ -61,6 +61,10 @@ class ConfidenceDrafter:
         """The model's cache, filled with the prompts."""
         return prefill(self.model, tokens, max_length)
 
+    def read(self, state: Any, tokens: Int[Array, "B T"], positions: Int[Array, "B T"]) -> Any:
+        """The cache after these tokens."""
+        return apply(self.model, tokens, positions, state)[1]
+
     def propose(
         self,
         key: Key[Array, "B"],

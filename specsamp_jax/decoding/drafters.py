@@ -42,6 +42,19 @@ class Drafter(Protocol):
         ...
 
 
+@runtime_checkable
+class ReadsText(Protocol):
+    """Protocol of drafters with a cache: `read` fills it if the drafter was not run in some steps.
+
+    Only `GoodputNumDraft` has such steps. Without this method the cache of a drafter keeps gaps there; its drafts are
+    then worse, and the text still exact.
+    """
+
+    def read(self, state: Any, tokens: Int[Array, "B T"], positions: Int[Array, "B T"]) -> Any:
+        """Returns the state after these tokens, at consecutive positions; the last may lie after the text."""
+        ...
+
+
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class ModelDrafter:
@@ -63,6 +76,10 @@ class ModelDrafter:
     def init(self, tokens: Int[Array, "B W"], max_length: int) -> Any:
         """The model's cache, filled with the prompts."""
         return prefill(self.model, tokens, max_length)
+
+    def read(self, state: Any, tokens: Int[Array, "B T"], positions: Int[Array, "B T"]) -> Any:
+        """The cache after these tokens."""
+        return apply(self.model, tokens, positions, state)[1]
 
     def propose(
         self,

@@ -13,7 +13,7 @@ from specsamp_jax import _checks
 from specsamp_jax._types import Generation, KeyLike, Model, SamplingParams, Stats
 from specsamp_jax.decoding import static
 from specsamp_jax.decoding.drafters import Drafter, ProcessLogitsFn
-from specsamp_jax.decoding.num_draft import NumDraft, compiled_lengths
+from specsamp_jax.decoding.num_draft import NumDraft, compiled_lengths, split
 from specsamp_jax.decoding.step import DecodeState, StepInfo, VerifyFn, check_values, init, resolve, step
 from specsamp_jax.rules.verify import verify
 from specsamp_jax.sampling import streams
@@ -47,7 +47,8 @@ def generate(
       target: The model whose distribution is sampled.
       draft: The drafter: a smaller `Model`, or a `Drafter` such as `NGramDrafter`. None: the target decodes
         alone, one token per step.
-      num_draft: Tokens drafted per step: a number, or `HeuristicNumDraft`.
+      num_draft: Tokens drafted per step: a number, `HeuristicNumDraft`, or `GoodputNumDraft`, which drafts nothing
+        where that is faster.
       max_new_tokens: Maximum number of new tokens per row.
       prompt_lengths: Tokens of each prompt, 1 to P; columns past them are not read. None: P.
       sampling: Applied to target and draft alike.
@@ -77,18 +78,56 @@ def generate(
       >>> text.tokens.tolist(), text.stats.num_steps.item()
       ([[1, 2, 3, 4]], 1)
     """
+    return generate_steps(
+        ALL_STEPS,
+        key,
+        prompt,
+        target=target,
+        draft=draft,
+        num_draft=num_draft,
+        max_new_tokens=max_new_tokens,
+        prompt_lengths=prompt_lengths,
+        sampling=sampling,
+        eos_token=eos_token,
+        verify_fn=verify_fn,
+        process_logits_fn=process_logits_fn,
+    )
+
+
+ALL_STEPS = np.int32(2**31 - 1)
+
+
+def generate_steps(
+    max_steps: Int[Array | np.generic, ""],
+    key: KeyLike,
+    prompt: Int[Array | np.ndarray, "B P"],
+    *,
+    target: Model,
+    draft: Model | Drafter | None,
+    num_draft: NumDraft,
+    max_new_tokens: int,
+    prompt_lengths: Int[Array | np.ndarray, "B"] | None,
+    sampling: SamplingParams,
+    eos_token: int | Sequence[int] | Int[Array, "E"] | None,
+    verify_fn: VerifyFn,
+    process_logits_fn: ProcessLogitsFn | None,
+) -> Generation:
+    """Like `generate`, for at most `max_steps` steps: the same compiled program serves any number of them."""
     _checks.generate(prompt, target, draft, num_draft, max_new_tokens, prompt_lengths)
     _checks.sampling("sampling", sampling, prompt.shape[0])
     keys = streams.row_keys(key, prompt.shape[0])
     fixed, traced = static.split(sampling, prompt.shape[0])
     processor, processor_data = static.split_processor(process_logits_fn)
     drafter, num_draft = resolve(draft, num_draft)
+    num_draft, costs = split(num_draft)
     sizes = {"num_draft": num_draft, "max_new_tokens": max_new_tokens}
     check_values(prompt, prompt_lengths, eos_token, target, drafter, **sizes)
     return _generate(
+        max_steps,
         keys,
         prompt,
         prompt_lengths,
+        costs,
         target,
         drafter,
         traced,
@@ -137,11 +176,12 @@ def stream(
     fixed, traced = static.split(sampling, prompt.shape[0])
     processor, processor_data = static.split_processor(process_logits_fn)
     drafter, num_draft = resolve(draft, num_draft)
+    num_draft, costs = split(num_draft)
     sizes = {"num_draft": num_draft, "max_new_tokens": max_new_tokens}
     check_values(prompt, prompt_lengths, eos_token, target, drafter, **sizes)
     data = target, drafter, traced, static.pad_end_tokens(eos_token), processor_data
     shared = {"num_draft": num_draft}
-    state = _init(prompt, prompt_lengths, target, drafter, max_new_tokens=max_new_tokens, **shared)
+    state = _init(prompt, prompt_lengths, costs, target, drafter, max_new_tokens=max_new_tokens, **shared)
     stats = Stats.zeros(prompt.shape[0], compiled_lengths(num_draft)[-1])
     length = prompt.shape[1] + max_new_tokens
     functions = {"verify_fn": verify_fn, "processor": processor}
@@ -176,7 +216,7 @@ _STEP_STATICS = ("fixed", "num_draft", "verify_fn", "processor")
 
 
 @functools.partial(jax.jit, static_argnames=("num_draft", "max_new_tokens"))
-def _init(prompt, prompt_lengths, target, drafter, *, num_draft, max_new_tokens):
+def _init(prompt, prompt_lengths, costs, target, drafter, *, num_draft, max_new_tokens):
     return init(
         prompt,
         target=target,
@@ -184,6 +224,7 @@ def _init(prompt, prompt_lengths, target, drafter, *, num_draft, max_new_tokens)
         num_draft=num_draft,
         max_new_tokens=max_new_tokens,
         prompt_lengths=prompt_lengths,
+        costs=costs,
     )
 
 
@@ -205,14 +246,31 @@ def _advance(keys, state, stats, target, drafter, traced, ends, processor_data, 
 
 @functools.partial(jax.jit, static_argnames=(*_STEP_STATICS, "max_new_tokens"))
 def _generate(
-    keys, prompt, prompt_lengths, target, drafter, traced, ends, processor_data, *, fixed, max_new_tokens, **options
+    max_steps,
+    keys,
+    prompt,
+    prompt_lengths,
+    costs,
+    target,
+    drafter,
+    traced,
+    ends,
+    processor_data,
+    *,
+    fixed,
+    max_new_tokens,
+    **options,
 ):
     num_draft = options["num_draft"]
-    state = _init(prompt, prompt_lengths, target, drafter, num_draft=num_draft, max_new_tokens=max_new_tokens)
+    state = _init(prompt, prompt_lengths, costs, target, drafter, num_draft=num_draft, max_new_tokens=max_new_tokens)
     stats = Stats.zeros(prompt.shape[0], compiled_lengths(num_draft)[-1])
 
     def body(carry):
         return _advance(keys, *carry, target, drafter, traced, ends, processor_data, fixed=fixed, **options)
 
-    state, stats = lax.while_loop(lambda carry: ~carry[0].finished.all(), body, (state, stats))
+    def unfinished(carry):
+        state, stats = carry
+        return ~state.finished.all() & (stats.num_steps < max_steps)
+
+    state, stats = lax.while_loop(unfinished, body, (state, stats))
     return _generation(state, stats, prompt.shape[1] + max_new_tokens)

@@ -1,11 +1,14 @@
 """Draft length of a step: a fixed number, or a rule that adapts it to the number of accepted drafts."""
 
 import dataclasses
+from typing import Any
 
 import jax.numpy as jnp
-from jaxtyping import Array, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from specsamp_jax import _checks
+from specsamp_jax.decoding import goodput
+from specsamp_jax.decoding.goodput import GoodputNumDraft, GoodputState
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,18 +28,10 @@ class HeuristicNumDraft:
     lengths: tuple[int, ...] = (1, 3, 5, 8)
 
     def __post_init__(self):
-        if not isinstance(self.lengths, tuple):
-            raise ValueError(
-                f"HeuristicNumDraft.lengths must be a tuple, because each length is compiled; got {self.lengths!r}."
-            )
-        for length in self.lengths:
-            _checks.count("Each of HeuristicNumDraft.lengths", length, 1)
+        _checks.lengths("HeuristicNumDraft.lengths", self.lengths, 1)
         _checks.count("HeuristicNumDraft.initial", self.initial, 1)
         _checks.count("HeuristicNumDraft.increase", self.increase, 0)
         _checks.count("HeuristicNumDraft.decrease", self.decrease, 0)
-        ascending = all(a < b for a, b in zip(self.lengths, self.lengths[1:], strict=False))
-        if not self.lengths or not ascending:
-            raise ValueError(f"HeuristicNumDraft.lengths must be ascending and at least 1; got {self.lengths}.")
         if not 1 <= self.initial <= self.lengths[-1]:
             raise ValueError(
                 f"HeuristicNumDraft.initial must be from 1 to the largest of lengths, {self.lengths[-1]}; "
@@ -49,19 +44,54 @@ class HeuristicNumDraft:
         return jnp.where(num_accepted >= num_draft, longer, jnp.maximum(num_draft - self.decrease, 1))
 
 
-NumDraft = int | HeuristicNumDraft
+NumDraft = int | HeuristicNumDraft | GoodputNumDraft
 
 
 def compiled_lengths(num_draft: NumDraft) -> tuple[int, ...]:
     """The draft lengths that a step is compiled for, ascending."""
-    return num_draft.lengths if isinstance(num_draft, HeuristicNumDraft) else (num_draft,)
+    return (num_draft,) if isinstance(num_draft, int) else num_draft.lengths
 
 
-def initial(num_draft: NumDraft) -> int:
-    """The draft length of the first step."""
-    return num_draft.initial if isinstance(num_draft, HeuristicNumDraft) else num_draft
+def split(num_draft: NumDraft) -> tuple[NumDraft, Float[Array, "N"] | None]:
+    """Returns the part of a rule that is compiled in, and the costs of `GoodputNumDraft`, which are data."""
+    if not isinstance(num_draft, GoodputNumDraft):
+        return num_draft, None
+    ones = (1.0,) * len(num_draft.costs)
+    return dataclasses.replace(num_draft, costs=ones), jnp.asarray(num_draft.costs, jnp.float32)
 
 
-def update(num_draft: NumDraft, current: Int[Array, "B"], num_accepted: Int[Array, "B"]) -> Int[Array, "B"]:
-    """The draft length of each row's next step."""
-    return num_draft.update(current, num_accepted) if isinstance(num_draft, HeuristicNumDraft) else current
+def start(
+    num_draft: NumDraft, costs: Float[Array, "N"] | None, lengths: Int[Array, "B"], remaining: Int[Array, "B"]
+) -> tuple[Int[Array, "B"], GoodputState | tuple[()]]:
+    """Returns the draft length of each row's first step, and the state of the rule.
+
+    Args:
+      num_draft: The rule.
+      costs: The costs that `split` returned. None: those in `num_draft`.
+      lengths: Tokens of each prompt.
+      remaining: Tokens from there to each row's limit.
+    """
+    if isinstance(num_draft, GoodputNumDraft):
+        costs = jnp.asarray(num_draft.costs, jnp.float32) if costs is None else costs
+        return goodput.start(num_draft, costs, lengths, remaining)
+    first = num_draft.initial if isinstance(num_draft, HeuristicNumDraft) else num_draft
+    return jnp.full(lengths.shape, first, jnp.int32), ()
+
+
+def update(
+    num_draft: NumDraft,
+    current: Int[Array, "B"],
+    state: Any,
+    *,
+    active: Bool[Array, "B"],
+    num_accepted: Int[Array, "B"],
+    lengths: Int[Array, "B"],
+    remaining: Int[Array, "B"],
+) -> tuple[Int[Array, "B"], Any]:
+    """Returns the draft length of each row's next step, and the state of the rule; see `goodput.update`."""
+    if isinstance(num_draft, GoodputNumDraft):
+        counts = {"active": active, "num_drafted": current, "num_accepted": num_accepted}
+        return goodput.update(num_draft, state, **counts, lengths=lengths, remaining=remaining)
+    if isinstance(num_draft, HeuristicNumDraft):
+        return jnp.where(active, num_draft.update(current, num_accepted), current), state
+    return current, state

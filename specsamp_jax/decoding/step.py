@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Float, Int
 from specsamp_jax import _checks
 from specsamp_jax._types import PAD_TOKEN, Draft, KeyLike, Model, SamplingParams, Verification
 from specsamp_jax.decoding import num_draft as num_draft_module
+from specsamp_jax.decoding.catch_up import catch_up
 from specsamp_jax.decoding.confidence import ConfidenceDrafter
 from specsamp_jax.decoding.drafters import Drafter, ModelDrafter, ProcessLogitsFn, append
 from specsamp_jax.decoding.model_call import apply, prefill, vocab_size
@@ -36,6 +37,7 @@ class DecodeState(NamedTuple):
       num_draft: Draft length of each row in the next step.
       target_cache: The target's cache.
       draft_state: The drafter's state.
+      num_draft_state: The state of the rule for the draft length; () if it has none.
     """
 
     tokens: Int[Array, "B W"]
@@ -46,6 +48,7 @@ class DecodeState(NamedTuple):
     num_draft: Int[Array, "B"]
     target_cache: Any
     draft_state: Any
+    num_draft_state: Any = ()
 
 
 class StepInfo(NamedTuple):
@@ -78,8 +81,11 @@ def init(
     num_draft: NumDraft = 4,
     max_new_tokens: int,
     prompt_lengths: Int[Array | np.ndarray, "B"] | None = None,
+    costs: Float[Array, "N"] | None = None,
 ) -> DecodeState:
     """Returns the state before the first step, with the prompts in the caches. Arguments are those of `generate`.
+
+    `costs` replaces the costs of a `GoodputNumDraft`, so that a program compiled for one table serves others.
 
     Example:
       >>> import jax.numpy as jnp, specsamp_jax as ss
@@ -104,15 +110,18 @@ def init(
     if not isinstance(prompt, Tracer):
         _checks.prompt_ids(prompt, prompt_lengths, vocab_size(target, (batch_size, width), buffer_length))
     tokens = jnp.pad(jnp.where(inside, fed, PAD_TOKEN), ((0, 0), (0, buffer_length - width)), constant_values=PAD_TOKEN)
+    remaining = jnp.full((batch_size,), max_new_tokens, jnp.int32)
+    first_num_draft, num_draft_state = num_draft_module.start(num_draft, costs, prompt_lengths, remaining)
     return DecodeState(
         tokens=tokens,
         lengths=prompt_lengths,
         limits=prompt_lengths + max_new_tokens,
         finished=jnp.zeros((batch_size,), bool),
         log_probs=jnp.zeros(tokens.shape, jnp.float32),
-        num_draft=jnp.full((batch_size,), num_draft_module.initial(num_draft), jnp.int32),
+        num_draft=first_num_draft,
         target_cache=prefill(target, fed, buffer_length),
         draft_state=() if drafter is None else drafter.init(fed, buffer_length),
+        num_draft_state=num_draft_state,
     )
 
 
@@ -194,22 +203,28 @@ def step(
         results, target_cache, draft_state = branches[0](state)
     else:
         longest = jnp.where(state.finished, 0, state.num_draft).max(initial=0)
+        state = catch_up(state, drafter, longest)
         chosen = jnp.searchsorted(jnp.array(compiled), longest)
         results, target_cache, draft_state = lax.switch(chosen, branches, state)
     tokens, log_probs, num_accepted, status, num_drafted = results
 
     num_new, ended = _cut(tokens, num_accepted + 1, state, eos_token)
     active = ~state.finished
-    next_num_draft = num_draft_module.update(num_draft, state.num_draft, num_accepted)
+    lengths = state.lengths + num_new
+    counts = {"active": active, "num_accepted": num_accepted, "lengths": lengths}
+    next_num_draft, num_draft_state = num_draft_module.update(
+        num_draft, state.num_draft, state.num_draft_state, **counts, remaining=state.limits - lengths
+    )
     new_state = DecodeState(
         tokens=append(state.tokens, state.lengths, tokens, num_new),
-        lengths=state.lengths + num_new,
+        lengths=lengths,
         limits=state.limits,
         finished=state.finished | ended,
         log_probs=append(state.log_probs, state.lengths, log_probs, num_new),
-        num_draft=jnp.where(active, next_num_draft, state.num_draft),
+        num_draft=next_num_draft,
         target_cache=target_cache,
         draft_state=draft_state,
+        num_draft_state=num_draft_state,
     )
     gained = jnp.where(jnp.arange(tokens.shape[1]) < num_new[:, None], tokens, PAD_TOKEN)
     counted = (jnp.where(active, count, 0) for count in (num_drafted, num_accepted, status))

@@ -238,7 +238,7 @@ def test_it_runs_inside_another_program():
         ({"target": tables.apply_fn}, "target must be a Model; got function.*adapters"),
         ({"draft": "small"}, "draft must be a Model, a drafter with `propose`, or None; got str"),
         ({"num_draft": -1}, "num_draft must be at least 0; got -1"),
-        ({"num_draft": 2.0}, "num_draft must be a Python int or HeuristicNumDraft"),
+        ({"num_draft": 2.0}, "num_draft must be a Python int, HeuristicNumDraft or GoodputNumDraft"),
         ({"max_new_tokens": 0}, "max_new_tokens must be at least 1; got 0"),
         ({"sampling": ss.SamplingParams(temperature=-1.0)}, "sampling.temperature must be in"),
         ({"key": 0}, "key must be a JAX key"),

@@ -8,6 +8,7 @@ import numpy as np
 import oracle
 import pytest
 import tables
+from jax import lax
 
 import specsamp_jax as ss
 from specsamp_jax.models import with_vocab_size
@@ -57,3 +58,33 @@ def test_the_loop_emits_the_targets_law(draft, num_draft, sampling):
     # Chance was at work: drafts were accepted, and drafts were rejected.
     accepted, drafted = result.stats.num_accepted.sum(), result.stats.num_drafted.sum()
     assert 0.02 * drafted < accepted < 0.98 * drafted
+
+
+def test_the_law_while_the_draft_length_follows_the_past():
+    """Each sample is a batch of its own, so that its draft lengths follow its own accepted drafts."""
+    num_new, prompt = 4, [1, 2, 1, 2, 1]
+    rule = ss.GoodputNumDraft((1.0, 1.45, 1.6), (0, 1, 2), hysteresis=0.0, memory=1.0, prior=0.5)
+    models = {"target": tables.model(TARGET), "draft": tables.model(DRAFT), "num_draft": rule}
+
+    @jax.jit
+    @jax.vmap
+    def sample(key):
+        state = ss.init(np.array([prompt]), **models, max_new_tokens=num_new)
+
+        def advance(state, _):
+            return ss.step(key, state, **models)[0], (state.lengths[0], state.num_draft[0])
+
+        state, (lengths, num_draft) = lax.scan(advance, state, length=num_new)
+        return state.tokens[0, len(prompt) : -2], lengths, num_draft
+
+    tokens, lengths, num_draft = map(np.asarray, sample(jax.random.split(jax.random.key(5), 20_000)))
+    expected = oracle.target_law(
+        lambda prefix: oracle.distribution(tables.logits_after(TARGET, [*prompt, *prefix]).astype(np.float64)), num_new
+    )
+    weights = tables.VOCAB ** np.arange(num_new)
+    observed = np.bincount(tokens @ weights, minlength=tables.VOCAB**num_new)
+    law = np.zeros(tables.VOCAB**num_new)
+    law[[int(np.dot(text, weights)) for text in expected]] = list(expected.values())
+    assert oracle.chi_square(observed, law) > FALSE_ALARM
+    # After two tokens, one draft follows an accepted draft and none a rejected one.
+    assert set(num_draft[lengths == len(prompt) + 2]) == {0, 1}

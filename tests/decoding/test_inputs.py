@@ -58,7 +58,10 @@ WRONG = [
         {"draft": ss.ConfidenceDrafter(DRAFT, 0.5, ss.SamplingParams(top_p=2.0))},
         "draft.sampling.top_p must be in [0, 1]",
     ),
-    ({"num_draft": True}, "num_draft must be a Python int or HeuristicNumDraft, for it sets shapes; got True."),
+    (
+        {"num_draft": True},
+        "num_draft must be a Python int, HeuristicNumDraft or GoodputNumDraft, for it sets shapes; got True.",
+    ),
     ({"max_new_tokens": True}, "max_new_tokens must be a Python int of at least 1; got True."),
     (
         {"target": LOGITS_ALONE},

@@ -1,0 +1,43 @@
+"""Tokens that a drafter missed while the target decoded alone, read before it drafts again."""
+
+from typing import Any
+
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Int
+
+from specsamp_jax.decoding.drafters import Drafter, ReadsText
+from specsamp_jax.decoding.goodput import ALL_SEEN, CATCH_UP, GoodputState
+
+
+def catch_up(state: Any, drafter: Drafter | None, num_draft: Int[Array, ""]) -> Any:
+    """Returns the `DecodeState` with the missing tokens in the drafter's cache if the step drafts, else `state`.
+
+    `propose` reads the last two tokens of each row itself. Before a probe the drafter reads at most the last
+    `CATCH_UP` tokens, so that a probe costs no more after a longer wait; earlier ones stay missing until a step
+    that is no probe.
+    """
+    rule = state.num_draft_state
+    if not isinstance(rule, GoodputState) or not isinstance(drafter, ReadsText):
+        return state
+    width = min(CATCH_UP, state.tokens.shape[1])
+    end = state.lengths - 2
+    drafts = num_draft > 0
+    first = jnp.where(rule.probing, jnp.maximum(rule.num_seen, state.lengths - width), rule.num_seen)
+    first = jnp.where(state.finished, end, first)
+
+    def behind(carry):
+        return drafts & (carry[0] < end).any()
+
+    def read(carry):
+        first, draft_state = carry
+        # Consecutive positions inside the text, or from 0 on if it is shorter than the window.
+        begin = jnp.clip(first, 0, jnp.maximum(state.lengths - width, 0))
+        positions = begin[:, None] + jnp.arange(width)
+        tokens = jnp.maximum(jnp.take_along_axis(state.tokens, positions, axis=1), 0)
+        return begin + width, drafter.read(draft_state, tokens, positions)
+
+    _, draft_state = lax.while_loop(behind, read, (first, state.draft_state))
+    # Drafts are fed as they are drawn: whatever is accepted, all but the last two tokens are there after this step.
+    num_seen = jnp.where(drafts & (first <= rule.num_seen), ALL_SEEN, rule.num_seen)
+    return state._replace(draft_state=draft_state, num_draft_state=rule._replace(num_seen=num_seen))

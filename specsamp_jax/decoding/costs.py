@@ -1,0 +1,124 @@
+"""Measures the time of a decoding step at each draft length, on the machine and with the models at hand."""
+
+import functools
+import itertools
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Array, Int
+
+from specsamp_jax import _checks
+from specsamp_jax._types import Model, SamplingParams
+from specsamp_jax.decoding.drafters import Drafter, ProcessLogitsFn
+from specsamp_jax.decoding.generate import generate, generate_steps, stream
+from specsamp_jax.decoding.goodput import GoodputNumDraft
+from specsamp_jax.decoding.step import VerifyFn
+from specsamp_jax.rules.verify import verify
+
+_FEWEST_STEPS, _MOST_STEPS, _STEPS_SECONDS = 3, 12, 0.05  # timed together: as many as take so long
+_FEWEST_ROUNDS, _MOST_ROUNDS, _SECONDS = 3, 16, 2.0  # no new round after so many seconds
+
+
+def measure_costs(
+    prompt: Int[Array | np.ndarray, "B P"],
+    *,
+    target: Model,
+    draft: Model | Drafter,
+    lengths: tuple[int, ...] = GoodputNumDraft.lengths,
+    decode_fn: Callable[..., Any] = generate,
+    max_new_tokens: int,
+    prompt_lengths: Int[Array | np.ndarray, "B"] | None = None,
+    sampling: SamplingParams = SamplingParams(),
+    eos_token: int | Sequence[int] | Int[Array, "E"] | None = None,
+    verify_fn: VerifyFn = verify,
+    process_logits_fn: ProcessLogitsFn | None = None,
+) -> tuple[float, ...]:
+    """Returns the seconds of a step at each of `lengths`, for `GoodputNumDraft`.
+
+    Decodes a few steps after the prompts with each length in turn, for about two seconds and the time of compilation,
+    and throws the texts away. The result is the lower quartile of the rounds, which other processes disturb less than
+    the median; a longer draft never costs less than a shorter one. The programs that run are those of `decode_fn` with
+    the same arguments and `GoodputNumDraft(costs, lengths)`, which are then compiled already. The time of a step
+    depends on B and on P + `max_new_tokens`: measure again for shapes that differ much.
+
+    Args:
+      prompt: As in `generate`, and so are the arguments that are not listed here.
+      target: The target.
+      draft: The drafter.
+      lengths: The draft lengths, ascending.
+      decode_fn: `generate` or `stream`: a step of `stream` includes the time of a call from Python.
+      max_new_tokens: As in `generate`.
+      prompt_lengths: As in `generate`.
+      sampling: As in `generate`.
+      eos_token: As in `generate`.
+      verify_fn: As in `generate`.
+      process_logits_fn: As in `generate`.
+
+    Raises:
+      ValueError: As in `generate`, or the lengths are not ascending, or `decode_fn` is another function.
+
+    Example:
+      >>> import jax.numpy as jnp, specsamp_jax as ss
+      >>> def bigrams(table, tokens, positions, cache):
+      ...     return table[tokens], cache
+      >>> target = ss.Model(jnp.eye(5), bigrams, lambda batch_size, max_length: ())
+      >>> models = {"target": target, "draft": ss.NGramDrafter()}
+      >>> costs = ss.measure_costs(jnp.array([[1, 2]]), **models, lengths=(0, 2), max_new_tokens=8)
+      >>> rule = ss.GoodputNumDraft(costs, lengths=(0, 2))
+    """
+    _checks.lengths("lengths", lengths, 0)
+    if decode_fn not in (generate, stream):
+        raise ValueError(f"decode_fn must be generate or stream; got {decode_fn!r}.")
+    options = {
+        "target": target,
+        "draft": draft,
+        "max_new_tokens": max_new_tokens,
+        "prompt_lengths": prompt_lengths,
+        "sampling": sampling,
+        "eos_token": eos_token,
+        "verify_fn": verify_fn,
+        "process_logits_fn": process_logits_fn,
+    }
+    seconds_fn = _seconds_of_generate if decode_fn is generate else _seconds_of_stream
+    rules = [_forced(lengths, index) for index in range(len(lengths))]
+    first = functools.partial(seconds_fn, _FEWEST_STEPS, jax.random.key(0), prompt, rules[0], options)
+    first()  # compiles
+    num_steps = int(np.clip(_STEPS_SECONDS / max(first(), 1e-9), _FEWEST_STEPS, _MOST_STEPS))
+    began, rounds = time.perf_counter(), []
+    while len(rounds) < _FEWEST_ROUNDS or (len(rounds) < _MOST_ROUNDS and time.perf_counter() - began < _SECONDS):
+        key = jax.random.key(len(rounds))
+        rounds.append([seconds_fn(num_steps, key, prompt, rule, options) for rule in rules])
+    quartile = np.quantile(rounds, 0.25, axis=0)
+    return tuple(np.maximum.accumulate(np.maximum(quartile, 1e-9)).tolist())
+
+
+def _forced(lengths: tuple[int, ...], index: int) -> GoodputNumDraft:
+    """The rule under costs with which it always chooses one length, in the program of any other costs."""
+    return GoodputNumDraft(tuple(1.0 if i == index else 1e9 for i in range(len(lengths))), lengths)
+
+
+def _seconds_of_generate(
+    most_steps: int, key: Any, prompt: Any, rule: GoodputNumDraft, options: dict[str, Any]
+) -> float:
+    """Seconds per step inside the compiled loop: of some steps, less the time of none."""
+    times, num_steps = [], 1
+    for max_steps in (0, most_steps):
+        began = time.perf_counter()
+        text = jax.block_until_ready(generate_steps(np.int32(max_steps), key, prompt, num_draft=rule, **options))
+        times.append(time.perf_counter() - began)
+        num_steps = max(int(text.stats.num_steps), 1)
+    return (times[1] - times[0]) / num_steps
+
+
+def _seconds_of_stream(most_steps: int, key: Any, prompt: Any, rule: GoodputNumDraft, options: dict[str, Any]) -> float:
+    """Seconds per step from one item of the stream to the next, the first excluded."""
+    began = ended = time.perf_counter()
+    num_steps = 0
+    for num_steps, text in enumerate(itertools.islice(stream(key, prompt, num_draft=rule, **options), most_steps + 1)):
+        jax.block_until_ready(text)
+        ended = time.perf_counter()
+        began = began if num_steps else ended
+    return (ended - began) / max(num_steps, 1)

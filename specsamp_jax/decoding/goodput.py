@@ -1,0 +1,226 @@
+"""Draft length by goodput: the number of expected tokens per second, from measured acceptance and measured costs."""
+
+import dataclasses
+import functools
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jax import export, lax
+from jaxtyping import Array, Bool, Float, Int
+
+from specsamp_jax import _checks
+
+CATCH_UP = 32
+"""Tokens that a drafter reads at once if it was not run for some steps."""
+
+ALL_SEEN = 2**31 - 1
+"""Value of `GoodputState.num_seen` during a step that leaves no gap."""
+
+_PRIOR_WEIGHT = 2.0  # of the estimate that a position starts from, in observations
+_SHORTEST_WAIT, _LONGEST_WAIT = 8, 4096  # steps between two probes
+
+
+@dataclasses.dataclass(frozen=True)
+class GoodputNumDraft:
+    """The draft length that promises the most tokens per second; 0, plain decoding, where drafting does not pay.
+
+    After each step the goodput of each of `lengths` is its expected number of tokens over its cost. The expected
+    number is 1 + a_1 + a_1 a_2 + ..., where a_i is the running acceptance at position i, given that all drafts before
+    it were accepted, of all rows together; drafts that a drafter did not propose count as rejected. A position without
+    observations takes the estimate of the position before it. The step after that runs the length of highest goodput,
+    if it is better than the present one by `hysteresis`. A row drafts fewer tokens where fewer are left to its limit.
+
+    Acceptance beyond the present length is not observed, so the next longer length is tried from time to time. The
+    wait is the expected loss of such a probe over `probe_share` of a step's cost, between 8 and 4,096 steps. A drafter
+    does not run in steps of length 0. Before a probe it reads the last 32 tokens, before other steps all that it
+    missed.
+
+    The length of a step is a function of earlier steps: their counts of accepted drafts, the number of rows that have
+    finished, and `costs`. It never depends on the drafts of the step itself, which would change the distribution of
+    the text (see `Draft`). So each row's text has exactly the target's distribution. It is not the same text in another
+    batch or under other costs, because one length serves all rows: where a seed must reproduce a text, use a fixed
+    draft length, or `HeuristicNumDraft`, or a temperature of 0.
+
+    Attributes:
+      costs: Time of a step at each of `lengths`, in any unit, such as `measure_costs` returns.
+      lengths: The draft lengths that are compiled, ascending.
+      hysteresis: Share by which another length must be better than the present one.
+      memory: Observations that the running acceptance of a row remembers.
+      probe_share: Expected share of the time that probes may cost.
+      prior: Acceptance that is assumed before there are observations.
+
+    Example:
+      >>> rule = GoodputNumDraft(costs=(1.0, 1.2, 1.4), lengths=(0, 1, 2))
+      >>> [rule.best((rate, rate)) for rate in (0.1, 0.3, 0.8)]
+      [0, 1, 2]
+    """
+
+    costs: tuple[float, ...]
+    lengths: tuple[int, ...] = (0, 1, 2, 3, 4, 6, 8)
+    hysteresis: float = 0.01
+    memory: float = 50.0
+    probe_share: float = 0.01
+    prior: float = 0.7
+
+    def __post_init__(self):
+        _checks.lengths("GoodputNumDraft.lengths", self.lengths, 0)
+        if len(self.costs) != len(self.lengths) or not all(0 < cost < float("inf") for cost in self.costs):
+            raise ValueError(
+                "GoodputNumDraft.costs must be one positive number for each of lengths, "
+                f"{self.lengths}; got {self.costs}. See measure_costs."
+            )
+        for name, least, largest in (
+            ("hysteresis", 0, 1),
+            ("memory", 1, float("inf")),
+            ("probe_share", 0, 1),
+            ("prior", 0, 1),
+        ):
+            if not least <= (value := vars(self)[name]) <= largest:
+                raise ValueError(f"GoodputNumDraft.{name} must be from {least} to {largest}; got {value}.")
+
+    def best(self, acceptance: tuple[float, ...]) -> int:
+        """Returns the best draft length for a share of accepted drafts per position, given those before it."""
+        rates = jnp.asarray(acceptance, jnp.float32)
+        return self.lengths[int(jnp.argmax(_num_tokens(rates, self.lengths) / jnp.asarray(self.costs)))]
+
+
+class GoodputState(NamedTuple):
+    """Observations and the present choice; the batch first, so that rows can be replaced. K is the longest length.
+
+    Attributes:
+      costs: Time of a step at each length.
+      tried: Steps that asked for a draft at each position and had accepted all before it; older ones count less.
+      accepted: Those among them in which it was accepted.
+      choice: Index of the chosen length.
+      probing: Whether the next step probes the length after the chosen one.
+      due: Steps until the next probe.
+      num_seen: Tokens of the text that are in the drafter's cache without a gap; its last two need not be.
+    """
+
+    costs: Float[Array, "B N"]
+    tried: Float[Array, "B K"]
+    accepted: Float[Array, "B K"]
+    choice: Int[Array, "B"]
+    probing: Bool[Array, "B"]
+    due: Int[Array, "B"]
+    num_seen: Int[Array, "B"]
+
+
+export.register_namedtuple_serialization(GoodputState, serialized_name="specsamp_jax.GoodputState")
+
+
+def start(
+    rule: GoodputNumDraft, costs: Float[Array, "N"], lengths: Int[Array, "B"], remaining: Int[Array, "B"]
+) -> tuple[Int[Array, "B"], GoodputState]:
+    """Returns the draft length of each row's first step and the state before it."""
+    batch_size, longest = lengths.shape[0], rule.lengths[-1]
+    none = jnp.zeros((batch_size, longest), jnp.float32)
+    num_tokens = _num_tokens(_acceptance(none.sum(0), none.sum(0), rule.prior), rule.lengths)
+    choice = jnp.argmax(num_tokens / costs).astype(jnp.int32)
+    state = GoodputState(
+        costs=jnp.broadcast_to(costs, (batch_size, costs.shape[0])),
+        tried=none,
+        accepted=none,
+        choice=jnp.broadcast_to(choice, (batch_size,)),
+        probing=jnp.zeros((batch_size,), bool),
+        due=jnp.broadcast_to(_wait(rule, costs, num_tokens, choice), (batch_size,)),
+        num_seen=lengths,
+    )
+    return _per_row(rule, choice, remaining), state
+
+
+def update(
+    rule: GoodputNumDraft,
+    state: GoodputState,
+    *,
+    active: Bool[Array, "B"],
+    num_drafted: Int[Array, "B"],
+    num_accepted: Int[Array, "B"],
+    lengths: Int[Array, "B"],
+    remaining: Int[Array, "B"],
+) -> tuple[Int[Array, "B"], GoodputState]:
+    """Returns the draft length of each row's next step and the state before it.
+
+    Args:
+      rule: The rule.
+      state: The state before the step.
+      active: Rows that had not finished before the step.
+      num_drafted: Drafts that were asked for.
+      num_accepted: Drafts that were accepted.
+      lengths: Tokens of each row after the step.
+      remaining: Tokens from there to each row's limit.
+    """
+    decoded_alone = (state.choice.max(initial=0) == 0) & ~state.probing.any() & (rule.lengths[0] == 0)
+    # Without drafts there is nothing to observe: a step of length 0 counts down to the next probe and no more.
+    state = lax.cond(
+        decoded_alone,
+        lambda state: state._replace(due=jnp.maximum(state.due - 1, 0)),
+        functools.partial(_observe, rule, active=active, num_drafted=num_drafted, num_accepted=num_accepted),
+        state,
+    )
+    choice = state.choice.max(initial=0)
+    longer = jnp.minimum(choice + 1, len(rule.lengths) - 1)
+    probing = (longer > choice) & (state.due.max(initial=0) == 0) & (rule.probe_share > 0)
+    state = state._replace(
+        probing=jnp.broadcast_to(probing, active.shape), num_seen=jnp.minimum(state.num_seen, lengths - 2)
+    )
+    return _per_row(rule, jnp.where(probing, longer, choice), remaining), state
+
+
+def _observe(
+    rule: GoodputNumDraft,
+    state: GoodputState,
+    *,
+    active: Bool[Array, "B"],
+    num_drafted: Int[Array, "B"],
+    num_accepted: Int[Array, "B"],
+) -> GoodputState:
+    """The state with a step's counts, the choice that follows from them, and the wait for the next probe."""
+    position = jnp.arange(rule.lengths[-1])
+    tried = active[:, None] & (position < num_drafted[:, None]) & (position <= num_accepted[:, None])
+    accepted = tried & (position < num_accepted[:, None])
+    keep = jnp.where(tried, 1 - 1 / rule.memory, 1.0)
+    state = state._replace(tried=state.tried * keep + tried, accepted=state.accepted * keep + accepted)
+
+    costs = state.costs.max(0, initial=0)
+    num_tokens = _num_tokens(_acceptance(state.tried.sum(0), state.accepted.sum(0), rule.prior), rule.lengths)
+    goodput = num_tokens / costs
+    old, best = state.choice.max(initial=0), jnp.argmax(goodput).astype(jnp.int32)
+    choice = jnp.where(goodput[best] > goodput[old] * (1 + rule.hysteresis), best, old)
+    wait = _wait(rule, costs, num_tokens, choice)
+    restart = (choice != old) | state.probing.any()
+    due = jnp.where(restart, wait, jnp.clip(state.due.max(initial=0) - 1, 0, wait))
+    shape = active.shape
+    return state._replace(choice=jnp.broadcast_to(choice, shape), due=jnp.broadcast_to(due, shape))
+
+
+def _wait(
+    rule: GoodputNumDraft, costs: Float[Array, "N"], num_tokens: Float[Array, "N"], choice: Int[Array, ""]
+) -> Int[Array, ""]:
+    """Steps between two probes of the length after the chosen one."""
+    longer = jnp.minimum(choice + 1, len(rule.lengths) - 1)
+    loss = costs[longer] - costs[choice] * num_tokens[longer] / num_tokens[choice]
+    # A drafter that did not run reads 32 tokens first, which takes about as long as another step of one draft.
+    loss += jnp.where(jnp.array(rule.lengths)[choice] == 0, costs[longer] - costs[choice], 0)
+    wait = loss / (max(rule.probe_share, 1e-6) * costs[choice])
+    return jnp.clip(wait, _SHORTEST_WAIT, _LONGEST_WAIT).astype(jnp.int32)
+
+
+def _per_row(rule: GoodputNumDraft, index: Int[Array, ""], remaining: Int[Array, "B"]) -> Int[Array, "B"]:
+    """The length of that index, or less in rows that are close to their limit: the last token needs no draft."""
+    return jnp.minimum(jnp.array(rule.lengths, jnp.int32)[index], jnp.maximum(remaining - 1, 0))
+
+
+def _acceptance(tried: Float[Array, "K"], accepted: Float[Array, "K"], prior: float) -> Float[Array, "K"]:
+    """Acceptance at each position, given those before; the estimate of a position is the prior of the next."""
+    rates = []
+    for i in range(tried.shape[0]):
+        before = rates[-1] if rates else prior
+        rates.append((accepted[i] + _PRIOR_WEIGHT * before) / (tried[i] + _PRIOR_WEIGHT))
+    return jnp.stack(rates) if rates else jnp.zeros((0,), jnp.float32)
+
+
+def _num_tokens(acceptance: Float[Array, "K"], lengths: tuple[int, ...]) -> Float[Array, "N"]:
+    """The expected number of tokens of a step at each length."""
+    sums = jnp.concatenate([jnp.ones(1), 1 + jnp.cumsum(jnp.cumprod(acceptance))])
+    return sums[jnp.array(lengths)]

@@ -1,0 +1,186 @@
+"""Draft length by goodput: its choice by hand, gaps in a drafter's cache, costs; test_generate_law has its law."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tables
+
+import specsamp_jax as ss
+from specsamp_jax.decoding import goodput
+
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
+TARGET, DRAFT = tables.table(3, 1.0), tables.table(4, 1.0)
+LENGTHS = (0, 1, 2)
+RULE = ss.GoodputNumDraft((1.0, 1.2, 1.4), LENGTHS)
+PROMPT = [1, 2, 1, 2, 1]
+
+
+def after(rule, accepted, *, num_steps=60, remaining=1000):
+    """Draft lengths and states of a row whose step accepts `accepted(i, num_draft)` drafts."""
+    update = jax.jit(functools.partial(goodput.update, rule))
+    row = functools.partial(jnp.full, (1,))
+    num_draft, state = goodput.start(rule, jnp.asarray(rule.costs), row(5), row(remaining))
+    lengths, states = [], []
+    for i in range(num_steps):
+        lengths.append(int(num_draft[0]))
+        states.append(state)
+        count = row(min(accepted(i, lengths[-1]), lengths[-1]))
+        counts = {"active": row(True), "num_accepted": count, "lengths": row(9), "remaining": row(remaining)}
+        num_draft, state = update(state, num_drafted=num_draft, **counts)
+    return lengths, states
+
+
+# The choice
+
+
+def test_the_best_length_maximises_tokens_per_cost():
+    rule = ss.GoodputNumDraft((1.0, 1.1, 1.3, 2.0), (0, 1, 2, 4))
+    for rate in (0.05, 0.3, 0.6, 0.9):
+        tokens = [float(ss.expected_num_tokens(rate, k)) if k else 1.0 for k in rule.lengths]
+        expected = rule.lengths[np.argmax(np.array(tokens) / rule.costs)]
+        assert rule.best((rate,) * 4) == expected
+    # Positions differ: the first draft is nearly always accepted, the others never.
+    assert rule.best((0.9, 0.0, 0.0, 0.0)) == 1
+
+
+def test_all_accepted_drafts_most_and_all_rejected_drafts_nothing():
+    assert set(after(RULE, lambda i, k: k)[0][5:]) == {2}
+    lengths, _ = after(RULE, lambda i, k: 0)
+    assert lengths[10:].count(0) > 45
+
+
+def test_the_acceptance_is_that_of_the_steps_that_reached_a_position():
+    # Two drafts: the first accepted in all steps, the second in every other.
+    rule = ss.GoodputNumDraft((1.0, 1.0, 1.0), LENGTHS, memory=1e9)
+    _, states = after(rule, lambda i, k: 1 + i % 2, num_steps=41)
+    assert states[-1].tried[0].tolist() == [40, 40]
+    assert states[-1].accepted[0].tolist() == [40, 20]
+    # A position after a rejection is not tried.
+    _, states = after(rule, lambda i, k: 0, num_steps=11)
+    assert states[-1].tried[0].tolist() == [10, 0]
+
+
+def test_probes_are_rare_enough_to_be_cheap():
+    costs = (1.0, 1.5, 2.0)
+    lengths, _ = after(ss.GoodputNumDraft(costs, LENGTHS, probe_share=0.01), lambda i, k: 0, num_steps=2000)
+    assert 2 <= np.count_nonzero(lengths[100:]) <= 0.01 * 1900 / (costs[1] - costs[0])
+    never = after(ss.GoodputNumDraft(costs, LENGTHS, probe_share=0.0), lambda i, k: 0, num_steps=300)[0]
+    assert not any(never[20:])
+
+
+def test_a_drafter_that_becomes_good_is_noticed():
+    lengths, _ = after(RULE, lambda i, k: 0 if i < 200 else k, num_steps=1200)
+    assert set(lengths[150:200]) <= {0, 1}
+    assert lengths[-50:].count(2) == 50
+
+
+def test_a_slightly_better_length_is_not_taken():
+    # The true acceptance makes length 1 better than 2 by less than the hysteresis, then by more.
+    for hysteresis, last in ((0.5, 2), (0.0, 1)):
+        rule = ss.GoodputNumDraft((9.0, 1.0, 1.2), LENGTHS, hysteresis=hysteresis, prior=0.9, probe_share=0.0)
+        assert after(rule, lambda i, k: 1 if i % 8 else 0)[0][-1] == last
+
+
+def test_the_last_token_of_a_row_needs_no_draft():
+    assert after(RULE, lambda i, k: k, num_steps=1, remaining=1)[0] == [0]
+    assert after(RULE, lambda i, k: k, num_steps=3, remaining=2)[0] == [1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"costs": (1.0,)}, r"costs must be one positive number for each of lengths, \(0, 1, 2\); got \(1.0,\)"),
+        ({"costs": (1.0, 0.0, 1.0)}, "one positive number"),
+        ({"costs": (1.0, float("nan"), 1.0)}, "one positive number"),
+        ({"lengths": (2, 1, 0)}, r"GoodputNumDraft.lengths must be ascending and at least 0; got \(2, 1, 0\)"),
+        ({"prior": 1.5}, "GoodputNumDraft.prior must be from 0 to 1; got 1.5"),
+        ({"memory": 0.5}, "GoodputNumDraft.memory must be from 1"),
+    ],
+)
+def test_wrong_settings_are_told(options, message):
+    with pytest.raises(ValueError, match=message):
+        ss.GoodputNumDraft(**{"costs": (1.0, 1.0, 1.0), "lengths": LENGTHS} | options)
+
+
+# The text
+
+
+def steps(rule, draft, num_steps):
+    """States and infos of some steps, the draft length chosen by the rule."""
+    models = {"target": tables.model(TARGET), "draft": draft, "num_draft": rule}
+    state = ss.init(np.array([PROMPT, [3, 0, 2, 1, 1]]), **models, max_new_tokens=80)
+    step = jax.jit(functools.partial(ss.step, **models, sampling=ss.SamplingParams(0.0)))
+    items = []
+    for _ in range(num_steps):
+        before = state
+        state, info = step(jax.random.key(0), state)
+        items.append((before, state, info))
+    return items
+
+
+@pytest.mark.parametrize("drafter", [ss.ModelDrafter, functools.partial(ss.ConfidenceDrafter, threshold=0.0)])
+def test_a_drafter_reads_what_it_missed(drafter):
+    """A table model remembers the text: after a gap it drafts from a wrong row, and its draft is rejected."""
+    rule = ss.GoodputNumDraft((1.0, 1.9, 99.0), LENGTHS, prior=0.1, probe_share=1.0)
+    items = steps(rule, drafter(tables.model(TARGET)), 60)
+    chosen = [int(before.num_draft.max()) for before, _, _ in items]
+    assert chosen[:4] == [0] * 4, "the drafter was not run at first"
+    assert 1 in chosen
+    for before, after, info in items:
+        assert (info.num_accepted == info.num_drafted).all()
+        if before.num_draft.max() > 0:
+            # All but the last two tokens are in the cache: here a window of 32 covers every gap.
+            for cache, text, length in zip(after.draft_state, after.tokens, after.lengths, strict=True):
+                np.testing.assert_array_equal(cache[: length - 2], text[: length - 2])
+
+
+def test_finished_rows_and_rows_near_their_limit_take_no_part():
+    items = steps(RULE, tables.model(TARGET), 45)
+    _, last, _ = items[-1]
+    assert last.finished.all()
+    for before, after, info in items:
+        assert (info.num_drafted <= jnp.maximum(before.limits - before.lengths - 1, 0)).all()
+        if before.finished.all():
+            assert (after.num_draft_state.tried == before.num_draft_state.tried).all()
+
+
+def test_costs_are_data_and_are_positive():
+    traces = []
+
+    def counted(table, tokens, positions, cache):
+        traces.append(tokens.shape)
+        return tables.apply_fn(table, tokens, positions, cache)
+
+    models = {
+        "target": ss.Model(jnp.asarray(TARGET), counted, tables.init_cache_fn),
+        "draft": tables.model(DRAFT),
+    }
+    prompt = np.array([PROMPT])
+    costs = ss.measure_costs(prompt, **models, lengths=LENGTHS, max_new_tokens=6)
+    assert len(costs) == 3
+    assert min(costs) > 0
+    num_traces = len(traces)
+    for table in (costs, (1.0, 2.0, 3.0)):
+        rule = ss.GoodputNumDraft(table, LENGTHS)
+        *_, last = ss.stream(jax.random.key(0), prompt, **models, num_draft=rule, max_new_tokens=6)
+        assert (last.lengths == 11).all()
+    assert len(traces) == num_traces, "stream runs the programs that were measured, whatever the costs"
+
+
+def test_a_drafter_of_length_zero_costs_nothing():
+    """With a choice of 0, neither the drafter nor its cache is touched."""
+    calls = []
+
+    def counted(table, tokens, positions, cache):
+        jax.debug.callback(lambda: calls.append(0))
+        return tables.apply_fn(table, tokens, positions, cache)
+
+    draft = ss.Model(jnp.asarray(DRAFT), counted, tables.init_cache_fn)
+    items = steps(ss.GoodputNumDraft((1.0, 9.0, 9.0), LENGTHS, probe_share=0.0), draft, 12)
+    jax.effects_barrier()
+    assert len(calls) == 1, "the prompts"
+    assert all((info.num_tokens == 1).all() for _, _, info in items)
