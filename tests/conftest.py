@@ -28,9 +28,16 @@ FALSE_ALARM = 1e-4
 PATHS = re.compile(r"test_equals_(xla|numpy|the_oracle)(_filtered|_one_hot)?|test_early_exit_decides_the_same")
 
 
+def is_optimised(item):
+    """Whether a test's programs are compiled with all optimisations: the nearest `optimised` mark says it."""
+    mark = item.get_closest_marker("optimised")
+    return mark is None or mark.args != (False,)
+
+
 @pytest.hookimpl(tryfirst=True)  # before tests are selected by their markers
 def pytest_collection_modifyitems(items):
     """Marks the first case of each path of an interpreted kernel with `each_push`; in a file without any, the first."""
+    items.sort(key=lambda item: (item.path, is_optimised(item)))
     slow = [item for item in items if item.get_closest_marker("slow")]
     paths = {(item.path, item.originalname): item for item in reversed(slow) if PATHS.fullmatch(item.originalname)}
     firsts = {item.path: item for item in reversed(slow)}
@@ -63,14 +70,22 @@ def assert_law():
     return assert_law
 
 
-# Of a module: a fixture that lasts longer would reach tests that count bits, which must be optimised.
-@pytest.fixture(scope="module")
-def compiled_quickly():
-    """Optimises compiled programs less: small models run for a moment and compile for seconds."""
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
+def pytest_collection_finish():
+    """Collects garbage less often: tracing makes many objects, and each collection would look at all that live."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(200_000, 20, 50)
+
+
+@pytest.hookimpl(tryfirst=True)  # before the fixtures, which compile too
+def pytest_runtest_setup(item):
+    """Compiles with fewer optimisations for a test marked `optimised(False)`; the mark nearest to the test counts.
+
+    JAX would give one kind of test the programs that another kind compiled, so each change drops them.
+    """
+    if jax.config.read("jax_disable_most_optimizations") == is_optimised(item):
+        jax.config.update("jax_disable_most_optimizations", not is_optimised(item))
+        jax.clear_caches()
 
 
 @pytest.fixture(scope="module", autouse=True)

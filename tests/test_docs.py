@@ -30,8 +30,9 @@ def code_blocks(page):
         yield block["code"], after["code"] if follows and after["language"] == "text" else None
 
 
+@pytest.mark.optimised(False)
 @pytest.mark.parametrize("page", [page for page in PAGES if list(code_blocks(page))], ids=name)
-def test_the_code_of_a_page_runs_in_order_and_prints_what_the_page_says(page, capsys, compiled_quickly):
+def test_the_code_of_a_page_runs_in_order_and_prints_what_the_page_says(page, capsys):
     namespace = {"__name__": "page"}
     for code, output in code_blocks(page):
         exec(compile(code, name(page), "exec"), namespace)

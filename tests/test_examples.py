@@ -24,6 +24,7 @@ def public(module):
             yield name, value
 
 
+@pytest.mark.optimised(False)
 @pytest.mark.parametrize("name", MODULES)
 def test_the_examples_run(name):
     assert doctest.testmod(importlib.import_module(name)).failed == 0

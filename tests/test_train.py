@@ -4,11 +4,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 from flax import nnx
 
 import specsamp_jax as ss
 from specsamp_jax import train
 from specsamp_jax.models import Llama, LlamaConfig
+
+pytestmark = pytest.mark.optimised(False)
 
 SIZES = {"intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1}
 TEXT = jnp.asarray(np.tile([1, 4, 2, 7, 3, 3, 5], 60))

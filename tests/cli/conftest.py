@@ -4,11 +4,6 @@ import specsamp
 from specsamp_jax.cli import shared
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _compiled_quickly(compiled_quickly):
-    """Applies to every test of this folder."""
-
-
 @pytest.fixture(autouse=True)
 def _terminal(monkeypatch):
     """Standard output counts as a terminal, so that messages are written; no programs are kept."""

@@ -18,6 +18,8 @@ from specsamp_jax.cli.rows import Row, in_order
 from specsamp_jax.models import Llama, LlamaConfig, load_checkpoint, load_module, save_checkpoint, with_vocab_size
 from specsamp_jax.text import load_tokenizer
 
+pytestmark = pytest.mark.optimised(False)
+
 TOKENIZER = Path(__file__).parents[1] / "fixtures" / "text" / "byte_level"
 CHATML = TOKENIZER.parent / "templates" / "chatml.jinja"
 WHISPER = TOKENIZER.parents[1] / "whisper" / "multilingual"

@@ -18,6 +18,8 @@ from specsamp_jax.cli.rows import Row
 from specsamp_jax.models import Llama, LlamaConfig, save_checkpoint
 from specsamp_jax.text import load_tokenizer
 
+pytestmark = pytest.mark.optimised(False)
+
 TOKENIZER = Path(__file__).parents[1] / "fixtures" / "text" / "byte_level"
 CHATML = TOKENIZER.parent / "templates" / "chatml.jinja"
 END = 281

@@ -11,6 +11,8 @@ import specsamp_jax as ss
 from specsamp_jax.cli import docstrings
 from specsamp_jax.cli.pair import ASSETS, load_pair
 
+pytestmark = pytest.mark.optimised(False)
+
 
 @pytest.fixture(scope="module")
 def pair():

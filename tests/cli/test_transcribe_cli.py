@@ -13,6 +13,8 @@ from specsamp_jax.cli.pair import ASSETS
 from specsamp_jax.models import load_module, save_checkpoint
 from specsamp_jax.speech import load_speech, load_wav, transcribe
 
+pytestmark = pytest.mark.optimised(False)
+
 TARGET, DRAFT = str(FIXTURES / "multilingual"), str(FIXTURES / "distilled")
 
 

@@ -11,6 +11,8 @@ import tables
 
 import specsamp_jax as ss
 
+pytestmark = pytest.mark.optimised(False)
+
 NUM_SAMPLES, FALSE_ALARM = 40_000, 1e-4
 P, Q = np.array([0.5, 0.5]), np.array([0.9, 0.1])
 THRESHOLD = 0.4
@@ -43,6 +45,7 @@ def first_tokens(draft):
     return np.bincount(ss.generate(jax.random.key(3), prompt, **options).tokens[:, 1], minlength=2)
 
 
+@pytest.mark.optimised(True)  # runs for longer than it compiles
 def test_a_cut_after_the_unsure_token_is_exact_and_one_before_it_is_not():
     assert oracle.chi_square(first_tokens(ss.ConfidenceDrafter(always(Q), THRESHOLD)), P) > FALSE_ALARM
     biased = first_tokens(CutBefore())

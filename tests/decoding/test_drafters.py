@@ -8,6 +8,8 @@ import pytest
 import specsamp_jax as ss
 from specsamp_jax.decoding.drafters import append
 
+pytestmark = pytest.mark.optimised(False)
+
 
 def propose(texts, num_draft, **options):
     width = max(map(len, texts)) + num_draft

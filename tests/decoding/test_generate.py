@@ -11,6 +11,8 @@ import tables
 
 import specsamp_jax as ss
 
+pytestmark = pytest.mark.optimised(False)
+
 TARGET, DRAFT = tables.model(tables.table(0)), tables.model(tables.table(1))
 PROMPT = np.array([[1, 2, 3], [2, 0, 0], [3, 1, 0]])
 PROMPT_LENGTHS = np.array([3, 1, 2])
@@ -68,6 +70,7 @@ def test_log_probs_are_the_targets():
         assert (outside == 0).all()
 
 
+@pytest.mark.optimised(True)  # compares bits
 @pytest.mark.parametrize("eos_token", [2, [2, 3]])
 def test_a_row_ends_with_its_first_end_token(eos_token):
     ends = np.atleast_1d(eos_token)
@@ -98,6 +101,7 @@ def test_nothing_is_written_past_the_limit(max_new_tokens):
     assert result.stats.num_steps == 1
 
 
+@pytest.mark.optimised(True)  # compares bits
 @pytest.mark.parametrize(
     ("draft", "num_draft"), [(DRAFT, ss.HeuristicNumDraft(2, lengths=(1, 3))), (ss.NGramDrafter(), 3)]
 )
@@ -141,6 +145,7 @@ def test_acceptance_by_position_is_that_of_the_steps():
     assert stats.num_accepted.tolist() == accepted.tolist()
 
 
+@pytest.mark.optimised(True)  # compares bits
 @pytest.mark.parametrize("draft", [DRAFT, None], ids=["model", "none"])
 def test_stream_goes_where_generate_goes(draft):
     options = {"draft": draft, "prompt_lengths": PROMPT_LENGTHS, "eos_token": 2}

@@ -11,7 +11,7 @@ import tables
 import specsamp_jax as ss
 from specsamp_jax.decoding import goodput
 
-pytestmark = pytest.mark.usefixtures("compiled_quickly")
+pytestmark = pytest.mark.optimised(False)
 
 TARGET, DRAFT = tables.table(3, 1.0), tables.table(4, 1.0)
 LENGTHS = (0, 1, 2)

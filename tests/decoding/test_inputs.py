@@ -12,6 +12,8 @@ import tables
 
 import specsamp_jax as ss
 
+pytestmark = pytest.mark.optimised(False)
+
 TARGET, DRAFT = tables.model(tables.table(0)), tables.model(tables.table(1))
 PROMPT = np.array([[1, 2, 3], [2, 0, 0], [3, 1, 0]])
 V = tables.VOCAB

@@ -10,6 +10,8 @@ import tables
 
 import specsamp_jax as ss
 
+pytestmark = pytest.mark.optimised(False)
+
 KEY = jax.random.key(0)
 PROMPT = np.array([[1, 2, 3], [2, 1, 1]])
 LENGTHS = np.array([3, 1])

@@ -12,6 +12,8 @@ import tables
 import specsamp_jax as ss
 from specsamp_jax.decoding import processors, truncation
 
+pytestmark = pytest.mark.optimised(False)
+
 FIXTURE = np.load(Path(__file__).parents[1] / "fixtures" / "processors.npz")
 END, PROMPT = 10, 3
 REPETITION, BIGRAMS = processors.RepetitionPenalty(1.3), processors.NoRepeatNGram(2)
@@ -116,6 +118,7 @@ def processed(text):
     return logits
 
 
+@pytest.mark.optimised(True)  # runs for longer than it compiles
 @pytest.mark.parametrize("draft", [tables.model(DRAFT), ss.NGramDrafter()], ids=["model", "ngram"])
 def test_the_loop_emits_the_law_of_the_processed_target(draft):
     expected = oracle.target_law(lambda prefix: oracle.distribution(processed([*TEXT, *prefix])), NUM_NEW)

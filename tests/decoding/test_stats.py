@@ -3,9 +3,12 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 import specsamp_jax as ss
 from specsamp_jax.decoding.stats import accepted_by_position
+
+pytestmark = pytest.mark.optimised(False)
 
 
 def test_acceptance_counts_positions_whose_earlier_drafts_were_accepted():

@@ -5,9 +5,12 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 import tables
 
 import specsamp_jax as ss
+
+pytestmark = pytest.mark.optimised(False)
 
 VOCAB = 8
 HEURISTIC = ss.HeuristicNumDraft(3, increase=2, decrease=1, lengths=(1, 3))

@@ -11,7 +11,7 @@ import tables
 
 import specsamp_jax as ss
 
-pytestmark = pytest.mark.usefixtures("compiled_quickly")
+pytestmark = pytest.mark.optimised(False)
 
 PROMPT = np.array([[1, 2, 3], [2, 0, 0]])
 B = len(PROMPT)

@@ -9,6 +9,8 @@ import train_pair
 
 from specsamp_jax.models import load_checkpoint
 
+pytestmark = pytest.mark.optimised(False)
+
 VOCAB_SIZE = 16
 SMALLER = {
     "LENGTH": 12,
@@ -45,7 +47,7 @@ def tiny(monkeypatch, tmp_path):
     return tmp_path
 
 
-def test_the_recipe_makes_a_pair_that_loads_and_reports_its_acceptance(tiny, compiled_quickly):
+def test_the_recipe_makes_a_pair_that_loads_and_reports_its_acceptance(tiny):
     arguments = ["--data", str(tiny), "--out", str(tiny / "out"), "--scale", "0.0001"]
     train_pair.main(arguments, standalone_mode=False)
     report = json.loads((tiny / "out" / "training.json").read_text())

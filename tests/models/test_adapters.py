@@ -7,6 +7,8 @@ from small_llama import SIZES, make_llama
 
 from specsamp_jax.models import from_linen, from_nnx
 
+pytestmark = pytest.mark.optimised(False)
+
 V, D, B, T, S = 13, 4, 3, 8, 10
 
 

@@ -24,6 +24,8 @@ from small_llama import SIZES, make_llama
 import specsamp_jax as ss
 from specsamp_jax.models import from_nnx, load_checkpoint, load_module, save_checkpoint
 
+pytestmark = pytest.mark.optimised(False)
+
 ROOT = Path(__file__).parents[2]
 FIXTURES = fixture_files.FIXTURES / "decoders"
 PEERS_PYTHON = ROOT / ".venv-peers" / "bin" / "python"  # made by bench/peers/make_env.sh

@@ -4,6 +4,8 @@ import pytest
 
 from specsamp_jax.models.cache import CacheSpec, causal_mask, write_positions
 
+pytestmark = pytest.mark.optimised(False)
+
 
 def test_write_by_hand():
     slots = jnp.arange(10.0).reshape(2, 5)

@@ -10,6 +10,8 @@ from small_llama import SIZES, make_llama
 from specsamp_jax.models import Llama, LlamaConfig
 from specsamp_jax.models.decoder import checkpoint_layout
 
+pytestmark = pytest.mark.optimised(False)
+
 B, T, S = 3, 11, 16
 RTOL = 2e-5  # of the largest logit; float32, two layers
 

@@ -13,6 +13,8 @@ from flax import nnx
 from specsamp_jax.models import Llama, LlamaConfig, save_checkpoint
 from specsamp_jax.models.decoder import checkpoint_layout
 
+pytestmark = pytest.mark.optimised(False)
+
 # 244 MB in bfloat16, of which the embedding and the head are 33 MB each and gate and up of a layer 12 MB.
 CONFIG = LlamaConfig(16_000, 1024, 2816, num_hidden_layers=7, num_attention_heads=16, num_key_value_heads=16)
 # The small one brings in all code and what tracing leaves behind.

@@ -4,6 +4,8 @@ import jax
 import numpy as np
 import pytest
 
+pytestmark = pytest.mark.optimised(False)
+
 pz = pytest.importorskip("penzai.pz")
 
 

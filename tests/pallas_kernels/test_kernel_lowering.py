@@ -1,6 +1,7 @@
 """Every kernel lowers for CUDA, on any machine, at real shapes: the interpreter accepts what that refuses."""
 
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -58,8 +59,17 @@ def test_lowers_with_every_filter(shape):
     assert launches(kernels.verify_token, arguments(shape, row_filter)) == 2
 
 
-@pytest.mark.parametrize("num_draft", [0, 1, 4])
-@pytest.mark.parametrize("vocab_size", [5, 29, 1024, 1025, 2048])
+# Each size and each draft length on every push; all pairs of them with the other slow tests.
+EACH_PUSH = {(5, 4), (29, 0), (1024, 1), (1025, 4), (2048, 0)}
+
+
+@pytest.mark.parametrize(
+    ("vocab_size", "num_draft"),
+    [
+        pytest.param(*pair, marks=() if pair in EACH_PUSH else pytest.mark.slow)
+        for pair in itertools.product((5, 29, 1024, 1025, 2048), (0, 1, 4))
+    ],
+)
 def test_lowers_for_small_vocabularies(vocab_size, num_draft):
     for dtype in (jnp.float32, jnp.bfloat16):
         shape = (2, num_draft, vocab_size, dtype, "logits")

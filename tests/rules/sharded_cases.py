@@ -199,6 +199,14 @@ def collectives(program):
     return [math.prod(int(size) for size in shape.split(",") if size) for shape in shapes]
 
 
+LONG = 8 * 8 * 1024
+
+
+@functools.cache
+def long_rows_on_one_device(name):
+    return jax.jit(lambda *args: verify(*args, SAMPLINGS[name]))(*inputs(LONG))
+
+
 @pytest.mark.parametrize(
     ("which", "kind", "name"),
     [
@@ -207,14 +215,12 @@ def collectives(program):
     ],
 )
 def test_no_row_is_sent_and_long_rows_have_the_bits_of_one_device(which, kind, name):
-    vocab_size = 8 * 8 * 1024
     # No chunk of a row's sum is on two devices.
-    assert num_chunks(vocab_size) % 8 == 0
-    arguments = inputs(vocab_size)
-    sharded = put(arguments, mesh_for(kind, which), SHARDED[which])
+    assert num_chunks(LONG) % 8 == 0
+    sharded = put(inputs(LONG), mesh_for(kind, which), SHARDED[which])
     run = jax.jit(lambda *args: verify(*args, SAMPLINGS[name]))
     compiled = run.lower(*sharded).compile()
     sent = collectives(compiled.as_text())
     # The flags that are reduced over the batch; with the vocabulary sharded one tile of each row.
     assert max(sent) <= (1 if which == "batch" else B * 1024)
-    assert_same(compiled(*sharded), run(*arguments))
+    assert_same(compiled(*sharded), long_rows_on_one_device(name))

@@ -25,6 +25,11 @@ def rows():
     return target, (target[:, :1] + rng.normal(size=(B, 1, V))).astype(np.float32)
 
 
+@jax.jit
+def rule(target, tokens, draft, uniforms):
+    return verify_token(target, Filter(), ss.Draft(tokens, draft), Filter(), uniforms)
+
+
 def distributions(logits):
     shifted = np.exp(logits.astype(np.float64) - logits.max(-1, keepdims=True))
     return shifted / shifted.sum(-1, keepdims=True)
@@ -35,7 +40,6 @@ def test_the_token_rule_agrees_with_the_oracle(rows, u):
     target, draft = rows
     tokens = np.array([[17], [V - 2], [V - 1], [V]], np.int32)
     uniforms = Uniforms(jnp.full((B, 1), u, jnp.float32), jnp.full((B, 2), u, jnp.float32))
-    rule = jax.jit(lambda *inputs: verify_token(inputs[0], Filter(), ss.Draft(*inputs[1:3]), Filter(), inputs[3]))
     result = rule(target, tokens, draft, uniforms)
     p, q = distributions(target), distributions(draft)
     for b in range(B):

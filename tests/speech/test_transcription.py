@@ -17,6 +17,8 @@ import specsamp_jax as ss
 from specsamp_jax.decoding import generate as generate_module
 from specsamp_jax.speech import Speech, load_speech, transcribe, transcription
 
+pytestmark = pytest.mark.optimised(False)
+
 KEY = jax.random.key(0)
 
 

@@ -9,6 +9,8 @@ from whisper_fixture import module, waveform
 from specsamp_jax.models.whisper.features import log_mel
 from specsamp_jax.speech.windows import FixedWindows, SlidingWindows, split
 
+pytestmark = pytest.mark.optimised(False)
+
 FIRST = 71
 
 

@@ -15,6 +15,8 @@ from small_llama import SIZES, make_llama
 from specsamp_jax.models import from_nnx, load_checkpoint, load_module, save_checkpoint
 from specsamp_jax.models.checkpoints.tensors import Stored
 
+pytestmark = pytest.mark.optimised(False)
+
 
 def leaves(module):
     return jax.tree.leaves(nnx.to_pure_dict(nnx.state(module)))

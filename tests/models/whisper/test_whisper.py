@@ -19,6 +19,8 @@ from specsamp_jax.models.whisper.checkpoint import encoder_difference
 from specsamp_jax.models.whisper.features import log_mel
 from specsamp_jax.models.whisper.model import Whisper, WhisperConfig, decoder_model, encode
 
+pytestmark = pytest.mark.optimised(False)
+
 
 def states(name):
     return encode(module(name), windows(name, SHORT[: len(outputs(name)["tokens"])]))

@@ -13,6 +13,8 @@ from specsamp_jax.decoding.processors import SuppressTokens
 from specsamp_jax.models.whisper.rules import Rules, SuppressAtBegin, TimestampRules
 from specsamp_jax.models.whisper.settings import load_settings
 
+pytestmark = pytest.mark.optimised(False)
+
 TIMES = TimestampRules(begin=3, end_token=60, first_timestamp=71, max_initial=9)
 
 
