@@ -10,6 +10,7 @@ Where a list is too long, or there is no such bound (a large k, top-p alone), th
 """
 
 import functools
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -21,8 +22,8 @@ from jaxtyping import Array, Float
 
 from pallas_kernels import candidates, config, emit, scan, slices, sync
 from pallas_kernels import tiles as tiling
-from pallas_kernels.limits import Limits, RowLimits, min_p_cutoff, row_limits, split
-from pallas_kernels.rows import LOWEST, exp2_rate
+from pallas_kernels.limits import Limits, RowLimits, arrays_of, min_p_cutoff, numbers_of, row_limits
+from pallas_kernels.rows import LOWEST, MAX_INDEX, exp2_rate
 from pallas_kernels.search import round_down
 from pallas_kernels.search import search as search_row
 from pallas_kernels.slices import LISTED, Exchange, Kept, Scratch, Slice
@@ -51,6 +52,11 @@ def find(part: Slice, limits: RowLimits, between: Exchange, shared: Scratch) -> 
     if limits.min_p is not None:
         bound = jnp.maximum(bound, round_down(min_p_cutoff(top, limits), part.dtype))
     between.tops[part.row, part.block] = top
+    if limits.greedy is not None:
+        # The first of the largest logits of this block: few rows are greedy, and their loads are over.
+        between.firsts[part.row, part.block] = lax.cond(
+            limits.greedy, lambda: _first_largest(part, top), lambda: jnp.int32(MAX_INDEX)
+        )
     between.bounds[part.row, part.block] = top_k_bound
     if may_list:
         shared.bound[0] = bound
@@ -68,7 +74,11 @@ def find(part: Slice, limits: RowLimits, between: Exchange, shared: Scratch) -> 
     slices.meet(part)
     tops = slices.of_blocks(between.tops.at[part.row], part, -jnp.inf)
     largest = jnp.max(tops)
-    nothing = Kept(largest, jnp.float32(-jnp.inf), jnp.float32(jnp.nan))
+    first = None
+    if limits.greedy is not None:
+        firsts = slices.of_blocks(between.firsts.at[part.row], part, MAX_INDEX)
+        first = jnp.min(jnp.where(tops == largest, firsts, MAX_INDEX))
+    nothing = Kept(largest, jnp.float32(-jnp.inf), jnp.float32(jnp.nan), None)
 
     def search():
         first = jnp.max(slices.of_blocks(between.bounds.at[part.row], part, LOWEST))
@@ -83,7 +93,17 @@ def find(part: Slice, limits: RowLimits, between: Exchange, shared: Scratch) -> 
         fits = fits & (jnp.where(fits, shared.counts[candidates.COUNT], LISTED + 1) <= LISTED)
         return lax.cond(fits, lambda: _among_candidates(limits, shared, largest, rate, part.vocab_size), search)
 
-    return lax.cond(jnp.abs(largest) < jnp.inf, find_kept, lambda: nothing)
+    return lax.cond(jnp.abs(largest) < jnp.inf, find_kept, lambda: nothing)._replace(first=first)
+
+
+def _first_largest(part: Slice, top: Any) -> jax.Array:
+    """Index of the first logit of a block's share that equals its largest."""
+    first = plgpu.layout_cast(jnp.full((TILE,), MAX_INDEX), part.layout)
+    for i, x in enumerate(part.tiles):
+        number = i * part.num_blocks + part.block
+        tile = tiling.locate_tile(number, part.vocab_size, [(part.logits, part.flat)], False)
+        first = jnp.where(x.astype(jnp.float32) == top, jnp.minimum(first, tile.indices()), first)
+    return jnp.min(first)
 
 
 def _bound_of_groups(shared: Scratch, size: int, count: Any) -> jax.Array:
@@ -142,7 +162,7 @@ def _among_candidates(limits: RowLimits, shared: Scratch, largest: Any, rate: An
     if limits.min_p is not None:
         cutoff = jnp.maximum(cutoff, min_p_cutoff(largest, limits))
     cutoff = jnp.minimum(cutoff, largest)
-    return Kept(largest, cutoff, jnp.sum(jnp.where(x >= cutoff, weight, 0.0)))
+    return Kept(largest, cutoff, jnp.sum(jnp.where(x >= cutoff, weight, 0.0)), None)
 
 
 class Rows(NamedTuple):
@@ -157,6 +177,18 @@ class Rows(NamedTuple):
     limits: Limits
 
 
+class Beside(NamedTuple):
+    """What one more cluster per sequence does in the launch.
+
+    Attributes:
+      run: `run(sequence, block, num_blocks, arguments, outputs)`.
+      needs: `needs(sequence, i, row, arguments)`, whether a row of the i-th input is searched. None: all are.
+    """
+
+    run: Callable[[Any, Any, int, Any, Any], None]
+    needs: Callable[[Any, int, Any, Any], jax.Array] | None = None
+
+
 def cutoffs(*inputs: Rows) -> list[Kept]:
     """Finds what the filters keep of each row, in one launch for all `inputs`, on a GPU, Hopper or newer.
 
@@ -167,49 +199,79 @@ def cutoffs(*inputs: Rows) -> list[Kept]:
     Returns:
       A `Kept` of arrays `[B, R]` for each of `inputs`.
     """
+    types = [Kept(*(jax.ShapeDtypeStruct(one.logits.shape[:2], jnp.float32),) * 3, None) for one in inputs]
+
+    def write(i, sequence, row, found, arguments, out):
+        del arguments
+        for ref, value in zip(out[i], found, strict=True):
+            if ref is not None:
+                ref[sequence, row] = value
+
+    return launch("cutoffs", inputs, types, write)
+
+
+def launch(
+    name: str,
+    inputs: Sequence[Rows],
+    out_type: Any,
+    write_fn: Callable[[int, Any, Any, Kept, Any, Any], None],
+    arguments: Any = (),
+    beside: Beside | None = None,
+) -> Any:
+    """Searches all rows in one launch; `write_fn(i, sequence, row, found, arguments, outputs)` stores a result.
+
+    Args:
+      name: Name of the launch in a profile.
+      inputs: The rows.
+      out_type: Types of the outputs.
+      write_fn: Runs in one block for each row, of the i-th input.
+      arguments: More arrays, for `write_fn` and `beside`.
+      beside: See `Beside`.
+
+    Returns:
+      The outputs.
+    """
     batch_size, _, vocab_size = inputs[0].logits.shape
     num_rows = [one.logits.shape[1] for one in inputs]
-    slots = sum(num_rows)
-    blocks = slices.num_blocks(batch_size * slots, vocab_size)
-    numbers, arrays = zip(*(split(one.limits, batch_size) for one in inputs), strict=True)
-    made = slices.exchange(batch_size * slots, blocks)
-    kept = [Kept(*(jax.ShapeDtypeStruct((batch_size, count), jnp.float32),) * 3) for count in num_rows]
-
+    num_searched = sum(num_rows)
+    blocks = slices.num_blocks(batch_size * num_searched, vocab_size)
+    numbers = [numbers_of(one.limits) for one in inputs]
+    arrays = [arrays_of(one.limits, batch_size) for one in inputs]
     dtypes = sorted({jnp.dtype(one.logits.dtype) for one in inputs}, key=str)
     tiles = [slices.tiles_scratch(dtype, vocab_size, blocks) for dtype in dtypes]
 
-    def cutoffs(inputs, kept, between, shared, tiles, barrier):
-        logits, arrays = inputs
+    def kernel(inputs, out, between, shared, tiles, barrier):
+        sync.start_dependent_launch()
+        logits, arrays, arguments = inputs
         sequence, slot, block = (lax.axis_index(name) for name in ("sequence", "row", "block"))
+
+        def search(i, row):
+            kept_tiles, count = tiles[dtypes.index(logits[i].dtype)], num_rows[i]
+            flat, index = sequence * count + row, sequence * num_searched + slot
+            part = slices.load_slice(logits[i], vocab_size, flat, index, block, blocks, kept_tiles, barrier)
+            found = find(part, row_limits(numbers[i], arrays[i], sequence), between, shared)
+            pl.when(block == 0)(lambda: write_fn(i, sequence, row, found, arguments, out))
+
         first = 0
         for i, count in enumerate(num_rows):
-
-            @pl.when((slot >= first) & (slot < first + count))
-            def _(i=i, count=count, first=first):
-                row = slot - first
-                flat = sequence * count + row
-                kept_tiles = tiles[dtypes.index(logits[i].dtype)]
-                part = slices.load_slice(
-                    logits[i], vocab_size, flat, sequence * slots + slot, block, blocks, kept_tiles, barrier
-                )
-                found = find(part, row_limits(numbers[i], arrays[i], sequence), between, shared)
-
-                @pl.when(block == 0)
-                def _():
-                    for ref, value in zip(kept[i], found, strict=True):
-                        ref[sequence, row] = value
-
+            row, wanted = slot - first, (slot >= first) & (slot < first + count)
+            if beside is not None and beside.needs is not None:
+                wanted = wanted & beside.needs(sequence, i, jnp.clip(row, 0, count - 1), arguments)
+            pl.when(wanted)(functools.partial(search, i, row))
             first += count
+        if beside is not None:
+            pl.when(slot == num_searched)(lambda: beside.run(sequence, block, blocks, arguments, out))
 
-    given = [one.logits.reshape(-1) for one in inputs], list(arrays)
-    found, _ = plgpu.kernel(
-        cutoffs,
-        out_type=(kept, made),
+    kernel.__name__ = name
+    given = [one.logits.reshape(-1) for one in inputs], arrays, arguments
+    out, _ = plgpu.kernel(
+        kernel,
+        out_type=(out_type, slices.exchange(batch_size * num_searched, blocks)),
         scratch_types=(slices.scratch(), tiles, sync.cluster_scratch()),
-        grid=(batch_size, slots),
+        grid=(batch_size, num_searched + (beside is not None)),
         grid_names=("sequence", "row"),
         cluster=(blocks,),
         cluster_names=("block",),
         compiler_params=emit.COMPILER_PARAMS,
     )(given)
-    return found
+    return out

@@ -12,7 +12,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from pallas_kernels import config, rows, scan, sync, tiles
+from pallas_kernels import config, random, rows, scan, sync, tiles
 from pallas_kernels.types import DEGENERATE_DRAFT, DEGENERATE_TARGET, EMPTY_RESIDUAL, PAD_TOKEN, Verification
 
 COMPILER_PARAMS = plgpu.CompilerParams(approx_math=True, reduction_scratch_bytes=scan.EXCHANGE_BYTES)
@@ -82,8 +82,8 @@ def make_emission(
             return is_last
         return meet_fn(is_last)
 
-    # Loaded early, so that their latency is hidden before the barrier.
-    uniforms = [sequence.inputs.uniforms.emit[sequence.number, i] for i in range(2)]
+    # Loaded or computed early, so that their latency is hidden before the barrier.
+    uniforms = random.emit_uniforms(sequence.inputs.draws, sequence.number)
     return Emission(sequence, outputs, sums, scratch, groups, num_blocks, block, uniforms, meet)
 
 

@@ -26,20 +26,20 @@ class RowLimits(NamedTuple):
     min_p: Any
 
 
-def split(limits: Limits, batch_size: int) -> tuple[Limits, Limits]:
-    """The numbers among the parameters, and the arrays, `[B]`; None stands for each in the other."""
-    is_number = [isinstance(value, int | float | np.generic) for value in limits]
-    numbers = Limits(*(value if number else None for value, number in zip(limits, is_number, strict=True)))
+def numbers_of(limits: Limits) -> Limits:
+    """The parameters that are numbers, None for those that are arrays."""
+    return Limits(*(value if isinstance(value, int | float | np.generic) else None for value in limits))
 
-    def array(name, value):
-        dtype = jnp.int32 if name == "top_k" else jnp.float32
-        return jnp.broadcast_to(jnp.asarray(value, dtype), (batch_size,))
 
-    arrays = (
-        None if number else array(name, value)
-        for name, value, number in zip(Limits._fields, limits, is_number, strict=True)
-    )
-    return numbers, Limits(*arrays)
+def arrays_of(limits: Limits, batch_size: int) -> Limits:
+    """The parameters that are arrays, `[B]`, None for those that are numbers."""
+
+    def array(name, value, number):
+        if number is not None:
+            return None
+        return jnp.broadcast_to(jnp.asarray(value, jnp.int32 if name == "top_k" else jnp.float32), (batch_size,))
+
+    return Limits(*map(array, Limits._fields, limits, numbers_of(limits)))
 
 
 def row_limits(numbers: Limits, arrays: Limits, sequence: Any) -> RowLimits:

@@ -3,10 +3,13 @@
 Source: Salmon, Moraes, Dror, Shaw (2011), "Parallel random numbers: as easy as 1, 2, 3": Threefry-2x32, 20 rounds.
 """
 
-from typing import Any, NamedTuple
+import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+
+from pallas_kernels.types import EMIT_DRAWS, Uniforms
 
 ROTATIONS = (13, 15, 26, 6), (17, 29, 16, 24)
 """Rotations of the second word in bits, alternating every four rounds."""
@@ -17,7 +20,9 @@ PARITY = 0x1BD11BDA
 Words = tuple[Any, Any]
 
 
-class Noise(NamedTuple):
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Noise:
     """Source of a kernel's uniforms.
 
     Attributes:
@@ -27,8 +32,12 @@ class Noise(NamedTuple):
     """
 
     keys: Any
-    purpose: int
-    partitionable: bool
+    purpose: int = dataclasses.field(metadata={"static": True})
+    partitionable: bool = dataclasses.field(metadata={"static": True})
+
+
+Draws = Uniforms | Noise
+"""Uniforms of a verification, or the keys that the kernel computes them from."""
 
 
 def threefry(key: Words, count: Words) -> Words:
@@ -60,3 +69,17 @@ def uniforms(noise: Noise, row: Any, index: jax.Array) -> jax.Array:
     bits = first ^ second if noise.partitionable else first
     # Converted through int32, because that conversion to float32 is one instruction; below 2**24 it is exact.
     return (bits >> jnp.uint32(8)).astype(jnp.int32).astype(jnp.float32) * jnp.float32(2**-24)
+
+
+def accept_uniform(draws: Draws, sequence: Any, position: Any) -> jax.Array:
+    """The uniform that decides on the draft at a position of a sequence."""
+    if isinstance(draws, Noise):
+        return uniforms(draws, sequence, position + EMIT_DRAWS)
+    return draws.accept[sequence, position]
+
+
+def emit_uniforms(draws: Draws, sequence: Any) -> list[jax.Array]:
+    """The uniforms of a sequence's last token."""
+    if isinstance(draws, Noise):
+        return [uniforms(draws, sequence, jnp.int32(i)) for i in range(EMIT_DRAWS)]
+    return [draws.emit[sequence, i] for i in range(EMIT_DRAWS)]

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
-from pallas_kernels import config, rows, tiles
+from pallas_kernels import config, random, rows, tiles
 from pallas_kernels.types import LARGEST_LOG_NORMALIZER
 
 
@@ -139,7 +139,7 @@ def look_up(sequence: rows.Sequence, row: Any, facts: Facts):
     """
     inputs, index = sequence.inputs, (sequence.number, row)
     # All loads are issued before the first store, so that their latencies overlap.
-    token, accept = inputs.draft_tokens[index], inputs.uniforms.accept[index]
+    token, accept = inputs.draft_tokens[index], random.accept_uniform(inputs.draws, *index)
     normalizer = None if inputs.log_normalizers is None else inputs.log_normalizers[index]
     drafted = is_drafted(sequence, row + 1)
     target = rows.load_logit(sequence.target, row, token)

@@ -11,7 +11,8 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array, Float, Int
 
 from pallas_kernels import config, tiles
-from pallas_kernels.types import TILE, Filter, Uniforms
+from pallas_kernels.random import Draws, Noise
+from pallas_kernels.types import TILE, Filter
 
 LOG2_E = 1 / math.log(2)
 """exp(x) = exp2(x * LOG2_E); exp2 is a single instruction."""
@@ -31,13 +32,13 @@ class LogitRows(NamedTuple):
 
 
 class Inputs(NamedTuple):
-    """Inputs of a rule's kernels. Absent ones are None; with K = 0 all but `target` and `uniforms.emit`."""
+    """Inputs of a rule's kernels. Absent ones are None; with K = 0 all but `target` and the draws of the token."""
 
     target: LogitRows
     draft: LogitRows | None
     log_normalizers: Any
     draft_tokens: Any
-    uniforms: Any
+    draws: Draws
 
     @property
     def logits(self) -> list[Any]:
@@ -52,7 +53,7 @@ def make_inputs(
     draft_filter: Filter,
     log_normalizers: Float[Array, "B K"] | None,
     draft_tokens: Int[Array, "B K"],
-    uniforms: Uniforms,
+    draws: Draws,
 ) -> Inputs:
     """Casts the small inputs to the dtypes of the kernels, and flattens the logits without a copy."""
 
@@ -63,16 +64,18 @@ def make_inputs(
         filter = Filter(cast(filter.scale), cast(filter.cutoff), cast(filter.greedy, jnp.int32))
         return LogitRows(logits.reshape(-1), filter)
 
-    target, emit = flat(target_logits, target_filter), cast(uniforms.emit)
-    if draft_tokens.shape[1] == 0:
-        return Inputs(target, None, None, None, uniforms._replace(accept=None, emit=emit))
+    target, num_draft = flat(target_logits, target_filter), draft_tokens.shape[1]
+    if not isinstance(draws, Noise):
+        draws = draws._replace(accept=cast(draws.accept) if num_draft else None, emit=cast(draws.emit))
+    if num_draft == 0:
+        return Inputs(target, None, None, None, draws)
     has_draft = draft_logits is not None
     return Inputs(
         target,
         flat(draft_logits, draft_filter) if has_draft else None,
         cast(log_normalizers) if has_draft else None,
         cast(draft_tokens, jnp.int32),
-        uniforms._replace(accept=cast(uniforms.accept), emit=emit),
+        draws,
     )
 
 
@@ -129,7 +132,8 @@ def flat_row(rows: Rows, row: Any) -> jax.Array:
 
 def scale_of(rows: Rows) -> jax.Array | None:
     """The filter's scale of the sequence; None for 1."""
-    return None if rows.filter.scale is None else rows.filter.scale[rows.sequence]
+    scale = rows.filter.scale
+    return scale if scale is None or isinstance(scale, float) else scale[rows.sequence]
 
 
 def cutoff_of(rows: Rows, row: Any) -> jax.Array | None:

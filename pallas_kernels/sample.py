@@ -14,11 +14,11 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
-from jaxtyping import Array, Float, Int, UInt32
+from jaxtyping import Array, Float, Int
 
 from pallas_kernels import config, cutoff, emit, random, scan, slices, sync
 from pallas_kernels import tiles as tiling
-from pallas_kernels.limits import Limits, RowLimits, row_limits, split
+from pallas_kernels.limits import Limits, RowLimits, arrays_of, numbers_of, row_limits
 from pallas_kernels.rows import LOWEST, MAX_INDEX, exp2_rate
 from pallas_kernels.slices import Exchange, Scratch, Slice
 from pallas_kernels.types import TILE
@@ -40,12 +40,7 @@ class Sums(NamedTuple):
 
 
 def sample(
-    keys: UInt32[Array, "*keys 2"],
-    logits: Float[Array, "B V"],
-    limits: Limits,
-    *,
-    purpose: int,
-    partitionable: bool,
+    logits: Float[Array, "B V"], limits: Limits, noise: random.Noise
 ) -> tuple[Int[Array, "B"], Float[Array, "B"]]:
     """Draws one token per row from its filtered logits, on a GPU, Hopper or newer.
 
@@ -53,18 +48,16 @@ def sample(
     for `cutoff.cutoffs`.
 
     Args:
-      keys: Data of one threefry key, or of one per row.
       logits: bfloat16, float16 or float32.
       limits: Numbers, or arrays `[B]`.
-      purpose: Number of the stream of uniforms.
-      partitionable: Whether `jax_threefry_partitionable` is set.
+      noise: Source of the uniforms.
 
     Returns:
       tokens `[B]` and log_normalizers `[B]`; those of degenerate rows are not finite.
     """
     batch_size, vocab_size = logits.shape
     blocks = slices.num_blocks(batch_size, vocab_size)
-    numbers, arrays = split(limits, batch_size)
+    numbers, arrays = numbers_of(limits), arrays_of(limits, batch_size)
     width = config.to_lanes(config.num_tiles(vocab_size))
     each = batch_size, width
     of_blocks = batch_size, slices.MAX_CLUSTER
@@ -83,14 +76,12 @@ def sample(
     )
 
     def sample(inputs, results, sums, between, shared, kept_tiles, few, room, barrier):
-        keys, logits, arrays = inputs
+        noise, logits, arrays = inputs
         tokens, normalizers = results
         row, block = lax.axis_index("sequence"), lax.axis_index("block")
         part = slices.load_slice(logits, vocab_size, row, row, block, blocks, kept_tiles, barrier)
         # Computed while the logits are on their way.
-        lane = plgpu.broadcasted_iota(jnp.int32, (config.MIN_LANES,), 0, layout=tiling.lane_layout(config.MIN_LANES))
-        draws = random.uniforms(random.Noise(keys, purpose, partitionable), row, lane)
-        uniforms = [jnp.max(jnp.where(lane == i, draws, 0.0)) for i in range(2)]
+        uniforms = random.emit_uniforms(noise, row)
         chosen = _sample_row(part, row_limits(numbers, arrays, row), uniforms, sums, between, shared, few, room)
 
         @pl.when(block == 0)
@@ -106,7 +97,7 @@ def sample(
         cluster=(blocks,),
         cluster_names=("block",),
         compiler_params=emit.COMPILER_PARAMS,
-    )((keys, logits.reshape(-1), arrays))
+    )((noise, logits.reshape(-1), arrays))
     return results
 
 
@@ -138,7 +129,7 @@ def _sample_row(
         weights = functools.partial(_weights, reference=reference, rate=rate, cut=None)
         _write_sums(part, of_tile, reference, sums, few)
     else:
-        kept = cutoff.find(part, limits, between, shared)
+        kept = cutoff.find(part, limits._replace(greedy=None), between, shared)
         cut, reference = kept.cutoff, kept.largest
         weights = functools.partial(_weights, reference=reference, rate=rate, cut=cut)
         _write_sums(part, of_tile, reference, sums, few)

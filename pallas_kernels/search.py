@@ -98,7 +98,7 @@ def search(part: Slice, limits: RowLimits, between: Exchange, largest: Any, firs
     cutoff = jnp.where(stage == TOTAL, finish(cutoff), cutoff)
     state = _State(stage, jnp.minimum(low, end - 1), end, cutoff, top_k, jnp.float32(0), jnp.int32(0))
     state = lax.while_loop(lambda state: state.stage < DONE, body, state)
-    return Kept(largest, state.cutoff, state.total)
+    return Kept(largest, state.cutoff, state.total, None)
 
 
 def _top_p_start(limits: RowLimits, largest: Any, mass: Any, vocab_size: int) -> jax.Array:

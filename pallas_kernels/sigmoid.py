@@ -20,8 +20,9 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array, Float, Int
 
 from pallas_kernels import config as sizes
-from pallas_kernels import emit, rows, scan, sync, tiles
-from pallas_kernels.types import Filter, SigmoidVerification, Uniforms
+from pallas_kernels import emit, random, rows, scan, sync, tiles
+from pallas_kernels.random import Draws
+from pallas_kernels.types import Filter, SigmoidVerification
 
 
 class Sigmoid(NamedTuple):
@@ -53,7 +54,7 @@ def verify_sigmoid(
     draft_logits: Float[Array, "B K V"] | None,
     draft_filter: Filter,
     draft_tokens: Int[Array, "B K"],
-    uniforms: Uniforms,
+    draws: Draws,
     *,
     alpha: float,
     beta: float,
@@ -61,8 +62,8 @@ def verify_sigmoid(
 ) -> SigmoidVerification:
     """Returns the verification by the sigmoid rule of Wagner et al. (2024, arXiv 2406.11016), on Hopper or newer.
 
-    Accepts drafts while `uniforms.accept * s_q < s_p`, then emits one token from max(s_p - s_q, 0), or from s_p after
-    all drafts were accepted. Types and shapes are those of `token.verify_token`; `config` is chosen by
+    Accepts drafts while `u * s_q < s_p`, u a uniform of each, then emits one token from max(s_p - s_q, 0), or from s_p
+    after all drafts were accepted. Types and shapes are those of `token.verify_token`; `config` is chosen by
     `config.sigmoid_config` if None.
 
     Raises:
@@ -72,7 +73,7 @@ def verify_sigmoid(
         raise NotImplementedError("the sigmoid kernel does not support greedy target rows")
     batch_size, num_rows, vocab_size = target_logits.shape
     num_draft, score = num_rows - 1, Sigmoid(float(alpha), float(beta - alpha))
-    inputs = rows.make_inputs(target_logits, target_filter, draft_logits, draft_filter, None, draft_tokens, uniforms)
+    inputs = rows.make_inputs(target_logits, target_filter, draft_logits, draft_filter, None, draft_tokens, draws)
     config = config or sizes.sigmoid_config(batch_size, vocab_size)
     groups = sizes.groups(vocab_size, [ref.dtype for ref in inputs.logits], config)
 
@@ -135,7 +136,7 @@ def _decide(emission: emit.Emission, score: Sigmoid) -> Stop:
     """Returns the `Stop` of the sequence; block 0 writes the acceptance probabilities."""
     sequence, inputs = emission.sequence, emission.sequence.inputs
     tokens = [inputs.draft_tokens[sequence.number, i] for i in range(sequence.num_draft)]
-    accept = [inputs.uniforms.accept[sequence.number, i] for i in range(sequence.num_draft)]
+    accept = [random.accept_uniform(inputs.draws, sequence.number, i) for i in range(sequence.num_draft)]
     num_drafted, going = jnp.int32(0), jnp.bool_(True)
     for token in tokens:
         going = going & (token >= 0)

@@ -26,12 +26,14 @@ NUM_THRESHOLDS = 3
 class Kept(NamedTuple):
     """One row's largest logit, smallest kept logit, and sum of `exp((x - largest) * scale)` over what is kept.
 
-    The sum is NaN where the row is degenerate.
+    The sum is NaN where the row is degenerate. `first` is the first index of the largest logit where the row is greedy;
+    None where no row may be.
     """
 
     largest: Any
     cutoff: Any
     total: Any
+    first: Any
 
 
 class Exchange(NamedTuple):
@@ -39,6 +41,7 @@ class Exchange(NamedTuple):
 
     Attributes:
       tops: Largest logit of a block, `[rows, MAX_CLUSTER]`.
+      firsts: Its first index, of greedy rows.
       bounds: What the cutoff of top-k is not below, for all that a block knows.
       counts: Candidates of a block.
       lists: The candidates, `[rows, blocks, LISTED]`.
@@ -46,6 +49,7 @@ class Exchange(NamedTuple):
     """
 
     tops: Any
+    firsts: Any
     bounds: Any
     counts: Any
     lists: Any
@@ -66,10 +70,12 @@ class Scratch(NamedTuple):
 class Slice(NamedTuple):
     """A block's share of a row: every `num_blocks`-th tile, -inf past the row's end, in registers.
 
-    `shared` is where a search keeps them, `[tiles, TILE]` in shared memory: a loop over registers would be unrolled.
+    `flat` is the row's number in `logits`, `row` that in `Exchange`. `shared` is where a search keeps the tiles,
+    `[tiles, TILE]` in shared memory: a loop over registers would be unrolled.
     """
 
     logits: Any
+    flat: Any
     tiles: list[jax.Array]
     shared: Any
     barrier: Any
@@ -101,6 +107,7 @@ def exchange(num_rows: int, blocks: int) -> Exchange:
     each = num_rows, MAX_CLUSTER
     return Exchange(
         jax.ShapeDtypeStruct(each, jnp.float32),
+        jax.ShapeDtypeStruct(each, jnp.int32),
         jax.ShapeDtypeStruct(each, jnp.float32),
         jax.ShapeDtypeStruct(each, jnp.int32),
         jax.ShapeDtypeStruct((num_rows, blocks, LISTED), jnp.float32),
@@ -138,7 +145,9 @@ def load_slice(
         # No tile but those of the last round can reach past the row's end.
         tiles.append(tiling.mask_tile(x, tile, -jnp.inf) if i == count - 1 else x)
     assert tile is not None
-    return Slice(ref, tiles, shared, barrier, tile.layout, tile.vec, row_index, block, blocks, vocab_size, ref.dtype)
+    return Slice(
+        ref, row, tiles, shared, barrier, tile.layout, tile.vec, row_index, block, blocks, vocab_size, ref.dtype
+    )
 
 
 def meet(part: Slice):

@@ -14,6 +14,7 @@ it, sums are ordered by the counter of `sync.arrive`, which `token_read` sets to
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -25,7 +26,8 @@ from jaxtyping import Array, Float, Int
 
 from pallas_kernels import config as sizes
 from pallas_kernels import emit, reading, rows, scan, sync, tiles, token_rule
-from pallas_kernels.types import Filter, Uniforms, Verification
+from pallas_kernels.random import Draws
+from pallas_kernels.types import Filter, Verification
 
 
 class Reading(NamedTuple):
@@ -53,28 +55,33 @@ def verify_token(
     draft_filter: Filter,
     log_normalizers: Float[Array, "B K"] | None,
     draft_tokens: Int[Array, "B K"],
-    uniforms: Uniforms,
+    draws: Draws,
     *,
     config: sizes.Config | None = None,
 ) -> Verification:
     """Returns the verification by the token rule, on a Hopper or newer GPU.
 
-    Accepts drafts while `log uniforms.accept < log p - log q`, then emits one token from max(p - q, 0), or from p
-    after all drafts were accepted, by two-level inversion: `uniforms.emit` picks a tile of `TILE` tokens, then a
-    token. The drafts of a sequence end at its first negative token; of the rows after them only the target's first is
-    needed. With `log_normalizers` the draft's rows are not read, except those whose normalizer is NaN or beyond
-    `LARGEST_LOG_NORMALIZER`.
+    Accepts drafts while `log u < log p - log q`, u a uniform of each, then emits one token from max(p - q, 0), or from
+    p after all drafts were accepted, by two-level inversion: one uniform picks a tile of `TILE` tokens, the other a
+    token in it. The drafts of a sequence end at its first negative token; of the rows after them only the target's
+    first is needed. With `log_normalizers` the draft's rows are not read, except those whose normalizer is NaN or
+    beyond `LARGEST_LOG_NORMALIZER`.
 
     Logits are bfloat16, float16 or float32, with any V of at least `TILE`. Arithmetic is float32, with the hardware's
     exponentials, whose errors are about 2 units in the last place. `config` is chosen by `config.token_config` if None.
     """
     batch_size, num_rows, vocab_size = target_logits.shape
     inputs = rows.make_inputs(
-        target_logits, target_filter, draft_logits, draft_filter, log_normalizers, draft_tokens, uniforms
+        target_logits, target_filter, draft_logits, draft_filter, log_normalizers, draft_tokens, draws
     )
     config = config or sizes.token_config(batch_size, vocab_size)
     read = _read(inputs, batch_size, num_rows, vocab_size)
-    return _emit(inputs, read, batch_size, num_rows, vocab_size, config)
+
+    def decide(inputs, read):
+        sequence = rows.sequence_view(inputs, vocab_size)
+        return sequence, *_decide_all(sequence, read, config.max_unrolled)
+
+    return emit_after(read, inputs, decide, lambda read: read.target_by_row, batch_size, num_rows, vocab_size, config)
 
 
 def _read(inputs: rows.Inputs, batch_size: int, num_rows: int, vocab_size: int) -> Reading:
@@ -138,24 +145,42 @@ def _read(inputs: rows.Inputs, batch_size: int, num_rows: int, vocab_size: int) 
     return read
 
 
-def _emit(
-    inputs: rows.Inputs, read: Reading, batch_size: int, num_rows: int, vocab_size: int, config: sizes.Config
+def emit_after(
+    read: Any,
+    inputs: rows.Inputs,
+    decide_fn: Callable[[rows.Inputs, Any], tuple[rows.Sequence, token_rule.Tables, jax.Array]],
+    stats_fn: Callable[[Any], reading.ChunkStats | None],
+    batch_size: int,
+    num_rows: int,
+    vocab_size: int,
+    config: sizes.Config,
 ) -> Verification:
-    """Launches `token_emit`: accepts drafts in all rows, and samples the token of the emitting row."""
+    """Launches `token_emit`: accepts drafts in all rows, and samples the token of the emitting row.
+
+    Args:
+      read: Outputs of the launch before; `read.counters` are zeros, `[B]`.
+      inputs: The inputs.
+      decide_fn: Returns this block's sequence, the tables' values of all rows, and which drafts are accepted.
+      stats_fn: Returns statistics of the target, one chunk per lane, if `read` has them.
+      batch_size: B.
+      num_rows: K + 1.
+      vocab_size: V.
+      config: Blocks of a sequence.
+    """
     num_draft = num_rows - 1
     groups = sizes.groups(vocab_size, [ref.dtype for ref in inputs.logits], config)
 
     def token_emit(inputs, read, out, sums, tables, scratch, number):
-        sequence = rows.sequence_view(inputs, vocab_size)
-
         def meet(is_last):
             del is_last
             return sync.arrive(sync.Arrivals(read.counters, number), sequence.number, config.blocks)
 
+        sequence = rows.sequence_view(inputs, vocab_size)
         emission = emit.make_emission(sequence, out, sums, scratch, groups, config.blocks, meet)
         scan.clear_prefix(scratch)
         sync.wait_for_previous_launch()
-        values, accepted = _decide_all(sequence, read, config.max_unrolled)
+        sequence, values, accepted = decide_fn(inputs, read)
+        emission = emission._replace(sequence=sequence)
         token_rule.write_tables(tables, slice(None), values)
         lane = tiles.lane_index(sizes.row_lanes(num_rows))
         row = jnp.min(jnp.where(accepted, rows.MAX_INDEX, lane))
@@ -164,7 +189,7 @@ def _emit(
         def write(row):
             token_rule.write_values(emission, tables, stop, row, lambda accept_prob: accept_prob)
 
-        token_rule.emit_stop(emission, tables, stop, read.target_by_row, write)
+        token_rule.emit_stop(emission, tables, stop, stats_fn(read), write)
 
     out, _ = plgpu.kernel(
         token_emit,
@@ -183,10 +208,7 @@ def _emit(
 
 def _decide_all(sequence: rows.Sequence, read: Reading, max_unrolled: int) -> tuple[token_rule.Tables, jax.Array]:
     """The tables' values of all rows of a sequence, one row per lane, and which drafts are accepted."""
-    num_lanes = sizes.row_lanes(sequence.num_draft + 1)
-    facts = reading.Facts(*(tiles.load_lanes(ref, (sequence.number,)) for ref in read.facts))
-    is_draft = tiles.lane_index(num_lanes) < sequence.num_draft
-    facts = facts._replace(token=jnp.where(is_draft, facts.token, -1))
+    facts = load_facts(sequence, read.facts)
 
     def target_mass(is_greedy):
         return _mass(sequence.target, read.target, is_greedy, max_unrolled)
@@ -196,11 +218,20 @@ def _decide_all(sequence: rows.Sequence, read: Reading, max_unrolled: int) -> tu
             return token_rule.RowMass(facts.q_offset, facts.q_log_sum)
         return _mass(sequence.draft, read.draft, None, max_unrolled)
 
-    def per_row(flag):
-        # A comparison of lanes, because Mosaic does not broadcast a scalar boolean.
-        return tiles.lane_index(num_lanes) < jnp.where(flag, sizes.THREADS, 0)
+    return token_rule.decide(sequence, facts, target_mass, draft_mass, functools.partial(per_row, sequence))
 
-    return token_rule.decide(sequence, facts, target_mass, draft_mass, per_row)
+
+def load_facts(sequence: rows.Sequence, facts: reading.Facts) -> reading.Facts:
+    """The facts of all drafted tokens of a sequence, one row per lane; the token of the other lanes is -1."""
+    loaded = reading.Facts(*(tiles.load_lanes(ref, (sequence.number,)) for ref in facts))
+    is_draft = tiles.lane_index(sizes.row_lanes(sequence.num_draft + 1)) < sequence.num_draft
+    return loaded._replace(token=jnp.where(is_draft, loaded.token, -1))
+
+
+def per_row(sequence: rows.Sequence, flag: Any) -> jax.Array:
+    """A flag of the sequence, one row per lane."""
+    # A comparison of lanes, because Mosaic does not broadcast a scalar boolean.
+    return tiles.lane_index(sizes.row_lanes(sequence.num_draft + 1)) < jnp.where(flag, sizes.THREADS, 0)
 
 
 def _mass(

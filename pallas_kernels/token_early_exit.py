@@ -22,7 +22,8 @@ from jaxtyping import Array, Float, Int
 
 from pallas_kernels import config as sizes
 from pallas_kernels import emit, reading, rows, scan, sync, token_rule
-from pallas_kernels.types import Filter, Uniforms, Verification
+from pallas_kernels.random import Draws
+from pallas_kernels.types import Filter, Verification
 
 
 class Scratch(NamedTuple):
@@ -46,7 +47,7 @@ def verify_token(
     draft_filter: Filter,
     log_normalizers: Float[Array, "B K"] | None,
     draft_tokens: Int[Array, "B K"],
-    uniforms: Uniforms,
+    draws: Draws,
     *,
     config: sizes.Config | None = None,
 ) -> Verification:
@@ -58,7 +59,7 @@ def verify_token(
     batch_size, num_rows, vocab_size = target_logits.shape
     num_draft = num_rows - 1
     inputs = rows.make_inputs(
-        target_logits, target_filter, draft_logits, draft_filter, log_normalizers, draft_tokens, uniforms
+        target_logits, target_filter, draft_logits, draft_filter, log_normalizers, draft_tokens, draws
     )
     config = config or sizes.early_exit_config(batch_size, vocab_size)
     groups = sizes.groups(vocab_size, [ref.dtype for ref in inputs.logits], config)

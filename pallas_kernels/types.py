@@ -19,6 +19,9 @@ DEGENERATE_DRAFT = 2
 EMPTY_RESIDUAL = 4
 """Flag of `Verification.status`: a draft was rejected in a row in which max(p - q, 0) is exactly zero."""
 
+EMIT_DRAWS = 2
+"""Uniforms of a token. Of a row's draws they come first, so that no draw depends on the number of drafts."""
+
 LARGEST_LOG_NORMALIZER = 128.0
 """A float32 logsumexp above this has a rounding error above 2**-17, as do its log-probabilities: it is recomputed."""
 

@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Int, Key, UInt32
 
 from pallas_kernels.types import DEGENERATE_DRAFT as DEGENERATE_DRAFT
 from pallas_kernels.types import DEGENERATE_TARGET as DEGENERATE_TARGET
+from pallas_kernels.types import EMIT_DRAWS as EMIT_DRAWS
 from pallas_kernels.types import EMPTY_RESIDUAL as EMPTY_RESIDUAL
 from pallas_kernels.types import LARGEST_LOG_NORMALIZER as LARGEST_LOG_NORMALIZER
 from pallas_kernels.types import PAD_TOKEN as PAD_TOKEN

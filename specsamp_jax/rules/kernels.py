@@ -4,20 +4,25 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, UInt32
 
 from pallas_kernels import config as sizes
 from pallas_kernels import mosaic
-from specsamp_jax._types import TILE, Draft, Filter, Uniforms, Verification
+from pallas_kernels.random import Draws
+from specsamp_jax._types import TILE, Draft, Filter, SamplingParams, Uniforms, Verification
 from specsamp_jax.rules import emit
 from specsamp_jax.rules import sigmoid as sigmoid_rule
-from specsamp_jax.sampling import kernels
+from specsamp_jax.sampling import kernels, streams
 from specsamp_jax.sampling import rows as dist
+from specsamp_jax.sampling.streams import Purpose
 
 if TYPE_CHECKING or mosaic.WHY_MISSING is None:
     from pallas_kernels import sigmoid as sigmoid_kernel
+    from pallas_kernels import slices, token_early_exit, token_filtered
     from pallas_kernels import token as token_kernel
-    from pallas_kernels import token_early_exit
+
+MAX_SIGMOID_NOISE = 16
+"""Most drafts whose uniforms the sigmoid kernel computes itself: its code is unrolled over them."""
 
 MAX_VOCABULARY = 2_000_000
 """Limit of the vocabulary size: one block searches the sums of all its tiles at once."""
@@ -47,12 +52,60 @@ def choose_token_kernel(target_logits: Float[Array, "B K1 V"], draft: Draft) -> 
     return token_early_exit.verify_token if early else token_kernel.verify_token
 
 
+def verify_token_from_keys(
+    words: UInt32[Array, "*keys 2"],
+    target_logits: Float[Array, "B K1 V"],
+    sampling: SamplingParams | None,
+    draft: Draft,
+    draft_sampling: SamplingParams | None,
+) -> Verification:
+    """The token rule from the words of its keys to its tokens: two launches, or one with early exit."""
+    noise = kernels.noise(words, Purpose.VERIFY)
+    filtered = kernels.needs_cutoff(sampling) or (draft.logits is not None and kernels.needs_cutoff(draft_sampling))
+    if filtered and slices.supports(target_logits.shape[-1]):
+        return token_filtered.verify_token(
+            kernels.at_least_a_tile(target_logits),
+            kernels.limits(sampling),
+            None if draft.logits is None else kernels.at_least_a_tile(draft.logits),
+            kernels.limits(draft_sampling),
+            draft.log_normalizers,
+            _in_vocabulary(draft.tokens, target_logits),
+            noise,
+        )
+    filters = _make_filters(target_logits, sampling, draft, draft_sampling)
+    return verify_token(target_logits, filters[0], draft, filters[1], noise)
+
+
+def verify_sigmoid_from_keys(
+    words: UInt32[Array, "*keys 2"],
+    target_logits: Float[Array, "B K1 V"],
+    sampling: SamplingParams | None,
+    draft: Draft,
+    draft_sampling: SamplingParams | None,
+    *,
+    alpha: int | float,
+    beta: int | float,
+) -> Verification:
+    """The sigmoid rule from the words of its keys to its tokens."""
+    filters = _make_filters(target_logits, sampling, draft, draft_sampling)
+    draws = kernels.noise(words, Purpose.VERIFY)
+    if draft.tokens.shape[1] > MAX_SIGMOID_NOISE or filters[0].greedy is not None:
+        keys = streams.row_keys(words, target_logits.shape[0])
+        draws = streams.verification_uniforms(keys, draft.tokens.shape[1])
+    return verify_sigmoid(target_logits, filters[0], draft, filters[1], draws, alpha=alpha, beta=beta)
+
+
+def _make_filters(target_logits, sampling, draft, draft_sampling) -> list[Filter]:
+    draft_logits = target_logits[:, :0] if draft.logits is None else draft.logits
+    return kernels.make_filters((target_logits, sampling), (draft_logits, draft_sampling))
+
+
 def verify_token(
     target_logits: Float[Array, "B K1 V"],
     target_filter: Filter,
     draft: Draft,
     draft_filter: Filter,
-    uniforms: Uniforms,
+    draws: Draws,
     *,
     kernel: Callable[..., Verification] | None = None,
     config: sizes.Config | None = None,
@@ -70,7 +123,7 @@ def verify_token(
         draft_filter,
         draft.log_normalizers,
         _in_vocabulary(draft.tokens, target_logits),
-        uniforms,
+        draws,
         config=config,
     )
 
@@ -80,7 +133,7 @@ def verify_sigmoid(
     target_filter: Filter,
     draft: Draft,
     draft_filter: Filter,
-    uniforms: Uniforms,
+    draws: Draws,
     *,
     alpha: int | float,
     beta: int | float,
@@ -92,8 +145,9 @@ def verify_sigmoid(
     XLA, which removes them, with the pass over all rows that they need, if they are unused under `jit`.
     """
     if target_filter.greedy is not None:
+        assert isinstance(draws, Uniforms)
         core = sigmoid_rule.verify_sigmoid
-        return core(target_logits, target_filter, draft, draft_filter, uniforms, alpha=alpha, beta=beta)
+        return core(target_logits, target_filter, draft, draft_filter, draws, alpha=alpha, beta=beta)
     tokens = draft.tokens
     result = sigmoid_kernel.verify_sigmoid(
         kernels.at_least_a_tile(target_logits),
@@ -101,7 +155,7 @@ def verify_sigmoid(
         None if draft.logits is None else kernels.at_least_a_tile(draft.logits),
         draft_filter,
         _in_vocabulary(tokens, target_logits),
-        uniforms,
+        draws,
         alpha=alpha,
         beta=beta,
         config=config,

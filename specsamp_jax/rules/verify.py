@@ -1,13 +1,10 @@
 """The public verification functions: argument validation, random draws, dispatch."""
 
-import functools
-from collections.abc import Callable
-
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from specsamp_jax import _checks
-from specsamp_jax._types import Draft, Filter, KeyLike, SamplingParams, Uniforms, Verification
+from specsamp_jax._types import Draft, KeyLike, SamplingParams, Verification
 from specsamp_jax.rules import block as block_rule
 from specsamp_jax.rules import kernels
 from specsamp_jax.rules import sigmoid as sigmoid_rule
@@ -18,7 +15,6 @@ from specsamp_jax.sampling.dispatch import dispatch
 from specsamp_jax.sampling.filters import call_unfiltered_if_off, make_filter
 from specsamp_jax.sampling.mesh_axes import with_automatic_axes
 from specsamp_jax.sampling.reduce import at_least_16_bits
-from specsamp_jax.sampling.streams import Purpose
 
 
 def verify(
@@ -170,11 +166,11 @@ def verify_sigmoid(
 
 
 CORES = {
-    "token": (token_rule.verify_token, kernels.verify_token),
+    "token": (token_rule.verify_token, kernels.verify_token_from_keys),
     "block": (block_rule.verify_block, None),
-    "sigmoid": (sigmoid_rule.verify_sigmoid, kernels.verify_sigmoid),
+    "sigmoid": (sigmoid_rule.verify_sigmoid, kernels.verify_sigmoid_from_keys),
 }
-"""Each rule's core in plain JAX, and its kernel if it has one."""
+"""Each rule's core in plain JAX, and the function that runs its kernel if it has one."""
 
 
 def _verify(
@@ -196,50 +192,32 @@ def _verify(
     draft = draft._replace(tokens=_checks.int32(draft.tokens))
     if draft.logits is not None:
         draft = draft._replace(logits=at_least_16_bits(jnp.asarray(draft.logits)))
-    keys = streams.row_keys(key, batch_size)
+    words = streams.words(key, batch_size)
     # Python numbers among the parameters stay static; as arguments of a branch they would become arrays.
     draft_sampling, draft = draft.sampling, draft._replace(sampling=None)
 
-    def decide(target_logits, draft, keys, sampling, draft_sampling):
+    def decide(target_logits, draft, words, sampling, draft_sampling):
         """Applies the rule, with uniforms drawn from the rows' keys."""
         # The branches of `dispatch` must not close over arrays that vary over mesh axes: arrays are arguments.
         numbers, arrays = sampling_kernels.split(sampling, draft_sampling)
-
         rule_core, rule_kernel = CORES[rule]
-        rows = target_logits, draft, streams.uniforms(keys, Purpose.VERIFY, num_rows + 1)
 
-        def core(*arguments):
-            *rows, arrays = arguments
-            fn = functools.partial(_apply, functools.partial(rule_core, **constants), _make_filters, *rows)
-            return call_unfiltered_if_off(fn, *sampling_kernels.merge(numbers, arrays), vocab_size=vocab_size)
+        def core(target_logits, draft, words, arrays):
+            uniforms = streams.verification_uniforms(streams.row_keys(words, batch_size), num_rows - 1)
 
-        def kernel(*arguments):
-            *rows, arrays = arguments
-            fn = functools.partial(rule_kernel, **constants)
-            return _apply(fn, sampling_kernels.make_filters, *rows, *sampling_kernels.merge(numbers, arrays))
+            def apply(sampling, draft_sampling):
+                target_filter = make_filter(target_logits, sampling)
+                drafted = target_logits[:, :0] if draft.logits is None else draft.logits
+                draft_filter = make_filter(drafted, draft_sampling)
+                return rule_core(target_logits, target_filter, draft, draft_filter, uniforms, **constants)
 
-        why_not = kernels.why_not(target_logits, draft)
-        return dispatch(core, kernel if rule_kernel else None, (*rows, arrays), why_not, implementation)
+            return call_unfiltered_if_off(apply, *sampling_kernels.merge(numbers, arrays), vocab_size=vocab_size)
 
-    return with_automatic_axes(decide, target_logits, draft, keys, sampling, draft_sampling)
+        def kernel(target_logits, draft, words, arrays):
+            sampling, draft_sampling = sampling_kernels.merge(numbers, arrays)
+            return rule_kernel(words, target_logits, sampling, draft, draft_sampling, **constants)
 
+        arguments, why_not = (target_logits, draft, words, arrays), kernels.why_not(target_logits, draft)
+        return dispatch(core, kernel if rule_kernel else None, arguments, why_not, implementation)
 
-def _apply(
-    rule_fn: Callable[..., Verification],
-    make_filters: Callable[..., list[Filter]],
-    target_logits: Float[Array, "B K1 V"],
-    draft: Draft,
-    draws: Float[Array, "B K3"],
-    sampling: SamplingParams | None,
-    draft_sampling: SamplingParams | None,
-) -> Verification:
-    """Makes the filters of both models and applies a rule."""
-    draft_logits = target_logits[:, :0] if draft.logits is None else draft.logits
-    filters = make_filters((target_logits, sampling), (draft_logits, draft_sampling))
-    # The two uniforms of the emission come first, so that no draw depends on the number of drafts.
-    uniforms = Uniforms(accept=draws[:, 2:], emit=draws[:, :2])
-    return rule_fn(target_logits, filters[0], draft, filters[1], uniforms)
-
-
-def _make_filters(*rows: tuple[Array, SamplingParams | None]) -> list[Filter]:
-    return [make_filter(logits, sampling) for logits, sampling in rows]
+    return with_automatic_axes(decide, target_logits, draft, words, sampling, draft_sampling)

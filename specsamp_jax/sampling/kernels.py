@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, UInt32
 
-from pallas_kernels import mosaic
+from pallas_kernels import mosaic, random
 from pallas_kernels.limits import Limits
 from specsamp_jax._types import TILE, Filter, SamplingParams
 from specsamp_jax.sampling.filters import is_number, make_filter
@@ -68,12 +68,15 @@ def sample(
 ) -> tuple[Int[Array, "B"], Float[Array, "B"]]:
     """`draw.sample` in one launch, from the words of its key."""
     return sample_kernel.sample(
-        words,
         at_least_a_tile(logits),
-        _limits(sampling),
-        purpose=int(Purpose.DRAFT),
-        partitionable=bool(jax.config.jax_threefry_partitionable),
+        limits(sampling),
+        noise(words, Purpose.DRAFT),
     )
+
+
+def noise(words: UInt32[Array, "*keys 2"], purpose: Purpose) -> random.Noise:
+    """The source of a kernel's uniforms: those of `streams.uniforms`."""
+    return random.Noise(words, int(purpose), bool(jax.config.jax_threefry_partitionable))
 
 
 def make_filters(*rows: tuple[Array, SamplingParams | None]) -> list[Filter]:
@@ -84,7 +87,7 @@ def make_filters(*rows: tuple[Array, SamplingParams | None]) -> list[Filter]:
         return filters
     if not slices.supports(rows[0][0].shape[-1]):
         return [make_filter(*one) for one in rows]
-    inputs = [cutoff.Rows(at_least_a_tile(rows[i][0]), _limits(rows[i][1])) for i in wanted]
+    inputs = [cutoff.Rows(at_least_a_tile(rows[i][0]), limits(rows[i][1])) for i in wanted]
     for i, kept in zip(wanted, cutoff.cutoffs(*inputs), strict=True):
         filters[i] = filters[i]._replace(cutoff=kept.cutoff)
     return filters
@@ -110,7 +113,7 @@ def _only_temperature(sampling: SamplingParams | None) -> SamplingParams | None:
     return None if sampling is None else SamplingParams(sampling.temperature)
 
 
-def _limits(sampling: SamplingParams | None) -> Limits:
+def limits(sampling: SamplingParams | None) -> Limits:
     """The parameters as a kernel takes them: numbers that it is compiled for, or arrays."""
     if sampling is None:
         return Limits()

@@ -9,7 +9,7 @@ from jax import dtypes, random
 from jaxtyping import Array, Float, Int, Key, UInt32
 
 from specsamp_jax import _checks
-from specsamp_jax._types import KeyLike
+from specsamp_jax._types import EMIT_DRAWS, KeyLike, Uniforms
 
 
 class Purpose(enum.IntEnum):
@@ -73,3 +73,9 @@ def uniforms(keys: Key[Array, "B"], purpose: Purpose, num_draws: int) -> Float[A
 
     keys = fold_in(keys, purpose)
     return jax.vmap(jax.vmap(draw, (None, 0)), (0, None))(keys, jnp.arange(num_draws))
+
+
+def verification_uniforms(keys: Key[Array, "B"], num_draft: int) -> Uniforms:
+    """The uniforms of a verification of `num_draft` drafts."""
+    draws = uniforms(keys, Purpose.VERIFY, num_draft + EMIT_DRAWS)
+    return Uniforms(accept=draws[:, EMIT_DRAWS:], emit=draws[:, :EMIT_DRAWS])
