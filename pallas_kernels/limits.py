@@ -42,6 +42,12 @@ def arrays_of(limits: Limits, batch_size: int) -> Limits:
     return Limits(*map(array, Limits._fields, limits, numbers_of(limits)))
 
 
+def maybe_on(limits: Limits) -> Limits:
+    """The parameters, None for those that are certainly off."""
+    numbers = numbers_of(limits)
+    return Limits(*(None if n == off else x for x, n, off in zip(limits, numbers, Limits(), strict=True)))
+
+
 def row_limits(numbers: Limits, arrays: Limits, sequence: Any) -> RowLimits:
     """The parameters of one row, inside a kernel."""
 

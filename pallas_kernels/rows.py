@@ -130,7 +130,7 @@ def flat_row(rows: Rows, row: Any) -> jax.Array:
     return rows.sequence * rows.num_rows + row
 
 
-def scale_of(rows: Rows) -> jax.Array | None:
+def scale_of(rows: Rows) -> jax.Array | float | None:
     """The filter's scale of the sequence; None for 1."""
     scale = rows.filter.scale
     return scale if scale is None or isinstance(scale, float) else scale[rows.sequence]

@@ -15,7 +15,7 @@ from pallas_kernels import config, scan, slices
 from pallas_kernels import tiles as tiling
 from pallas_kernels.limits import RowLimits, min_p_cutoff
 from pallas_kernels.rows import LOWEST, exp2_rate
-from pallas_kernels.slices import NUM_THRESHOLDS, Exchange, Kept, Slice
+from pallas_kernels.slices import NUM_THRESHOLDS, Kept, Slice
 from pallas_kernels.types import TILE
 
 SLACK = 0.05
@@ -38,8 +38,11 @@ class _State(NamedTuple):
     turn: Any
 
 
-def search(part: Slice, limits: RowLimits, between: Exchange, largest: Any, first: Any) -> Kept:
-    """The cutoff and the sum by passes over the row in registers; `first` is not above the cutoff of top-k."""
+def search(part: Slice, limits: RowLimits, exchanged: Any, largest: Any, first: Any) -> Kept:
+    """The cutoff and the sum by passes over the row in registers; `first` is not above the cutoff of top-k.
+
+    The blocks exchange sums in `exchanged`, of `slices.sums_type`.
+    """
     for i, x in enumerate(part.tiles):
         scan.store_sums(part.shared.at[i], x)
     shift, rate = _shift(part.dtype), exp2_rate(limits.scale)
@@ -63,7 +66,7 @@ def search(part: Slice, limits: RowLimits, between: Exchange, largest: Any, firs
         thresholds = [
             jnp.where(searching, _scalar(lambda r: _unrank(r, shift), pivot), state.cutoff) for pivot in pivots
         ]
-        sums = _sums_above(part, between, thresholds, largest, rate, state.stage == TOP_K, state.turn)
+        sums = _sums_above(part, exchanged, thresholds, largest, rate, state.stage == TOP_K, state.turn)
         low, high = state.low, state.high
         for pivot, total in zip(pivots, sums, strict=True):
             low = jnp.where(total >= state.wanted, jnp.maximum(low, pivot), low)
@@ -113,7 +116,7 @@ def _top_p_start(limits: RowLimits, largest: Any, mass: Any, vocab_size: int) ->
     return jnp.where(rest > 2.0**-10, largest + below, LOWEST)
 
 
-def _sums_above(part, between, thresholds, largest, rate, counting, turn) -> list[jax.Array]:
+def _sums_above(part, exchanged, thresholds, largest, rate, counting, turn) -> list[jax.Array]:
     """Over the row, for each threshold, how many logits reach it, or the sum of their exponentials."""
     # Every weight is one at a rate of zero; of -inf it is no number, and no threshold lets it in.
     rate = jnp.where(counting, 0.0, rate)
@@ -129,9 +132,9 @@ def _sums_above(part, between, thresholds, largest, rate, counting, turn) -> lis
     sums = lax.fori_loop(0, len(part.tiles), add, (zero,) * len(thresholds))
     of_block = scan.to_scalars(scan.sum_vectors(list(sums), part.vec), part.vec)
     for i, one in enumerate(of_block):
-        between.sums[part.row, turn, i, part.block] = one
+        exchanged[part.row, turn, i, part.block] = one
     slices.meet(part)
-    return [jnp.sum(slices.of_blocks(between.sums.at[part.row, turn, i], part, 0.0)) for i in range(len(thresholds))]
+    return [jnp.sum(slices.of_blocks(exchanged.at[part.row, turn, i], part, 0.0)) for i in range(len(thresholds))]
 
 
 def _pivots(low: Any, high: Any) -> list[jax.Array]:

@@ -136,7 +136,7 @@ def _decide(emission: emit.Emission, score: Sigmoid) -> Stop:
     """Returns the `Stop` of the sequence; block 0 writes the acceptance probabilities."""
     sequence, inputs = emission.sequence, emission.sequence.inputs
     tokens = [inputs.draft_tokens[sequence.number, i] for i in range(sequence.num_draft)]
-    accept = [random.accept_uniform(inputs.draws, sequence.number, i) for i in range(sequence.num_draft)]
+    accept = [random.accept_uniform(inputs.draws, sequence.number, jnp.int32(i)) for i in range(sequence.num_draft)]
     num_drafted, going = jnp.int32(0), jnp.bool_(True)
     for token in tokens:
         going = going & (token >= 0)

@@ -16,8 +16,8 @@ from jax.experimental import pallas as pl
 from jaxtyping import Array, Float, Int
 
 from pallas_kernels import config as sizes
-from pallas_kernels import cutoff, reading, rows, slices, tiles, token, token_rule
-from pallas_kernels.limits import Limits, RowLimits, arrays_of, numbers_of, row_limits
+from pallas_kernels import cutoffs, reading, rows, slices, tiles, token, token_rule
+from pallas_kernels.limits import Limits, RowLimits, arrays_of, maybe_on, numbers_of, row_limits
 from pallas_kernels.random import Draws
 from pallas_kernels.types import LARGEST_LOG_NORMALIZER, Filter, Verification
 
@@ -84,10 +84,10 @@ def verify_token(
         draft_tokens,
         draws,
     )
-    searched = [cutoff.Rows(target_logits, target_limits)]
+    searched = [cutoffs.Rows(target_logits, target_limits)]
     if searches_draft:
         assert draft_logits is not None
-        searched.append(cutoff.Rows(draft_logits, draft_limits))
+        searched.append(cutoffs.Rows(draft_logits, draft_limits))
     normalizers = log_normalizers.astype(jnp.float32) if searches_draft and log_normalizers is not None else None
     read = _read(inputs, searched, limits, normalizers, batch_size, num_rows, vocab_size)
 
@@ -100,8 +100,7 @@ def verify_token(
 
 def _keeps_all(limits: Limits) -> bool:
     """Whether it is certain that no filter is on, nor a temperature that only the program's run will know."""
-    numbers = numbers_of(limits)
-    return numbers.temperature is not None and numbers[1:] == Limits()[1:]
+    return numbers_of(limits).temperature is not None and maybe_on(limits)[1:] == (None, None, None)
 
 
 def _static(limits: Limits) -> RowLimits:
@@ -112,12 +111,13 @@ def _static(limits: Limits) -> RowLimits:
 
 def _filter_types(limits: Limits, batch_size: int) -> Filter:
     """Types of the scale and of greedy, where a sequence's are written by the first launch."""
+
+    def type_if(written, dtype) -> Any:
+        return jax.ShapeDtypeStruct((batch_size,), dtype) if written else None
+
     by_array = numbers_of(limits).temperature is None
-    return Filter(
-        jax.ShapeDtypeStruct((batch_size,), jnp.float32) if by_array else None,
-        None,
-        jax.ShapeDtypeStruct((batch_size,), jnp.int32) if by_array or _static(limits).greedy else None,
-    )
+    greedy = by_array or _static(limits).greedy
+    return Filter(scale=type_if(by_array, jnp.float32), greedy=type_if(greedy, jnp.int32))
 
 
 def _sequence(inputs: rows.Inputs, limits: tuple[Limits, Limits], vocab_size: int) -> rows.Sequence:
@@ -132,7 +132,7 @@ def _sequence(inputs: rows.Inputs, limits: tuple[Limits, Limits], vocab_size: in
 
 def _read(
     inputs: rows.Inputs,
-    searched: list[cutoff.Rows],
+    searched: list[cutoffs.Rows],
     limits: tuple[Limits, Limits],
     normalizers: Any,
     batch_size: int,
@@ -141,12 +141,12 @@ def _read(
 ) -> Read:
     """Launches `token_cutoffs`."""
     num_draft = num_rows - 1
-    lanes = batch_size, sizes.row_lanes(num_rows)
+    width = batch_size, sizes.row_lanes(num_rows)
+    lanes, number = jax.ShapeDtypeStruct(width, jnp.float32), jax.ShapeDtypeStruct(width, jnp.int32)
     filters = tuple(_filter_types(one, batch_size) for one in limits)
 
     def row_facts(filter):
-        first = None if filter.greedy is None else jax.ShapeDtypeStruct(lanes, jnp.int32)
-        return RowFacts(*(jax.ShapeDtypeStruct(lanes, jnp.float32),) * 3, first)
+        return RowFacts(lanes, lanes, lanes, None if filter.greedy is None else number)
 
     out_type = Read(
         target=row_facts(filters[0]),
@@ -193,8 +193,8 @@ def _read(
     blocks = slices.num_blocks(batch_size * num_rows, vocab_size)
     # If all blocks run concurrently, reading rows without a draft costs less than waiting for the draft tokens.
     reads_all = batch_size * num_rows * len(searched) * blocks <= sizes.EMITTING_BLOCKS * sizes.num_multiprocessors()
-    beside = cutoff.Beside(run, None if reads_all or num_draft == 0 else needs)
-    return cutoff.launch("token_cutoffs", searched, out_type, write, (inputs, arrays, normalizers), beside)
+    beside = cutoffs.Beside(run, None if reads_all or num_draft == 0 else needs)
+    return cutoffs.launch("token_cutoffs", searched, out_type, write, (inputs, arrays, normalizers), beside)
 
 
 def _filtered(sequence: rows.Sequence, read: Read) -> rows.Sequence:

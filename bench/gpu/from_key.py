@@ -60,27 +60,33 @@ def make(key, batch_size, num_draft, dtype, kind, name):
     return keys[2], target.astype(dtype), drafted
 
 
+def parameters(name, batch_size):
+    """Sampling parameters, and those of them that are arguments of a program: arrays."""
+    sampling = SAMPLINGS[name](batch_size)
+    return sampling, sampling if name.endswith("arrays") else None
+
+
 def sample_step(batch_size, dtype, kind, name):
     """`sample` of one case, and a function from a seed to its arguments."""
-    sampling = SAMPLINGS[name](batch_size)
+    sampling, arrays = parameters(name, batch_size)
 
-    def step(key, target):
-        return ss.sample(key, target, sampling)
+    def step(key, target, arrays):
+        return ss.sample(key, target, sampling if arrays is None else arrays)
 
     def arguments(seed):
         key, target, _ = make(jax.random.key(seed), batch_size, 0, dtype, kind, name)
-        return key, target[:, 0]
+        return key, target[:, 0], arrays
 
     return step, arguments
 
 
 def verify_step(batch_size, num_draft, dtype, kind, name):
     """`verify` of one case, and a function from a seed to its arguments."""
-    sampling = SAMPLINGS[name](batch_size)
+    sampling, arrays = parameters(name, batch_size)
 
-    def step(key, target, drafted, tokens, normalizers):
-        draft = ss.Draft(tokens, drafted, sampling, normalizers)
-        return ss.verify(key, target, draft, sampling)
+    def step(key, target, drafted, tokens, normalizers, arrays):
+        used = sampling if arrays is None else arrays
+        return ss.verify(key, target, ss.Draft(tokens, drafted, used, normalizers), used)
 
     @jax.jit
     def drafting(key, drafted):
@@ -91,7 +97,7 @@ def verify_step(batch_size, num_draft, dtype, kind, name):
 
     def arguments(seed):
         key, target, drafted = make(jax.random.key(seed), batch_size, num_draft, dtype, kind, name)
-        return key, target, drafted, *drafting(key, drafted)
+        return key, target, drafted, *drafting(key, drafted), arrays
 
     return step, arguments
 

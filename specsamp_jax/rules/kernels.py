@@ -175,5 +175,6 @@ def verify_sigmoid(
 
 
 def _in_vocabulary(tokens: Int[Array, "B K"], target_logits: Float[Array, "B K1 V"]) -> Int[Array, "B K"]:
-    """The tokens, those beyond the vocabulary moved beyond the tile up to which a smaller one is padded."""
-    return jnp.where(tokens < target_logits.shape[-1], tokens, jnp.iinfo(jnp.int32).max)
+    """The tokens; where a smaller vocabulary is padded up to a tile, those in the padding are moved beyond it."""
+    vocab_size = target_logits.shape[-1]
+    return tokens if vocab_size >= TILE else jnp.where(tokens < vocab_size, tokens, jnp.iinfo(jnp.int32).max)

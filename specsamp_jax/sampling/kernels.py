@@ -14,7 +14,7 @@ from specsamp_jax.sampling.filters import is_number, make_filter
 from specsamp_jax.sampling.streams import Purpose
 
 if TYPE_CHECKING or mosaic.WHY_MISSING is None:
-    from pallas_kernels import cutoff, slices
+    from pallas_kernels import cutoffs, slices
     from pallas_kernels import sample as sample_kernel
 
 MAX_BATCH = 65_535
@@ -87,8 +87,8 @@ def make_filters(*rows: tuple[Array, SamplingParams | None]) -> list[Filter]:
         return filters
     if not slices.supports(rows[0][0].shape[-1]):
         return [make_filter(*one) for one in rows]
-    inputs = [cutoff.Rows(at_least_a_tile(rows[i][0]), limits(rows[i][1])) for i in wanted]
-    for i, kept in zip(wanted, cutoff.cutoffs(*inputs), strict=True):
+    inputs = [cutoffs.Rows(at_least_a_tile(rows[i][0]), limits(rows[i][1])) for i in wanted]
+    for i, kept in zip(wanted, cutoffs.cutoffs(*inputs), strict=True):
         filters[i] = filters[i]._replace(cutoff=kept.cutoff)
     return filters
 

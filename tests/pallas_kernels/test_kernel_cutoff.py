@@ -9,8 +9,7 @@ import numpy as np
 import oracle
 import pytest
 
-import specsamp_jax as ss
-from pallas_kernels import cutoff, slices
+from pallas_kernels import config, cutoffs, slices
 from pallas_kernels.limits import Limits
 
 pytestmark = pytest.mark.slow
@@ -29,7 +28,7 @@ def run(request, interpreted, monkeypatch):
 
     def run(logits, limits):
         with interpreted():
-            return jax.block_until_ready(cutoff.cutoffs(cutoff.Rows(logits, limits))[0])
+            return jax.block_until_ready(cutoffs.cutoffs(cutoffs.Rows(logits, limits))[0])
 
     return run
 
@@ -59,10 +58,14 @@ def check(found, logits, setting):
     pytest.fail(f"{setting}: kept {kept.sum()}, not {(oracle.distribution(row, **setting) > 0).sum()}")
 
 
+def row_of(found, sequence, row):
+    return slices.Kept(*(None if x is None else np.asarray(x)[sequence, row] for x in found))
+
+
 def check_all(run, logits, settings, limits=None):
     found = run(jnp.asarray(logits)[:, None], limits_of(settings) if limits is None else limits)
     for i, setting in enumerate(settings):
-        check(slices.Kept(*(np.asarray(x)[i, 0] for x in found)), np.asarray(logits[i].astype(jnp.float32)), setting)
+        check(row_of(found, i, 0), np.asarray(logits[i].astype(jnp.float32)), setting)
 
 
 SETTINGS = [
@@ -97,6 +100,19 @@ def test_numbers_mean_what_arrays_do(run, setting):
     check_all(run, logits, [setting] * 2, Limits(**setting))
 
 
+def test_lists_in_a_launch_of_their_own_where_rows_are_many(run, monkeypatch):
+    """Equal results where the multiprocessors hold few of the rows at once: lists that fit, and those that do not."""
+    settings = [one for one in SETTINGS if "top_k" in one]
+    logits = normal(5, 2056, jnp.bfloat16, len(settings)).at[0].set(1.0)
+    check_all(run, logits, settings)
+    names = []
+    monkeypatch.setattr(config, "num_multiprocessors", lambda: 1)
+    launch = cutoffs._launch
+    monkeypatch.setattr(cutoffs, "_launch", lambda name, *args: names.append(name) or launch(name, *args))
+    check_all(run, logits, settings)
+    assert names == ["list_candidates", "cutoffs"]
+
+
 def rows_of_every_kind(vocab_size):
     x = np.random.default_rng(0).normal(size=vocab_size) * 3
     index = np.arange(vocab_size)
@@ -126,7 +142,7 @@ def test_degenerate_rows_beside_healthy_ones(run):
     found = run(logits[:, None], limits_of(settings))
     assert not np.isfinite(np.asarray(found.total + found.largest)[:3]).any()
     for i in range(3, 6):
-        check(slices.Kept(*(np.asarray(x)[i, 0] for x in found)), np.asarray(logits[i]), settings[i])
+        check(row_of(found, i, 0), np.asarray(logits[i]), settings[i])
 
 
 def test_two_arrays_in_one_launch(interpreted, monkeypatch):
@@ -135,46 +151,24 @@ def test_two_arrays_in_one_launch(interpreted, monkeypatch):
     target = normal(3, 2056, jnp.bfloat16, 6).reshape(2, 3, -1)
     draft = normal(4, 2056, jnp.float32, 4).reshape(2, 2, -1)
     with interpreted():
-        found = cutoff.cutoffs(
-            cutoff.Rows(target, Limits(top_k=20)),
-            cutoff.Rows(draft, limits_of([{"top_p": 0.9}, {"min_p": 0.1}])),
+        found = cutoffs.cutoffs(
+            cutoffs.Rows(target, Limits(top_k=20)),
+            cutoffs.Rows(draft, limits_of([{"top_p": 0.9}, {"min_p": 0.1}])),
         )
     for logits, kept, settings in zip(
         (target, draft), found, ([{"top_k": 20}] * 2, [{"top_p": 0.9}, {"min_p": 0.1}]), strict=True
     ):
         for b, r in itertools.product(range(2), range(logits.shape[1])):
-            one = slices.Kept(*(np.asarray(x)[b, r] for x in kept))
-            check(one, np.asarray(logits[b, r].astype(jnp.float32)), settings[b])
+            check(row_of(kept, b, r), np.asarray(logits[b, r].astype(jnp.float32)), settings[b])
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32])
 @pytest.mark.parametrize("vocab_size", [151936, 50257, 256000])
 def test_lowers_to_one_launch(dtype, vocab_size):
     def of(logits, top_p):
-        return cutoff.cutoffs(cutoff.Rows(logits, Limits(0.7, 20, top_p, 0.1)))
+        return cutoffs.cutoffs(cutoffs.Rows(logits, Limits(0.7, 20, top_p, 0.1)))
 
     args = jax.ShapeDtypeStruct((8, 5, vocab_size), dtype), jax.ShapeDtypeStruct((8,), jnp.float32)
     text = jax.jit(of).trace(*args).lower(lowering_platforms=("cuda",)).as_text()
     assert text.count("custom_call @mosaic_gpu") == 1
     assert slices.supports(vocab_size)
-
-
-@pytest.mark.parametrize("arrays", [False, True])
-def test_verify_has_three_launches_and_neither_loop_nor_sort(arrays):
-    sampling = ss.SamplingParams(0.7, 20, 0.8)
-    if arrays:
-        sampling = jax.eval_shape(lambda: jax.tree.map(lambda x: jnp.full((8,), x), sampling))
-
-    def step(key, target, drafted, tokens, normalizers, sampling):
-        return ss.verify(key, target, ss.Draft(tokens, drafted, sampling, normalizers), sampling)
-
-    shapes = ((8, 5, 151936), jnp.bfloat16), ((8, 4, 151936), jnp.bfloat16), ((8, 4), jnp.int32), ((8, 4), jnp.float32)
-    args = jax.eval_shape(lambda: jax.random.key(0)), *(jax.ShapeDtypeStruct(*shape) for shape in shapes)
-    if arrays:
-        traced = jax.jit(step).trace(*args, sampling)
-    else:
-        traced = jax.jit(lambda *args: step(*args, sampling)).trace(*args)
-    text = traced.lower(lowering_platforms=("cuda",)).as_text()
-    assert text.count("custom_call @mosaic_gpu") == 3
-    assert "stablehlo.while" not in text
-    assert "stablehlo.sort" not in text
