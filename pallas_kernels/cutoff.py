@@ -10,7 +10,6 @@ Where a list is too long, or there is no such bound (a large k, top-p alone), th
 """
 
 import functools
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -21,11 +20,11 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from pallas_kernels import candidates, config, scan, slices
 from pallas_kernels import tiles as tiling
-from pallas_kernels.limits import Limits, RowLimits, min_p_cutoff
+from pallas_kernels.limits import RowLimits, min_p_cutoff
 from pallas_kernels.rows import LOWEST, MAX_INDEX, exp2_rate
 from pallas_kernels.search import round_down
 from pallas_kernels.search import search as search_row
-from pallas_kernels.slices import LISTED, Exchange, Kept, Listing, Scratch, Slice
+from pallas_kernels.slices import LISTED, Exchange, Kept, Scratch, Slice
 from pallas_kernels.types import TILE
 
 MAX_TOP_K = 128
@@ -34,22 +33,22 @@ MAX_TOP_K = 128
 
 def find(part: Slice, limits: RowLimits, between: Exchange, shared: Scratch) -> Kept:
     """Applies all filters to one row; every block of the cluster computes an equal `Kept`."""
-    list_candidates(part, limits, between.listing, shared)
+    _list_candidates(part, limits, between, shared)
     slices.meet(part)
-    return decide(part, limits, between, shared, lambda: part)
+    return _decide(part, limits, between, shared)
 
 
-def may_list(limits: RowLimits | Limits) -> bool:
+def _may_list(limits: RowLimits) -> bool:
     """Whether candidates may be listed: where top-p alone is on, what is kept depends on the mass of all."""
     return limits.top_k is not None or (limits.top_p is None and limits.min_p is not None)
 
 
-def list_candidates(part: Slice, limits: RowLimits, listing: Listing, shared: Scratch):
+def _list_candidates(part: Slice, limits: RowLimits, between: Exchange, shared: Scratch):
     """Leaves what the cluster must know of this block's share, its candidates among it."""
     largest = functools.reduce(jnp.maximum, part.tiles)
     top = jnp.max(largest.astype(jnp.float32))
     bound = top_k_bound = jnp.float32(LOWEST)
-    lists = jnp.bool_(may_list(limits))
+    lists = jnp.bool_(_may_list(limits))
     if limits.top_k is not None:
         active = (limits.top_k > 0) & (limits.top_k < part.vocab_size)
         lists = jnp.bool_(active) & (limits.top_k <= MAX_TOP_K)
@@ -59,14 +58,14 @@ def list_candidates(part: Slice, limits: RowLimits, listing: Listing, shared: Sc
         bound = top_k_bound
     if limits.min_p is not None:
         bound = jnp.maximum(bound, round_down(min_p_cutoff(top, limits), part.dtype))
-    listing.tops[part.row, part.block] = top
+    between.tops[part.row, part.block] = top
     if limits.greedy is not None:
         # Few rows are greedy.
-        listing.firsts[part.row, part.block] = lax.cond(
+        between.firsts[part.row, part.block] = lax.cond(
             limits.greedy, lambda: _first_largest(part, top), lambda: jnp.int32(MAX_INDEX)
         )
-    listing.bounds[part.row, part.block] = top_k_bound
-    if may_list(limits):
+    between.bounds[part.row, part.block] = top_k_bound
+    if _may_list(limits):
         shared.bound[0] = bound
         # A bound of the lowest number would list everything.
         lists = lists & (bound > LOWEST)
@@ -74,43 +73,35 @@ def list_candidates(part: Slice, limits: RowLimits, listing: Listing, shared: Sc
         @pl.when(lists)
         def _():
             candidates.collect(part.tiles, part.layout, shared.bound, shared.listed, shared.counts)
-            values = plgpu.load(shared.listed.at[pl.ds(0, LISTED)], layout=tiling.lane_layout(LISTED))
+            values = plgpu.load(shared.listed, layout=tiling.lane_layout(LISTED))
             # Registers -> L2: [LISTED].
-            scan.store_sums(listing.lists.at[part.row, part.block], values)
+            scan.store_sums(between.lists.at[part.row, part.block], values)
 
-        listing.counts[part.row, part.block] = jnp.where(lists, shared.counts[candidates.COUNT], LISTED + 1)
-
-
-def surely_fit(part: Slice, limits: RowLimits, listing: Listing, capacity: int) -> jax.Array:
-    """Whether the candidates of all blocks together fit a list, so that one block can decide."""
-    if not may_list(limits):
-        return jnp.bool_(False)
-    counts = slices.of_blocks(listing.counts.at[part.row], part, 0)
-    return (jnp.max(counts) <= LISTED) & (jnp.sum(counts) <= capacity)
+        between.counts[part.row, part.block] = jnp.where(lists, shared.counts[candidates.COUNT], LISTED + 1)
 
 
-def decide(part: Slice, limits: RowLimits, between: Exchange, shared: Scratch, load_fn: Callable[[], Slice]) -> Kept:
-    """The cutoff and the sum, from what all blocks left, or by a search of the row, which `load_fn` returns."""
-    listing, rate = between.listing, exp2_rate(limits.scale)
-    tops = slices.of_blocks(listing.tops.at[part.row], part, -jnp.inf)
+def _decide(part: Slice, limits: RowLimits, between: Exchange, shared: Scratch) -> Kept:
+    """The cutoff and the sum, from what all blocks left, or by a search of the row."""
+    rate = exp2_rate(limits.scale)
+    tops = slices.of_blocks(between.tops.at[part.row], part, -jnp.inf)
     largest = jnp.max(tops)
     first = None
     if limits.greedy is not None:
-        firsts = slices.of_blocks(listing.firsts.at[part.row], part, MAX_INDEX)
+        firsts = slices.of_blocks(between.firsts.at[part.row], part, MAX_INDEX)
         first = jnp.min(jnp.where(tops == largest, firsts, MAX_INDEX))
     nothing = Kept(largest, jnp.float32(-jnp.inf), jnp.float32(jnp.nan), None)
 
     def search():
-        least = jnp.max(slices.of_blocks(listing.bounds.at[part.row], part, LOWEST))
-        return search_row(load_fn(), limits, between.sums, largest, least)
+        least = jnp.max(slices.of_blocks(between.bounds.at[part.row], part, LOWEST))
+        return search_row(part, limits, between.sums, largest, least)
 
     def find_kept():
-        if not may_list(limits):
+        if not _may_list(limits):
             return search()
-        counts, capacity = slices.of_blocks(listing.counts.at[part.row], part, 0), shared.listed.shape[0]
+        counts = slices.of_blocks(between.counts.at[part.row], part, 0)
         fits = jnp.max(counts) <= LISTED
-        pl.when(fits)(lambda: _collect_again(part, limits, listing, shared, largest))
-        fits = fits & (jnp.where(fits, shared.counts[candidates.COUNT], capacity + 1) <= capacity)
+        pl.when(fits)(lambda: _collect_again(part, limits, between, shared, largest))
+        fits = fits & (jnp.where(fits, shared.counts[candidates.COUNT], LISTED + 1) <= LISTED)
         return lax.cond(fits, lambda: _among_candidates(limits, shared, largest, rate, part.vocab_size), search)
 
     return lax.cond(jnp.abs(largest) < jnp.inf, find_kept, lambda: nothing)._replace(first=first)
@@ -136,13 +127,13 @@ def _bound_of_groups(shared: Scratch, size: int, count: Any) -> jax.Array:
     return candidates.kth_largest(shared.of_groups, count)
 
 
-def _collect_again(part: Slice, limits: RowLimits, listing: Listing, shared: Scratch, largest: Any):
+def _collect_again(part: Slice, limits: RowLimits, between: Exchange, shared: Scratch, largest: Any):
     """Lists the candidates of all blocks that may be kept, now that all are known."""
     layout = tiling.lane_layout(LISTED)
     lane = plgpu.broadcasted_iota(jnp.int32, (LISTED,), 0, layout=layout)
-    counts = [listing.counts[part.row, i] for i in range(part.num_blocks)]
+    counts = [between.counts[part.row, i] for i in range(part.num_blocks)]
     # L2 -> registers: [LISTED] of each block.
-    lists = [plgpu.load(listing.lists.at[part.row, i], layout=layout, optimized=False) for i in range(part.num_blocks)]
+    lists = [plgpu.load(between.lists.at[part.row, i], layout=layout, optimized=False) for i in range(part.num_blocks)]
     lists = [jnp.where(lane < count, x, -jnp.inf) for count, x in zip(counts, lists, strict=True)]
     bound = jnp.float32(LOWEST)
     if limits.top_k is not None:
@@ -156,10 +147,9 @@ def _collect_again(part: Slice, limits: RowLimits, listing: Listing, shared: Scr
 
 def _among_candidates(limits: RowLimits, shared: Scratch, largest: Any, rate: Any, vocab_size: int) -> Kept:
     """The cutoff and the sum, each candidate compared with all."""
-    capacity = shared.listed.shape[0]
-    layout = tiling.lane_layout(capacity)
+    layout = tiling.lane_layout(LISTED)
     count = shared.counts[candidates.COUNT]
-    lane = plgpu.broadcasted_iota(jnp.int32, (capacity,), 0, layout=layout)
+    lane = plgpu.broadcasted_iota(jnp.int32, (LISTED,), 0, layout=layout)
     x = jnp.where(lane < count, plgpu.load(shared.listed, layout=layout), -jnp.inf)
     weight = jnp.exp2((x - largest) * rate)
     shared.weights[...] = weight
@@ -169,7 +159,7 @@ def _among_candidates(limits: RowLimits, shared: Scratch, largest: Any, rate: An
         above = shared.listed[i] >= x
         return reached + above.astype(jnp.int32), mass + jnp.where(above, shared.weights[i], 0.0)
 
-    zeros = [plgpu.layout_cast(jnp.zeros((capacity,), dtype), layout) for dtype in (jnp.int32, jnp.float32)]
+    zeros = [plgpu.layout_cast(jnp.zeros((LISTED,), dtype), layout) for dtype in (jnp.int32, jnp.float32)]
     reached, mass = lax.fori_loop(0, count, compare, tuple(zeros))
     cutoff = jnp.float32(-jnp.inf)
     if limits.top_k is not None:

@@ -1,9 +1,4 @@
-"""Launches that find the cutoffs of many rows, one cluster of blocks per row.
-
-Few rows take one launch, in which each cluster lists its row's candidates, meets, and decides. Where there are more
-rows than the multiprocessors hold at once, a block that waits for its cluster keeps another from loading: one launch
-lists candidates, and nobody waits; the next decides, mostly in the first block of a cluster alone.
-"""
+"""Launches that find the cutoffs of rows, one cluster of blocks per row."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -16,13 +11,10 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array, Float
 
-from pallas_kernels import config, emit, slices, sync
-from pallas_kernels.cutoff import decide, find, list_candidates, may_list, surely_fit
-from pallas_kernels.limits import Limits, arrays_of, maybe_on, numbers_of, row_limits
-from pallas_kernels.slices import LISTED, Exchange, Kept, Listing
-
-JOINED = 4 * LISTED
-"""Candidates of all blocks that one block takes in without asking the others."""
+from pallas_kernels import emit, slices, sync
+from pallas_kernels.cutoff import find
+from pallas_kernels.limits import Limits, arrays_of, numbers_of, row_limits
+from pallas_kernels.slices import Kept
 
 
 class Rows(NamedTuple):
@@ -41,11 +33,11 @@ class Beside(NamedTuple):
     """Work of one more cluster per sequence.
 
     Attributes:
-      run: `run(sequence, block, num_blocks, arguments, outputs)`. None: there is no such cluster.
+      run: `run(sequence, block, num_blocks, arguments, outputs)`.
       needs: `needs(sequence, i, row, arguments)`, whether a row of the i-th input is searched. None: all are.
     """
 
-    run: Callable[[Any, Any, int, Any, Any], None] | None
+    run: Callable[[Any, Any, int, Any, Any], None]
     needs: Callable[[Any, int, Any, Any], jax.Array] | None = None
 
 
@@ -71,18 +63,6 @@ def cutoffs(*inputs: Rows) -> list[Kept]:
     return launch("cutoffs", inputs, types, write)
 
 
-class _Plan(NamedTuple):
-    """The rows of a launch and their share of blocks: of `count[i]` rows per sequence in the i-th input."""
-
-    counts: list[int]
-    numbers: list[Limits]
-    dtypes: list[Any]
-    batch_size: int
-    vocab_size: int
-    blocks: int
-    beside: Beside | None
-
-
 def launch(
     name: str,
     inputs: Sequence[Rows],
@@ -91,11 +71,10 @@ def launch(
     arguments: Any = (),
     beside: Beside | None = None,
 ) -> Any:
-    """Searches all rows; `write_fn(i, sequence, row, found, arguments, outputs)` stores a result.
+    """Searches all rows in one launch; `write_fn(i, sequence, row, found, arguments, outputs)` stores a result.
 
     Args:
-      name: Name of the launch in a profile. Candidates are listed in one of their own, `list_candidates`, if rows are
-        many.
+      name: Name of the launch in a profile.
       inputs: The rows.
       out_type: Types of the outputs.
       write_fn: Runs in one block for each row, of the i-th input.
@@ -107,97 +86,44 @@ def launch(
     """
     batch_size, _, vocab_size = inputs[0].logits.shape
     counts = [one.logits.shape[1] for one in inputs]
-    num_rows = batch_size * sum(counts)
-    blocks = slices.num_blocks(num_rows, vocab_size)
-    dtypes = [jnp.dtype(one.logits.dtype) for one in inputs]
-    plan = _Plan(counts, [numbers_of(one.limits) for one in inputs], dtypes, batch_size, vocab_size, blocks, beside)
-    given = [one.logits.reshape(-1) for one in inputs], [arrays_of(one.limits, batch_size) for one in inputs], arguments
+    num_searched = sum(counts)
+    blocks = slices.num_blocks(batch_size * num_searched, vocab_size)
+    numbers = [numbers_of(one.limits) for one in inputs]
+    dtypes = sorted({jnp.dtype(one.logits.dtype) for one in inputs}, key=str)
 
-    def write(at, part, found, arguments, out):
-        i, sequence, row = at
-        pl.when(part.block == 0)(lambda: write_fn(i, sequence, row, found, arguments, out[0]))
-
-    def find_row(at, part, limits, shared, listing, arguments, out):
-        del listing
-        found = find(slices.load(part), limits, out[1], shared)
-        write(at, part, found, arguments, out)
-
-    def list_row(at, part, limits, shared, listing, arguments, out):
-        del at, listing, arguments
-        list_candidates(slices.load(part), limits, out, shared)
-
-    def decide_row(at, part, limits, shared, listing, arguments, out):
-        @pl.when((part.block == 0) | ~surely_fit(part, limits, listing, JOINED))
-        def _():
-            found = decide(part, limits, Exchange(listing, out[1]), shared, lambda: slices.load(part))
-            write(at, part, found, arguments, out)
-
-    held_at_once = config.EMITTING_BLOCKS * config.num_multiprocessors()
-    if num_rows * blocks < 2 * held_at_once or not all(may_list(maybe_on(one.limits)) for one in inputs):
-        return _launch(name, plan, given, None, (out_type, slices.exchange(num_rows, blocks)), find_row, LISTED)[0]
-    listing = _launch(
-        "list_candidates",
-        plan._replace(beside=beside and beside._replace(run=None)),
-        given,
-        None,
-        slices.listing_types(num_rows, blocks),
-        list_row,
-        LISTED,
-    )
-    return _launch(name, plan, given, listing, (out_type, slices.sums_type(num_rows)), decide_row, JOINED)[0]
-
-
-def _launch(
-    name: str, plan: _Plan, given: Any, listing: Listing | None, out_type: Any, row_fn: Callable, capacity: int
-) -> Any:
-    """One launch: `row_fn((i, sequence, row), part, limits, shared, listing, arguments, outputs)` for each row.
-
-    `listing` is the output of the launch before, if any; `capacity` is that of a block's list of candidates.
-    """
-    searched = sum(plan.counts)
-    dtypes = sorted(set(plan.dtypes), key=str)
-    tiles = [slices.tiles_scratch(dtype, plan.vocab_size, plan.blocks) for dtype in dtypes]
-    beside_fn = None if plan.beside is None else plan.beside.run
-
-    def kernel(given, listing, out, shared, tiles, barrier):
+    def kernel(inputs, out, between, shared, tiles, barrier):
         sync.start_dependent_launch()
-        if listing is not None:
-            sync.wait_for_previous_launch()
-        logits, arrays, arguments = given
+        logits, arrays, arguments = inputs
         sequence, slot, block = (lax.axis_index(name) for name in ("sequence", "row", "block"))
 
-        def run(i, row):
-            part = slices.locate(
-                logits[i],
-                plan.vocab_size,
-                sequence * plan.counts[i] + row,
-                sequence * searched + slot,
-                block,
-                plan.blocks,
-                tiles[dtypes.index(plan.dtypes[i])],
-                barrier,
-            )
-            limits = row_limits(plan.numbers[i], arrays[i], sequence)
-            row_fn((i, sequence, row), part, limits, shared, listing, arguments, out)
+        def search(i, row):
+            kept_tiles = tiles[dtypes.index(logits[i].dtype)]
+            flat, index = sequence * counts[i] + row, sequence * num_searched + slot
+            part = slices.load_slice(logits[i], vocab_size, flat, index, block, blocks, kept_tiles, barrier)
+            found = find(part, row_limits(numbers[i], arrays[i], sequence), between, shared)
+            pl.when(block == 0)(lambda: write_fn(i, sequence, row, found, arguments, out))
 
         first = 0
-        for i, count in enumerate(plan.counts):
+        for i, count in enumerate(counts):
             row, wanted = slot - first, (slot >= first) & (slot < first + count)
-            if plan.beside is not None and plan.beside.needs is not None:
-                wanted = wanted & plan.beside.needs(sequence, i, jnp.clip(row, 0, count - 1), arguments)
-            pl.when(wanted)(functools.partial(run, i, row))
+            if beside is not None and beside.needs is not None:
+                wanted = wanted & beside.needs(sequence, i, jnp.clip(row, 0, count - 1), arguments)
+            pl.when(wanted)(functools.partial(search, i, row))
             first += count
-        if beside_fn is not None:
-            pl.when(slot == searched)(functools.partial(beside_fn, sequence, block, plan.blocks, arguments, out[0]))
+        if beside is not None:
+            pl.when(slot == num_searched)(functools.partial(beside.run, sequence, block, blocks, arguments, out))
 
     kernel.__name__ = name
-    return plgpu.kernel(
+    arrays = [arrays_of(one.limits, batch_size) for one in inputs]
+    tiles = [slices.tiles_scratch(dtype, vocab_size, blocks) for dtype in dtypes]
+    out, _ = plgpu.kernel(
         kernel,
-        out_type=(out_type,),
-        scratch_types=(slices.scratch(capacity), tiles, sync.cluster_scratch()),
-        grid=(plan.batch_size, searched + (beside_fn is not None)),
+        out_type=(out_type, slices.exchange(batch_size * num_searched, blocks)),
+        scratch_types=(slices.scratch(), tiles, sync.cluster_scratch()),
+        grid=(batch_size, num_searched + (beside is not None)),
         grid_names=("sequence", "row"),
-        cluster=(plan.blocks,),
+        cluster=(blocks,),
         cluster_names=("block",),
         compiler_params=emit.COMPILER_PARAMS,
-    )(given, listing)[0]
+    )(([one.logits.reshape(-1) for one in inputs], arrays, arguments))
+    return out

@@ -79,7 +79,7 @@ def sample(
         noise, logits, arrays = inputs
         tokens, normalizers = results
         row, block = lax.axis_index("sequence"), lax.axis_index("block")
-        part = slices.load(slices.locate(logits, vocab_size, row, row, block, blocks, kept_tiles, barrier))
+        part = slices.load_slice(logits, vocab_size, row, row, block, blocks, kept_tiles, barrier)
         # Computed while the logits are on their way.
         uniforms = random.emit_uniforms(noise, row)
         chosen = _sample_row(part, row_limits(numbers, arrays, row), uniforms, sums, between, shared, few, room)

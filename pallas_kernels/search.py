@@ -41,7 +41,7 @@ class _State(NamedTuple):
 def search(part: Slice, limits: RowLimits, exchanged: Any, largest: Any, first: Any) -> Kept:
     """The cutoff and the sum by passes over the row in registers; `first` is not above the cutoff of top-k.
 
-    The blocks exchange sums in `exchanged`, of `slices.sums_type`.
+    The blocks leave sums for each other in `exchanged`, of `Exchange.sums`.
     """
     for i, x in enumerate(part.tiles):
         scan.store_sums(part.shared.at[i], x)

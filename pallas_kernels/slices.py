@@ -36,8 +36,8 @@ class Kept(NamedTuple):
     first: Any
 
 
-class Listing(NamedTuple):
-    """What each block leaves of its share of a row in global memory, one row per cluster.
+class Exchange(NamedTuple):
+    """Global memory through which the blocks of a cluster communicate, one row per cluster.
 
     Attributes:
       tops: Largest logit of a block, `[rows, MAX_CLUSTER]`.
@@ -45,6 +45,7 @@ class Listing(NamedTuple):
       bounds: What the cutoff of top-k is not below, for all that a block knows.
       counts: Candidates of a block.
       lists: The candidates, `[rows, blocks, LISTED]`.
+      sums: Sums at thresholds, of two rounds in turn, `[rows, 2, NUM_THRESHOLDS, MAX_CLUSTER]`.
     """
 
     tops: Any
@@ -52,17 +53,6 @@ class Listing(NamedTuple):
     bounds: Any
     counts: Any
     lists: Any
-
-
-class Exchange(NamedTuple):
-    """Global memory through which the blocks of a cluster communicate.
-
-    Attributes:
-      listing: See `Listing`.
-      sums: Sums at thresholds, of two rounds in turn, `[rows, 2, NUM_THRESHOLDS, MAX_CLUSTER]`.
-    """
-
-    listing: Listing
     sums: Any
 
 
@@ -112,26 +102,17 @@ def supports(vocab_size: int) -> bool:
     return config.num_tiles(vocab_size) <= MAX_CLUSTER * MAX_TILES // 2
 
 
-def listing_types(num_rows: int, blocks: int) -> Listing:
-    """Types of what the blocks of `num_rows` clusters leave."""
+def exchange(num_rows: int, blocks: int) -> Exchange:
+    """Space for what the blocks of `num_rows` clusters leave for each other."""
     each = num_rows, MAX_CLUSTER
-    return Listing(
+    return Exchange(
         jax.ShapeDtypeStruct(each, jnp.float32),
         jax.ShapeDtypeStruct(each, jnp.int32),
         jax.ShapeDtypeStruct(each, jnp.float32),
         jax.ShapeDtypeStruct(each, jnp.int32),
         jax.ShapeDtypeStruct((num_rows, blocks, LISTED), jnp.float32),
+        jax.ShapeDtypeStruct((num_rows, 2, NUM_THRESHOLDS, MAX_CLUSTER), jnp.float32),
     )
-
-
-def sums_type(num_rows: int) -> Any:
-    """Type of the sums of a search."""
-    return jax.ShapeDtypeStruct((num_rows, 2, NUM_THRESHOLDS, MAX_CLUSTER), jnp.float32)
-
-
-def exchange(num_rows: int, blocks: int) -> Exchange:
-    """Types of all that the blocks of `num_rows` clusters leave for each other."""
-    return Exchange(listing_types(num_rows, blocks), sums_type(num_rows))
 
 
 def tiles_scratch(dtype: Any, vocab_size: int, blocks: int) -> Any:
@@ -139,38 +120,34 @@ def tiles_scratch(dtype: Any, vocab_size: int, blocks: int) -> Any:
     return plgpu.SMEM((-(-config.num_tiles(vocab_size) // blocks), TILE), dtype)
 
 
-def scratch(capacity: int = LISTED) -> Scratch:
-    """Shared memory of a block; `capacity` is that of the list of candidates."""
+def scratch() -> Scratch:
+    """Shared memory of a block."""
     return Scratch(
         plgpu.SMEM((TILE,), jnp.float32),
         plgpu.SMEM((config.THREADS,), jnp.float32),
         plgpu.SMEM((1,), jnp.float32),
-        plgpu.SMEM((capacity,), jnp.float32),
-        plgpu.SMEM((capacity,), jnp.float32),
+        plgpu.SMEM((LISTED,), jnp.float32),
+        plgpu.SMEM((LISTED,), jnp.float32),
         candidates.counts_scratch(),
     )
 
 
-def locate(
+def load_slice(
     ref: Any, vocab_size: int, row: Any, row_index: Any, block: Any, blocks: int, shared: Any, barrier: Any
 ) -> Slice:
-    """A block's share of row number `row` of a flat array, not read yet; `row_index` is its number in `Exchange`."""
-    tile = tiling.locate_tile(block, vocab_size, [(ref, row)], False)
-    return Slice(ref, row, [], shared, barrier, tile.layout, tile.vec, row_index, block, blocks, vocab_size, ref.dtype)
-
-
-def load(part: Slice) -> Slice:
-    """Reads the share."""
-    count = -(-config.num_tiles(part.vocab_size) // part.num_blocks)
-    tiles = []
+    """Reads a block's share of row number `row` of a flat array; `row_index` is its number in `Exchange`."""
+    count = -(-config.num_tiles(vocab_size) // blocks)
+    tiles, tile = [], None
     for i in range(count):
-        number = jnp.int32(i * part.num_blocks) + part.block
-        tile = tiling.locate_tile(number, part.vocab_size, [(part.logits, part.flat)], False)
+        tile = tiling.locate_tile(jnp.int32(i * blocks) + block, vocab_size, [(ref, row)], False)
         # HBM -> registers: [TILE], vec elements a thread and load.
-        x = tiling.load_tile(part.logits, part.vocab_size, part.flat, tile)
+        x = tiling.load_tile(ref, vocab_size, row, tile)
         # No tile but those of the last round can reach past the row's end.
         tiles.append(tiling.mask_tile(x, tile, -jnp.inf) if i == count - 1 else x)
-    return part._replace(tiles=tiles)
+    assert tile is not None
+    return Slice(
+        ref, row, tiles, shared, barrier, tile.layout, tile.vec, row_index, block, blocks, vocab_size, ref.dtype
+    )
 
 
 def meet(part: Slice):

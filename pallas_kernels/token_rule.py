@@ -211,9 +211,7 @@ def emit_stop(
     `target_stats` are statistics of the target, one chunk per lane, or None. `write_fn(row)` writes the other outputs.
     """
     sequence = emission.sequence
-    chunk_tiles = None
-    if target_stats is not None:
-        chunk_tiles = config.chunks(sequence.target.logits.dtype, sequence.target.vocab_size).tiles
+    chunk_tiles = target_stats and config.chunks(sequence.target.logits.dtype, sequence.target.vocab_size).tiles
     sampled = ~stop.degenerate & (stop.p_certain < 0)
     # The sums of p per chunk were computed with the normalizers, and choose a tile if chunks are whole tiles. Sums of
     # a residual must be computed.

@@ -9,7 +9,7 @@ import numpy as np
 import oracle
 import pytest
 
-from pallas_kernels import config, cutoffs, slices
+from pallas_kernels import cutoffs, slices
 from pallas_kernels.limits import Limits
 
 pytestmark = pytest.mark.slow
@@ -98,19 +98,6 @@ def test_equals_the_oracle(run, vocab_size, dtype):
 def test_numbers_mean_what_arrays_do(run, setting):
     logits = normal(1, 3000, jnp.bfloat16, 2)
     check_all(run, logits, [setting] * 2, Limits(**setting))
-
-
-def test_lists_in_a_launch_of_their_own_where_rows_are_many(run, monkeypatch):
-    """Equal results where the multiprocessors hold few of the rows at once: lists that fit, and those that do not."""
-    settings = [one for one in SETTINGS if "top_k" in one]
-    logits = normal(5, 2056, jnp.bfloat16, len(settings)).at[0].set(1.0)
-    check_all(run, logits, settings)
-    names = []
-    monkeypatch.setattr(config, "num_multiprocessors", lambda: 1)
-    launch = cutoffs._launch
-    monkeypatch.setattr(cutoffs, "_launch", lambda name, *args: names.append(name) or launch(name, *args))
-    check_all(run, logits, settings)
-    assert names == ["list_candidates", "cutoffs"]
 
 
 def rows_of_every_kind(vocab_size):

@@ -38,7 +38,7 @@ def check(interpreted, monkeypatch):
     return check
 
 
-def make(seed, batch_size=3, num_draft=3, vocab_size=2100, dtype=jnp.float32, sampling=None, kind="normalizers"):
+def make(seed, batch_size=3, num_draft=1, vocab_size=2100, dtype=jnp.float32, sampling=None, kind="normalizers"):
     """A key, target logits, and drafts sampled from logits of their own."""
     keys = jax.random.split(jax.random.key(seed), 4)
     target = 3 * jax.random.normal(keys[0], (batch_size, num_draft + 1, vocab_size))
@@ -51,11 +51,14 @@ def make(seed, batch_size=3, num_draft=3, vocab_size=2100, dtype=jnp.float32, sa
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["logits", "normalizers", "one_hot"])
-@pytest.mark.parametrize("sampling", [SHIPPED, ARRAYS], ids=["numbers", "arrays"])
+@pytest.mark.parametrize(
+    ("sampling", "kind"),
+    [(SHIPPED, "normalizers"), (SHIPPED, "one_hot"), (ARRAYS, "logits"), (ARRAYS, "normalizers")],
+    ids=["numbers-normalizers", "numbers-one_hot", "arrays-logits", "arrays-normalizers"],
+)
 def test_equals_the_core(check, sampling, kind):
     drafts = None if kind == "one_hot" else sampling
-    key, target, draft = make(0, dtype=jnp.bfloat16, sampling=drafts, kind=kind)
+    key, target, draft = make(0, num_draft=2, dtype=jnp.bfloat16, sampling=drafts, kind=kind)
     check(key, target, sampling, draft, drafts)
 
 
@@ -101,7 +104,7 @@ def test_without_drafts(check):
 @pytest.mark.parametrize("num_multiprocessors", [132, 1])
 def test_ragged_drafts_degenerate_rows_and_unusable_normalizers(check, monkeypatch, num_multiprocessors):
     monkeypatch.setattr(config, "num_multiprocessors", lambda: num_multiprocessors)
-    key, target, draft = make(5, batch_size=6, sampling=SHIPPED)
+    key, target, draft = make(5, batch_size=6, num_draft=2, sampling=SHIPPED)
     tokens = draft.tokens.at[0, 1:].set(-1).at[1, 0].set(2100).at[5].set(-1)
     normalizers = draft.log_normalizers.at[2].set(jnp.nan).at[3, 0].set(1e9)
     target = target.at[3, 1, 7].set(jnp.nan).at[4, 0].set(-jnp.inf)
@@ -156,7 +159,7 @@ def sample(key, target, drafted, tokens, normalizers, sampling):
 
 @pytest.mark.parametrize(
     ("step", "batch_size", "launches"),
-    [(verify, 8, 2), (verify, 64, 3), (verify_unfiltered, 8, 2), (sample, 8, 1)],
+    [(verify, 8, 2), (verify, 64, 2), (verify_unfiltered, 8, 2), (sample, 8, 1)],
 )
 @pytest.mark.parametrize("arrays", [False, True])
 def test_few_launches_and_neither_loop_nor_sort(step, batch_size, launches, arrays):
