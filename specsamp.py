@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterator, Sequence
 
 COMMANDS = {
+    "certify": "Certify a verification rule, or a target and a drafter: is the text distributed as the target's own?",
     "demo": "Continue a held-out docstring, measure the gain, and check the distribution of the text.",
     "generate": "Continue texts, or answer in a chat, with your own target and drafter or with the trained pair.",
     "transcribe": "Transcribe WAV files, several at once.",

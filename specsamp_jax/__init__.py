@@ -10,6 +10,9 @@ from specsamp_jax._types import Model as Model
 from specsamp_jax._types import SamplingParams as SamplingParams
 from specsamp_jax._types import Stats as Stats
 from specsamp_jax._types import Verification as Verification
+from specsamp_jax.certificate.checks import certify as certify
+from specsamp_jax.certificate.report import Certificate as Certificate
+from specsamp_jax.certificate.report import Check as Check
 from specsamp_jax.decoding.confidence import ConfidenceDrafter as ConfidenceDrafter
 from specsamp_jax.decoding.costs import measure_costs as measure_costs
 from specsamp_jax.decoding.drafters import Drafter as Drafter
@@ -39,6 +42,8 @@ __all__ = [
     "DEGENERATE_TARGET",
     "EMPTY_RESIDUAL",
     "PAD_TOKEN",
+    "Certificate",
+    "Check",
     "ConfidenceDrafter",
     "DecodeState",
     "Draft",
@@ -55,6 +60,7 @@ __all__ = [
     "Verification",
     "accept_prob",
     "acceptance_rate",
+    "certify",
     "expected_num_tokens",
     "generate",
     "init",

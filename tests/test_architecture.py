@@ -20,7 +20,7 @@ LAYERS = [
     {"rules"},
     {"decoding"},
     {"models", "train", "text"},
-    {"speech"},
+    {"speech", "certificate"},
     {"cli"},
 ]
 """Subpackages of specsamp_jax, lowest layer first: each imports from lower layers only."""

@@ -10,6 +10,7 @@ import click
 import pytest
 
 import specsamp
+from specsamp_jax.cli.certify import certify_command
 from specsamp_jax.cli.demo import demo_command
 from specsamp_jax.cli.generate import generate_command
 from specsamp_jax.cli.main import main
@@ -46,7 +47,12 @@ sys.exit(status)
 
 def test_help_lists_the_subcommands_by_the_first_lines_of_their_help(capsys):
     assert main is specsamp.main
-    commands = {"demo": demo_command, "generate": generate_command, "transcribe": transcribe_command}
+    commands = {
+        "certify": certify_command,
+        "demo": demo_command,
+        "generate": generate_command,
+        "transcribe": transcribe_command,
+    }
     assert specsamp.COMMANDS.keys() == commands.keys()
     for name, command in commands.items():
         assert command.help.split("\n\n")[0].replace("\n", " ") == specsamp.COMMANDS[name]
@@ -57,7 +63,7 @@ def test_help_lists_the_subcommands_by_the_first_lines_of_their_help(capsys):
 
 
 def test_no_option_of_a_subcommand_lacks_a_help_text():
-    for command in (demo_command, generate_command, transcribe_command):
+    for command in (certify_command, demo_command, generate_command, transcribe_command):
         for option in command.params:
             assert not isinstance(option, click.Option) or option.help, option.name
 

@@ -1,0 +1,1 @@
+"""A certificate for verification rules: drawn laws beside enumerated ones, and checks of keys, rows and boundaries."""

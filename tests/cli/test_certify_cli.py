@@ -1,0 +1,61 @@
+"""`specsamp certify`: a table, and exit status 1 if a rule fails."""
+
+import functools
+
+import pytest
+
+from specsamp_jax.certificate import checks
+from specsamp_jax.certificate.models import certify_models
+from specsamp_jax.cli import certify
+from specsamp_jax.cli.pair import ASSETS
+
+
+@pytest.fixture(autouse=True)
+def _few_draws(monkeypatch):
+    monkeypatch.setattr(checks, "NUM_BATCHES", 8)
+
+
+def test_an_exact_rule_passes(run):
+    status, text, _ = run("certify", "--check", "boundary")
+    assert status == 0
+    assert "boundary, all bits 0" in text
+    assert "token passed: no evidence that its text differs" in text
+
+
+def test_a_rule_that_fails_has_exit_status_1(run):
+    status, text, errors = run("certify", "--verify", "sigmoid", "--check", "sampled")
+    assert status == 1
+    assert "FAILED" in text
+    assert "specsamp: sigmoid failed: its text does not have the target's distribution" in errors
+
+
+def test_a_function_of_a_module_is_certified(run, tmp_path, monkeypatch):
+    code = "import specsamp_jax as ss\n\n\ndef rule(*arguments):\n    return ss.verify(*arguments)\n"
+    (tmp_path / "own_rule.py").write_text(code)
+    monkeypatch.chdir(tmp_path)
+    status, text, _ = run("certify", "--verify", "own_rule:rule", "--check", "boundary")
+    assert status == 0
+    assert "own_rule:rule passed" in text
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--verify", "best"), "--verify must be token, block, sigmoid, or MODULE:FUNCTION; got 'best'."),
+        (("--verify", "no_such_module:f"), "No module named 'no_such_module'"),
+        (("--verify", "specsamp:f"), "specsamp has no function 'f'"),
+        (("--target", "folder"), "'--target' and '--draft' go together: one of them is missing."),
+    ],
+)
+def test_wrong_options_are_told(run, options, message):
+    status, _, errors = run("certify", *options)
+    assert status == 2
+    assert message in errors
+
+
+def test_two_checkpoints_are_certified(run, monkeypatch):
+    monkeypatch.setattr(certify, "certify_models", functools.partial(certify_models, num_batches=2))
+    folders = "--target", ASSETS / "target", "--draft", ASSETS / "drafter", "--tokenizer", ASSETS
+    status, text, _ = run("certify", *folders, "--prompt", "Return the", "--dtype", "float32")
+    assert status == 0
+    assert "of the first drafts accepted, sum min(p, q) is" in text
