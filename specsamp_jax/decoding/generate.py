@@ -99,18 +99,18 @@ ALL_STEPS = np.int32(2**31 - 1)
 
 def generate_steps(
     max_steps: Int[Array | np.generic, ""],
-    key: KeyLike,
-    prompt: Int[Array | np.ndarray, "B P"],
+    key,
+    prompt,
     *,
-    target: Model,
-    draft: Model | Drafter | None,
-    num_draft: NumDraft,
-    max_new_tokens: int,
-    prompt_lengths: Int[Array | np.ndarray, "B"] | None,
-    sampling: SamplingParams,
-    eos_token: int | Sequence[int] | Int[Array, "E"] | None,
-    verify_fn: VerifyFn,
-    process_logits_fn: ProcessLogitsFn | None,
+    target,
+    draft,
+    num_draft,
+    max_new_tokens,
+    prompt_lengths,
+    sampling,
+    eos_token,
+    verify_fn,
+    process_logits_fn,
 ) -> Generation:
     """Like `generate`, for at most `max_steps` steps: the same compiled program serves any number of them."""
     _checks.generate(prompt, target, draft, num_draft, max_new_tokens, prompt_lengths)
