@@ -1,4 +1,8 @@
-"""The elements of some vectors that reach a bound, as a list in shared memory."""
+"""Stream compaction in PTX: lists the elements of vectors in registers that are at least a bound, in shared memory.
+
+Two passes over the vectors: the first counts the elements of each thread, a prefix sum of the counts gives each thread
+its offset in the list, and the second pass writes the elements.
+"""
 
 import functools
 from typing import Any
@@ -15,7 +19,7 @@ from pallas_kernels import config
 from pallas_kernels import tiles as tiling
 
 COUNT = 4
-"""Index of the length of a list among `counts`; those before it are of the block's warps."""
+"""Index in `counts` of the number of elements found; indices 0 to 3 are the counts of the block's four warps."""
 
 
 def counts_scratch() -> Any:
@@ -23,23 +27,29 @@ def counts_scratch() -> Any:
     return plgpu.SMEM((8,), jnp.int32)
 
 
-def kth_largest(shared: Any, count: Any) -> jax.Array:
-    """The `count`-th largest of [THREADS] numbers in shared memory; -inf where count is larger than that."""
+def kth_largest(values: Any, count: Any) -> jax.Array:
+    """The `count`-th largest of `[THREADS]` values in shared memory; -inf if `count` is greater than THREADS."""
     layout = tiling.lane_layout(config.THREADS)
-    own = plgpu.load(shared, layout=layout)
+    lane_value = plgpu.load(values, layout=layout)
 
-    def compare(i, reached):
-        return reached + (shared[i] >= own).astype(jnp.int32)
+    def compare(i, rank):
+        return rank + (values[i] >= lane_value).astype(jnp.int32)
 
     zero = plgpu.layout_cast(jnp.zeros((config.THREADS,), jnp.int32), layout)
-    reached = lax.fori_loop(0, config.THREADS, compare, zero)
-    return jnp.max(jnp.where(reached >= count, own, -jnp.inf))
+    rank = lax.fori_loop(0, config.THREADS, compare, zero)
+    return jnp.max(jnp.where(rank >= count, lane_value, -jnp.inf))
 
 
 def collect(vectors: list[jax.Array], layout: Any, bound: Any, listed: Any, counts: Any):
-    """Writes the elements of at least `bound[0]` to `listed`, in an order that depends on the vectors alone.
+    """Writes the elements that are at least `bound[0]` to `listed`, in a deterministic order.
 
-    `counts[COUNT]` becomes their number; those for which `listed` is too short are left out of it.
+    Args:
+      vectors: Vectors in registers, all of one dtype.
+      layout: Layout of each vector.
+      bound: Shared memory, float32 `[1]`. Must be exact in the dtype of the vectors.
+      listed: Shared memory, float32 `[capacity]`. Elements beyond its capacity are dropped.
+      counts: Shared memory from `counts_scratch`. `counts[COUNT]` is set to the number of elements that are at least
+        the bound, dropped ones included.
     """
 
     @plgpu.inline_mgpu(arg_types=((layout,) * len(vectors), *(plgpu.RefType(),) * 3))
@@ -48,62 +58,68 @@ def collect(vectors: list[jax.Array], layout: Any, bound: Any, listed: Any, coun
         arrays, bound, listed, counts = refs
         i32, f32 = ir.IntegerType.get_signless(32), ir.F32Type.get()
 
-        def c(value):
+        def const(value):
             return arith.constant(i32, ir.IntegerAttr.get(i32, value))
 
-        def ptx(code, *args, of=None):
-            return mosaic.inline_ptx(code, *args, result_types=of, has_side_effects=True, convergent=True)
+        def ptx(code, *args, result=None):
+            return mosaic.inline_ptx(code, *args, result_types=result, has_side_effects=True, convergent=True)
 
         def address(ref):
             return llvm.ptrtoint(i32, mosaic.memref_ptr(ref))
 
-        # Conversions are inside the assembly: the compiler would keep those of all elements in registers.
+        # Elements are converted to float32 inside the inline PTX: outside it, the compiler would keep all converted
+        # elements in registers.
         capacity = ir.MemRefType(listed.type).shape[0]
         listed, counts = address(listed), address(counts)
-        least = ptx("ld.shared.f32 $0, [$1];", address(bound), of=f32)
+        bound_value = ptx("ld.shared.f32 $0, [$1];", address(bound), result=f32)
         vectors = [_words(register) for array in arrays for register in array.registers.flat]
-        each = ir.VectorType(arrays[0].registers.flat[0].type)
-        elements = each.shape[0], each.element_type
-        found = [ptx(_count(*elements), least, *words, of=i32) for words in vectors]
-        own = functools.reduce(arith.addi, found)
-        # Inclusive sum over the lanes of a warp, whose last lane writes the warp's down.
+        vector_type = ir.VectorType(arrays[0].registers.flat[0].type)
+        size_and_dtype = vector_type.shape[0], vector_type.element_type
+        vector_counts = [ptx(_count(*size_and_dtype), bound_value, *words, result=i32) for words in vectors]
+        thread_count = functools.reduce(arith.addi, vector_counts)
+        # Inclusive prefix sum over the lanes of a warp. Its last lane stores the sum of the warp to counts[warp].
         steps = "".join(f"shfl.sync.up.b32 t|p, $0, {1 << i}, 0, 0xffffffff; @p add.u32 $0, $0, t; " for i in range(5))
-        upto = ptx("{ .reg .pred p; .reg .u32 t; mov.u32 $0, $1; " + steps + "}", own, of=i32)
+        inclusive = ptx("{ .reg .pred p; .reg .u32 t; mov.u32 $0, $1; " + steps + "}", thread_count, result=i32)
         thread = mosaic.thread_idx()
-        warp, lane = arith.shrui(thread, c(5)), arith.andi(thread, c(31))
-        at_warp = arith.addi(counts, arith.muli(warp, c(4)))
-        ptx("{ .reg .pred p; setp.eq.u32 p, $0, 31; @p st.shared.u32 [$1], $2; }", lane, at_warp, upto)
+        warp, lane = arith.shrui(thread, const(5)), arith.andi(thread, const(31))
+        warp_address = arith.addi(counts, arith.muli(warp, const(4)))
+        ptx("{ .reg .pred p; setp.eq.u32 p, $0, 31; @p st.shared.u32 [$1], $2; }", lane, warp_address, inclusive)
         mosaic.warpgroup_barrier()
-        of_warps = [ptx("ld.shared.u32 $0, [$1];", arith.addi(counts, c(4 * i)), of=i32) for i in range(4)]
-        before, total = arith.subi(upto, own), c(0)
-        for i, one in enumerate(of_warps):
-            lower = arith.cmpi(arith.CmpIPredicate.ult, c(i), warp)
-            before = arith.addi(before, arith.select(lower, one, c(0)))
-            total = arith.addi(total, one)
-        # All threads write the same number.
-        ptx("st.shared.u32 [$0], $1;", arith.addi(counts, c(4 * COUNT)), total)
-        at, end = arith.addi(listed, arith.muli(before, c(4))), arith.addi(listed, c(4 * capacity))
-        for number, words in zip(found, vectors, strict=True):
-            at = ptx(_write(*elements), at, end, least, number, *words, of=i32)
+        warp_counts = [ptx("ld.shared.u32 $0, [$1];", arith.addi(counts, const(4 * i)), result=i32) for i in range(4)]
+        offset, total = arith.subi(inclusive, thread_count), const(0)
+        for i, warp_count in enumerate(warp_counts):
+            lower = arith.cmpi(arith.CmpIPredicate.ult, const(i), warp)
+            offset = arith.addi(offset, arith.select(lower, warp_count, const(0)))
+            total = arith.addi(total, warp_count)
+        # All threads store the same value.
+        ptx("st.shared.u32 [$0], $1;", arith.addi(counts, const(4 * COUNT)), total)
+        next_address, end_address = (
+            arith.addi(listed, arith.muli(offset, const(4))),
+            arith.addi(listed, const(4 * capacity)),
+        )
+        for number, words in zip(vector_counts, vectors, strict=True):
+            next_address = ptx(
+                _write(*size_and_dtype), next_address, end_address, bound_value, number, *words, result=i32
+            )
         mosaic.warpgroup_barrier()
 
     emit(tuple(vectors), bound, listed, counts)
 
 
 def _words(register: Any) -> list[Any]:
-    """The 32-bit words of a vector of a thread; of a single narrow element, one word whose upper half is unused."""
+    """The 32-bit words of one thread's vector. A single 16-bit element gives one word with a zero upper half."""
     i32 = ir.IntegerType.get_signless(32)
     vector = ir.VectorType(register.type)
     bits = vector.shape[0] * mosaic.bitwidth(vector.element_type)
     if bits < 32:
-        single = ir.IntegerType.get_signless(bits)
-        return [arith.extui(i32, llvm.bitcast(single, register))]
-    whole = llvm.bitcast(ir.VectorType.get((bits // 32,), i32), register)
-    return [llvm.extractelement(whole, arith.constant(i32, ir.IntegerAttr.get(i32, i))) for i in range(bits // 32)]
+        narrow_type = ir.IntegerType.get_signless(bits)
+        return [arith.extui(i32, llvm.bitcast(narrow_type, register))]
+    packed = llvm.bitcast(ir.VectorType.get((bits // 32,), i32), register)
+    return [llvm.extractelement(packed, arith.constant(i32, ir.IntegerAttr.get(i32, i))) for i in range(bits // 32)]
 
 
 def _element(i: int, dtype: Any, first_word: int) -> str:
-    """PTX that puts element `i` of the words from operand `first_word` on into the register `x`, as float32."""
+    """PTX that converts element `i` of the words from operand `first_word` on to float32, in the register `x`."""
     if dtype == ir.F32Type.get():
         return f"mov.b32 x, ${first_word + i}; "
     word, half = f"${first_word + i // 2}", i % 2
@@ -114,33 +130,35 @@ def _element(i: int, dtype: Any, first_word: int) -> str:
 
 
 REGISTERS = ".reg .pred p, q; .reg .f32 x, y; .reg .b32 w, n, both; .reg .b16 low, high; "
+"""PTX declarations of the registers that `_element`, `_count` and `_write` use."""
 
 
 def _count(size: int, dtype: Any) -> str:
-    """PTX: $0, how many elements of the words from $2 on reach $1, which is a number of their type."""
+    """PTX that counts in $0 the elements, in the words from $2 on, that are at least $1. $1 is exact in their dtype."""
     start = "{ " + REGISTERS + "mov.u32 n, 0; "
     if size == 1 or dtype == ir.F32Type.get():
-        one = "setp.ge.f32 p, x, $1; @p add.u32 n, n, 1; "
-        return start + "".join(_element(i, dtype, 2) + one for i in range(size)) + "mov.u32 $0, n; }"
-    # Two elements at once; counts of at most 8 are exact. In other ways than `_write` converts them: what both passes
-    # need, the assembler would keep in registers.
+        count_one = "setp.ge.f32 p, x, $1; @p add.u32 n, n, 1; "
+        return start + "".join(_element(i, dtype, 2) + count_one for i in range(size)) + "mov.u32 $0, n; }"
+    # Compares and counts two packed elements per instruction; counts of at most 8 are exact in 16 bits. Nothing here
+    # is also computed by `_write`: the assembler would keep common subexpressions of both passes in registers.
     name = "bf16" if dtype == ir.BF16Type.get() else "f16"
-    two = f"set.ge.{name}x2.{name}x2 w, ${{}}, both; add.rn.{name}x2 n, n, w; "
+    count_two = f"set.ge.{name}x2.{name}x2 w, ${{}}, both; add.rn.{name}x2 n, n, w; "
     bound = f"cvt.rn.{name}.f32 low, $1; mov.b32 both, {{low, low}}; "
-    counted = "".join(two.format(2 + i) for i in range(size // 2))
+    counts = "".join(count_two.format(2 + i) for i in range(size // 2))
     if name == "bf16":
-        ends = "shl.b32 w, n, 16; mov.b32 x, w; and.b32 n, n, 0xffff0000; mov.b32 y, n; "
+        to_float32 = "shl.b32 w, n, 16; mov.b32 x, w; and.b32 n, n, 0xffff0000; mov.b32 y, n; "
     else:
-        ends = "mov.b32 {low, high}, n; cvt.f32.f16 x, low; cvt.f32.f16 y, high; "
-    return start + bound + counted + ends + "add.f32 x, x, y; cvt.rzi.u32.f32 $0, x; }"
+        to_float32 = "mov.b32 {low, high}, n; cvt.f32.f16 x, low; cvt.f32.f16 y, high; "
+    return start + bound + counts + to_float32 + "add.f32 x, x, y; cvt.rzi.u32.f32 $0, x; }"
 
 
 def _write(size: int, dtype: Any) -> str:
-    """PTX: stores elements of the words from $5 on that reach $3 at the address $1, below $2; $0 is the next address.
+    """PTX that stores the elements, in the words from $5 on, that are at least $3, from address $1 on.
 
-    $4 of them do; where none does in any thread of the warp, nothing is to be done.
+    $0 is the address after the last element. Nothing is stored at address $2 or above. $4 is the number of elements to
+    store, from `_count`: if it is 0 in all threads of a warp, the warp skips the conversions and stores.
     """
-    one = "setp.ge.f32 p, x, $3; setp.lt.and.u32 q, n, $2, p; @q st.shared.f32 [n], x; @p add.u32 n, n, 4; "
+    store_one = "setp.ge.f32 p, x, $3; setp.lt.and.u32 q, n, $2, p; @q st.shared.f32 [n], x; @p add.u32 n, n, 4; "
     any_in_warp = "mov.u32 n, $1; setp.ne.u32 p, $4, 0; vote.sync.any.pred q, p, 0xffffffff; @!q bra DONE; "
-    elements = "".join(_element(i, dtype, 5) + one for i in range(size))
+    elements = "".join(_element(i, dtype, 5) + store_one for i in range(size))
     return "{ " + REGISTERS + any_in_warp + elements + "DONE: mov.u32 $0, n; }"

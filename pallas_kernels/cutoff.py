@@ -1,12 +1,16 @@
-"""Top-k, top-p and min-p of rows of logits as one cutoff per row, found on chip.
+"""Finds the smallest logit of a row that top-k, top-p and min-p keep: one cutoff for all three filters.
 
-A cluster of blocks holds a row in its registers; memory is read once. Every block leaves the largest of its logits and,
-where top-k asks for few, those of its logits that may be kept: the k-th largest of the largest logits of 128 groups is
-reached by k logits at least, so no logit below it is among the k largest of the row. After the cluster has met, each
-block reads all lists and finds the cutoff among a few dozen candidates, by comparing each with all.
+A cluster of blocks holds the row in its registers, so the row is read from memory once (`slices`).
 
-Where a list is too long, or there is no such bound (a large k, top-p alone), the cluster searches the row instead
-(`search`). What a block writes for the others is in global memory; the cluster's barrier orders it.
+1. Each block writes its largest logit and a list of candidates to global memory (`Exchange`). A candidate is a logit
+   that is at least a lower bound of the cutoff. For top-k, the block divides its logits into 128 groups; the bound is
+   the k-th largest of the 128 group maxima. At least k logits are as large as this bound, so the k-th largest logit of
+   the row is too. Min-p has a bound of its own.
+2. After the cluster barrier, each block reads the lists of all blocks, merges them into one list of a few dozen
+   candidates, and finds the cutoff by comparing each candidate with all others.
+
+If a list is too long, or if there is no bound (k > 128, or top-p alone), the cluster searches the whole row instead
+(`search`).
 """
 
 import functools
@@ -22,93 +26,95 @@ from pallas_kernels import candidates, config, scan, slices
 from pallas_kernels import tiles as tiling
 from pallas_kernels.limits import RowLimits, min_p_cutoff
 from pallas_kernels.rows import LOWEST, MAX_INDEX, exp2_rate
-from pallas_kernels.search import round_down
-from pallas_kernels.search import search as search_row
-from pallas_kernels.slices import LISTED, Exchange, Kept, Scratch, Slice
+from pallas_kernels.search import round_down, search_row
+from pallas_kernels.slices import MAX_CANDIDATES, Exchange, Kept, Scratch, Slice
 from pallas_kernels.types import TILE
 
 MAX_TOP_K = 128
-"""The largest k for which there are groups enough."""
+"""Largest k for which candidates are listed: the number of groups of logits."""
 
 
-def find(part: Slice, limits: RowLimits, between: Exchange, shared: Scratch) -> Kept:
-    """Applies all filters to one row; every block of the cluster computes an equal `Kept`."""
-    _list_candidates(part, limits, between, shared)
-    slices.meet(part)
-    return _decide(part, limits, between, shared)
+def find_cutoff(part: Slice, limits: RowLimits, exchange: Exchange, shared: Scratch) -> Kept:
+    """Applies all filters to one row. All blocks of the cluster call this and return equal values."""
+    _list_candidates(part, limits, exchange, shared)
+    slices.sync_blocks(part)
+    return _decide(part, limits, exchange, shared)
 
 
 def _may_list(limits: RowLimits) -> bool:
-    """Whether candidates may be listed: where top-p alone is on, what is kept depends on the mass of all."""
+    """Whether candidates may be listed. Not for top-p alone, whose cutoff depends on the sum over the whole row."""
     return limits.top_k is not None or (limits.top_p is None and limits.min_p is not None)
 
 
-def _list_candidates(part: Slice, limits: RowLimits, between: Exchange, shared: Scratch):
-    """Leaves what the cluster must know of this block's share, its candidates among it."""
+def _list_candidates(part: Slice, limits: RowLimits, exchange: Exchange, shared: Scratch):
+    """Writes the largest logit of this block's share and its candidates to `exchange`."""
     largest = functools.reduce(jnp.maximum, part.tiles)
     top = jnp.max(largest.astype(jnp.float32))
     bound = top_k_bound = jnp.float32(LOWEST)
-    lists = jnp.bool_(_may_list(limits))
+    is_listed = jnp.bool_(_may_list(limits))
     if limits.top_k is not None:
         active = (limits.top_k > 0) & (limits.top_k < part.vocab_size)
-        lists = jnp.bool_(active) & (limits.top_k <= MAX_TOP_K)
-        scan.store_sums(shared.groups, largest.astype(jnp.float32))
-        count = jnp.where(lists, limits.top_k, 1)
-        top_k_bound = jnp.where(lists, jnp.maximum(_bound_of_groups(shared, TILE, count), bound), bound)
+        is_listed = jnp.bool_(active) & (limits.top_k <= MAX_TOP_K)
+        scan.store_sums(shared.position_max, largest.astype(jnp.float32))
+        count = jnp.where(is_listed, limits.top_k, 1)
+        top_k_bound = jnp.where(is_listed, jnp.maximum(_group_bound(shared, TILE, count), bound), bound)
         bound = top_k_bound
     if limits.min_p is not None:
         bound = jnp.maximum(bound, round_down(min_p_cutoff(top, limits), part.dtype))
-    between.tops[part.row, part.block] = top
+    exchange.tops[part.row, part.block] = top
     if limits.greedy is not None:
-        # Few rows are greedy.
-        between.firsts[part.row, part.block] = lax.cond(
+        # In a branch, because few rows are greedy.
+        exchange.firsts[part.row, part.block] = lax.cond(
             limits.greedy, lambda: _first_largest(part, top), lambda: jnp.int32(MAX_INDEX)
         )
-    between.bounds[part.row, part.block] = top_k_bound
+    exchange.bounds[part.row, part.block] = top_k_bound
     if _may_list(limits):
         shared.bound[0] = bound
-        # A bound of the lowest number would list everything.
-        lists = lists & (bound > LOWEST)
+        # With the lowest number as bound, every logit would be a candidate.
+        is_listed = is_listed & (bound > LOWEST)
 
-        @pl.when(lists)
+        @pl.when(is_listed)
         def _():
             candidates.collect(part.tiles, part.layout, shared.bound, shared.listed, shared.counts)
-            values = plgpu.load(shared.listed, layout=tiling.lane_layout(LISTED))
-            # Registers -> L2: [LISTED].
-            scan.store_sums(between.lists.at[part.row, part.block], values)
+            values = plgpu.load(shared.listed, layout=tiling.lane_layout(MAX_CANDIDATES))
+            # Registers -> L2: [MAX_CANDIDATES].
+            scan.store_sums(exchange.lists.at[part.row, part.block], values)
 
-        between.counts[part.row, part.block] = jnp.where(lists, shared.counts[candidates.COUNT], LISTED + 1)
+        exchange.counts[part.row, part.block] = jnp.where(
+            is_listed, shared.counts[candidates.COUNT], MAX_CANDIDATES + 1
+        )
 
 
-def _decide(part: Slice, limits: RowLimits, between: Exchange, shared: Scratch) -> Kept:
-    """The cutoff and the sum, from what all blocks left, or by a search of the row."""
+def _decide(part: Slice, limits: RowLimits, exchange: Exchange, shared: Scratch) -> Kept:
+    """Finds the cutoff and the sum of the kept weights, from the candidates of all blocks or by a search of the row."""
     rate = exp2_rate(limits.scale)
-    tops = slices.of_blocks(between.tops.at[part.row], part, -jnp.inf)
+    tops = slices.load_per_block(exchange.tops.at[part.row], part, -jnp.inf)
     largest = jnp.max(tops)
     first = None
     if limits.greedy is not None:
-        firsts = slices.of_blocks(between.firsts.at[part.row], part, MAX_INDEX)
+        firsts = slices.load_per_block(exchange.firsts.at[part.row], part, MAX_INDEX)
         first = jnp.min(jnp.where(tops == largest, firsts, MAX_INDEX))
-    nothing = Kept(largest, jnp.float32(-jnp.inf), jnp.float32(jnp.nan), None)
+    degenerate = Kept(largest, jnp.float32(-jnp.inf), jnp.float32(jnp.nan), None)
 
     def search():
-        least = jnp.max(slices.of_blocks(between.bounds.at[part.row], part, LOWEST))
-        return search_row(part, limits, between.sums, largest, least)
+        top_k_bound = jnp.max(slices.load_per_block(exchange.bounds.at[part.row], part, LOWEST))
+        return search_row(part, limits, exchange.sums, largest, top_k_bound)
 
     def find_kept():
         if not _may_list(limits):
             return search()
-        counts = slices.of_blocks(between.counts.at[part.row], part, 0)
-        fits = jnp.max(counts) <= LISTED
-        pl.when(fits)(lambda: _collect_again(part, limits, between, shared, largest))
-        fits = fits & (jnp.where(fits, shared.counts[candidates.COUNT], LISTED + 1) <= LISTED)
-        return lax.cond(fits, lambda: _among_candidates(limits, shared, largest, rate, part.vocab_size), search)
+        counts = slices.load_per_block(exchange.counts.at[part.row], part, 0)
+        # A larger count means that the list of a block is incomplete or was not made.
+        fits = jnp.max(counts) <= MAX_CANDIDATES
+        pl.when(fits)(lambda: _merge_candidates(part, limits, exchange, shared, largest))
+        fits = fits & (jnp.where(fits, shared.counts[candidates.COUNT], MAX_CANDIDATES + 1) <= MAX_CANDIDATES)
+        return lax.cond(fits, lambda: _cutoff_among_candidates(limits, shared, largest, rate, part.vocab_size), search)
 
-    return lax.cond(jnp.abs(largest) < jnp.inf, find_kept, lambda: nothing)._replace(first=first)
+    return lax.cond(jnp.abs(largest) < jnp.inf, find_kept, lambda: degenerate)._replace(first=first)
 
 
 def _first_largest(part: Slice, top: Any) -> jax.Array:
-    """Index of the first logit of a block's share that equals its largest."""
+    """Index in the row of the first logit of a block's share that equals `top`, its largest."""
     first = plgpu.layout_cast(jnp.full((TILE,), MAX_INDEX), part.layout)
     for i, x in enumerate(part.tiles):
         number = i * part.num_blocks + part.block
@@ -117,59 +123,64 @@ def _first_largest(part: Slice, top: Any) -> jax.Array:
     return jnp.min(first)
 
 
-def _bound_of_groups(shared: Scratch, size: int, count: Any) -> jax.Array:
-    """Bound that at least `count` of the `[size]` numbers in `shared.groups` reach; -inf if none is found."""
+def _group_bound(shared: Scratch, size: int, count: Any) -> jax.Array:
+    """The `count`-th largest of the maxima of 128 groups of logits, from `[size]` values in `shared.position_max`.
+
+    Group i holds the logits at positions i, i + 128, i + 256, ... of the tiles.
+    """
     width = config.THREADS
     parts = [
-        plgpu.load(shared.groups.at[pl.ds(i, width)], layout=tiling.lane_layout(width)) for i in range(0, size, width)
+        plgpu.load(shared.position_max.at[pl.ds(i, width)], layout=tiling.lane_layout(width))
+        for i in range(0, size, width)
     ]
-    shared.of_groups[...] = functools.reduce(jnp.maximum, parts)
-    return candidates.kth_largest(shared.of_groups, count)
+    shared.group_max[...] = functools.reduce(jnp.maximum, parts)
+    return candidates.kth_largest(shared.group_max, count)
 
 
-def _collect_again(part: Slice, limits: RowLimits, between: Exchange, shared: Scratch, largest: Any):
-    """Lists the candidates of all blocks that may be kept, now that all are known."""
-    layout = tiling.lane_layout(LISTED)
-    lane = plgpu.broadcasted_iota(jnp.int32, (LISTED,), 0, layout=layout)
-    counts = [between.counts[part.row, i] for i in range(part.num_blocks)]
-    # L2 -> registers: [LISTED] of each block.
-    lists = [plgpu.load(between.lists.at[part.row, i], layout=layout, optimized=False) for i in range(part.num_blocks)]
+def _merge_candidates(part: Slice, limits: RowLimits, exchange: Exchange, shared: Scratch, largest: Any):
+    """Merges the candidates of all blocks into `shared.listed`, with a higher bound that is computed from all lists."""
+    layout = tiling.lane_layout(MAX_CANDIDATES)
+    lane = plgpu.broadcasted_iota(jnp.int32, (MAX_CANDIDATES,), 0, layout=layout)
+    counts = [exchange.counts[part.row, i] for i in range(part.num_blocks)]
+    # L2 -> registers: [MAX_CANDIDATES] of each block.
+    lists = [plgpu.load(exchange.lists.at[part.row, i], layout=layout, optimized=False) for i in range(part.num_blocks)]
     lists = [jnp.where(lane < count, x, -jnp.inf) for count, x in zip(counts, lists, strict=True)]
     bound = jnp.float32(LOWEST)
     if limits.top_k is not None:
-        shared.of_groups[...] = functools.reduce(jnp.maximum, lists)
-        bound = jnp.maximum(bound, candidates.kth_largest(shared.of_groups, limits.top_k))
+        shared.group_max[...] = functools.reduce(jnp.maximum, lists)
+        bound = jnp.maximum(bound, candidates.kth_largest(shared.group_max, limits.top_k))
     if limits.min_p is not None:
         bound = jnp.maximum(bound, min_p_cutoff(largest, limits))
     shared.bound[0] = bound
     candidates.collect(lists, layout, shared.bound, shared.listed, shared.counts)
 
 
-def _among_candidates(limits: RowLimits, shared: Scratch, largest: Any, rate: Any, vocab_size: int) -> Kept:
-    """The cutoff and the sum, each candidate compared with all."""
-    layout = tiling.lane_layout(LISTED)
+def _cutoff_among_candidates(limits: RowLimits, shared: Scratch, largest: Any, rate: Any, vocab_size: int) -> Kept:
+    """Finds the cutoff and the sum of the kept weights by comparing each candidate with all others."""
+    layout = tiling.lane_layout(MAX_CANDIDATES)
     count = shared.counts[candidates.COUNT]
-    lane = plgpu.broadcasted_iota(jnp.int32, (LISTED,), 0, layout=layout)
+    lane = plgpu.broadcasted_iota(jnp.int32, (MAX_CANDIDATES,), 0, layout=layout)
     x = jnp.where(lane < count, plgpu.load(shared.listed, layout=layout), -jnp.inf)
     weight = jnp.exp2((x - largest) * rate)
     shared.weights[...] = weight
 
+    # For each candidate: the number of candidates that are at least as large, and the sum of their weights.
     def compare(i, carry):
-        reached, mass = carry
-        above = shared.listed[i] >= x
-        return reached + above.astype(jnp.int32), mass + jnp.where(above, shared.weights[i], 0.0)
+        rank, mass = carry
+        reaches = shared.listed[i] >= x
+        return rank + reaches.astype(jnp.int32), mass + jnp.where(reaches, shared.weights[i], 0.0)
 
-    zeros = [plgpu.layout_cast(jnp.zeros((LISTED,), dtype), layout) for dtype in (jnp.int32, jnp.float32)]
-    reached, mass = lax.fori_loop(0, count, compare, tuple(zeros))
+    zeros = [plgpu.layout_cast(jnp.zeros((MAX_CANDIDATES,), dtype), layout) for dtype in (jnp.int32, jnp.float32)]
+    rank, mass = lax.fori_loop(0, count, compare, tuple(zeros))
     cutoff = jnp.float32(-jnp.inf)
     if limits.top_k is not None:
         active = (limits.top_k > 0) & (limits.top_k < vocab_size)
-        kept = jnp.max(jnp.where(reached >= limits.top_k, x, -jnp.inf))
-        cutoff = jnp.where(active, kept, cutoff)
+        kth_largest = jnp.max(jnp.where(rank >= limits.top_k, x, -jnp.inf))
+        cutoff = jnp.where(active, kth_largest, cutoff)
     if limits.top_p is not None:
-        wanted = limits.top_p * jnp.sum(jnp.where(x >= cutoff, weight, 0.0))
-        found = jnp.max(jnp.where(mass >= wanted, x, -jnp.inf))
-        cutoff = jnp.where(limits.top_p < 1, jnp.maximum(cutoff, found), cutoff)
+        required = limits.top_p * jnp.sum(jnp.where(x >= cutoff, weight, 0.0))
+        top_p_cutoff = jnp.max(jnp.where(mass >= required, x, -jnp.inf))
+        cutoff = jnp.where(limits.top_p < 1, jnp.maximum(cutoff, top_p_cutoff), cutoff)
     if limits.min_p is not None:
         cutoff = jnp.maximum(cutoff, min_p_cutoff(largest, limits))
     cutoff = jnp.minimum(cutoff, largest)

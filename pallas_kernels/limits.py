@@ -1,4 +1,4 @@
-"""Sampling parameters of a row inside a kernel: numbers that it is compiled for, or arrays that it reads."""
+"""Sampling parameters inside a kernel: each is a number that is fixed at compile time, or an array in global memory."""
 
 from typing import Any, NamedTuple
 
@@ -8,7 +8,7 @@ import numpy as np
 
 
 class Limits(NamedTuple):
-    """Sampling parameters; each a Python number, or an array `[B]`. See `specsamp_jax.SamplingParams`."""
+    """Sampling parameters, each a Python number or an array `[B]`. See `specsamp_jax.SamplingParams`."""
 
     temperature: Any = 1.0
     top_k: Any = 0
@@ -17,7 +17,15 @@ class Limits(NamedTuple):
 
 
 class RowLimits(NamedTuple):
-    """Sampling parameters of one row; None where it is certain that one is off for all rows."""
+    """Sampling parameters of one row. A field is None if its filter is off for all rows, by a compile-time number.
+
+    Attributes:
+      scale: Multiplies the logits: 1 / temperature, or 1 in a greedy row. None: 1.
+      greedy: Whether the row is greedy: its temperature is below the smallest normal float32. None: no row is.
+      top_k: Number of logits to keep. A value of 0 or below, or from V on, turns the filter off.
+      top_p: Probability to keep; 1 turns the filter off.
+      min_p: Smallest kept probability, relative to the largest; 0 turns the filter off.
+    """
 
     scale: Any
     greedy: Any
@@ -26,33 +34,33 @@ class RowLimits(NamedTuple):
     min_p: Any
 
 
-def numbers_of(limits: Limits) -> Limits:
-    """The parameters that are numbers, None for those that are arrays."""
+def static_limits(limits: Limits) -> Limits:
+    """The parameters that are numbers; None in place of arrays."""
     return Limits(*(value if isinstance(value, int | float | np.generic) else None for value in limits))
 
 
-def arrays_of(limits: Limits, batch_size: int) -> Limits:
-    """The parameters that are arrays, `[B]`, None for those that are numbers."""
+def array_limits(limits: Limits, batch_size: int) -> Limits:
+    """The parameters that are arrays, `[B]`, as float32 or int32 (`top_k`); None in place of numbers."""
 
     def array(name, value, number):
         if number is not None:
             return None
         return jnp.broadcast_to(jnp.asarray(value, jnp.int32 if name == "top_k" else jnp.float32), (batch_size,))
 
-    return Limits(*map(array, Limits._fields, limits, numbers_of(limits)))
+    return Limits(*map(array, Limits._fields, limits, static_limits(limits)))
 
 
 def maybe_on(limits: Limits) -> Limits:
-    """The parameters, None for those that are certainly off."""
-    numbers = numbers_of(limits)
-    return Limits(*(None if n == off else x for x, n, off in zip(limits, numbers, Limits(), strict=True)))
+    """The parameters, with None in place of numbers that turn their filter off."""
+    static = static_limits(limits)
+    return Limits(*(None if n == off else x for x, n, off in zip(limits, static, Limits(), strict=True)))
 
 
-def row_limits(numbers: Limits, arrays: Limits, sequence: Any) -> RowLimits:
-    """The parameters of one row, inside a kernel."""
+def row_limits(static: Limits, arrays: Limits, sequence: Any) -> RowLimits:
+    """The parameters of one row, inside a kernel: from `static_limits`, and from `array_limits` at index `sequence`."""
 
     def value(name, off):
-        number, array = getattr(numbers, name), getattr(arrays, name)
+        number, array = getattr(static, name), getattr(arrays, name)
         if array is not None:
             return array[sequence]
         return None if number == off else number
@@ -70,6 +78,6 @@ def row_limits(numbers: Limits, arrays: Limits, sequence: Any) -> RowLimits:
 
 
 def min_p_cutoff(largest: Any, limits: RowLimits) -> jax.Array:
-    """Cutoff of min-p alone in a row whose largest logit is `largest`."""
-    below = jnp.log(jnp.where(limits.min_p > 0, limits.min_p, 0.0).astype(jnp.float32))
-    return jnp.minimum(largest + (below if limits.scale is None else below / limits.scale), largest)
+    """The smallest logit that min-p keeps in a row whose largest logit is `largest`."""
+    log_min_p = jnp.log(jnp.where(limits.min_p > 0, limits.min_p, 0.0).astype(jnp.float32))
+    return jnp.minimum(largest + (log_min_p if limits.scale is None else log_min_p / limits.scale), largest)

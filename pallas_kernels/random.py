@@ -1,4 +1,4 @@
-"""Threefry in a kernel: the uniforms of `specsamp_jax.sampling.streams`, bit for bit.
+"""Threefry random numbers inside a kernel, bit for bit equal to `specsamp_jax.sampling.streams.uniforms`.
 
 Source: Salmon, Moraes, Dror, Shaw (2011), "Parallel random numbers: as easy as 1, 2, 3": Threefry-2x32, 20 rounds.
 """
@@ -12,12 +12,13 @@ import jax.numpy as jnp
 from pallas_kernels.types import EMIT_DRAWS, Uniforms
 
 ROTATIONS = (13, 15, 26, 6), (17, 29, 16, 24)
-"""Rotations of the second word in bits, alternating every four rounds."""
+"""Bits by which each round rotates the second word. The two groups of four rounds alternate."""
 
 PARITY = 0x1BD11BDA
-"""Constant of the third word of the key schedule."""
+"""Constant in the third word of the key schedule."""
 
 Words = tuple[Any, Any]
+"""Two uint32 words of a key, a counter or a result."""
 
 
 @jax.tree_util.register_dataclass
@@ -26,8 +27,8 @@ class Noise:
     """Source of a kernel's uniforms.
 
     Attributes:
-      keys: Key data, uint32: one key `[2]`, which each row folds with its own number, or one per row, `[B, 2]`.
-      purpose: Number of the stream.
+      keys: Key data, uint32: one key `[2]`, which is folded with the index of each row, or one key per row, `[B, 2]`.
+      purpose: Value of `specsamp_jax.sampling.streams.Purpose`.
       partitionable: Value of `jax_threefry_partitionable`, which decides how JAX reduces two words to 32 bits.
     """
 
@@ -37,11 +38,11 @@ class Noise:
 
 
 Draws = Uniforms | Noise
-"""Uniforms of a verification, or the keys that the kernel computes them from."""
+"""Uniforms of a verification, or the keys from which the kernel computes them."""
 
 
 def threefry(key: Words, count: Words) -> Words:
-    """Threefry-2x32 of a key and a counter of two words each, uint32 and of any shape; returns two words."""
+    """Applies Threefry-2x32 to a key and a counter. Each word is uint32, of any shape."""
     schedule = *key, key[0] ^ key[1] ^ jnp.uint32(PARITY)
     x, y = count[0] + schedule[0], count[1] + schedule[1]
     for group in range(5):
@@ -59,7 +60,13 @@ def fold_in(key: Words, data: Any) -> Words:
 
 
 def uniforms(noise: Noise, row: Any, index: jax.Array) -> jax.Array:
-    """Uniforms of one row in [0, 1), float32, multiples of 2**-24: those of the draws `index`, int32 of any shape."""
+    """Computes uniforms of one row: float32 in [0, 1), multiples of 2**-24.
+
+    Args:
+      noise: Source of the uniforms.
+      row: Index of the row.
+      index: Numbers of the draws, int32 of any shape. Draw i of a row does not depend on other draws.
+    """
     if len(noise.keys.shape) == 1:
         key = fold_in((noise.keys[0], noise.keys[1]), row.astype(jnp.uint32))
     else:
@@ -67,19 +74,19 @@ def uniforms(noise: Noise, row: Any, index: jax.Array) -> jax.Array:
     stream = fold_in(key, jnp.uint32(noise.purpose))
     first, second = threefry(fold_in(stream, index.astype(jnp.uint32)), (jnp.uint32(0), jnp.uint32(0)))
     bits = first ^ second if noise.partitionable else first
-    # Converted through int32, because that conversion to float32 is one instruction; below 2**24 it is exact.
+    # Converted to int32 first, because int32 to float32 is one instruction. It is exact below 2**24.
     return (bits >> jnp.uint32(8)).astype(jnp.int32).astype(jnp.float32) * jnp.float32(2**-24)
 
 
 def accept_uniform(draws: Draws, sequence: Any, position: Any) -> jax.Array:
-    """The uniform that decides on the draft at a position of a sequence."""
+    """The uniform that accepts or rejects the draft at a position of a sequence."""
     if isinstance(draws, Noise):
         return uniforms(draws, sequence, position + EMIT_DRAWS)
     return draws.accept[sequence, position]
 
 
 def emit_uniforms(draws: Draws, sequence: Any) -> list[jax.Array]:
-    """The uniforms of a sequence's last token."""
+    """The two uniforms that sample the last token of a sequence: its tile, then its position in the tile."""
     if isinstance(draws, Noise):
         return [uniforms(draws, sequence, jnp.int32(i)) for i in range(EMIT_DRAWS)]
     return [draws.emit[sequence, i] for i in range(EMIT_DRAWS)]

@@ -1,9 +1,16 @@
-"""One token per row and the logsumexp of its filtered logits, in one launch.
+"""Samples one token per row and computes the logsumexp of the filtered logits, in one launch.
 
-A cluster of blocks holds a row in its registers, as in `cutoff`. Every block leaves the sums of its tiles' weights;
-after the cluster has met, the first block picks a tile by its share, reads that tile again, and picks a token. With
-top-k, top-p or min-p the cutoff is found before, and the cluster meets once more. Rows that are greedy or degenerate
-take their first largest logit instead. The two uniforms of a row come from its key (`random`).
+Grid (sequence,), one cluster of blocks per row.
+
+1. The cluster loads the row into registers, and each block copies its share to its shared memory (`slices`).
+2. With top-k, top-p or min-p, the cluster finds the cutoff (`cutoff`), which takes at least one cluster barrier.
+3. Each block sums the weights `exp((x - reference) * scale)` of each of its tiles. It writes these sums to global
+   memory.
+4. After a cluster barrier, every block computes the logsumexp from the sums of all tiles. Block 0 picks a tile with
+   probability proportional to its sum, loads that tile again, picks a token in it, and writes both outputs.
+
+Greedy and degenerate rows take their first largest logit instead. The two uniforms of a row are computed from its key
+in the kernel (`random`).
 """
 
 import functools
@@ -16,21 +23,27 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array, Float, Int
 
-from pallas_kernels import config, cutoff, emit, random, scan, slices, sync
+from pallas_kernels import config, emit, random, scan, slices, sync
 from pallas_kernels import tiles as tiling
-from pallas_kernels.limits import Limits, RowLimits, arrays_of, numbers_of, row_limits
+from pallas_kernels.cutoff import find_cutoff
+from pallas_kernels.limits import Limits, RowLimits, array_limits, row_limits, static_limits
 from pallas_kernels.rows import LOWEST, MAX_INDEX, exp2_rate
 from pallas_kernels.slices import Exchange, Scratch, Slice
 from pallas_kernels.types import TILE
 
-AT_ONCE = 4
-"""Tiles that are added up together: their weights are in registers beside the row."""
+TILES_AT_ONCE = 4
+"""Tiles whose weights a block sums together. Their weights are in registers at the same time as the row."""
 
 
 class Sums(NamedTuple):
-    """Of each tile of a row, in global memory, `[B, tiles]`: the sum of its weights, and the largest logit beside it.
+    """Per-tile and per-block results in global memory, through which the blocks of a cluster communicate.
 
-    `first` is of each block, `[B, MAX_CLUSTER]`: the index of its first largest logit that is a number, and `top` that.
+    Attributes:
+      sums: Sum of the weights of each tile, `[B, tiles]`.
+      tops: Logit that is subtracted in these weights, `[B, tiles]`.
+      first: Index of the first largest logit of each block's share, `[B, MAX_CLUSTER]`; set in greedy and degenerate
+        rows only. NaN is skipped.
+      top: That logit, `[B, MAX_CLUSTER]`.
     """
 
     sums: Any
@@ -42,30 +55,29 @@ class Sums(NamedTuple):
 def sample(
     logits: Float[Array, "B V"], limits: Limits, noise: random.Noise
 ) -> tuple[Int[Array, "B"], Float[Array, "B"]]:
-    """Draws one token per row from its filtered logits, on a GPU, Hopper or newer.
+    """Samples one token per row from its filtered logits, on a Hopper or newer GPU.
 
-    Two-level inversion: the first uniform picks a tile of `TILE` tokens by its sum, the second a token in it. Logits as
-    for `cutoff.cutoffs`.
+    Two-level inversion: the first uniform picks a tile of `TILE` tokens by its sum, the second a token in it.
 
     Args:
-      logits: bfloat16, float16 or float32.
-      limits: Numbers, or arrays `[B]`.
+      logits: bfloat16, float16 or float32, with V of at least `TILE` and `slices.supports(V)`.
+      limits: Sampling parameters, each a number or an array `[B]`.
       noise: Source of the uniforms.
 
     Returns:
-      tokens `[B]` and log_normalizers `[B]`; those of degenerate rows are not finite.
+      tokens `[B]`, and log_normalizers `[B]`, which are not finite in degenerate rows.
     """
     batch_size, vocab_size = logits.shape
     blocks = slices.num_blocks(batch_size, vocab_size)
-    numbers, arrays = numbers_of(limits), arrays_of(limits, batch_size)
+    static, arrays = static_limits(limits), array_limits(limits, batch_size)
     width = config.to_lanes(config.num_tiles(vocab_size))
-    each = batch_size, width
-    of_blocks = batch_size, slices.MAX_CLUSTER
+    per_tile = batch_size, width
+    per_block = batch_size, slices.MAX_CLUSTER
     sums = Sums(
-        jax.ShapeDtypeStruct(each, jnp.float32),
-        jax.ShapeDtypeStruct(each, jnp.float32),
-        jax.ShapeDtypeStruct(of_blocks, jnp.int32),
-        jax.ShapeDtypeStruct(of_blocks, jnp.float32),
+        jax.ShapeDtypeStruct(per_tile, jnp.float32),
+        jax.ShapeDtypeStruct(per_tile, jnp.float32),
+        jax.ShapeDtypeStruct(per_block, jnp.int32),
+        jax.ShapeDtypeStruct(per_block, jnp.float32),
     )
     results = jax.ShapeDtypeStruct((batch_size,), jnp.int32), jax.ShapeDtypeStruct((batch_size,), jnp.float32)
     shared = (
@@ -75,18 +87,20 @@ def sample(
         scan.search_scratch(config.num_tiles(vocab_size)),
     )
 
-    def sample(inputs, results, sums, between, shared, kept_tiles, few, room, barrier):
+    def sample(inputs, results, sums, exchange, shared, row_tiles, tile_sums, scan_scratch, barrier):
         noise, logits, arrays = inputs
         tokens, normalizers = results
         row, block = lax.axis_index("sequence"), lax.axis_index("block")
-        part = slices.load_slice(logits, vocab_size, row, row, block, blocks, kept_tiles, barrier)
-        # Computed while the logits are on their way.
+        part = slices.load_slice(logits, vocab_size, row, row, block, blocks, row_tiles, barrier)
+        # Computed while the loads of the logits are in flight.
         uniforms = random.emit_uniforms(noise, row)
-        chosen = _sample_row(part, row_limits(numbers, arrays, row), uniforms, sums, between, shared, few, room)
+        result = _sample_row(
+            part, row_limits(static, arrays, row), uniforms, sums, exchange, shared, tile_sums, scan_scratch
+        )
 
         @pl.when(block == 0)
         def _():
-            tokens[row], normalizers[row] = chosen
+            tokens[row], normalizers[row] = result
 
     results, _, _ = plgpu.kernel(
         sample,
@@ -106,101 +120,106 @@ def _sample_row(
     limits: RowLimits,
     uniforms: list[jax.Array],
     sums: Sums,
-    between: Exchange,
+    exchange: Exchange,
     shared: Scratch,
-    few: Any,
-    room: Any,
+    tile_sums: Any,
+    scan_scratch: Any,
 ) -> tuple[jax.Array, jax.Array]:
-    """The token, for the first block of a cluster, and the logsumexp."""
-    scan.clear_prefix(room)
+    """Returns the token, which only block 0 is sure to have (other blocks may return 0), and the logsumexp."""
+    scan.clear_prefix(scan_scratch)
     rate = exp2_rate(limits.scale)
-    cut = None
-    # What is read again is read from there: in registers the row would leave no space for more blocks.
-    _keep_in_shared(part)
+    cutoff = None
+    # Later passes read the row from shared memory, because fewer blocks would fit if it stayed in registers.
+    _copy_to_shared(part)
 
-    def of_tile(i):
+    def tile_weights(i):
         # Shared memory -> registers: [TILE].
-        return weights(plgpu.load(part.shared.at[i], layout=part.layout, optimized=False))
+        return weights_fn(plgpu.load(part.shared.at[i], layout=part.layout, optimized=False))
 
     if limits.top_k is None and limits.top_p is None and limits.min_p is None:
         top = jnp.max(functools.reduce(jnp.maximum, part.tiles).astype(jnp.float32))
-        # A number, so that minus infinity less this is none.
+        # Finite, so that -inf minus the reference is -inf and not NaN.
         reference = jnp.maximum(top, LOWEST)
-        weights = functools.partial(_weights, reference=reference, rate=rate, cut=None)
-        _write_sums(part, of_tile, reference, sums, few)
+        weights_fn = functools.partial(_weights, reference=reference, rate=rate, cutoff=None)
+        _write_sums(part, tile_weights, reference, sums, tile_sums)
     else:
-        kept = cutoff.find(part, limits._replace(greedy=None), between, shared)
-        cut, reference = kept.cutoff, kept.largest
-        weights = functools.partial(_weights, reference=reference, rate=rate, cut=cut)
-        _write_sums(part, of_tile, reference, sums, few)
-    slices.meet(part)
+        kept = find_cutoff(part, limits._replace(greedy=None), exchange, shared)
+        cutoff, reference = kept.cutoff, kept.largest
+        weights_fn = functools.partial(_weights, reference=reference, rate=rate, cutoff=cutoff)
+        _write_sums(part, tile_weights, reference, sums, tile_sums)
+    slices.sync_blocks(part)
     num_tiles = config.num_tiles(part.vocab_size)
-    of_tiles, tops = (
-        _first_lanes(ref.at[part.row], num_tiles, nothing) for ref, nothing in ((sums.sums, 0.0), (sums.tops, LOWEST))
+    sums_by_tile, tops = (
+        _load_first_lanes(ref.at[part.row], num_tiles, fill) for ref, fill in ((sums.sums, 0.0), (sums.tops, LOWEST))
     )
     largest = jnp.max(tops)
-    found = scan.running_sums(room, of_tiles * jnp.exp2((tops - largest) * rate))
-    # Not finite where the row is degenerate: of minus infinity everywhere the largest is no logit, and the sum 0.
-    log_sum = jnp.log(found.total)
+    running = scan.running_sums(scan_scratch, sums_by_tile * jnp.exp2((tops - largest) * rate))
+    # largest + log_sum is not finite in degenerate rows. If all logits are -inf, the sum is 0 or NaN.
+    log_sum = jnp.log(running.total)
     degenerate = ~(jnp.abs(largest + log_sum) < jnp.inf)
-    certain = degenerate if limits.greedy is None else degenerate | limits.greedy
+    takes_largest = degenerate if limits.greedy is None else degenerate | limits.greedy
     if limits.greedy is not None:
         log_sum = jnp.where(~degenerate & limits.greedy, 0.0, log_sum)
     normalizer = (largest if limits.scale is None else largest * limits.scale) + log_sum
 
     def draw():
         def choose():
-            return _choose(part, found, uniforms, room, largest, rate, cut)
+            return _choose(part, running, uniforms, scan_scratch, largest, rate, cutoff)
 
         return lax.cond(part.block == 0, choose, lambda: jnp.int32(0))
 
-    return lax.cond(certain, lambda: _first_largest(part, sums), draw), normalizer
+    # All blocks take the same branch, because they compute `takes_largest` from the same values: the first branch has a
+    # cluster barrier.
+    return lax.cond(takes_largest, lambda: _first_largest(part, sums), draw), normalizer
 
 
-def _weights(x: jax.Array, reference: Any, rate: Any, cut: Any) -> jax.Array:
+def _weights(x: jax.Array, reference: Any, rate: Any, cutoff: Any) -> jax.Array:
+    """exp((x - reference) * scale) of logits, 0 below the cutoff; `rate` is scale * log2(e)."""
     x = x.astype(jnp.float32)
     weight = jnp.exp2((x - reference) * rate)
-    return weight if cut is None else jnp.where(x >= cut, weight, 0.0)
+    return weight if cutoff is None else jnp.where(x >= cutoff, weight, 0.0)
 
 
-def _keep_in_shared(part: Slice):
+def _copy_to_shared(part: Slice):
+    """Copies the tiles of this block to `part.shared`."""
     for i, x in enumerate(part.tiles):
         # Registers -> shared memory: [TILE].
         scan.store_sums(part.shared.at[i], x)
 
 
-def _write_sums(part: Slice, weights_fn: Any, reference: Any, sums: Sums, few: Any):
-    """Leaves the sums of this block's tiles, and what they are relative to, for the other blocks."""
+def _write_sums(part: Slice, weights_fn: Any, reference: Any, sums: Sums, tile_sums: Any):
+    """Writes the sum of the weights of each tile of this block, and the reference of these weights, to `sums`."""
     count = len(part.tiles)
-    for first in range(0, count, AT_ONCE):
-        some = [weights_fn(i) for i in range(first, min(first + AT_ONCE, count))]
-        scan.store_sums(few.at[pl.ds(first, len(some))], scan.sum_vectors(some, part.vec))
+    for start in range(0, count, TILES_AT_ONCE):
+        weights = [weights_fn(i) for i in range(start, min(start + TILES_AT_ONCE, count))]
+        scan.store_sums(tile_sums.at[pl.ds(start, len(weights))], scan.sum_vectors(weights, part.vec))
     for i in range(count):
         tile = i * part.num_blocks + part.block
-        # Shared memory -> L2: one number.
-        sums.sums[part.row, tile] = few[i]
+        # Shared memory -> L2: one float32.
+        sums.sums[part.row, tile] = tile_sums[i]
         sums.tops[part.row, tile] = reference
 
 
-def _first_lanes(ref: Any, count: int, nothing: Any) -> jax.Array:
+def _load_first_lanes(ref: Any, count: int, fill: Any) -> jax.Array:
+    """Loads a small vector, with `fill` after its first `count` elements."""
     layout = tiling.lane_layout(ref.shape[-1])
     lane = plgpu.broadcasted_iota(jnp.int32, (ref.shape[-1],), 0, layout=layout)
-    return jnp.where(lane < count, plgpu.load(ref, layout=layout, optimized=False), nothing)
+    return jnp.where(lane < count, plgpu.load(ref, layout=layout, optimized=False), fill)
 
 
-def _choose(part: Slice, found: Any, uniforms: Any, room: Any, largest: Any, rate: Any, cut: Any):
-    """A tile by the first uniform and a token in it by the second."""
-    number = scan.first_beyond(found, uniforms[0] * found.total)
+def _choose(part: Slice, running: Any, uniforms: Any, scan_scratch: Any, largest: Any, rate: Any, cutoff: Any):
+    """Picks a tile by the first uniform, and a token in it by the second."""
+    number = scan.first_beyond(running, uniforms[0] * running.total)
     tile = tiling.locate_tile(number, part.vocab_size, [(part.logits, part.row)], True)
     # L2 -> registers: [TILE].
     x = tiling.load_tile(part.logits, part.vocab_size, part.row, tile)
-    weights = tiling.mask_tile(_weights(x, largest, rate, cut), tile)
-    index = scan.first_in_tile_beyond(room, weights, uniforms[1])
+    weights = tiling.mask_tile(_weights(x, largest, rate, cutoff), tile)
+    index = scan.first_in_tile_beyond(scan_scratch, weights, uniforms[1])
     return jnp.clip(tile.first * tile.vec + index, 0, part.vocab_size - 1)
 
 
 def _first_largest(part: Slice, sums: Sums) -> jax.Array:
-    """The first largest logit that is a number; 0 where none is."""
+    """Index of the first largest logit of the row, NaN skipped; 0 if no logit is larger than -inf."""
 
     def step(i, carry):
         top, first = carry
@@ -210,13 +229,13 @@ def _first_largest(part: Slice, sums: Sums) -> jax.Array:
         return jnp.maximum(top, x), jnp.where(x > top, tile.indices(), first)
 
     start = [plgpu.layout_cast(jnp.full((TILE,), value), part.layout) for value in (-jnp.inf, MAX_INDEX)]
-    tops, places = lax.fori_loop(0, len(part.tiles), step, tuple(start))
+    tops, indices = lax.fori_loop(0, len(part.tiles), step, tuple(start))
     top = jnp.max(tops)
     sums.top[part.row, part.block] = top
-    sums.first[part.row, part.block] = jnp.min(jnp.where(tops == top, places, MAX_INDEX))
-    slices.meet(part)
-    of_blocks = slices.of_blocks(sums.top.at[part.row], part, -jnp.inf)
-    largest = jnp.max(of_blocks)
-    firsts = slices.of_blocks(sums.first.at[part.row], part, MAX_INDEX)
-    first = jnp.min(jnp.where(of_blocks == largest, firsts, MAX_INDEX))
+    sums.first[part.row, part.block] = jnp.min(jnp.where(tops == top, indices, MAX_INDEX))
+    slices.sync_blocks(part)
+    block_tops = slices.load_per_block(sums.top.at[part.row], part, -jnp.inf)
+    largest = jnp.max(block_tops)
+    firsts = slices.load_per_block(sums.first.at[part.row], part, MAX_INDEX)
+    first = jnp.min(jnp.where(block_tops == largest, firsts, MAX_INDEX))
     return jnp.where(largest > -jnp.inf, first, 0)

@@ -1,10 +1,12 @@
-"""The token rule under top-k, top-p or min-p, in two launches.
+"""The token rule with top-k, top-p or min-p, in two launches.
 
-Launch `token_cutoffs`: clusters find each row's cutoff, its largest logit and the sum of what is kept, as in `cutoff`.
-One more cluster per sequence looks up the logits of the drafted tokens. Where the draft has normalizers its rows are
-searched too, because a residual needs their cutoffs; its normalizers then replace their sums.
+Launch `token_cutoffs`, grid (sequence, row), one cluster of blocks per row: finds the cutoff of each row, its largest
+logit, and the sum of the kept weights (`cutoff`). One additional cluster per sequence looks up the logits of the
+drafted tokens. Rows of the draft are read even if `log_normalizers` are passed, because the residual max(p - q, 0)
+needs their cutoffs. Usable normalizers then replace the sums of these rows.
 
-Launch `token_emit`, as in `token`: it has each row's normalizer already, and may start before the first launch ends.
+Launch `token_emit`, as in `token`: accepts drafts and emits the last token. It reads the normalizers of all rows from
+the first launch. It may start before that launch has ended, and waits for its end before it reads its outputs.
 """
 
 import functools
@@ -17,7 +19,7 @@ from jaxtyping import Array, Float, Int
 
 from pallas_kernels import config as sizes
 from pallas_kernels import cutoffs, reading, rows, slices, tiles, token, token_rule
-from pallas_kernels.limits import Limits, RowLimits, arrays_of, maybe_on, numbers_of, row_limits
+from pallas_kernels.limits import Limits, RowLimits, array_limits, maybe_on, row_limits, static_limits
 from pallas_kernels.random import Draws
 from pallas_kernels.types import LARGEST_LOG_NORMALIZER, Filter, Verification
 
@@ -28,7 +30,7 @@ class RowFacts(NamedTuple):
     Attributes:
       cutoff: The smallest kept logit.
       offset, log_sum: The normalizer; see `token_rule.RowMass`.
-      first: First index of the largest logit of a greedy row; None if no row may be greedy.
+      first: First index of the largest logit; set in greedy rows only. None if no row can be greedy.
     """
 
     cutoff: Any
@@ -41,9 +43,10 @@ class Read(NamedTuple):
     """The outputs of the first launch.
 
     Attributes:
-      target: Of the target's rows.
-      draft: Of the draft's; None if they are not searched.
-      filters: Scale and greedy of each sequence where they are arrays, of the target and of the draft.
+      target: Values of the target's rows.
+      draft: Values of the draft's rows; None if these rows are not read.
+      filters: Scale `[B]` and greedy `[B]` of the target and of the draft; a field is None if it is known at compile
+        time.
       facts: One value of each kind per drafted token; see `reading.Facts`.
       counters: Zeros, `[B]`, for `sync.arrive`.
     """
@@ -66,10 +69,10 @@ def verify_token(
     *,
     config: sizes.Config | None = None,
 ) -> Verification:
-    """Returns the verification by the token rule, as `token.verify_token` does, filters included.
+    """Returns the verification by the token rule like `token.verify_token`, but finds the cutoffs of the filters too.
 
-    V is such that `slices.supports(V)`. With `log_normalizers` the draft's rows are read for their cutoffs, unless it
-    is certain that no filter of the draft is on.
+    V satisfies `slices.supports(V)`. With `log_normalizers` the draft's rows are still read for their cutoffs, unless
+    all filters of the draft are off at compile time.
     """
     batch_size, num_rows, vocab_size = target_logits.shape
     config = config or sizes.token_config(batch_size, vocab_size)
@@ -92,40 +95,43 @@ def verify_token(
     read = _read(inputs, searched, limits, normalizers, batch_size, num_rows, vocab_size)
 
     def decide(inputs, read):
-        sequence = _filtered(_sequence(inputs, limits, vocab_size), read)
+        sequence = _add_filters(_sequence(inputs, limits, vocab_size), read)
         return sequence, *_decide_all(sequence, read)
 
     return token.emit_after(read, inputs, decide, lambda read: None, batch_size, num_rows, vocab_size, config)
 
 
 def _keeps_all(limits: Limits) -> bool:
-    """Whether it is certain that no filter is on, nor a temperature that only the program's run will know."""
-    return numbers_of(limits).temperature is not None and maybe_on(limits)[1:] == (None, None, None)
+    """Whether all filters are off at compile time and the temperature is a number.
+
+    An array of temperatures counts as a filter, because `reading.look_up` needs the scale before it has been computed.
+    """
+    return static_limits(limits).temperature is not None and maybe_on(limits)[1:] == (None, None, None)
 
 
-def _static(limits: Limits) -> RowLimits:
-    """The parameters that are numbers."""
-    numbers = numbers_of(limits)
-    return row_limits(numbers, Limits(*[None] * len(numbers)), 0)
+def _static_row_limits(limits: Limits) -> RowLimits:
+    """The parameters that are numbers, as `RowLimits`; arrays are treated as filters that are off."""
+    static = static_limits(limits)
+    return row_limits(static, Limits(*[None] * len(static)), 0)
 
 
 def _filter_types(limits: Limits, batch_size: int) -> Filter:
-    """Types of the scale and of greedy, where a sequence's are written by the first launch."""
+    """Types of the fields of `Filter` that the first launch writes; None for the others."""
 
     def type_if(written, dtype) -> Any:
         return jax.ShapeDtypeStruct((batch_size,), dtype) if written else None
 
-    by_array = numbers_of(limits).temperature is None
-    greedy = by_array or _static(limits).greedy
-    return Filter(scale=type_if(by_array, jnp.float32), greedy=type_if(greedy, jnp.int32))
+    is_array = static_limits(limits).temperature is None
+    greedy = is_array or _static_row_limits(limits).greedy
+    return Filter(scale=type_if(is_array, jnp.float32), greedy=type_if(greedy, jnp.int32))
 
 
 def _sequence(inputs: rows.Inputs, limits: tuple[Limits, Limits], vocab_size: int) -> rows.Sequence:
-    """The sequence of this block, with the scales that are numbers."""
+    """The sequence of this block, with scales from temperatures that are numbers; a scale from an array is unset."""
     sequence = rows.sequence_view(inputs, vocab_size)
     target, draft = (
-        model and model._replace(filter=Filter(_static(one).scale))
-        for model, one in zip((sequence.target, sequence.draft), limits, strict=True)
+        model and model._replace(filter=Filter(_static_row_limits(model_limits).scale))
+        for model, model_limits in zip((sequence.target, sequence.draft), limits, strict=True)
     )
     return sequence._replace(target=target, draft=draft)
 
@@ -142,11 +148,11 @@ def _read(
     """Launches `token_cutoffs`."""
     num_draft = num_rows - 1
     width = batch_size, sizes.row_lanes(num_rows)
-    lanes, number = jax.ShapeDtypeStruct(width, jnp.float32), jax.ShapeDtypeStruct(width, jnp.int32)
-    filters = tuple(_filter_types(one, batch_size) for one in limits)
+    floats, ints = jax.ShapeDtypeStruct(width, jnp.float32), jax.ShapeDtypeStruct(width, jnp.int32)
+    filters = tuple(_filter_types(model_limits, batch_size) for model_limits in limits)
 
     def row_facts(filter):
-        return RowFacts(lanes, lanes, lanes, None if filter.greedy is None else number)
+        return RowFacts(floats, floats, floats, None if filter.greedy is None else ints)
 
     out_type = Read(
         target=row_facts(filters[0]),
@@ -155,21 +161,21 @@ def _read(
         facts=reading.facts_types(batch_size, num_rows),
         counters=jax.ShapeDtypeStruct((batch_size,), jnp.int32),
     )
-    arrays = tuple(arrays_of(one, batch_size) for one in limits)
+    arrays = tuple(array_limits(model_limits, batch_size) for model_limits in limits)
 
-    def write(i, sequence, row, found, arguments, out):
+    def write_row(i, sequence, row, kept, arguments, out):
         _, _, normalizers = arguments
-        offset, log_sum = found.largest, jnp.log(found.total)
+        offset, log_sum = kept.largest, jnp.log(kept.total)
         if i == 1 and normalizers is not None:
-            given = normalizers[sequence, row]
-            usable = jnp.abs(given) <= LARGEST_LOG_NORMALIZER
-            offset, log_sum = jnp.where(usable, 0.0, offset), jnp.where(usable, given, log_sum)
+            log_normalizer = normalizers[sequence, row]
+            usable = jnp.abs(log_normalizer) <= LARGEST_LOG_NORMALIZER
+            offset, log_sum = jnp.where(usable, 0.0, offset), jnp.where(usable, log_normalizer, log_sum)
         facts = out.draft if i == 1 else out.target
-        for ref, value in zip(facts, (found.cutoff, offset, log_sum, found.first), strict=True):
+        for ref, value in zip(facts, (kept.cutoff, offset, log_sum, kept.first), strict=True):
             if ref is not None:
                 ref[sequence, row] = value
 
-    def run(sequence, block, num_blocks, arguments, out):
+    def look_up_drafts(sequence, block, num_blocks, arguments, out):
         inputs, arrays, _ = arguments
         view = _sequence(inputs, limits, vocab_size)
         for i in range(-(-num_draft // num_blocks)):
@@ -179,26 +185,27 @@ def _read(
         @pl.when(block == 0)
         def _():
             out.counters[sequence] = 0
-            for one, array, filter in zip(limits, arrays, out.filters, strict=True):
-                limit = row_limits(numbers_of(one), array, sequence)
+            for model_limits, array, filter in zip(limits, arrays, out.filters, strict=True):
+                limit = row_limits(static_limits(model_limits), array, sequence)
                 if filter.scale is not None:
                     filter.scale[sequence] = limit.scale
                 if filter.greedy is not None:
                     filter.greedy[sequence] = jnp.where(jnp.bool_(limit.greedy), 1, 0)
 
-    def needs(sequence, i, row, arguments):
+    def needs_row(sequence, i, row, arguments):
         del sequence
+        # Row r of the target (i = 0) follows r drafts; row r of the draft (i = 1) is needed if position r has a draft.
         return reading.is_drafted(rows.sequence_view(arguments[0], vocab_size), row + i)
 
     blocks = slices.num_blocks(batch_size * num_rows, vocab_size)
     # If all blocks run concurrently, reading rows without a draft costs less than waiting for the draft tokens.
     reads_all = batch_size * num_rows * len(searched) * blocks <= sizes.EMITTING_BLOCKS * sizes.num_multiprocessors()
-    beside = cutoffs.Beside(run, None if reads_all or num_draft == 0 else needs)
-    return cutoffs.launch("token_cutoffs", searched, out_type, write, (inputs, arrays, normalizers), beside)
+    extra_cluster = cutoffs.ExtraCluster(look_up_drafts, None if reads_all or num_draft == 0 else needs_row)
+    return cutoffs.launch("token_cutoffs", searched, out_type, write_row, (inputs, arrays, normalizers), extra_cluster)
 
 
-def _filtered(sequence: rows.Sequence, read: Read) -> rows.Sequence:
-    """The sequence with the filters from the first launch."""
+def _add_filters(sequence: rows.Sequence, read: Read) -> rows.Sequence:
+    """Adds the outputs of the first launch to the filters of a sequence: cutoffs, and scales and greedy from arrays."""
 
     def filtered(model, facts, filter):
         scale = model.filter.scale if filter.scale is None else filter.scale
@@ -215,14 +222,14 @@ def _decide_all(sequence: rows.Sequence, read: Read) -> tuple[token_rule.Tables,
     def load(facts):
         return RowFacts(*(None if ref is None else tiles.load_lanes(ref, (sequence.number,)) for ref in facts))
 
-    def cut(logit, row):
+    def apply_cutoff(logit, row):
         return jnp.where(logit >= row.cutoff, logit, -jnp.inf)
 
     p, q = load(read.target), None if read.draft is None else load(read.draft)
     facts = token.load_facts(sequence, read.facts)
-    facts = facts._replace(target_logit=cut(facts.target_logit, p))
+    facts = facts._replace(target_logit=apply_cutoff(facts.target_logit, p))
     if q is not None:
-        facts = facts._replace(draft_logit=cut(facts.draft_logit, q))
+        facts = facts._replace(draft_logit=apply_cutoff(facts.draft_logit, q))
 
     def target_mass(is_greedy):
         if is_greedy is None:

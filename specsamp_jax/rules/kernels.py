@@ -1,4 +1,7 @@
-"""GPU kernels with the signatures of the cores: equal arrays and uniforms give equal tokens."""
+"""Calls of the GPU kernels of the rules, with the signatures of the plain JAX cores.
+
+A kernel returns the tokens that the core returns for equal arrays and uniforms, up to rounding.
+"""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -22,14 +25,14 @@ if TYPE_CHECKING or mosaic.WHY_MISSING is None:
     from pallas_kernels import token as token_kernel
 
 MAX_SIGMOID_NOISE = 16
-"""Most drafts whose uniforms the sigmoid kernel computes itself: its code is unrolled over them."""
+"""Maximum number of drafts for which the sigmoid kernel computes the uniforms itself, in code unrolled over drafts."""
 
 MAX_VOCABULARY = 2_000_000
-"""Limit of the vocabulary size: one block searches the sums of all its tiles at once."""
+"""Maximum vocabulary size: one block computes the running sums of all tiles of a row in its shared memory."""
 
 
 def why_not(target_logits: Float[Array, "B K1 V"], draft: Draft) -> str | None:
-    """The requirement of the kernels that these arrays do not meet, whatever the platform; None if there is none."""
+    """The requirement of the kernels that these arrays do not meet on any platform; None if they meet all."""
     if not all(isinstance(size, int) for size in target_logits.shape):
         return f"shapes that are numbers while the program is traced; got {list(target_logits.shape)}"
     for name, logits in (("target_logits", target_logits), ("draft.logits", draft.logits)):
@@ -45,7 +48,7 @@ def why_not(target_logits: Float[Array, "B K1 V"], draft: Draft) -> str | None:
 
 
 def choose_token_kernel(target_logits: Float[Array, "B K1 V"], draft: Draft) -> Callable[..., Verification]:
-    """The token rule's kernel for these arrays: two launches, or one with early exit."""
+    """Chooses the kernel of the token rule for these arrays: in two launches, or in one launch with early exit."""
     batch_size, num_rows, vocab_size = target_logits.shape
     reads_draft = draft.logits is not None and draft.log_normalizers is None
     early = sizes.exits_early(batch_size, num_rows - 1, max(vocab_size, TILE), reads_draft)
@@ -59,7 +62,10 @@ def verify_token_from_keys(
     draft: Draft,
     draft_sampling: SamplingParams | None,
 ) -> Verification:
-    """The token rule from the words of its keys to its tokens: two launches, or one with early exit."""
+    """Verifies drafts by the token rule; the kernels compute the uniforms from `words`, the words of the keys.
+
+    Takes two launches, or one with early exit. Filters of a vocabulary that `slices.supports` excludes need more.
+    """
     noise = kernels.noise(words, Purpose.VERIFY)
     filtered = kernels.needs_cutoff(sampling) or (draft.logits is not None and kernels.needs_cutoff(draft_sampling))
     if filtered and slices.supports(target_logits.shape[-1]):
@@ -86,7 +92,7 @@ def verify_sigmoid_from_keys(
     alpha: int | float,
     beta: int | float,
 ) -> Verification:
-    """The sigmoid rule from the words of its keys to its tokens."""
+    """Verifies drafts by the sigmoid rule, with uniforms that are computed from `words`, the words of the keys."""
     filters = _make_filters(target_logits, sampling, draft, draft_sampling)
     draws = kernels.noise(words, Purpose.VERIFY)
     if draft.tokens.shape[1] > MAX_SIGMOID_NOISE or filters[0].greedy is not None:
@@ -96,6 +102,7 @@ def verify_sigmoid_from_keys(
 
 
 def _make_filters(target_logits, sampling, draft, draft_sampling) -> list[Filter]:
+    """The filters of the target and of the draft."""
     draft_logits = target_logits[:, :0] if draft.logits is None else draft.logits
     return kernels.make_filters((target_logits, sampling), (draft_logits, draft_sampling))
 
@@ -112,8 +119,8 @@ def verify_token(
 ) -> Verification:
     """Returns the verification by the token rule's kernel; equal to `token.verify_token` up to rounding.
 
-    `log_probs` and `accept_prob` use the hardware's exponential and logarithm, accurate to about 1e-6. `kernel` is
-    `choose_token_kernel` if None, and `config` chosen by the kernel.
+    `log_probs` and `accept_prob` use the hardware's exponential and logarithm, accurate to about 1e-6. If `kernel` is
+    None, `choose_token_kernel` chooses it. If `config` is None, the kernel chooses it.
     """
     kernel = kernel or choose_token_kernel(target_logits, draft)
     return kernel(
@@ -141,8 +148,8 @@ def verify_sigmoid(
 ) -> Verification:
     """Returns the verification by the sigmoid rule's kernel; equal to `sigmoid.verify_sigmoid` up to rounding.
 
-    If a target row may be greedy, `sigmoid.verify_sigmoid` runs instead of the kernel. `log_probs` are computed by
-    XLA, which removes them, with the pass over all rows that they need, if they are unused under `jit`.
+    If a target row can be greedy, `sigmoid.verify_sigmoid` runs instead of the kernel. XLA computes `log_probs` after
+    the kernel, in one more pass over all rows. Under `jit` it removes that pass if `log_probs` are unused.
     """
     if target_filter.greedy is not None:
         assert isinstance(draws, Uniforms)
@@ -175,6 +182,6 @@ def verify_sigmoid(
 
 
 def _in_vocabulary(tokens: Int[Array, "B K"], target_logits: Float[Array, "B K1 V"]) -> Int[Array, "B K"]:
-    """The tokens; where a smaller vocabulary is padded up to a tile, those in the padding are moved beyond it."""
+    """Replaces tokens from V on by the largest int32 if V is padded to a tile, so that none is in the padding."""
     vocab_size = target_logits.shape[-1]
     return tokens if vocab_size >= TILE else jnp.where(tokens < vocab_size, tokens, jnp.iinfo(jnp.int32).max)

@@ -1,4 +1,7 @@
-"""The GPU kernels that sample and filter: the same tokens as the plain JAX cores, the same tokens kept."""
+"""Calls of the GPU kernels that sample and filter.
+
+They return the tokens that the plain JAX cores return, and keep the same logits.
+"""
 
 from typing import TYPE_CHECKING, Any
 
@@ -18,30 +21,37 @@ if TYPE_CHECKING or mosaic.WHY_MISSING is None:
     from pallas_kernels import sample as sample_kernel
 
 MAX_BATCH = 65_535
-"""Limit of the last axis of a CUDA grid."""
+"""Maximum batch size. CUDA limits axes y and z of a grid to this size."""
 
 
 def split(*samplings: SamplingParams | None) -> tuple[list[Any], list[Any]]:
-    """Sampling parameters as numbers, compiled into a program, and arrays; None stands for each in the other."""
+    """Splits sampling parameters into numbers, which are compiled into a program, and arrays.
+
+    Each of the two results has None in place of the parameters of the other; `merge` is the inverse.
+    """
 
     def is_array(value):
         return isinstance(value, jax.Array | np.ndarray)
 
-    numbers = [jax.tree.map(lambda x: None if is_array(x) else x, one) for one in samplings]
-    arrays = [jax.tree.map(lambda x: jnp.asarray(x) if is_array(x) else None, one) for one in samplings]
+    numbers = [jax.tree.map(lambda x: None if is_array(x) else x, sampling) for sampling in samplings]
+    arrays = [jax.tree.map(lambda x: jnp.asarray(x) if is_array(x) else None, sampling) for sampling in samplings]
     return numbers, arrays
 
 
 def merge(numbers: list[Any], arrays: list[Any]) -> list[SamplingParams | None]:
-    """The parameters that `split` took apart."""
+    """Inverse of `split`."""
     return [
-        None if one is None else SamplingParams(*(a if x is None else x for x, a in zip(one, other, strict=True)))
-        for one, other in zip(numbers, arrays, strict=True)
+        None
+        if statics is None
+        else SamplingParams(
+            *(array if number is None else number for number, array in zip(statics, traced, strict=True))
+        )
+        for statics, traced in zip(numbers, arrays, strict=True)
     ]
 
 
 def why_not(name: str, logits: Float[Array, "B *rows V"]) -> str | None:
-    """The requirement of the kernels that these logits do not meet; None where they meet all."""
+    """The requirement of the kernels that these logits do not meet; None if they meet all."""
     if mosaic.WHY_MISSING is not None:
         return mosaic.WHY_MISSING
     if not all(isinstance(size, int) for size in logits.shape):
@@ -66,7 +76,7 @@ def why_not_sample(logits: Float[Array, "B V"]) -> str | None:
 def sample(
     words: UInt32[Array, "*keys 2"], logits: Float[Array, "B V"], sampling: SamplingParams | None
 ) -> tuple[Int[Array, "B"], Float[Array, "B"]]:
-    """`draw.sample` in one launch, from the words of its key."""
+    """Returns the result of `draw.sample` in one launch, which computes the uniforms from the words of the keys."""
     return sample_kernel.sample(
         at_least_a_tile(logits),
         limits(sampling),
@@ -75,18 +85,18 @@ def sample(
 
 
 def noise(words: UInt32[Array, "*keys 2"], purpose: Purpose) -> random.Noise:
-    """The source of a kernel's uniforms: those of `streams.uniforms`."""
+    """Source of a kernel's uniforms, which equal those of `streams.uniforms`."""
     return random.Noise(words, int(purpose), bool(jax.config.jax_threefry_partitionable))
 
 
 def make_filters(*rows: tuple[Array, SamplingParams | None]) -> list[Filter]:
-    """`filters.make_filter` of several arrays `[B, R, V]`, with all cutoffs from one launch."""
+    """Applies `filters.make_filter` to several arrays `[B, R, V]`, and finds all cutoffs in one launch."""
     filters = [make_filter(logits[..., :1], _only_temperature(sampling)) for logits, sampling in rows]
     wanted = [i for i, (logits, sampling) in enumerate(rows) if logits.shape[1] and needs_cutoff(sampling)]
     if not wanted:
         return filters
     if not slices.supports(rows[0][0].shape[-1]):
-        return [make_filter(*one) for one in rows]
+        return [make_filter(logits, sampling) for logits, sampling in rows]
     inputs = [cutoffs.Rows(at_least_a_tile(rows[i][0]), limits(rows[i][1])) for i in wanted]
     for i, kept in zip(wanted, cutoffs.cutoffs(*inputs), strict=True):
         filters[i] = filters[i]._replace(cutoff=kept.cutoff)
@@ -94,7 +104,7 @@ def make_filters(*rows: tuple[Array, SamplingParams | None]) -> list[Filter]:
 
 
 def needs_cutoff(sampling: SamplingParams | None) -> bool:
-    """Whether top-k, top-p or min-p may be on for any row."""
+    """Whether top-k, top-p or min-p can be on for any row."""
     if sampling is None:
         return False
     off = (sampling.top_k, 0), (sampling.top_p, 1.0), (sampling.min_p, 0.0)
@@ -102,7 +112,7 @@ def needs_cutoff(sampling: SamplingParams | None) -> bool:
 
 
 def at_least_a_tile(logits: Float[Array, "*rows V"]) -> Float[Array, "*rows W"]:
-    """The logits themselves, or, of a vocabulary smaller than a tile, with -inf up to one."""
+    """Pads a vocabulary that is smaller than a tile to one tile, with logits of -inf."""
     missing = TILE - logits.shape[-1]
     if missing <= 0:
         return logits
@@ -110,11 +120,12 @@ def at_least_a_tile(logits: Float[Array, "*rows V"]) -> Float[Array, "*rows W"]:
 
 
 def _only_temperature(sampling: SamplingParams | None) -> SamplingParams | None:
+    """The parameters with all filters but the temperature turned off."""
     return None if sampling is None else SamplingParams(sampling.temperature)
 
 
 def limits(sampling: SamplingParams | None) -> Limits:
-    """The parameters as a kernel takes them: numbers that it is compiled for, or arrays."""
+    """Converts sampling parameters to those of a kernel."""
     if sampling is None:
         return Limits()
     return Limits(*sampling)
