@@ -17,11 +17,11 @@ class Limits(NamedTuple):
 
 
 class RowLimits(NamedTuple):
-    """Sampling parameters of one row. A field is None if its filter is off for all rows, by a compile-time number.
+    """Sampling parameters of one row. A field is None if a compile-time number turns its filter off for all rows.
 
     Attributes:
       scale: Multiplies the logits: 1 / temperature, or 1 in a greedy row. None: 1.
-      greedy: Whether the row is greedy: its temperature is below the smallest normal float32. None: no row is.
+      greedy: Whether the row is greedy: its temperature is NaN or below the smallest normal float32. None: no row is.
       top_k: Number of logits to keep. A value of 0 or below, or from V on, turns the filter off.
       top_p: Probability to keep; 1 turns the filter off.
       min_p: Smallest kept probability, relative to the largest; 0 turns the filter off.

@@ -32,7 +32,7 @@ from pallas_kernels.slices import Exchange, Scratch, Slice
 from pallas_kernels.types import TILE
 
 TILES_AT_ONCE = 4
-"""Tiles whose weights a block sums together. Their weights are in registers at the same time as the row."""
+"""Tiles whose weights a block sums together. Their weights are in registers at the same time."""
 
 
 class Sums(NamedTuple):

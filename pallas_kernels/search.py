@@ -40,7 +40,7 @@ class _State(NamedTuple):
       stage: The stage.
       low, high: Interval `[low, high)` of ranks that contains the cutoff of the stage.
       cutoff: Largest cutoff of the stages that are complete.
-      required: Count or sum that the logits from the cutoff of the stage on must reach.
+      required: Count (top-k) or sum of weights (top-p) that the logits at or above the cutoff of the stage must reach.
       total: Result of the last round for its first threshold.
       buffer: Buffer of `Exchange.sums` that the next round writes, 0 or 1.
     """

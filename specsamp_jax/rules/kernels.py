@@ -32,7 +32,7 @@ MAX_VOCABULARY = 2_000_000
 
 
 def why_not(target_logits: Float[Array, "B K1 V"], draft: Draft) -> str | None:
-    """The requirement of the kernels that these arrays do not meet on any platform; None if they meet all."""
+    """The requirement of the kernels that these arrays do not meet, or None. Does not check the platform."""
     if not all(isinstance(size, int) for size in target_logits.shape):
         return f"shapes that are numbers while the program is traced; got {list(target_logits.shape)}"
     for name, logits in (("target_logits", target_logits), ("draft.logits", draft.logits)):

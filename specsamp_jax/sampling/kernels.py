@@ -51,7 +51,7 @@ def merge(numbers: list[Any], arrays: list[Any]) -> list[SamplingParams | None]:
 
 
 def why_not(name: str, logits: Float[Array, "B *rows V"]) -> str | None:
-    """The requirement of the kernels that these logits do not meet; None if they meet all."""
+    """The requirement of the kernels that these logits do not meet, or None. Does not check the platform."""
     if mosaic.WHY_MISSING is not None:
         return mosaic.WHY_MISSING
     if not all(isinstance(size, int) for size in logits.shape):
