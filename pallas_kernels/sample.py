@@ -140,17 +140,16 @@ def _sample_row(
         top = jnp.max(functools.reduce(jnp.maximum, part.tiles).astype(jnp.float32))
         # Finite, so that -inf minus the reference is -inf and not NaN.
         reference = jnp.maximum(top, LOWEST)
-        weights_fn = functools.partial(_weights, reference=reference, rate=rate, cutoff=None)
-        _write_sums(part, tile_weights, reference, sums, tile_sums)
     else:
         kept = find_cutoff(part, limits._replace(greedy=None), exchange, shared)
         cutoff, reference = kept.cutoff, kept.largest
-        weights_fn = functools.partial(_weights, reference=reference, rate=rate, cutoff=cutoff)
-        _write_sums(part, tile_weights, reference, sums, tile_sums)
+    weights_fn = functools.partial(_weights, reference=reference, rate=rate, cutoff=cutoff)
+    _write_sums(part, tile_weights, reference, sums, tile_sums)
     slices.sync_blocks(part)
     num_tiles = config.num_tiles(part.vocab_size)
     sums_by_tile, tops = (
-        _load_first_lanes(ref.at[part.row], num_tiles, fill) for ref, fill in ((sums.sums, 0.0), (sums.tops, LOWEST))
+        tiling.load_first_lanes(ref, (part.row,), num_tiles, fill)
+        for ref, fill in ((sums.sums, 0.0), (sums.tops, LOWEST))
     )
     largest = jnp.max(tops)
     running = scan.running_sums(scan_scratch, sums_by_tile * jnp.exp2((tops - largest) * rate))
@@ -198,13 +197,6 @@ def _write_sums(part: Slice, weights_fn: Any, reference: Any, sums: Sums, tile_s
         # Shared memory -> L2: one float32.
         sums.sums[part.row, tile] = tile_sums[i]
         sums.tops[part.row, tile] = reference
-
-
-def _load_first_lanes(ref: Any, count: int, fill: Any) -> jax.Array:
-    """Loads a small vector, with `fill` after its first `count` elements."""
-    layout = tiling.lane_layout(ref.shape[-1])
-    lane = plgpu.broadcasted_iota(jnp.int32, (ref.shape[-1],), 0, layout=layout)
-    return jnp.where(lane < count, plgpu.load(ref, layout=layout, optimized=False), fill)
 
 
 def _choose(part: Slice, running: Any, uniforms: Any, scan_scratch: Any, largest: Any, rate: Any, cutoff: Any):

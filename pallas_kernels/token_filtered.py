@@ -197,9 +197,10 @@ def _read(
         # Row r of the target (i = 0) follows r drafts; row r of the draft (i = 1) is needed if position r has a draft.
         return reading.is_drafted(rows.sequence_view(arguments[0], vocab_size), row + i)
 
-    blocks = slices.num_blocks(batch_size * num_rows, vocab_size)
+    num_searched = batch_size * (num_rows + (len(searched) - 1) * num_draft)
+    blocks = slices.num_blocks(num_searched, vocab_size)
     # If all blocks run concurrently, reading rows without a draft costs less than waiting for the draft tokens.
-    reads_all = batch_size * num_rows * len(searched) * blocks <= sizes.EMITTING_BLOCKS * sizes.num_multiprocessors()
+    reads_all = num_searched * blocks <= sizes.EMITTING_BLOCKS * sizes.num_multiprocessors()
     extra_cluster = cutoffs.ExtraCluster(look_up_drafts, None if reads_all or num_draft == 0 else needs_row)
     return cutoffs.launch("token_cutoffs", searched, out_type, write_row, (inputs, arrays, normalizers), extra_cluster)
 
