@@ -100,6 +100,7 @@ def test_a_reader_that_leaves_ends_the_command_without_a_message(arguments):
 def test_ctrl_c_during_the_imports_ends_the_command_without_a_traceback():
     code = """
 import importlib, os, signal, sys, specsamp
+signal.signal(signal.SIGINT, signal.default_int_handler)  # A background job ignores it.
 imported = importlib.import_module
 def interrupted(name):
     os.kill(os.getpid(), signal.SIGINT)
@@ -114,6 +115,7 @@ specsamp.main()
 def test_ctrl_c_after_the_imports_can_be_handled():
     code = """
 import click, os, signal, sys, types, specsamp
+signal.signal(signal.SIGINT, signal.default_int_handler)
 @click.command()
 def demo_command():
     os.kill(os.getpid(), signal.SIGINT)
