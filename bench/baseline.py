@@ -1,4 +1,4 @@
-"""The sampling step as it is usually written, and what Wagner et al. (2024, arXiv 2406.11016) call the baseline."""
+"""The usual way to write the verification step; Wagner et al. (2024, arXiv 2406.11016) call it the baseline."""
 
 import jax
 import jax.numpy as jnp

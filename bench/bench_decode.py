@@ -1,4 +1,4 @@
-"""The trained pair through `generate`, against the target alone in the same loop, on the device at hand.
+"""Benchmark of `generate` with the trained pair and with the target alone, on the default device.
 
 pytest bench/bench_decode.py --benchmark-only
 """

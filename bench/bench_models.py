@@ -1,4 +1,4 @@
-"""Each family against its target alone and against transformers: writes results/models_DEVICE.{json,md}.
+"""Decoding speed of each model family, beside its target and transformers: writes results/models_DEVICE.{json,md}.
 
 python bench/bench_models.py
 """
@@ -17,11 +17,11 @@ from flax import nnx
 
 from specsamp_jax import models
 
-GOAL = 2.0  # times the tokens a second of transformers' assisted generation, at batch 1
+GOAL = 2.0  # tokens per second at batch 1, relative to transformers' assisted generation
 BATCH_SIZES = 1, 8
 NAMES = "speculative", "target_alone"
 
-# A target and a drafter of each family, 9.4 and 1.4 million parameters.
+# Sizes of the target (9.4 million parameters) and of the drafter (1.4 million), for every family.
 VOCAB_SIZE = 8192
 TARGET = {
     "hidden_size": 320,
@@ -46,12 +46,12 @@ FAMILIES: dict[str, tuple[Any, Any, dict[str, Any]]] = {
     "gemma": (models.Gemma, models.GemmaConfig, {}),
     "gemma2": (models.Gemma2, models.Gemma2Config, {"query_pre_attn_scalar": 40}),
 }
-# Of the logits of each model, which are independent of one another: p and q are so flat that they overlap by .7.
+# Standard deviation of each model's logits. The models are independent, but p and q are flat: sum min(p, q) is .7.
 LOGIT_STDDEV = 0.6
 
 
 class Case(NamedTuple):
-    """One family, and who takes part at each batch size."""
+    """One family, its parameter counts (target, drafter), and the contenders' results by batch size."""
 
     name: str
     num_params: tuple[int, int]
@@ -59,11 +59,11 @@ class Case(NamedTuple):
 
 
 def make_pair(family: str, folder: Path) -> decoding.Pair:
-    """Random models of a family, written as checkpoints, which both sides load."""
+    """Random models of a family, saved as checkpoints that specsamp and transformers both load."""
     module_fn, config_fn, changes = FAMILIES[family]
     for seed, (name, sizes) in enumerate({"target": TARGET, "drafter": DRAFTER}.items()):
         module = module_fn(config_fn(vocab_size=VOCAB_SIZE, **sizes, **changes), rngs=nnx.Rngs(seed))
-        # Features after the last norm have size 1, so the scale of the head is that of the logits.
+        # The features after the last norm have root mean square 1, so the head alone sets the scale of the logits.
         scale = LOGIT_STDDEV / sizes["hidden_size"] ** 0.5
         head = module.vocabulary.head
         head.set_value(jax.random.normal(jax.random.key(seed), head.shape[::-1]).T * scale)
@@ -72,7 +72,7 @@ def make_pair(family: str, folder: Path) -> decoding.Pair:
 
 
 def compare(family: str, peers: timing.Peers | None, folder: Path, *, rounds: int) -> Case:
-    """All contenders of one family at batch 1; at more, those that can."""
+    """Times the contenders of one family; transformers' assisted generation runs at batch 1 only."""
     pair, results = make_pair(family, folder / family), {}
     for batch_size in BATCH_SIZES:
         rng = np.random.default_rng(batch_size)
@@ -91,12 +91,12 @@ def rate(entry: dict[str, Any]) -> float:
 
 
 def best(result: dict[str, Any], beginning: str) -> str | None:
-    """The fastest contender whose name has this prefix."""
+    """Name of the fastest contender whose name starts with `beginning`; None if there is no such contender."""
     return max((name for name in result if name.startswith(beginning)), key=lambda n: rate(result[n]), default=None)
 
 
 def table_lines(cases: list[Case]) -> list[str]:
-    """All families in Markdown, one table per batch size."""
+    """Markdown tables of all families, one table per batch size."""
     lines = []
     for batch_size in BATCH_SIZES:
         header = ["family", "tokens per step", *NAMES, "speed over the target alone"]
@@ -119,7 +119,7 @@ def table_lines(cases: list[Case]) -> list[str]:
 
 
 def goal_lines(cases: list[Case]) -> list[str]:
-    """Goals and measurements, in Markdown."""
+    """Markdown lines that compare the smallest speed-up with the goal."""
     times = {}
     for case in cases:
         if assisted := best(case.results[1], "transformers_assisted"):
@@ -133,14 +133,15 @@ def goal_lines(cases: list[Case]) -> list[str]:
 
 
 NOTES = f"""\
-Random weights in float32, the same files for both sides: a target of 6 layers, 320 wide, a drafter of 2 layers, 128
-wide, {VOCAB_SIZE:,} tokens. The two are independent; their logits have a standard deviation of {LOGIT_STDDEV}, so that
-p and q overlap about as much as those of trained pairs do. K = {NUM_DRAFT}, temperature 1 without filters;
-{MAX_NEW_TOKENS} new tokens after {PROMPT_LENGTH} random ones, no end token; all contenders continue the same prompt in
-a round. Speeds are in tokens per second: new tokens over wall time, prefill included, median of the rounds.
-transformers has its default top-k switched off and drafts {NUM_DRAFT} tokens per step by a constant schedule without a
-confidence threshold. It ran with its default number of threads and with one: the faster is in the table, both are in
-the JSON. Ratios are medians of the ratios within a round. Its assisted generation supports one row only."""
+Random weights in float32; specsamp and transformers load the same files. The target has 6 layers of width 320, the
+drafter 2 layers of width 128; the vocabulary has {VOCAB_SIZE:,} tokens. The two models are independent; their logits
+have a standard deviation of {LOGIT_STDDEV}, so that p and q overlap about as much as those of trained pairs do. K =
+{NUM_DRAFT}, temperature 1 without filters; {MAX_NEW_TOKENS} new tokens after {PROMPT_LENGTH} random tokens, no end
+token. In a round all contenders continue the same prompt. Speeds are in tokens per second: new tokens over wall
+time, prefill included, median of the rounds. transformers has its default top-k switched off and drafts {NUM_DRAFT}
+tokens per step by a constant schedule without a confidence threshold. It ran with its default number of threads and
+with one: the faster is in the table, both are in the JSON. Ratios are medians of the ratios within a round.
+transformers' assisted generation supports batch 1 only."""
 
 
 @click.command()

@@ -1,4 +1,4 @@
-"""The sampling step on each named shape, against the baseline and one read of all logits, on the default device.
+"""Benchmark of the verification step on each named shape, with the baseline and one read of all logits beside it.
 
 pytest bench/bench_verify.py --benchmark-only -k qwen-K5
 """
@@ -16,7 +16,7 @@ NAMES = ("specsamp", "specsamp_normalizers", "specsamp_sigmoid", "baseline", "re
 
 @functools.lru_cache(maxsize=1)
 def sets_of(case_name):
-    """One case's inputs at a time are kept: the largest are half a gigabyte each."""
+    """Inputs of a case. Only the last case is cached, because the largest inputs take half a gigabyte."""
     return verification.make_sets(CASES[case_name], verification.PLAIN)
 
 

@@ -1,4 +1,4 @@
-"""The named shapes, listed once, and inputs of these shapes with logits like those of language models."""
+"""Named benchmark shapes, and random inputs of these shapes with logits like those of language models."""
 
 from typing import Any, NamedTuple
 
@@ -8,11 +8,11 @@ VOCABULARIES = {"whisper": 51_864, "llama2": 32_000, "llama3": 128_256, "qwen": 
 NUM_DRAFTS = (4, 5, 8)
 BATCH_SIZES = (1, 8, 32)
 
-# Logits of this spread have an entropy of 2 to 4 nats over these vocabularies, as a language model's have.
+# Standard deviation of the target logits. It gives an entropy of 2 to 4 nats, as language models have.
 TARGET_SPREAD = 4.0
-# With q proportional to p exp(s n), n normal, acceptance is near 2 Phi(-s/2), which is .8 here.
+# s in q ~ p exp(s n) with normal n. The acceptance rate is then about 2 Phi(-s / 2), here .8.
 DRAFT_NOISE = 0.507
-# Inputs rotate through this much memory, four times the L2 of an H100, or a cache would be measured.
+# Calls rotate through inputs of this total size, four times the L2 of an H100, so that no call finds them in a cache.
 ROTATED_BYTES = 256 * 2**20
 
 
@@ -32,7 +32,7 @@ class Case(NamedTuple):
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of all logits, which a step without the drafter's normalizers reads at least once."""
+        """Bytes of all logits. A step that is not given the drafter's normalizers reads each of them at least once."""
         return self.batch_size * (2 * self.num_draft + 1) * self.vocab_size * np.dtype(self.dtype).itemsize
 
     @property
@@ -51,7 +51,7 @@ CASES = {
 
 
 class Inputs(NamedTuple):
-    """One set of inputs, of NumPy or of JAX. The drafts were sampled from the draft's logits."""
+    """One set of inputs, as NumPy or JAX arrays. The draft tokens are sampled from the draft logits."""
 
     target_logits: Any  # [B, K+1, V]
     draft_logits: Any  # [B, K, V]
@@ -60,7 +60,7 @@ class Inputs(NamedTuple):
 
 
 def make_inputs(case: Case, seed: int) -> Inputs:
-    """Correlated logits: the draft's are the target's with noise added."""
+    """Random inputs of a case. The draft logits are the target logits plus noise."""
     rng = np.random.default_rng(seed)
     shape = case.batch_size, case.num_draft + 1, case.vocab_size
     target = TARGET_SPREAD * rng.standard_normal(shape, np.float32)

@@ -1,4 +1,4 @@
-"""The trained pair against its target alone and against transformers: writes results/decode_DEVICE.{json,md}.
+"""Decoding speed of the trained pair, beside the target alone and transformers: writes results/decode_DEVICE.{json,md}.
 
 python bench/compare_decode.py
 """
@@ -12,11 +12,11 @@ import timing
 from decoding import MAX_NEW_TOKENS, NUM_DRAFT
 
 REFERENCE = "speculative"
-GOAL = 3.0  # times the tokens a second of its assisted generation
+GOAL = 3.0  # tokens per second at batch 1, relative to transformers' assisted generation
 
 
 def compare(pair: decoding.Pair, peers: timing.Peers | None, batch_size: int, *, rounds: int) -> dict[str, Any]:
-    """Times all contenders on held-out prompts, and the parts of a step."""
+    """Times all contenders on held-out prompts, then the parts of a step."""
     prompts = decoding.held_out_prompts(rounds, batch_size)
     contenders = [decoding.generate_contender(name, pair, prompts) for name in decoding.options(pair)]
     if peers:
@@ -27,7 +27,7 @@ def compare(pair: decoding.Pair, peers: timing.Peers | None, batch_size: int, *,
 
 
 def batch_lines(batch_size: int, result: dict[str, Any]) -> list[str]:
-    """One batch size in Markdown."""
+    """Markdown section for one batch size."""
     rows = []
     for name, entry in result["contenders"].items():
         rate, by_position = entry["tokens_per_second"], entry["acceptance_by_position"]
@@ -64,7 +64,7 @@ def step_seconds(result: dict[str, Any], name: str) -> float:
 
 
 def goal_lines(result: dict[str, Any]) -> list[str]:
-    """Goals and measurements at batch 1, in Markdown."""
+    """Markdown lines with the speed-ups at batch 1 and the goal."""
     times = {name: entry["times_reference"]["median"] for name, entry in result["contenders"].items()}
     ours = {name: times["target_alone"] / times[name] for name in (REFERENCE, "heuristic") if name in times}
     lines = [f"{name}: {gain:.2f} times the speed of the target alone." for name, gain in ours.items()]
@@ -76,12 +76,13 @@ def goal_lines(result: dict[str, Any]) -> list[str]:
 
 
 NOTES = f"""\
-The pair in the package, float32, K = {NUM_DRAFT}, temperature 1 without filters. {MAX_NEW_TOKENS} new tokens after
-{decoding.PROMPT_LENGTH} tokens of a held-out docstring, no end token; all contenders continue the same prompt in a
-round. Tokens per second: new tokens over wall time, prefill included; median of the rounds, first and last decile.
-"time over": the median over rounds of the time over the reference's. A step of a batch counts as one step of each row.
-Each library uses its default number of threads unless the name says otherwise. Parts are timed alone, in a compiled
-loop, as the fastest of five; "one step" is a contender's time without its prefill, divided by its steps."""
+The package's trained pair in float32, K = {NUM_DRAFT}, temperature 1 without filters. {MAX_NEW_TOKENS} new tokens
+after {decoding.PROMPT_LENGTH} tokens of a held-out docstring, no end token. In a round all contenders continue the
+same prompt. "tokens/s": new tokens divided by wall time, prefill included, as median and first and last decile of
+the rounds. "time over {REFERENCE}": a contender's time divided by that of `{REFERENCE}`, as median of the rounds. A
+step of a batch counts as one step of each row. Each library uses its default number of threads unless the name says
+otherwise. Each part is timed alone in a compiled loop, and the fastest of five runs is shown; "one step" is a
+contender's time without its prefill, divided by its steps."""
 
 
 @click.command()

@@ -1,12 +1,12 @@
-"""Decoding with `GoodputNumDraft` beside each fixed draft length and the target alone, on the device at hand.
+"""Speed of `GoodputNumDraft` beside each fixed draft length and the target alone, on the default device.
 
     python bench/compare_draft_length.py [--batch 1] [--rounds 8] [--drafters good bad n_gram] [--json FILE]
 
-The pair in the package, float32, temperature 1, 128 new tokens after 32 of a held-out docstring. The bad drafter is
-the good one with the entries of each matrix shuffled. All contenders continue the same prompts in a round, one after
-the other; times are medians over the rounds. Costs are measured once per drafter, before the rounds, as
-`specsamp generate` does. "behind" is the time of goodput over that of the better of the best fixed length and the
-target alone, less one: the largest of it is the number to look at.
+The package's trained pair in float32, temperature 1, 128 new tokens after 32 tokens of a held-out docstring. The "bad"
+drafter is the "good" one with the entries of each matrix shuffled. In a round all contenders continue the same prompts,
+one contender after the other; times are medians over the rounds. Costs are measured once per drafter, before the
+rounds, as `specsamp generate` does. "best" is the fastest contender without goodput: a fixed length, or "alone",
+the target. "behind" is the time of goodput divided by that of "best", minus 1. Judge the rule by its largest "behind".
 """
 
 import argparse
@@ -26,14 +26,14 @@ LENGTHS = (0, 1, 2, 4, 8)
 
 
 def shuffled(model: ss.Model) -> ss.Model:
-    """The model with the entries of each array in random order: a drafter that knows nothing."""
+    """The model with the entries of each array in random order: its drafts are nearly always rejected."""
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda x: jnp.asarray(rng.permutation(np.ravel(x)).reshape(x.shape)), model.params)
     return ss.Model(params, model.apply_fn, model.init_cache_fn)
 
 
 def contenders(pair: Pair, names: list[str], prompt: np.ndarray) -> dict[str, dict[str, dict[str, Any]]]:
-    """Arguments of `generate` by drafter and contender, the costs measured."""
+    """Measures the costs of each drafter; returns arguments of `generate` by drafter and contender."""
     drafters = {"good": pair.drafter, "bad": shuffled(pair.drafter), "n_gram": ss.NGramDrafter()}
     found = {}
     for name in names:
@@ -41,7 +41,9 @@ def contenders(pair: Pair, names: list[str], prompt: np.ndarray) -> dict[str, di
         costs = ss.measure_costs(
             prompt, target=pair.target, draft=draft, lengths=LENGTHS, max_new_tokens=MAX_NEW_TOKENS
         )
-        print(name, "costs, in steps of the target:", *(f"{cost / costs[0]:.2f}" for cost in costs), flush=True)
+        print(
+            name, "costs, relative to a step without drafts:", *(f"{cost / costs[0]:.2f}" for cost in costs), flush=True
+        )
         fixed = {str(k): {"draft": draft, "num_draft": k} for k in LENGTHS[1:]}
         goodput = {"draft": draft, "num_draft": ss.GoodputNumDraft(costs, LENGTHS)}
         found[name] = {"alone": {"draft": None}, **fixed, "goodput": goodput}
@@ -68,7 +70,7 @@ def race(pair: Pair, options: dict[str, dict[str, Any]], prompts: list[np.ndarra
         run(name, 0)
     rows = {name: [] for name in options}
     for index in range(len(prompts)):
-        # The order turns with the rounds, so that no contender is always the first.
+        # Each round starts with another contender, so that none of them is always first.
         turned = list(options)[index % len(options) :] + list(options)[: index % len(options)]
         for name in turned:
             rows[name].append(run(name, index))

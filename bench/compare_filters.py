@@ -1,4 +1,4 @@
-"""`verify` with top-k and top-p against `verify` without, in one run: writes results/filters_DEVICE.{json,md}.
+"""Time of `verify` with top-k and top-p relative to `verify` without filters: writes results/filters_DEVICE.{json,md}.
 
 python bench/compare_filters.py
 """
@@ -22,7 +22,7 @@ OFF = "off"
 
 
 def off_as_arrays(batch_size: int) -> ss.SamplingParams:
-    """Filters that are off, which the compiled program does not see."""
+    """Filters that are off, as traced arrays, so that the compiled program cannot leave them out."""
     return ss.SamplingParams(1.0, jnp.zeros(batch_size, int), jnp.ones(batch_size), jnp.zeros(batch_size))
 
 
@@ -43,7 +43,7 @@ class Inputs(NamedTuple):
 
 
 def make_inputs(batch_size: int, kind: str, seed: int) -> Inputs:
-    """Normal logits times three, which are flat; peaked ones are Zipf's law with exponent 2 and some noise."""
+    """Random inputs: "flat" logits are normal times 3; "peaked" ones follow Zipf's law with exponent 2, plus noise."""
     rng = np.random.default_rng(seed)
     shape = batch_size, NUM_DRAFT + 1, VOCAB_SIZE
     target = rng.standard_normal(shape, np.float32)
@@ -57,7 +57,7 @@ def make_inputs(batch_size: int, kind: str, seed: int) -> Inputs:
 
 
 def verify(inputs: Inputs, sampling: ss.SamplingParams | None) -> Any:
-    """Target and draft have the same filters."""
+    """`verify` with the same filters on target and draft."""
     return ss.verify(inputs.key, inputs.target_logits, inputs.draft._replace(sampling=sampling), sampling)
 
 
@@ -96,8 +96,11 @@ def main(rounds: int, burst: int, batch_sizes: tuple[int, ...], out: Path | None
     ]
     lines = ["# Filters", "", *timing.environment_lines(about), ""]
     shapes = f"V {VOCAB_SIZE:,}, K {NUM_DRAFT}, float32"
-    lines += [f"`verify`, {shapes}: medians over rounds. The ratio is to `verify` without filters.", ""]
-    lines += timing.table(["case", "ms", "times no filter"], cells)
+    lines += [
+        f"`verify`, {shapes}: medians over rounds. The ratio is to the time of `verify` without filters.",
+        "",
+    ]
+    lines += timing.table(["case", "ms", "time over no filter"], cells)
     timing.write(out or timing.RESULTS / f"filters_{about['platform']}", about, rows, lines)
 
 

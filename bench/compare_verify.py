@@ -1,4 +1,4 @@
-"""The sampling step against the baseline and the peers, all in one run: writes results/verify_DEVICE.{json,md}.
+"""Time of the verification step beside the baseline and the peers: writes results/verify_DEVICE.{json,md}.
 
 python bench/compare_verify.py
 """
@@ -18,7 +18,7 @@ from peers import tpu_inference
 FLOOR = "read_once"
 DEFAULT_CASES = ["qwen-K5-B1", "qwen-K5-B8", "llama2-K5-B1", "whisper-K5-B1", "llama3-K5-B1", "gemma-K5-B1"]
 TORCH_THREADS = {"transformers": None, "transformers_1_thread": 1}
-# How many times as fast as the peer's the step is meant to be.
+# Goals for the speed-up over a peer, by case and peer.
 GOALS = {
     ("qwen-K5-B1", "tpu_inference"): 8.0,
     ("qwen-K5-B8", "tpu_inference"): 8.0,
@@ -28,7 +28,7 @@ GOALS = {
 
 
 def save_sets(sets: verification.Sets, folder: str) -> None:
-    """For the process that needs torch."""
+    """Saves the inputs in a folder, for the peers' process, which runs torch."""
     for i, inputs in enumerate(sets.inputs):
         np.savez(Path(folder, f"{i:04}.npz"), **inputs._asdict())
 
@@ -65,7 +65,7 @@ def compare(case: Case, peers: timing.Peers | None, *, rounds: int, burst: int) 
 
 
 def case_lines(name: str, result: dict[str, Any]) -> list[str]:
-    """One case in Markdown."""
+    """Markdown section for one case."""
     floor = result["contenders"][FLOOR]["seconds"]["median"]
     rows = []
     for contender, entry in result["contenders"].items():
@@ -87,7 +87,7 @@ def case_lines(name: str, result: dict[str, Any]) -> list[str]:
 
 
 def goal_lines(results: dict[str, Any]) -> list[str]:
-    """Goals and measurements, in Markdown."""
+    """Markdown table of goals and measured speed-ups."""
     rows = []
     for (case, peer), goal in GOALS.items():
         entry = results.get(case, {}).get("contenders", {}).get(peer)
@@ -98,11 +98,11 @@ def goal_lines(results: dict[str, Any]) -> list[str]:
 
 
 NOTES = """\
-ms: the median of the rounds' medians, with their first and last decile. "time": the median over rounds of this
-contender's time over the reference's. float32 logits, temperature 1. GB/s counts every logit once. The floor is one
-maximum over all logits. "accepted": the mean number of accepted drafts, checked against the exact expectation before
-timing. Each library uses its default number of threads unless the name says otherwise. bench/README.md describes the
-contenders and their inputs."""
+"ms": median over rounds of each round's median; "p10 to p90": its first and last decile. "time": a contender's time
+divided by that of the named reference, as median of the rounds. float32 logits, temperature 1. "GB/s" counts every
+logit once. "share of floor": the time of one maximum over all logits, divided by the contender's. "accepted": the
+mean number of accepted drafts, checked against the exact expectation before timing. Each library uses its default
+number of threads unless the name says otherwise. bench/README.md describes the contenders and their inputs."""
 
 
 @click.command()

@@ -1,4 +1,4 @@
-"""Whisper with a distilled drafter, random weights, against transformers: writes results/whisper_DEVICE.{json,md}.
+"""Speed of Whisper with a distilled drafter beside transformers: writes results/whisper_DEVICE.{json,md}.
 
 python bench/compare_whisper.py
 """
@@ -21,11 +21,11 @@ from specsamp_jax.models.whisper.model import Whisper, WhisperConfig, decoder_mo
 from specsamp_jax.models.whisper.settings import load_settings
 
 NUM_DRAFT, MAX_NEW_TOKENS = 5, 128
-GOAL = 2.0  # times the tokens a second of transformers' assisted generation, at batch 1, of decoding
-QUIET = 0.05  # how loud the layers are that the drafter lacks: this sets how often it is right
+GOAL = 2.0  # decoding tokens per second at batch 1, relative to transformers' assisted generation
+QUIET = 0.05  # scale of the decoder layers that the drafter lacks; the smaller, the more drafts are accepted
 REFERENCE = "speculative"
 FOLDER = timing.ROOT / ".work" / "whisper"
-# A decoder's share of the weights, beside its head, as in Whisper small; vocabulary and width are smaller.
+# The decoder has the same share of the weights (head excluded) as in Whisper small; vocabulary and width are smaller.
 CONFIG = WhisperConfig(
     vocab_size=8192,
     d_model=256,
@@ -48,7 +48,7 @@ SETTINGS = {
     "is_multilingual": True,
     "lang_to_id": {"<|en|>": ENGLISH},
     "task_to_id": {"transcribe": TRANSCRIBE},
-    # Not the end either: every run makes as many tokens.
+    # The end token is suppressed, too: every run generates the same number of tokens.
     "suppress_tokens": [END, START, ENGLISH, TRANSCRIBE],
     "begin_suppress_tokens": [0],
     "max_length": CONFIG.max_target_positions,
@@ -67,7 +67,7 @@ def make_pair() -> tuple[Path, Path]:
         lacking = name.startswith("decoder/blocks/") and not name.startswith("decoder/blocks/0/")
         scale = QUIET if lacking and ("/out/" in name or "/down/" in name) else 1.0
         if name == "decoder/vocabulary/head":
-            scale = 0.1  # quieter than what its place and the sound say, or the tied head would say a token again
+            scale = 0.1  # smaller than the signal of position and audio, or the tied head would repeat the last token
         if name.endswith("weight"):
             scale *= (value.size // value.shape[0] if "conv" in name else value.shape[0]) ** -0.5
         return scale * jax.random.normal(next(keys), value.shape)
@@ -90,7 +90,7 @@ def make_pair() -> tuple[Path, Path]:
 def contender(
     name: str, modules: tuple[Whisper, Whisper], features: np.ndarray, *, is_encoded: bool
 ) -> timing.Contender:
-    """Greedy decoding of new utterances in each round, with the encoder unless its states are computed before."""
+    """Greedy decoding of new utterances in each round. With `is_encoded` the encoder runs outside the timed call."""
     target, draft = modules
     settings = load_settings(FOLDER / "target", CONFIG)
     prompt = np.array([settings.prompt(language="en", task=None, timestamps=False)] * features.shape[1])
@@ -160,7 +160,7 @@ def compare(peers: timing.Peers | None, batch_size: int, *, rounds: int, is_enco
 
 
 def goal_lines(result: dict[str, Any]) -> list[str]:
-    """Goal and measurement at batch 1, for decoding."""
+    """Markdown lines with the speed-up of decoding at batch 1 and the goal."""
     times = [e["times_reference"]["median"] for name, e in result.items() if name.startswith("transformers_assisted")]
     if not times:
         return []
@@ -169,7 +169,7 @@ def goal_lines(result: dict[str, Any]) -> list[str]:
 
 
 def batch_lines(title: str, result: dict[str, Any]) -> list[str]:
-    """One batch size in Markdown."""
+    """Markdown section for one batch size."""
     rows = [
         [
             name,
@@ -189,12 +189,12 @@ def batch_lines(title: str, result: dict[str, Any]) -> list[str]:
 NOTES = f"""\
 A random Whisper in float32, {CONFIG.encoder_layers} + {CONFIG.decoder_layers} layers of width {CONFIG.d_model},
 vocabulary {CONFIG.vocab_size}, windows of 30 s. The drafter has the same encoder and the first {DRAFT_LAYERS} of the
-decoder layers; the target's other layers have small weights, so that the drafter is often right. Greedy, K =
-{NUM_DRAFT}, {MAX_NEW_TOKENS} tokens, suppressed tokens on; each round has another random sound, the same for all.
-Whole: from features to text, the encoder included. Decoding: `generate` after the encoder, whose cost does not depend
-on drafting; prefill and the keys and values of the encoder's states are included. The drafter of transformers shares
-the encoder's states as ours does. "same tokens": the share of tokens equal to those of our target alone. Medians over
-the rounds, first and last decile."""
+decoder layers; the target's other layers have small weights, so that many drafts are accepted. Greedy, K =
+{NUM_DRAFT}, {MAX_NEW_TOKENS} tokens, with suppressed tokens. Each round has new random audio, the same for all
+contenders. "whole": from features to text, the encoder included. "decoding": `generate` after the encoder, whose
+cost does not depend on drafting; prefill and the keys and values of the encoder's states are included. The drafter
+of transformers shares the encoder's states as ours does. "same tokens": the share of tokens equal to those of our
+target alone. Medians over the rounds, first and last decile."""
 
 
 @click.command()

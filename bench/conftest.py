@@ -1,11 +1,11 @@
-"""Lets `pytest bench --benchmark-only` find the suites, and says with each result what it was measured on."""
+"""Collects the suites for `pytest bench --benchmark-only`, and records device and versions with each result."""
 
 import pytest
 import timing
 
 
 def pytest_collect_file(file_path, parent):
-    """Collects `bench_*.py`; a file that was named on the command line is collected by pytest itself."""
+    """Collects `bench_*.py`, except a file named on the command line, which pytest collects itself."""
     if file_path.match("bench_*.py") and not parent.session.isinitpath(file_path):
         return pytest.Module.from_parent(parent, path=file_path)
     return None

@@ -40,7 +40,7 @@ class Pair(NamedTuple):
 
 
 def load_pair(folder: Path = ASSETS) -> Pair:
-    """The checkpoints `target` and `drafter` in a folder; the package's own unless one is given."""
+    """Loads the checkpoints `target` and `drafter` of a folder; by default the package's trained pair."""
     folders = folder / "target", folder / "drafter"
     vocab_size = json.loads((folders[0] / "config.json").read_text())["vocab_size"]
     target, drafter = (load_checkpoint(path, dtype=jnp.float32) for path in folders)
@@ -48,7 +48,7 @@ def load_pair(folder: Path = ASSETS) -> Pair:
 
 
 def held_out_prompts(num: int, batch_size: int) -> list[np.ndarray]:
-    """`num` prompts `[B, 32]`: beginnings of held-out docstrings, chosen at random, the end token first."""
+    """`num` prompts `[B, 32]`: the end token, then the beginning of a held-out docstring chosen at random."""
     tokenizer = Tokenizer.from_file(str(docstrings.TOKENIZER_FILE))
     texts = list(dict.fromkeys(document.text for document in docstrings.held_out_docstrings()))
     end = tokenizer.token_to_id(docstrings.END_TOKEN)
@@ -59,7 +59,7 @@ def held_out_prompts(num: int, batch_size: int) -> list[np.ndarray]:
 
 
 def options(pair: Pair) -> dict[str, dict[str, Any]]:
-    """Arguments of `generate` by name of contender."""
+    """Arguments of `generate` for each contender, by name."""
     return {
         "speculative": {"draft": pair.drafter, "num_draft": NUM_DRAFT},
         "target_alone": {"draft": None},
@@ -69,7 +69,7 @@ def options(pair: Pair) -> dict[str, dict[str, Any]]:
 
 
 def generate_contender(name: str, pair: Pair, prompts: list[np.ndarray]) -> Contender:
-    """`generate` at temperature 1. Without an end token, so that every run makes as many tokens."""
+    """`generate` at temperature 1, without an end token, so that every run generates the same number of tokens."""
     chosen = options(pair)[name]
 
     def run(key, prompt):
@@ -81,7 +81,7 @@ def generate_contender(name: str, pair: Pair, prompts: list[np.ndarray]) -> Cont
     return jax_contender(name, run, arguments)
 
 
-# Contenders in transformers: drafts per step, and threads of torch (None: its default, which may be too many).
+# Contenders in transformers: drafts per step (None: no drafter), and threads of torch (None: torch's default).
 PEERS = {
     "transformers_assisted": (NUM_DRAFT, None),
     "transformers_assisted_1_thread": (NUM_DRAFT, 1),
@@ -91,7 +91,7 @@ PEERS = {
 
 
 def peer_contenders(pair: Pair, prompts: list[np.ndarray], peers: Peers) -> list[Contender]:
-    """The `generate` of transformers with its assistant, which does batch 1 only, and without."""
+    """The `generate` of transformers, without an assistant and, at batch 1, with it."""
     return [
         peers.contender(name, "generate", num_threads=num_threads, **peer_options(pair, prompts, num_draft))
         for name, (num_draft, num_threads) in PEERS.items()
@@ -113,7 +113,7 @@ def peer_options(pair: Pair, prompts: list[np.ndarray], num_draft: int | None) -
 def race(
     contenders: list[Contender], pair: Pair, prompts: list[np.ndarray], *, reference: str
 ) -> dict[str, dict[str, Any]]:
-    """Checks, then times, all contenders: all continue one prompt in a round, a new one in each round."""
+    """Checks, then times, all contenders. Each round has a new prompt, which all of them continue."""
     counted = {c.name: statistics(check(c, prompts, pair.vocab_size)) for c in contenders}
     seconds = alternate(contenders, lambda i, _: [i], rounds=len(prompts))
     result = summary(seconds, dict.fromkeys(seconds, reference))
@@ -124,7 +124,7 @@ def race(
 
 
 def check(contender: Contender, prompts: list[np.ndarray], vocab_size: int) -> list[dict[str, Any]]:
-    """Counts of a contender for each prompt, after a check that each text is its prompt and 128 new tokens."""
+    """Checks that each text is its prompt and 128 new tokens; returns a contender's counts for each prompt."""
     counts = []
     _, results = contender.run_fn(range(len(prompts)))
     for prompt, result in zip(prompts, results, strict=True):
@@ -133,7 +133,7 @@ def check(contender: Contender, prompts: list[np.ndarray], vocab_size: int) -> l
         valid = (text >= 0) & (text < vocab_size)
         right_shape = text.shape == (len(prompt), PROMPT_LENGTH + MAX_NEW_TOKENS)
         if not (right_shape and valid.all() and (text[:, :PROMPT_LENGTH] == prompt).all()):
-            raise ValueError(f"{contender.name} made {text}, which is not {prompt} and {MAX_NEW_TOKENS} tokens more.")
+            raise ValueError(f"{contender.name} must return {prompt} and {MAX_NEW_TOKENS} new tokens; got {text}.")
         if peer:
             counts.append({"num_steps": result["num_steps"]})
         else:
@@ -142,10 +142,10 @@ def check(contender: Contender, prompts: list[np.ndarray], vocab_size: int) -> l
 
 
 def statistics(counts: list[dict[str, Any]]) -> dict[str, Any]:
-    """Mean tokens per step and row, and acceptance by position given that all drafts before were accepted."""
+    """Mean tokens per step and row, and the acceptance at each position if all earlier drafts were accepted."""
     tokens_per_step = MAX_NEW_TOKENS * len(counts) / sum(count["num_steps"] for count in counts)
     drafted, accepted = (np.sum([c.get(name, ()) for c in counts], axis=0) for name in ("num_drafted", "num_accepted"))
-    # A position is verified if all drafts before it were accepted. With varying draft lengths the counts do not tell.
+    # A position is tested only if all earlier drafts are accepted. If draft lengths vary, the counts cannot show that.
     by_position = None
     if np.size(drafted) and (drafted == drafted[0]).all():
         by_position = accepted_by_position(drafted, accepted)
@@ -153,9 +153,9 @@ def statistics(counts: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def parts(pair: Pair, prompt: np.ndarray, *, num_loops: int, repeats: int) -> dict[str, float]:
-    """Seconds that each part of a step takes inside a compiled loop, where nothing is dispatched and no cache copied.
+    """Seconds of each part of a step inside a compiled loop, which leaves out dispatch and copies of the cache.
 
-    The least of `repeats` loops over `num_loops` calls, with the cache half full.
+    Each number is the least mean over `num_loops` calls among `repeats` loops. The cache is half full.
     """
     batch_size = len(prompt)
     max_length = PROMPT_LENGTH + MAX_NEW_TOKENS + NUM_DRAFT
@@ -183,7 +183,7 @@ def parts(pair: Pair, prompt: np.ndarray, *, num_loops: int, repeats: int) -> di
             sampling=ss.SamplingParams(),
             process_logits_fn=lambda tokens, lengths, logits: logits,
         )
-        # What was drafted goes into the next call, so that no call can be left out or taken out of the loop.
+        # Feed the drafts to the next call, so that XLA can neither drop a call nor move it out of the loop.
         return cache, tokens.at[:, -NUM_DRAFT:].set(draft.tokens)
 
     def verify(logits, i, emitted):

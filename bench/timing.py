@@ -19,7 +19,7 @@ import jax
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results"
 PEERS_PYTHON = ROOT / ".venv-peers" / "bin" / "python"
-# Worker threads of the one before may spin for some milliseconds when they have nothing to do.
+# Pause before a contender runs: idle worker threads of the previous one may still spin for some milliseconds.
 SETTLE_SECONDS = 0.02
 
 
@@ -27,8 +27,8 @@ class Contender(NamedTuple):
     """One contender of a comparison.
 
     Attributes:
-      name: What it is called in the results.
-      run_fn: Runs it on the inputs of these numbers, one after the other: the seconds of each, and what it made.
+      name: Its name in the results.
+      run_fn: Runs it once for each index of an input; returns the seconds and the result of each call.
     """
 
     name: str
@@ -36,7 +36,7 @@ class Contender(NamedTuple):
 
 
 def jax_contender(name: str, fn: Callable[..., Any], arguments_fn: Callable[[int], tuple]) -> Contender:
-    """A contender in this process. Arguments are made, and results waited for, as STYLE asks: outside and inside."""
+    """A contender in this process. Making the arguments is not timed; waiting for the result is."""
 
     def run(indices):
         seconds, made = [], []
@@ -52,7 +52,7 @@ def jax_contender(name: str, fn: Callable[..., Any], arguments_fn: Callable[[int
 
 
 class Peers:
-    """The process that holds the contenders which need torch."""
+    """A second process that runs the contenders which need torch."""
 
     def __init__(self):
         server = Path(__file__).parent / "peers" / "server.py"
@@ -67,7 +67,7 @@ class Peers:
         return PEERS_PYTHON.exists()
 
     def contender(self, name: str, kind: str, *, num_threads: int | None = None, **arguments: Any) -> Contender:
-        """Has the process ready a contender; see peers/server.py for the kinds. None: its default threads."""
+        """Prepares a contender in the process (kinds: see peers/server.py); threads None: torch's default."""
         request = {"prepare": name, "kind": kind, "arguments": arguments, "num_threads": num_threads}
         self.about = self._ask(request)
 
@@ -84,7 +84,7 @@ class Peers:
         self._process.stdin.flush()
         line = self._process.stdout.readline()
         if not line:
-            raise RuntimeError("The peers' process ended; its last words stand above.")
+            raise RuntimeError("The peers' process ended; see its messages above.")
         return json.loads(line)
 
     @property
@@ -104,9 +104,9 @@ def alternate(
 ) -> dict[str, list[list[float]]]:
     """Seconds of each call, by contender and round.
 
-    Each round runs all contenders, beginning with another one each time. `indices_fn(round, turn)`, turns being
-    counted over all rounds, says which inputs a contender runs on; the first `discard` of them do not count, so that
-    it does not pay for what ran before it.
+    Each round runs every contender once and starts with another one. A turn is one contender in one round; turns are
+    counted over all rounds. `indices_fn(round, turn)` returns the indices of the inputs to run on. The first `discard`
+    calls of a turn are not recorded, because they are slowed by the contender before.
     """
     contenders = list(contenders)
     seconds = {contender.name: [] for contender in contenders}
@@ -120,7 +120,7 @@ def alternate(
 
 
 def summary(seconds: dict[str, list[list[float]]], references: dict[str, str]) -> dict[str, dict[str, Any]]:
-    """Of each contender: the rounds' medians, their spread, and that of their ratios to its reference's."""
+    """Summarises each contender: spread of the rounds' medians, and of their ratios to the reference's median."""
     medians = {name: [statistics.median(burst) for burst in rounds] for name, rounds in seconds.items()}
     result = {}
     for name, values in medians.items():
@@ -131,7 +131,7 @@ def summary(seconds: dict[str, list[list[float]]], references: dict[str, str]) -
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:
-    """Median, and first and last decile."""
+    """Median and first and last decile."""
     low, *_, high = statistics.quantiles(values, n=10, method="inclusive") if len(values) > 1 else (values[0],) * 2
     return {"median": statistics.median(values), "p10": low, "p90": high}
 
@@ -176,7 +176,7 @@ def _cpu_info() -> list[str]:
 
 
 def environment_lines(about: dict[str, Any]) -> list[str]:
-    """`environment()` in Markdown, with the peers' own `about` inside it where they took part."""
+    """Markdown lines of `environment()`; if the peers took part, `about["peers"]` holds their versions."""
     versions = dict(about["versions"])
     if peers := about.get("peers"):
         versions |= {f"{name} (peers)" if name in versions else name: v for name, v in peers["versions"].items()}
@@ -189,15 +189,15 @@ def environment_lines(about: dict[str, Any]) -> list[str]:
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    """A Markdown table, the first column to the left."""
+    """A Markdown table whose first column is aligned to the left."""
     lines = ["| " + " | ".join(cells) + " |" for cells in (header, *rows)]
     return [lines[0], "|---|" + "---:|" * (len(header) - 1), *lines[1:]]
 
 
 def result_row(labels: dict[str, Any], entry: dict[str, Any]) -> dict[str, Any]:
-    """Returns one contender's result as a flat row: what it is, its seconds, its time over the reference's, the rest.
+    """Returns one contender's result as a flat row: labels, seconds, time relative to the reference, other fields.
 
-    The rounds themselves are left out; median and deciles stay.
+    The times of single rounds are left out; median and deciles are kept.
     """
     seconds, times = entry["seconds"], entry["times_reference"]
     timed = {**labels, "seconds": seconds["median"], "p10": seconds["p10"], "p90": seconds["p90"]}
@@ -216,7 +216,7 @@ def four_digits(value: Any) -> Any:
 
 
 def write(out: Path, about: dict[str, Any], rows: Iterable[dict[str, Any]], lines: Sequence[str]) -> None:
-    """Writes OUT.json, one line per row, and OUT.md, and prints the latter."""
+    """Writes OUT.json, one line per row, and OUT.md; prints the contents of OUT.md."""
     out.parent.mkdir(parents=True, exist_ok=True)
     written = ",\n".join(json.dumps(four_digits(row)) for row in rows)
     out.with_suffix(".json").write_text(f'{{"about": {json.dumps(four_digits(about))},\n"rows": [\n{written}\n]}}\n')

@@ -1,7 +1,7 @@
-"""Temporaries of the sampling step compiled for a TPU, without one: `pip install libtpu`, then run this file.
+"""Temporary memory of the verification step compiled for a TPU; needs libtpu (`pip install libtpu`) but no TPU.
 
-Prints the temporary bytes of each program at B 64, K 4, V 151,936, bfloat16, beside those of one float32 array [B, V].
-Without libtpu it says so and ends.
+Prints the bytes of temporaries of each program at B 64, K 4, V 151,936, bfloat16, and for comparison the bytes of one
+float32 array [B, V].
 """
 
 import importlib.util
@@ -12,9 +12,9 @@ BATCH_SIZE, NUM_DRAFT, VOCAB_SIZE = 64, 4, 151_936
 
 def main() -> None:
     if importlib.util.find_spec("libtpu") is None:
-        print("libtpu is not installed: nothing is compiled.")
+        print("libtpu is not installed (pip install libtpu): nothing is compiled.")
         return
-    # libtpu would ask a metadata server for a TPU that is not there.
+    # Without this, libtpu asks a metadata server about a TPU.
     os.environ.update(JAX_PLATFORMS="cpu", TPU_SKIP_MDS_QUERY="1")
     import jax
     import jax.numpy as jnp

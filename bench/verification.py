@@ -13,7 +13,7 @@ from timing import Contender, jax_contender
 
 import specsamp_jax as ss
 
-Call = tuple[Callable[..., Any], Callable[[int], tuple]]  # the timed function, and its arguments by index of the call
+Call = tuple[Callable[..., Any], Callable[[int], tuple]]  # the timed function; its arguments for the i-th call
 
 
 class Task(NamedTuple):
@@ -22,7 +22,7 @@ class Task(NamedTuple):
     Attributes:
       reference: Name of the contender whose time the others are divided by.
       sampling: Sampling parameters of target and draft.
-      one_hot: Whether the drafter is deterministic, so that there are no draft logits.
+      one_hot: Whether the drafter is deterministic. The contenders then get no draft logits.
     """
 
     reference: str
@@ -36,7 +36,7 @@ FILTERS = Task("specsamp_filters", ss.SamplingParams(top_k=50, top_p=0.95))
 
 
 class Sets(NamedTuple):
-    """The rotated inputs of a case for a task, and keys for them."""
+    """The inputs of a case for a task, through which the calls rotate, and their keys."""
 
     case: Case
     task: Task
@@ -44,12 +44,12 @@ class Sets(NamedTuple):
     keys: list[jax.Array]
 
     def pick(self, index: int) -> tuple[jax.Array, Inputs]:
-        """The key and inputs of call `index`, which rotates through all of them."""
+        """The key and the inputs of call number `index`."""
         return self.keys[index % len(self.keys)], self.inputs[index % len(self.inputs)]
 
 
 def make_sets(case: Case, task: Task) -> Sets:
-    """All inputs of a case; the logits are the same for all tasks."""
+    """All inputs of a case. Tasks share the logits; with filters the drafts are sampled again."""
     inputs = [Inputs(*map(jnp.asarray, make_inputs(case, seed))) for seed in range(case.num_sets)]
     keys = list(jax.random.split(jax.random.key(0), 4 * len(inputs)))
 
@@ -65,12 +65,12 @@ def make_sets(case: Case, task: Task) -> Sets:
 
 
 def arrays(sampling: ss.SamplingParams, batch_size: int) -> ss.SamplingParams:
-    """The parameters as arrays with one value per row, which are traced, not static."""
+    """The parameters as arrays with one value per row, which a compiled program treats as data."""
     return ss.SamplingParams(*(jnp.full(batch_size, value) for value in sampling))
 
 
 def specsamp(sets: Sets) -> Call:
-    """`verify`, reading all logits."""
+    """`verify` without normalizers, so that it reads all logits."""
 
     def verify(key, i):
         draft = ss.Draft(i.draft_tokens, None if sets.task.one_hot else i.draft_logits)
@@ -80,7 +80,7 @@ def specsamp(sets: Sets) -> Call:
 
 
 def specsamp_normalizers(sets: Sets) -> Call:
-    """`verify`, with the normalizers that `sample` returned to the drafter."""
+    """`verify` with the draft's log-normalizers, which `sample` returned to the drafter."""
 
     def verify(key, i):
         draft = ss.Draft(i.draft_tokens, i.draft_logits, log_normalizers=i.log_normalizers)
@@ -90,7 +90,7 @@ def specsamp_normalizers(sets: Sets) -> Call:
 
 
 def specsamp_arrays(sets: Sets) -> Call:
-    """`verify` with sampling parameters that differ from row to row, or could."""
+    """`verify` with one value of each sampling parameter per row."""
 
     def verify(key, i, sampling):
         return ss.verify(key, i.target_logits, ss.Draft(i.draft_tokens, i.draft_logits, sampling), sampling)
@@ -100,7 +100,7 @@ def specsamp_arrays(sets: Sets) -> Call:
 
 
 def specsamp_sigmoid(sets: Sets) -> Call:
-    """The paper's approximation, which is not the target's distribution. Its log-probabilities would read all rows."""
+    """`verify_sigmoid`, an approximation. Its log-probabilities are left out: they would read all rows."""
 
     def verify(key, i):
         result = ss.verify_sigmoid(key, i.target_logits, ss.Draft(i.draft_tokens, i.draft_logits))
@@ -110,18 +110,18 @@ def specsamp_sigmoid(sets: Sets) -> Call:
 
 
 def baseline(sets: Sets) -> Call:
-    """The step with all softmaxes and residuals written to memory."""
+    """`verify_baseline`, which writes all softmaxes and residuals to memory."""
     return jax.jit(lambda key, i: verify_baseline(key, *i[:3])), sets.pick
 
 
 def read_once(sets: Sets) -> Call:
-    """The floor: one maximum over all logits."""
+    """The floor for the time: one maximum over all logits."""
     return jax.jit(lambda key, i: (i.target_logits.max(-1), i.draft_logits.max(-1))), sets.pick
 
 
 def _peer(make_call: Callable[[Sets], Callable[..., Any]]) -> Callable[[Sets], Call]:
     def tpu_inference(sets: Sets) -> Call:
-        """The peer's step, with the draft's probabilities and the bonus tokens computed outside the timed call."""
+        """tpu-inference's step; the draft probabilities and the bonus tokens are computed outside the timed call."""
 
         @jax.jit
         def prepare(key, i):
@@ -133,7 +133,7 @@ def _peer(make_call: Callable[[Sets], Callable[..., Any]]) -> Callable[[Sets], C
             probs = None if sets.task.one_hot else jax.nn.softmax(draft_logits)
             return i.draft_tokens.reshape(-1), probs, i.target_logits[:, :-1].reshape(rows), bonus
 
-        # Computed beforehand: just before a call they would be in the cache, for this peer only.
+        # Prepared for all inputs at once: computed just before a call, they would be in the cache for this peer only.
         prepared = [prepare(key, i) for key, i in zip(sets.keys, sets.inputs, strict=False)]
         return make_call(sets), lambda index: (sets.pick(index)[0], *prepared[index % len(prepared)])
 
@@ -178,12 +178,12 @@ if tpu_inference.is_installed():
 
 
 def contender(name: str, sets: Sets) -> Contender:
-    """One of `CALLS`, ready to run."""
+    """The contender of this name in `CALLS`, ready to run."""
     return jax_contender(name, *CALLS[name][1](sets))
 
 
 def expected_accepted(sets: Sets) -> tuple[float, float]:
-    """Mean and standard deviation of the accepted drafts per row, from exact acceptance probabilities."""
+    """Mean and standard deviation of the number of accepted drafts per row, from the acceptance probabilities."""
 
     @jax.jit
     def accept_prob(i):
@@ -201,21 +201,26 @@ def expected_accepted(sets: Sets) -> tuple[float, float]:
 
 def emitted(result: Any, case: Case) -> np.ndarray:
     """The result of a contender as tokens `[B, K+1]`, padded with -1."""
-    if isinstance(result, dict):  # transformers: the tokens of each row
+    if isinstance(result, dict):  # transformers: a list of tokens per row
         return np.array([row + [-1] * (case.num_draft + 1 - len(row)) for row in result["tokens"]])
-    if isinstance(result, tuple):  # a Verification, or what the baseline returns
+    if isinstance(result, tuple):  # a Verification, or the baseline's tuple
         return np.asarray(result[0])
-    # tpu-inference: K tokens of each row, then the bonus token of each row
+    # tpu-inference: K tokens per row for all rows, then one bonus token per row
     drafts, bonus = np.split(np.asarray(result), [case.batch_size * case.num_draft])
     return np.concatenate([drafts.reshape(-1, case.num_draft), bonus[:, None]], axis=1)
 
 
 def check(contender: Contender, sets: Sets, expected: tuple[float, float] | None) -> float:
-    """Returns the mean number of drafts that a contender accepts, after checking its results.
+    """Checks a contender's results; returns its mean number of accepted drafts per row.
+
+    Args:
+      contender: The contender.
+      sets: Its inputs.
+      expected: Mean and standard deviation of the accepted drafts of one row; None skips this check.
 
     Raises:
-      ValueError: A result is not drafts, one more token of the vocabulary, and padding; or the mean is five
-        standard errors from `expected`, a mean and the standard deviation of one row.
+      ValueError: If a row is not accepted drafts, one more token of the vocabulary, then padding; or if the mean is
+        more than five standard errors from the expected one.
     """
     case, counts = sets.case, []
     _, results = contender.run_fn(range(len(sets.keys)))
@@ -231,9 +236,11 @@ def check(contender: Contender, sets: Sets, expected: tuple[float, float] | None
                 f"{contender.name} on {case.name}: tokens must be drafts, one more token, and padding; got {tokens}"
             )
         if not copied.all():
-            raise ValueError(f"{contender.name} on {case.name}: emitted {tokens}, which does not begin as {drafts}")
+            raise ValueError(f"{contender.name} on {case.name}: tokens must begin with {drafts}; got {tokens}")
         counts.append(num_accepted)
     mean = float(np.mean(counts))
     if expected is not None and abs(mean - expected[0]) > 5 * expected[1] / np.sqrt(np.size(counts)) + 1e-3:
-        raise ValueError(f"{contender.name} on {case.name}: accepts {mean:.3f} drafts, not {expected[0]:.3f}")
+        raise ValueError(
+            f"{contender.name} on {case.name}: must accept {expected[0]:.3f} drafts on average; got {mean:.3f}"
+        )
     return mean
