@@ -11,32 +11,32 @@ import numpy as np
 import oracle
 import pytest
 
-# The same examples each time, so that a run that passed passes again; `thorough` looks for new ones.
+# `few` runs the same examples each time; `thorough` draws new ones.
 _SLOW = {"deadline": None, "database": None, "suppress_health_check": list(hypothesis.HealthCheck)}
 hypothesis.settings.register_profile("few", max_examples=200, derandomize=True, **_SLOW)
 hypothesis.settings.register_profile("thorough", max_examples=3000, **_SLOW)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "few"))
 
-# An interpreted kernel's block that waits for others holds a thread of XLA's pool, which has one a core: on two cores,
-# two blocks and the call itself would wait for ever. XLA reads this once, when it is first used.
+# A waiting block of an interpreted kernel holds one thread of XLA's pool, which has one thread per core. On two cores,
+# two blocks and the call itself would deadlock. XLA reads NPROC once, at its first use.
 os.environ.setdefault("NPROC", "8")
 
 FALSE_ALARM = 1e-4
-"""Probability that a chi-square test fails although the law holds. Keys are fixed: a test that passes keeps passing."""
+"""Probability that a chi-square test fails although the law holds. Keys are fixed, so results do not vary."""
 
-# The tests that compare a kernel with its specification: one for each path through it.
+# Names of the tests that compare a kernel with its specification, one per path through the kernel.
 PATHS = re.compile(r"test_equals_(xla|numpy|the_oracle)(_filtered|_one_hot)?|test_early_exit_decides_the_same")
 
 
 def is_optimised(item):
-    """Whether a test's programs are compiled with all optimisations: the nearest `optimised` mark says it."""
+    """Whether a test compiles with all optimisations: True unless its nearest mark is `optimised(False)`."""
     mark = item.get_closest_marker("optimised")
     return mark is None or mark.args != (False,)
 
 
 @pytest.hookimpl(tryfirst=True)  # before tests are selected by their markers
 def pytest_collection_modifyitems(items):
-    """Marks the first case of each path of an interpreted kernel with `each_push`; in a file without any, the first."""
+    """Marks with `each_push` the first slow case of each test in `PATHS`, or of the file if it has no such test."""
     items.sort(key=lambda item: (item.path, is_optimised(item)))
     slow = [item for item in items if item.get_closest_marker("slow")]
     paths = {(item.path, item.originalname): item for item in reversed(slow) if PATHS.fullmatch(item.originalname)}
@@ -48,11 +48,11 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(scope="session")
 def assert_law():
-    """A function that tests drawn rows of tokens, -1 after their end, against a law of `oracle`."""
+    """A chi-square test of drawn rows of tokens, padded with -1, against a law from `oracle`."""
 
     def assert_law(tokens, law):
         tokens = np.asarray(tokens)
-        # One number per row: many times faster to count than rows.
+        # Encode each row as one number, which `np.unique` counts many times faster than rows.
         _, first, counts = np.unique(
             (tokens + 1) @ 100 ** np.arange(tokens.shape[1]), return_index=True, return_counts=True
         )
@@ -71,7 +71,7 @@ def assert_law():
 
 
 def pytest_collection_finish():
-    """Collects garbage less often: tracing makes many objects, and each collection would look at all that live."""
+    """Collects garbage less often: tracing creates many objects, and each collection visits all live ones."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(200_000, 20, 50)
@@ -81,7 +81,7 @@ def pytest_collection_finish():
 def pytest_runtest_setup(item):
     """Compiles with fewer optimisations for a test marked `optimised(False)`; the mark nearest to the test counts.
 
-    JAX would give one kind of test the programs that another kind compiled, so each change drops them.
+    Drops compiled programs at each change of the option, because JAX would reuse them under the other value.
     """
     if jax.config.read("jax_disable_most_optimizations") == is_optimised(item):
         jax.config.update("jax_disable_most_optimizations", not is_optimised(item))
@@ -90,9 +90,9 @@ def pytest_runtest_setup(item):
 
 @pytest.fixture(scope="module", autouse=True)
 def _few_compiled_programs():
-    """Drops compiled programs between files where there are many: Linux allows a process 65,530 memory maps.
+    """Drops compiled programs after a file if the process has more than 20,000 memory maps.
 
-    Each program takes several. With all tests in one process the compiler would abort.
+    Each program takes several maps and Linux allows 65,530; beyond that the compiler aborts.
     """
     yield
     maps = Path("/proc/self/maps")

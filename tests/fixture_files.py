@@ -1,4 +1,4 @@
-"""The files in tests/fixtures, read once, and comparison with the numbers in them."""
+"""Cached readers of the files in tests/fixtures, and a comparison with a tolerance relative to the largest value."""
 
 import functools
 import json
@@ -23,6 +23,6 @@ def values(path):
 
 
 def assert_near(value, expected, rtol=1e-4):
-    """Equal up to `rtol` of the largest expected value."""
+    """Asserts that `value` differs from `expected` by at most `rtol` times the largest expected value."""
     assert np.abs(expected).max() > 1
     np.testing.assert_allclose(value, expected, rtol=0, atol=rtol * np.abs(expected).max())

@@ -1,4 +1,4 @@
-"""Settings, uniforms and compiled functions that the tests of sampling and of the rules share."""
+"""Sampling parameters, boundary uniforms and compiled functions, shared by the tests of sampling and of the rules."""
 
 import functools
 
@@ -11,13 +11,13 @@ from specsamp_jax.sampling import draw
 from specsamp_jax.sampling.filters import make_filter
 
 OFF = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
-"""Sampling parameters with which nothing is filtered."""
+"""Sampling parameters that switch all filters off."""
 
 BELOW_ONE = 1 - 2.0**-24
-"""The largest uniform."""
+"""The largest uniform that a draw can return."""
 
 QUICK = {"xla_backend_optimization_level": 0}
-"""Compiler options for programs that run for a moment, and no bit of which depends on the optimisations."""
+"""Compiler options for short programs whose results do not depend on the level of optimisation."""
 
 quick_jit = functools.partial(jax.jit, compiler_options=QUICK)
 
@@ -42,7 +42,7 @@ def in_tiles(size, fn):
 
 
 def with_uniforms(core, size, **constants):
-    """A rule's core as a function of target logits, sampling parameters, draft and uniforms, in tiles of `size`."""
+    """A rule's core, compiled with tiles of `size`, with sampling parameters in place of filters."""
 
     def rule(target_logits, sampling, draft, uniforms):
         draft_logits = target_logits[:, :0] if draft.logits is None else draft.logits

@@ -2,7 +2,7 @@
 
 Words: p is the target's distribution and q the draft's; x are drafted tokens, u uniforms in [0, 1), z logits.
 K tokens are drafted and V is the vocabulary. A law is a dict from tuples of tokens to their probability; tuples
-of probability zero are left out. Nothing here is fast, and nothing here knows the code that it judges.
+of probability zero are left out. The code is slow on purpose, and imports nothing from the packages that it tests.
 
 Sources, by the names used below:
   Leviathan: Leviathan, Kalman, Matias, 2023, arXiv 2211.17192.
@@ -23,7 +23,7 @@ Vector = Float[np.ndarray, "V"]
 Prefix = tuple[int, ...]
 Law = dict[Prefix, float]
 RowFn = Callable[[Prefix], Vector]
-"""From the tokens so far (those before the step left out, so at first `()`) to one number a next token."""
+"""Maps the tokens emitted so far in the step (at first `()`) to one number per possible next token."""
 
 
 # Distributions from logits
@@ -83,7 +83,7 @@ def distribution(
 
 
 def one_hot(token: int, vocab: int) -> Vector:
-    """The distribution of what is not left to chance: one at the token, zero elsewhere.
+    """The distribution with all its probability on one token.
 
     Args:
       token: The token.
@@ -273,7 +273,7 @@ def sample_two_level(weights: Vector, u_tile: float, u_element: float, tile_widt
 
 
 def emission_margin(weights: Vector, u_tile: float, u_element: float, tile_width: int) -> float:
-    """How far the uniforms of `sample_two_level` are from where it would have returned another index.
+    """Distance of the uniforms of `sample_two_level` from the nearest ones that give another index.
 
     That is the smallest distance of u_tile * total to a running sum of tiles, over the total, and of
     u_element * tile sum to a running sum in the chosen tile, over the tile's sum. Only running sums strictly between 0

@@ -1,7 +1,7 @@
 """Language models small enough to enumerate: logits by the last two tokens, looked up in a table.
 
-The text so far stands in the cache by position, so that a loop that left a rejected draft in the cache, or
-fed a token at a wrong position, would read the wrong row of the table.
+The cache holds the text, by position. A loop that leaves a rejected draft in the cache, or passes a token with a wrong
+position, therefore reads the wrong row of the table.
 """
 
 import jax.numpy as jnp
@@ -33,5 +33,5 @@ def model(table):
 
 
 def logits_after(table, text):
-    """The logits that follow a text, as the model gives them."""
+    """Logits of the model after a text."""
     return table[text[-2] if len(text) > 1 else 0, text[-1]]

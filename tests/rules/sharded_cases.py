@@ -1,4 +1,4 @@
-"""Cases for eight devices, run by `test_sharding.py` in a process that has as many virtual ones.
+"""Cases for eight devices, run by `test_sharding.py` in a process with eight virtual devices.
 
 By hand: XLA_FLAGS=--xla_force_host_platform_device_count=8 pytest tests/rules/sharded_cases.py
 """
@@ -142,7 +142,7 @@ def test_one_key_for_all_rows_and_parameters_that_are_sharded():
     key = jax.random.key(3)
     expected = verify(key, target_logits, draft, sampling)
     assert_same(jax.jit(verify)(key, sharded_logits, sharded_draft, sharded), expected)
-    # Only the draft is sharded: that is enough to say how the batch of the result is.
+    # Sharding the draft alone is enough to shard the batch of the result.
     result = jax.jit(verify)(key, jax.device_put(target_logits, NamedSharding(mesh, P())), sharded_draft, sampling)
     assert_same(result, expected)
     assert jax.typeof(result.tokens).sharding.spec[0] == "x"
@@ -191,7 +191,7 @@ def take_rows(array, row):
 
 
 def collectives(program):
-    """Elements of everything that devices send to each other."""
+    """Number of elements of each array that a collective operation sends between devices."""
     found = re.findall(
         r"= (.*?) (?:all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter)(?:-start)?\(", program
     )
@@ -221,6 +221,6 @@ def test_no_row_is_sent_and_long_rows_have_the_bits_of_one_device(which, kind, n
     run = jax.jit(lambda *args: verify(*args, SAMPLINGS[name]))
     compiled = run.lower(*sharded).compile()
     sent = collectives(compiled.as_text())
-    # The flags that are reduced over the batch; with the vocabulary sharded one tile of each row.
+    # Sharded batch: only scalar flags are reduced. Sharded vocabulary: at most one tile per row is sent.
     assert max(sent) <= (1 if which == "batch" else B * 1024)
     assert_same(compiled(*sharded), long_rows_on_one_device(name))

@@ -33,7 +33,7 @@ def mean_length(law):
 
 @pytest.mark.parametrize("vocab", [3, 4])
 @pytest.mark.parametrize("num_draft", [0, 1, 2, 3])
-def test_the_oracle_is_exact_and_never_shorter_than_the_token_rule(vocab, num_draft):
+def test_the_oracle_is_exact_and_emits_at_least_as_many_tokens_as_the_token_rule(vocab, num_draft):
     for seed in range(4):
         rng = np.random.default_rng(seed)
         p, q = random_law(rng, vocab, num_draft + 1), random_law(rng, vocab, num_draft + 1, 1.0)
@@ -57,7 +57,7 @@ jit_rule = with_uniforms(verify_block, TILE)
 
 
 def expected_tokens(p, q, tokens, accept, emit):
-    """Emitted tokens of one sequence by the oracle; None where a comparison is too close to call in float32."""
+    """The oracle's emitted tokens of one sequence; None if rounding to float32 may change a decision."""
     num_drafted = int(np.cumprod(tokens >= 0).sum())
     tokens, q = tokens[:num_drafted], q[:num_drafted]
     joint, keep = oracle.block_probs(p, q, tokens)

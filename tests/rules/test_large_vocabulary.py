@@ -51,7 +51,7 @@ def test_the_token_rule_agrees_with_the_oracle(rows, u):
         weights = p[b, 1] if accepted else np.maximum(p[b, 0] - q[b, 0] * possible, 0)
         last = int(result.tokens[b, int(accepted)])
         assert weights[last] > 0
-        # Float32 sums of a million weights decide like the oracle's, but for the neighbours of a bound.
+        # Float32 sums of a million weights give the oracle's token, unless the uniform is close to a boundary.
         if 0 < u < BELOW_ONE and oracle.emission_margin(weights, u, u, TILE) > 1e-5:
             assert last == oracle.sample_two_level(weights, u, u, TILE)
         np.testing.assert_allclose(result.log_probs[b, int(accepted)], np.log(p[b, int(accepted), last]), rtol=1e-5)

@@ -1,4 +1,4 @@
-"""The sigmoid rule of the paper, and on record how it differs from what was released and from the exact law."""
+"""The sigmoid rule: agreement with the paper, and how it differs from the released code and from the exact law."""
 
 import jax
 import jax.numpy as jnp
@@ -46,7 +46,7 @@ def case():
 
 
 def kept(logits, setting):
-    """The logits after temperature, -inf where they are filtered out; None where float32 may filter otherwise."""
+    """Logits after temperature, -inf where filtered out; None if float32 may keep other tokens than float64."""
     z = np.asarray(logits, float)
     top_p = setting["top_p"]
     near = [{**setting, "top_p": top_p if top_p == 1 else top_p * share} for share in (1, 1 - 2e-6, 1 + 2e-6)]
@@ -104,7 +104,7 @@ def test_the_residual_of_nearly_equal_scores_keeps_its_digits(case):
         np.testing.assert_allclose(row / row.sum(), oracle.sigmoid_residual(z_p, z_q, **RELEASED), rtol=1e-4, atol=1e-9)
 
 
-def test_the_residual_of_scores_far_apart_is_a_number():
+def test_the_residual_of_scores_far_apart_is_finite():
     # exp(200) is infinite in float32, and the scores beside it are zero.
     z_p = np.array([[[-100.0, 0.0, 3.0, -40.0]]], np.float32)
     z_q = np.array([[[100.0, 0.5, -2.0, 60.0]]], np.float32)
@@ -121,7 +121,7 @@ NUM_DRAWS = 200_000
 
 
 def emitted(alpha, beta, setting=OFF, certain=None):
-    """Emitted tokens of many steps whose rows do not depend on the tokens before them, and what drafted them."""
+    """Emitted tokens of many steps with fixed logits, and the distributions q of the drafts."""
     q = [oracle.distribution(z.astype(float), **setting) for z in Z_Q]
     if certain is not None:
         q = [oracle.one_hot(token, 4) for token in certain]
@@ -137,7 +137,7 @@ def emitted(alpha, beta, setting=OFF, certain=None):
     return in_tiles(2, step)(jax.random.key(0), rows[0], tokens, rows[1]), np.array(q)
 
 
-def test_what_is_emitted_follows_the_papers_law(assert_law):
+def test_emitted_tokens_follow_the_papers_law(assert_law):
     tokens, q = emitted(ALPHA, BETA)
     assert_law(tokens, oracle.sigmoid_step_law(Z_P, Z_Q, q, ALPHA, BETA))
     with pytest.raises(AssertionError):
@@ -145,7 +145,7 @@ def test_what_is_emitted_follows_the_papers_law(assert_law):
 
 
 def masked(rows, setting):
-    """The logits that a setting leaves, after temperature."""
+    """Logits after temperature, -inf where the setting filters them out."""
     return np.array(
         [np.where(oracle.distribution(z, **setting) > 0, z / setting["temperature"], -np.inf) for z in rows]
     )
@@ -189,7 +189,7 @@ def test_greedy_rows_are_exact(case):
     assert not np.any(result.log_probs)
 
 
-def test_what_the_filters_drop_is_neither_accepted_nor_emitted(case):
+def test_a_filtered_token_is_neither_accepted_nor_emitted(case):
     target, settings, draft, uniforms = case
     for emit in (0, BELOW_ONE):
         uniforms = Uniforms(np.zeros((B, K), np.float32), np.full((B, 2), emit, np.float32))
@@ -204,7 +204,7 @@ def test_what_the_filters_drop_is_neither_accepted_nor_emitted(case):
 @pytest.mark.parametrize(
     ("values", "token"), [([np.nan, 1.0], 1), ([np.inf, 1.0], 0), ([-np.inf, -np.inf], 0), ([np.nan, np.nan], 0)]
 )
-def test_a_row_without_distribution_is_seen_where_it_emits(case, values, token):
+def test_a_degenerate_row_sets_the_status_where_it_emits(case, values, token):
     target, _, draft, uniforms = case
     row = np.full(V, values[1])
     row[0] = values[0]
@@ -218,7 +218,7 @@ def test_a_row_without_distribution_is_seen_where_it_emits(case, values, token):
     assert np.all(result.tokens[:, K] == token)
     assert np.all(result.log_probs[:, K] == -np.inf)
     assert np.all(result.status == ss.DEGENERATE_TARGET)
-    # A rejected draft whose row is none: the token is the target's.
+    # The draft's row is degenerate: the draft is rejected, and the token is drawn from the target.
     spoilt = target[:, :K].copy()
     spoilt[:, 0] = np.nan
     result = narrow_rule(target, params, draft._replace(logits=spoilt), uniforms)
@@ -228,7 +228,7 @@ def test_a_row_without_distribution_is_seen_where_it_emits(case, values, token):
 
 
 @pytest.mark.parametrize("chance", [True, False])
-def test_a_drafted_token_that_is_none_is_replaced_by_the_targets(case, chance):
+def test_a_draft_outside_the_vocabulary_is_replaced_by_a_token_of_the_target(case, chance):
     target, _, draft, uniforms = case
     params = as_arrays([OFF] * B)
     tokens = target[:, :K].argmax(-1).astype(np.int32)
@@ -243,7 +243,7 @@ def test_a_drafted_token_that_is_none_is_replaced_by_the_targets(case, chance):
     assert np.all(less.status == 0)
 
 
-def test_a_residual_of_nothing_is_flagged(case):
+def test_an_empty_residual_is_flagged(case):
     target, _, draft, uniforms = case
     params = as_arrays([OFF] * B)
     tokens = target[:, :K].argmax(-1).astype(np.int32)
@@ -263,14 +263,14 @@ def test_beta_is_above_alpha(alpha, beta):
         ss.verify_sigmoid(jax.random.key(0), logits, draft, alpha=alpha, beta=beta)
 
 
-# The difference to the exact law and to the released implementation, on record
+# Differences from the exact law and from the released implementation
 
 
 def total_variation(p, q):
     return np.abs(p - q).sum() / 2
 
 
-def test_at_the_released_width_acceptance_closes_on_one(case):
+def test_at_the_released_width_nearly_every_draft_is_accepted(case):
     target, _, draft, uniforms = case
     off = as_arrays([OFF] * B)
     result = released_rule(target, off, draft._replace(sampling=off), uniforms)
@@ -290,13 +290,13 @@ def test_at_the_released_width_acceptance_closes_on_one(case):
     assert np.mean(exact) < 0.8
 
 
-def test_at_the_released_width_the_draft_is_what_is_emitted():
+def test_at_the_released_width_emitted_tokens_follow_the_draft():
     p, q = (np.array([oracle.distribution(z.astype(float)) for z in rows]) for rows in (Z_P, Z_Q))
     law = oracle.sigmoid_step_law(Z_P, Z_Q, q, **RELEASED)
     first = np.array([sum(mass for tokens, mass in law.items() if tokens[0] == x) for x in range(4)])
     assert total_variation(first, q[0]) < 1e-4
     assert total_variation(first, p[0]) > 0.2
-    # And the bonus is all but uniform.
+    # The bonus distribution is nearly uniform.
     assert total_variation(oracle.sigmoid_bonus(Z_P[2], **RELEASED), np.full(4, 0.25)) < 1e-4
 
 
@@ -320,14 +320,14 @@ def test_the_released_acceptance_is_the_papers_at_that_width(case):
 def test_the_released_bonus_is_neither_softmax_nor_sigmoid():
     z = np.array([3.0, 2.0, -1.0, -4.0])
     np.testing.assert_allclose(oracle.sigmoid_as_released_bonus(z), [0.6, 0.4, 0, 0], atol=1e-5)
-    # A shift of the logits, which changes no model, changes it: to the paper's bonus it does nothing of note.
+    # Adding a constant to the logits changes the released bonus, but hardly changes the paper's.
     assert total_variation(oracle.sigmoid_as_released_bonus(z), oracle.sigmoid_as_released_bonus(z + 10)) > 0.2
     assert total_variation(oracle.sigmoid_bonus(z, **RELEASED), oracle.sigmoid_bonus(z + 10, **RELEASED)) < 1e-4
     assert total_variation(oracle.sigmoid_as_released_bonus(z), oracle.distribution(z)) > 0.1
 
 
 @pytest.mark.parametrize(("vocab_size", "uniform_share"), [(32_000, 0.24), (256_000, 0.72)])
-def test_the_released_residual_is_in_good_part_uniform(vocab_size, uniform_share):
+def test_the_released_residual_has_a_large_uniform_part(vocab_size, uniform_share):
     z_p, z_q = (np.full(vocab_size, -2e4) for _ in range(2))
     z_p[7] = 5.0
     released = oracle.sigmoid_as_released_residual(z_p, z_q)

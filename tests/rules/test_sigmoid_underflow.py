@@ -53,7 +53,7 @@ def test_a_greedy_row_has_a_score_of_1():
         ([-300.0, 2.0], [-300.0, -299.0], 1, 0),
         # The target's scores are positive; the residual underflows: the token comes from the target's.
         ([-300.0, -1.0], [-1.0, -1.0], 1, ss.EMPTY_RESIDUAL),
-        # A deterministic drafter takes the only positive score, and is rejected by chance.
+        # The deterministic draft is the only token with a positive score, but u rejects it.
         ([-1.0, -300.0], None, 0, ss.EMPTY_RESIDUAL),
     ],
 )

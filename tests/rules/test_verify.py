@@ -1,4 +1,4 @@
-"""The token rule: by hand, against the oracle on the same uniforms, its properties and its edges."""
+"""The token rule: small cases by hand, the oracle on equal uniforms, properties, boundary draws, degenerate rows."""
 
 import functools
 from typing import Any, NamedTuple
@@ -38,7 +38,7 @@ def numpy_verification(result):
 
 
 def step(p, q, tokens, u, emit=(0.5, 0.5), setting=OFF):
-    """One row of the rule, its probabilities filled with zeros and its batch with copies: to the compiled shape."""
+    """Runs the rule on one row, padded with zero probabilities and copied to the compiled shape [B, K+1, V]."""
 
     def log(rows):
         with np.errstate(divide="ignore"):
@@ -77,7 +77,7 @@ def test_the_first_rejection_is_replaced_from_the_residual():
     assert step(P, Q, [1, 1, 1], [0.33, 0, 0]).num_accepted == 3
 
 
-def test_a_rejection_in_the_middle_keeps_what_stands_before_it():
+def test_a_rejection_in_the_middle_keeps_the_tokens_before_it():
     # Row 1: token 2 is accepted always, row 2: token 2 never; its residual is token 3 alone.
     result = step(P, Q, [0, 2, 2], [0, 0, 0])
     assert (result.tokens, result.num_accepted) == ([0, 2, 3, -1], 2)
@@ -85,8 +85,8 @@ def test_a_rejection_in_the_middle_keeps_what_stands_before_it():
 
 
 @pytest.mark.parametrize("drafted", [0, 1, 2])
-def test_a_row_that_drafted_less_takes_its_bonus_behind_the_last_draft(drafted):
-    # What stands behind the first -1 is no draft.
+def test_a_row_with_fewer_drafts_takes_its_bonus_after_the_last_one(drafted):
+    # Tokens after the first -1 are ignored.
     tokens = [0, 1, 1][:drafted] + [-1, 1, 1][: K - drafted]
     for emit, place in (((0, 0), 0), ((BELOW_ONE, BELOW_ONE), -1)):
         result = step(P, Q, tokens, [0, 0, 0], emit=emit)
@@ -96,7 +96,7 @@ def test_a_row_that_drafted_less_takes_its_bonus_behind_the_last_draft(drafted):
         assert result.accept_prob == [1] * drafted + [0] * (K - drafted)
 
 
-def test_a_draft_without_chance_is_accepted_if_and_only_if_u_is_below_p():
+def test_a_deterministic_draft_is_accepted_if_and_only_if_u_is_below_p():
     # p(x) = 1/2 and u = 1/2 are exact in float32, and so are their logarithms.
     below_half = 0.5 - 2.0**-24
     halves = [[0.5, 0.5, 0, 0]] * 4
@@ -136,7 +136,7 @@ def test_a_token_that_a_filter_drops_is_never_accepted():
     assert (result.tokens, result.num_accepted, result.accept_prob[0]) == ([0, -1, -1, -1], 0, 0)
 
 
-def test_u_just_below_one_accepts_what_is_certain():
+def test_u_just_below_one_accepts_a_draft_of_acceptance_one():
     result = step(P, P[:3], [0, 1, 3], [BELOW_ONE] * 3, emit=(BELOW_ONE, BELOW_ONE))
     assert (result.tokens, result.num_accepted) == ([0, 1, 3, 3], 3)
 
@@ -145,7 +145,7 @@ def test_u_just_below_one_accepts_what_is_certain():
 
 
 class Case(NamedTuple):
-    """Arguments of the rule, and the oracle's p and q of each row: None where float32 may filter them otherwise."""
+    """Arguments of the rule; p and q of each row by the oracle, None if float32 may keep other tokens than float64."""
 
     target: Any
     settings: list
@@ -166,7 +166,7 @@ def random_case(seed, *, chance=True):
     target[::7], logits[::7] = np.round(target[::7]), np.round(logits[::7])
     target, logits = target.astype(np.float32), logits.astype(np.float32)
     settings = [SETTINGS[i] for i in rng.integers(len(SETTINGS), size=B)]
-    # Two drafters in three do as the target does.
+    # Two rows in three have the same settings for draft and target.
     draft_settings = [s if i % 3 else SETTINGS[rng.integers(len(SETTINGS))] for i, s in enumerate(settings)]
     p, q = (list(map(distributions, *pair)) for pair in ((target, settings), (logits, draft_settings)))
     if chance:
@@ -191,7 +191,7 @@ def run(case):
 
 
 def near(setting):
-    """This setting, and what float32 may take for it."""
+    """This setting, and two that float32 may not distinguish from it."""
     top_p, min_p = setting["top_p"], setting["min_p"]
     for share in (1, 1 - 2e-6, 1 + 2e-6):
         yield {**setting, "top_p": top_p if top_p == 1 else top_p * share, "min_p": min_p * share}
@@ -204,7 +204,7 @@ def distributions(logits, setting):
 
 
 def assert_agrees(result, case):
-    """Token for token, but where a uniform is within rounding of the other decision: fewer than a tenth."""
+    """Asserts equal tokens, except in rows where rounding may change a decision: fewer than a tenth of them."""
     compared = 0
     for b, (p, q) in enumerate(zip(case.p, case.q, strict=True)):
         if p is None or q is None:
@@ -258,7 +258,7 @@ def test_normalizers_that_are_handed_over_decide_the_same(case):
 
 def test_equal_models_accept_everything(case):
     params = as_arrays(case.settings)
-    # Those that p itself may give: the drafted ones are of another distribution.
+    # Sample the drafts from p: the drafts of `case` come from another distribution.
     tokens = jnp.argmax(case.target[:, :K] + jax.random.gumbel(jax.random.key(0), (B, K, V)), -1).astype(jnp.int32)
     uniforms = case.uniforms._replace(accept=jnp.full((B, K), BELOW_ONE, jnp.float32))
     result = run(case._replace(draft=ss.Draft(tokens, case.target[:, :K], params), uniforms=uniforms))
@@ -266,7 +266,7 @@ def test_equal_models_accept_everything(case):
     for b, p in enumerate(case.p):
         if p is not None:
             possible = p[range(K), tokens[b]] > 0
-            # One who drafts greedily is certain of the drafted token; the target is of the first largest.
+            # A greedy row has all its probability on the first largest logit, so other drafts are rejected.
             assert result.accept_prob[b].tolist() == possible.tolist()
             assert result.num_accepted[b] == np.cumprod(possible).sum()
 
@@ -298,7 +298,7 @@ def test_nothing_outside_the_targets_support_is_emitted(case, emit):
             assert np.all(p[range(n + 1), tokens[: n + 1]] > 0)
 
 
-# Rows that make no distribution
+# Degenerate rows
 
 
 BAD_ROWS = {
@@ -308,11 +308,11 @@ BAD_ROWS = {
     "NaN and +inf": ([np.nan, 1.0, np.inf] + [0.0] * (V - 3), 2),
     "nothing": ([-np.inf] * V, 0),
 }
-"""Logits, and the first largest of them that is a number."""
+"""Logits, and the index of the first largest one, NaN left out."""
 
 
 def agreeing(case):
-    """The case with equal models and drafts that both are sure to accept."""
+    """The case with equal models and u = 0, so that every draft is accepted."""
     tokens = jnp.argmax(case.target[:, :K], axis=-1).astype(jnp.int32)
     uniforms = case.uniforms._replace(accept=jnp.zeros((B, K)))
     draft = ss.Draft(tokens, case.target[:, :K], as_arrays(case.settings))
@@ -325,11 +325,11 @@ def with_row(logits, row, values):
 
 @pytest.mark.parametrize("kind", BAD_ROWS)
 @pytest.mark.parametrize("row", range(K + 1))
-def test_a_target_row_without_distribution(case, kind, row):
+def test_a_degenerate_target_row(case, kind, row):
     values, largest = BAD_ROWS[kind]
     case = agreeing(case)
     result = run(case._replace(target=with_row(case.target, row, values)))
-    # All before it are accepted, it accepts nothing, and what it emits is a token.
+    # Earlier drafts are accepted; the degenerate row rejects its draft and emits a valid token.
     assert np.all(result.num_accepted == row)
     assert np.all(result.tokens[:, row] == largest)
     assert np.all(result.log_probs[:, row] == -np.inf)
@@ -339,19 +339,19 @@ def test_a_target_row_without_distribution(case, kind, row):
 
 
 @pytest.mark.parametrize("kind", BAD_ROWS)
-def test_a_draft_row_without_distribution_yields_to_the_target(case, kind):
+def test_a_degenerate_draft_row_emits_from_the_target(case, kind):
     case = agreeing(case)
     result = run(case._replace(draft=case.draft._replace(logits=with_row(case.draft.logits, 1, BAD_ROWS[kind][0]))))
     assert np.all(result.num_accepted == 1)
     assert np.all(result.status == ss.DEGENERATE_DRAFT)
     assert not np.any(result.accept_prob[:, 1])
-    # The token is the one that a row without drafts takes from the target.
+    # The token is the one that the same row emits if it has no draft there.
     none = run(case._replace(draft=case.draft._replace(tokens=case.draft.tokens.at[:, 1:].set(-1))))
     assert np.array_equal(result.tokens, none.tokens)
     assert np.array_equal(result.log_probs, none.log_probs)
 
 
-def test_rows_behind_the_last_token_set_no_status(case):
+def test_rows_after_the_last_token_set_no_status(case):
     clean = run(case)
     behind = (np.arange(K + 1) > clean.num_accepted[:, None])[..., None]
     spoilt_draft = case.draft._replace(logits=jnp.where(behind[:, :K], jnp.nan, case.draft.logits))
@@ -361,8 +361,8 @@ def test_rows_behind_the_last_token_set_no_status(case):
 
 
 @pytest.mark.parametrize("chance", [True, False])
-def test_a_drafted_token_that_is_none_is_replaced_from_the_target(case, chance):
-    """It says nothing of p, so the emission that keeps the law is that of a row which drafted less."""
+def test_a_draft_outside_the_vocabulary_is_replaced_from_the_target(case, chance):
+    """Such a draft has no probability under p, so the row emits as if drafting had ended before it."""
     nowhere = case.draft.tokens.at[::2, 1].set(V).at[::3, 0].set(V + 1000).at[1::6, 2].set(jnp.iinfo(jnp.int32).max)
     draft = case.draft if chance else ss.Draft(case.draft.tokens)
     result = run(case._replace(draft=draft._replace(tokens=nowhere)))
@@ -371,7 +371,7 @@ def test_a_drafted_token_that_is_none_is_replaced_from_the_target(case, chance):
     assert np.array_equal(result.log_probs, less.log_probs)
     assert np.array_equal(result.num_accepted, less.num_accepted)
     assert not np.any(result.accept_prob[nowhere >= V])
-    # It is told from a draft that ended there.
+    # Only the status differs from that of a row whose drafting ended there.
     stopped = np.take_along_axis(np.asarray(nowhere), np.minimum(result.num_accepted, K - 1)[:, None], 1)[:, 0] >= V
     stopped &= result.num_accepted < K
     assert np.any(stopped)
@@ -380,7 +380,7 @@ def test_a_drafted_token_that_is_none_is_replaced_from_the_target(case, chance):
 
 def test_an_empty_residual_is_flagged_and_emits_from_the_target(case):
     case = agreeing(case)._replace(settings=[OFF] * B)
-    # Normalizers too small by 2 make a q that is above p everywhere, and u near 1 rejects what is not certain.
+    # Normalizers too small by 2 put q above p everywhere; u just below 1 then rejects every draft.
     normalizers = jax.nn.logsumexp(case.draft.logits, axis=-1) - 2
     draft = case.draft._replace(sampling=as_arrays([OFF] * B), log_normalizers=normalizers)
     case = case._replace(draft=draft, uniforms=case.uniforms._replace(accept=jnp.full((B, K), BELOW_ONE, jnp.float32)))

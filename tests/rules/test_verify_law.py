@@ -1,4 +1,4 @@
-"""The output law: K+1 tokens enumerated at V = 4, K = 2, and held against 200,000 draws by chi-square."""
+"""The output law: K+1 tokens enumerated at V = 4, K = 2, and compared with 200,000 draws by chi-square."""
 
 import functools
 
@@ -21,13 +21,13 @@ GREEDY = {**OFF, "temperature": 0.0}
 
 
 def table(seed, sharpness):
-    """Logits after the last two tokens, V where there is none; some are -inf."""
+    """Random logits, some -inf, by the last two tokens; index V stands for a missing token."""
     rng = np.random.default_rng(seed)
     logits = rng.normal(size=(V + 1, V + 1, V)) * sharpness
     return np.where(rng.random(logits.shape) < 0.1, -np.inf, logits).astype(np.float32)
 
 
-# So that at first a rejected draft of either tile is followed by a token of either.
+# Seeds with which a rejected first draft of either tile is replaced by tokens of both tiles.
 TARGET, DRAFT = table(1, 1.5), table(2, 1.0)
 
 
@@ -38,13 +38,13 @@ def logits_after(table, tokens):
 
 
 def law_of(table, setting):
-    """From a prefix to the oracle's distribution."""
+    """Function from a prefix to the oracle's distribution of the next token."""
     return functools.cache(
         lambda prefix: oracle.distribution(table[(V,) * (K - len(prefix)) + prefix].astype(float), **setting)
     )
 
 
-# A row of four tokens has two tiles, and memory is not filled with tiles of 1,024.
+# With tiles of two tokens, a row of four has two tiles and is not padded to 1,024.
 compiled = functools.partial(in_tiles, TILE)
 row_keys = jax.jit(streams.row_keys, static_argnums=1)
 verify = compiled(ss.verify)
@@ -52,7 +52,7 @@ verify = compiled(ss.verify)
 
 @compiled
 def sampled_drafts(keys, sampling):
-    """K tokens per row, each sampled after those before it; the first with the very keys of the verification."""
+    """Samples K tokens per row, one after the other. The first uses the keys of the verification unchanged."""
     tokens, logits, log_normalizers = jnp.zeros((NUM_DRAWS, 0), jnp.int32), [], []
     for i in range(K):
         logits.append(logits_after(DRAFT, tokens))
@@ -77,7 +77,7 @@ def target_logits(tokens):
 
 @compiled
 def completed(keys, tokens, sampling):
-    """K+1 tokens a row: those that were emitted, followed by the target's own."""
+    """K+1 tokens per row: the emitted ones, then tokens sampled from the target."""
     for i in range(1, K + 1):
         own, _ = ss.sample(streams.fold_in(keys, K + i), logits_after(TARGET, tokens[:, :i]), sampling)
         tokens = tokens.at[:, i].set(jnp.where(tokens[:, i] < 0, own, tokens[:, i]))
@@ -85,7 +85,10 @@ def completed(keys, tokens, sampling):
 
 
 def step(key, setting, draft_setting=None, stop=None):
-    """What a step emits and its completion, drafts sampled with the verification's own key; none after `stop`."""
+    """Emitted tokens and their completion to K+1; drafting ends after the token `stop`.
+
+    Drafts are sampled with the key of the verification.
+    """
     keys, sampling = row_keys(key, NUM_DRAWS), as_arrays(setting)
     draft = certain_drafts() if draft_setting is None else sampled_drafts(keys, as_arrays(draft_setting))
     if stop is not None:
@@ -103,7 +106,7 @@ def key(request):
 
 @pytest.fixture
 def assert_exact(assert_law):
-    """A function that holds a step of a drafter that samples against both laws."""
+    """A test of a step with sampled drafts: the law of the emitted tokens, and the target's law of K+1 tokens."""
 
     def assert_exact(key, setting, draft_setting):
         emitted, all_tokens = step(key, setting, draft_setting)
@@ -115,19 +118,19 @@ def assert_exact(assert_law):
 
 
 @pytest.mark.parametrize("setting", [OFF, FILTERED], ids=["plain", "filtered"])
-def test_soft_drafts(assert_exact, key, setting):
+def test_sampled_drafts(assert_exact, key, setting):
     assert_exact(key, setting, setting)
 
 
 @pytest.mark.parametrize(
     ("setting", "draft_setting"), [(FILTERED, WARM), (OFF, GREEDY), (GREEDY, OFF)], ids=["warm", "greedy", "to greedy"]
 )
-def test_drafts_that_are_sampled_otherwise_than_the_target(assert_exact, setting, draft_setting):
+def test_drafts_with_other_sampling_parameters_than_the_target(assert_exact, setting, draft_setting):
     assert_exact(jax.random.key(3), setting, draft_setting)
 
 
 @pytest.mark.parametrize("stop", range(V))
-def test_soft_drafts_that_end_early(assert_law, stop):
+def test_sampled_drafts_that_end_early(assert_law, stop):
     emitted, all_tokens = step(jax.random.key(2), OFF, OFF, stop)
     first = np.asarray(emitted[:, 0])
     assert np.all(np.asarray(emitted)[first == stop, 2] == -1)
@@ -135,15 +138,15 @@ def test_soft_drafts_that_end_early(assert_law, stop):
 
 
 @pytest.mark.parametrize("setting", [OFF, FILTERED], ids=["plain", "filtered"])
-def test_drafts_without_chance(assert_law, key, setting):
+def test_deterministic_drafts(assert_law, key, setting):
     emitted, all_tokens = step(key, setting)
     p = law_of(TARGET, setting)
     assert_law(emitted, oracle.speculative_law(p, lambda prefix: oracle.one_hot(CERTAIN[len(prefix)], V), K))
     assert_law(all_tokens, oracle.target_law(p, K + 1))
 
 
-def test_the_wrong_law_is_told_from_the_right_one(assert_law):
-    """The tests above can fail: the draft's law, or a target's a little warmer, is not what is emitted."""
+def test_a_wrong_law_fails_the_test(assert_law):
+    """Laws of slightly warmer models are rejected, so the tests above can fail."""
     emitted, all_tokens = step(jax.random.key(0), OFF, OFF)
     warmer = law_of(TARGET, {**OFF, "temperature": 1.1})
     for tokens, law in (

@@ -18,14 +18,14 @@ quick_step, quick_sample = quick_jit(ss.verify), quick_jit(ss.sample)
 
 
 def arrays(num_rows=B):
-    """Rows with every filter, some, none, and a greedy one."""
+    """Sampling parameters of rows with all, some and no filters, and of a greedy row."""
     rows = [[0.7, 50, 0.9, 0.02], [1, 0, 1, 0], [0, 0, 1, 0], [1.3, 0, 0.8, 0], [1, 3, 1, 0], [0.4, 0, 1, 0.1]] * 2
     columns = zip(*rows[:num_rows], strict=True)
     return ss.SamplingParams(*(np.array(c, t) for c, t in zip(columns, "fiff", strict=True)))
 
 
 def random_batch(vocab_size, dtype="float32"):
-    """Keys, target and draft of B rows: one is NaN, one has no residual, one normalizers that are too large to use."""
+    """Keys, target and draft of B rows; one row has a NaN, one an empty residual, one normalizers too large to use."""
     rng = np.random.default_rng(vocab_size)
     target = rng.normal(size=(B, K + 1, vocab_size)) * 2
     logits = target[:, :K] + rng.normal(size=(B, K, vocab_size)) * 0.5
@@ -50,7 +50,7 @@ def as_numpy(tree):
 
 
 def pad(columns, target, draft):
-    """The same rows with more columns in which nothing was drafted, and with other logits there."""
+    """The rows with `columns` more draft positions, all padding, with arbitrary logits."""
 
     def more(array, value):
         return np.pad(array, ((0, 0), (0, columns)) + ((0, 0),) * (array.ndim - 2), constant_values=value)
@@ -72,7 +72,7 @@ def assert_same_bits(result, expected, num_columns):
     assert not np.any(result.accept_prob[:, num_columns:])
 
 
-# XLA adds in another order where an array has few elements; 151,936 is Qwen's vocabulary.
+# XLA sums arrays of few elements in another order; 151,936 is the vocabulary of Qwen.
 @pytest.mark.parametrize(
     ("vocab_size", "dtype", "filtered", "rows", "columns"),
     [
@@ -84,13 +84,13 @@ def assert_same_bits(result, expected, num_columns):
     ],
 )
 def test_the_same_row_gives_the_same_bits_anywhere(vocab_size, dtype, filtered, rows, columns):
-    """In another place, with other neighbours or none, and with more columns in which nothing was drafted."""
+    """At another index, with other neighbours or none, and with more padding columns."""
     keys, target, draft = random_batch(vocab_size, dtype)
     sampling = arrays() if filtered else None
     if filtered:
         draft = draft._replace(sampling=sampling, log_normalizers=None)
     expected = as_numpy(step(keys, target, draft, sampling))
-    # A single NaN is seen in a row of any length, with filters and without.
+    # A single NaN sets the status in a row of any length, with and without filters.
     assert (expected.status & ss.DEGENERATE_TARGET).tolist() == [0, 0, 0, 0, 0, ss.DEGENERATE_TARGET, 0, 0]
     assert expected.tokens[5, 0] == np.nanargmax(target[5, 0].astype(float))
     backwards = list(range(B))[::-1]
@@ -123,7 +123,7 @@ def test_rows_do_not_influence_each_other():
         assert_same_bits(take(mine, as_numpy(result)), take(mine, expected), K)
 
 
-def test_nothing_drafted_and_room_for_nothing_are_the_same():
+def test_a_row_of_padding_equals_a_row_with_k_of_zero():
     keys, target, draft = random_batch(29)
     nothing = draft._replace(tokens=-np.ones_like(draft.tokens), sampling=arrays(), log_normalizers=None)
     without_room = quick_step(keys, target[:, :1], ss.Draft(draft.tokens[:, :0]), arrays())
@@ -131,7 +131,7 @@ def test_nothing_drafted_and_room_for_nothing_are_the_same():
     assert without_room.accept_prob.shape == (B, 0)
     assert not np.any(without_room.num_accepted)
     assert_same_bits(quick_step(keys, target, nothing, arrays()), without_room, 0)
-    # K = 0 of a drafter with logits.
+    # K = 0 with draft logits of shape [B, 0, V].
     empty = ss.Draft(draft.tokens[:, :0], draft.logits[:, :0], arrays(), draft.log_normalizers[:, :0])
     assert_same_bits(quick_step(keys, target[:, :1], empty, arrays()), without_room, 0)
 
@@ -185,7 +185,7 @@ def test_float8_logits_are_what_they_are_in_bfloat16(dtype):
 
 @pytest.mark.parametrize("impl", ["rbg", "unsafe_rbg", "raw", "raw rbg"])
 def test_keys_of_every_kind_leave_rows_alone(impl):
-    """With one key per row, a row is the same in another place and batch."""
+    """With one key per row, a row gives the same result at another index and in another batch."""
     _, target, draft = random_batch(29)
     draft = draft._replace(sampling=arrays(), log_normalizers=None)
     keys = jax.random.split(jax.random.key(1, impl={"raw": "threefry2x32", "raw rbg": "rbg"}.get(impl, impl)), B)
@@ -202,7 +202,7 @@ def test_keys_of_every_kind_leave_rows_alone(impl):
 
 
 @pytest.mark.parametrize("rule", [ss.verify, ss.verify_sigmoid])
-def test_drafted_ids_that_int32_cannot_hold_are_no_tokens(rule):
+def test_drafted_ids_beyond_int32_are_outside_the_vocabulary(rule):
     keys, target, draft = random_batch(29)
     draft = draft._replace(log_normalizers=None)
     wide = draft.tokens.astype(np.int64)
@@ -235,7 +235,7 @@ def test_float64_is_verified_in_float64():
         assert np.all((token >= 0) & (token < 29))
 
 
-def test_narrow_draft_tokens_make_no_narrow_emission():
+def test_int8_draft_tokens_do_not_limit_the_emitted_tokens():
     keys, target, draft = random_batch(1000)
     result = quick_step(keys, target, ss.Draft(np.minimum(draft.tokens, 100).astype("int8"), draft.logits), None)
     assert np.all((result.tokens >= -1) & (result.tokens < 1000))
@@ -243,7 +243,7 @@ def test_narrow_draft_tokens_make_no_narrow_emission():
 
 
 def with_numbers(params):
-    """The step with these parameters for target and draft, known when it is compiled."""
+    """The step with these sampling parameters for target and draft, as constants of the compiled program."""
     return quick_jit(lambda keys, target, draft: ss.verify(keys, target, draft._replace(sampling=params), params))
 
 
@@ -262,7 +262,7 @@ def test_parameters_as_numbers_and_as_rows_are_the_same(setting):
     np.testing.assert_allclose(numbers.log_probs, rows.log_probs, rtol=1e-5, atol=1e-6)
 
 
-def test_no_parameters_are_parameters_that_do_nothing():
+def test_parameters_of_none_equal_parameters_that_are_off():
     keys, target, draft = random_batch(29)
     draft = draft._replace(log_normalizers=None)
     off = ss.SamplingParams(*(np.full(B, x, t) for x, t in zip((1, 0, 1, 0), "fiff", strict=True)))
