@@ -22,7 +22,7 @@ LOGITS = jnp.zeros((B, K, V))
 
 @pytest.fixture(autouse=True)
 def _unchecked(monkeypatch):
-    """Without the types that only tests check: a caller meets the sentences of the library."""
+    """Switches jaxtyping off, so that the library's own errors are raised."""
     for module in (_checks, streams, draw, verify_module):
         for name, fn in inspect.getmembers(module, inspect.isfunction):
             monkeypatch.setattr(module, name, inspect.unwrap(fn))

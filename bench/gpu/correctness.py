@@ -1,9 +1,9 @@
-"""Compiled kernels against the XLA core with equal uniforms at real shapes, and the distribution of emitted tokens.
+"""Compares compiled kernels with the XLA core on equal uniforms at real shapes, and tests the law of emitted tokens.
 
     python bench/gpu/correctness.py OUT.json           # all cases
-    python bench/gpu/correctness.py OUT.json B64 law   # those with such a word in their name
+    python bench/gpu/correctness.py OUT.json B64 law   # cases whose name contains one of these words
 
-A case compiles for longer than it runs: some processes share the cases.
+Compiling a case takes longer than running it, so several processes share the cases.
 """
 
 import concurrent.futures
@@ -34,11 +34,11 @@ sigmoid_core = jax.jit(functools.partial(sigmoid.verify_sigmoid, **WIDE))
 PROCESSES = 8
 
 ROUNDED_APART = 1e-4
-"""Share of sequences whose decision may differ: a uniform within rounding of a threshold, some 1e-6 each."""
+"""Share of sequences that may differ, because a uniform lies within rounding (about 1e-6) of a threshold."""
 
 
 def compare(args, kernel=kernel, core=core):
-    """Number of sequences that differ in a decision, and the largest difference of a float output."""
+    """Compares kernel and core: number of sequences that differ, and the largest difference of a float output."""
     got, expected = jax.device_get((kernel(*args), core(*args)))
     # If rows after the first rejection are not read, `accept_prob` is 0 there.
     read = np.arange(got.accept_prob.shape[1]) <= got.num_accepted[:, None]
@@ -86,7 +86,7 @@ def edges():
 
 
 def law(vocab_size=32000, batch_size=1024, calls=48):
-    """Chi-square of the first emitted token against p: 63 likely tokens and the rest, 1e-6 of false alarms."""
+    """Chi-square test of the first emitted token against p, in 64 cells; false alarms have probability 1e-6."""
     one = make(jax.random.key(2), 1, 1, vocab_size, jnp.bfloat16, "logits")
     target, logits = (jnp.broadcast_to(x, (batch_size, *x.shape[1:])) for x in (one[0] * 1.5, one[2].logits * 1.5))
     p = np.asarray(jax.nn.softmax(target[0, 0].astype(jnp.float32)), np.float64)
@@ -120,7 +120,7 @@ def unusable():
 
 
 def again(*shape, calls=300):
-    """Checks bit-equal results of many calls, although the last block to arrive varies."""
+    """Checks that many calls give equal bits, although the order in which blocks finish varies."""
     args = make(jax.random.key(5), *shape, jnp.bfloat16, "normalizers")
     first, *others = [kernel(*args) for _ in range(calls)]
     same = [all(bool((a == b).all()) for a, b in zip(first, other, strict=True)) for other in others]

@@ -1,4 +1,4 @@
-"""On a GPU: checks that `verify` chooses the kernel and equals XLA, and decodes the pair's own greedy text.
+"""Checks on a GPU that `verify` runs the kernel and equals XLA, and that greedy speculative text is the target's.
 
 PYTHONPATH=. python bench/gpu/dispatch.py
 """
@@ -12,7 +12,7 @@ from specsamp_jax.cli.pair import load_pair
 
 
 def main() -> None:
-    """Prints what was compared; raises where it differs."""
+    """Prints each comparison; raises AssertionError if one fails."""
     keys = jax.random.split(jax.random.key(0), 4)
     target = (jax.random.normal(keys[0], (8, 5, 50_257)) * 3).astype(jnp.bfloat16)
     logits = target[:, :4] + jax.random.normal(keys[1], (8, 4, 50_257)).astype(jnp.bfloat16)

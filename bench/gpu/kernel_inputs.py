@@ -1,4 +1,4 @@
-"""Shapes and inputs of the kernels' tests and benchmarks, listed and made in one place."""
+"""Shapes and random inputs that the tests and benchmarks of the kernels share."""
 
 import functools
 
@@ -9,7 +9,7 @@ from specsamp_jax._types import Draft, Filter, Uniforms
 from specsamp_jax.sampling.filters import make_filter
 
 NOISE = 0.5
-"""Two normal logits that differ by this much share 2 Phi(-NOISE / 2) = .80 of their mass."""
+"""Standard deviation of draft logits minus target logits; the acceptance rate is then 2 Phi(-NOISE / 2) = .80."""
 
 VOCABULARIES = 151936, 32000, 51864, 128256, 256000
 
@@ -54,15 +54,15 @@ TIMED = [
 """Shapes that `timings.py` times."""
 
 NAMES = "batch_size", "num_draft", "vocab_size", "dtype", "kind"
-"""Parameters of `random_inputs` that are a shape."""
+"""Static arguments of `random_inputs`: the parts of a shape."""
 
 
 def random_inputs(
     key, batch_size, num_draft, vocab_size, dtype, kind, *, noise=NOISE, sampling=None, draft_sampling=None
 ):
-    """Arguments of a core: the draft's logits are the target's with noise, its tokens sampled from them.
+    """Arguments of a core: draft logits are target logits plus noise, and draft tokens are sampled from them.
 
-    `kind` is "logits", "normalizers" (handed over) or "one_hot" (no logits).
+    `kind` is "logits" (no normalizers), "normalizers" (logits and normalizers) or "one_hot" (no logits).
     """
     keys = jax.random.split(key, 5)
     shape = batch_size, num_draft + 1, vocab_size

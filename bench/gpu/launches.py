@@ -2,7 +2,7 @@
 
     python bench/gpu/launches.py > bench/results/gpu_launches.md
 
-On a machine without a GPU it lists the XLA core as compiled for the CPU: a rehearsal.
+Without a GPU it lists only the XLA core, compiled for the CPU, to try out the script.
 """
 
 import collections
@@ -22,9 +22,9 @@ NOT_LAUNCHED = frozenset(
 
 
 def instructions(text: str) -> list[tuple[str, str]]:
-    """Opcode and name of every instruction that a program runs one after the other, in loops and branches too.
+    """Opcode and name of every instruction that launches, in order, loops and branches included.
 
-    What a fusion or a reduction is made of is no instruction of its own.
+    Instructions inside a fusion or a reduction do not count.
     """
     found, inside = [], False
     called = set(re.findall(r"(?:calls|to_apply|comparator|reduction|scatter)=\{?%?([\w.\-]+)", text))

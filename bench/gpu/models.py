@@ -1,7 +1,7 @@
-"""A step of decoding at real shapes, random weights: its time, and the share of verification.
+"""Time of a decoding step at real shapes with random weights, and the share of it that verification takes.
 
     python bench/gpu/models.py OUT.json OUT.md SECONDS
-    python bench/gpu/models.py OUT.json OUT.md SECONDS --tiny    # a rehearsal, anywhere
+    python bench/gpu/models.py OUT.json OUT.md SECONDS --tiny    # small models, to try out the script on any machine
 
 Logits of both models are independent and nearly flat, so that p and q overlap as those of trained pairs do. A step's
 time is the host's clock over many steps in a row, divided by their number; a verification's is the device time of its
@@ -31,7 +31,7 @@ from specsamp_jax.models.whisper.model import decoder_model, encode
 NUM_DRAFT, PROMPT_LENGTH, NUM_STEPS = 4, 128, 24
 BATCH_SIZES = 1, 8, 64
 LOGIT_STDDEV = 0.6
-"""Of each model's logits: p and q then overlap by .7."""
+"""Standard deviation of each model's logits; sum min(p, q) is then .7."""
 
 
 def sizes(names: str, *values: int) -> dict[str, Any]:
@@ -62,7 +62,7 @@ MODULES = {models.LlamaConfig: models.Llama, models.Qwen2Config: models.Qwen2, m
 
 
 def tiny(config: Any) -> Any:
-    """A config with small matrices and few layers, for a rehearsal."""
+    """A config with small matrices and few layers, to try out the script."""
     names = [f.name for f in dataclasses.fields(config)]
     changes = {name: 1 for name in names if name.endswith("layers")}
     changes |= {name: 64 for name in names if name in ("hidden_size", "d_model") or "ffn" in name or "intermed" in name}
@@ -112,7 +112,7 @@ def make_modules(configs: tuple[Any, Any]) -> list[Any]:
 
 
 def make_models(modules: list[Any], batch_size: int) -> tuple[ss.Model, ss.Model]:
-    """Target and drafter of as many texts; Whisper's have heard as many sounds, through one encoder."""
+    """Target and drafter; Whisper's decoders share encoder states of `batch_size` random utterances."""
     target, draft = modules
     if isinstance(target, models.Whisper):
         shape = batch_size, target.config.num_mel_bins, target.config.num_frames
@@ -159,7 +159,7 @@ def verification_sets(vocab_size: int, batch_size: int) -> list[tuple]:
 
 
 def compare(name: str, modules: list[Any], batch_size: int, pool) -> list[dict[str, Any]]:
-    """A row for each way to verify."""
+    """Measures one pair at one batch size; returns a row for each of `VERIFY_FNS`."""
     pair = make_models(modules, batch_size)
     prompt_length = 4 if isinstance(modules[0], models.Whisper) else PROMPT_LENGTH
     prompt = jax.random.randint(jax.random.key(2), (batch_size, prompt_length), 0, 1000)
@@ -207,7 +207,7 @@ def table(about: dict[str, Any], rows: list[dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    """Writes as much as there is time for, after each batch size."""
+    """Writes the results after each batch size, and stops when the time is up."""
     out, page, seconds, *rest = sys.argv[1:]
     deadline, is_tiny = time.time() + float(seconds), rest == ["--tiny"]
     about: dict[str, Any] = {"device": jax.devices()[0].device_kind, "jax": jax.__version__}

@@ -3,9 +3,8 @@
     python bench/gpu/sm90.py WHEELS > bench/results/sm90.md
 
 WHEELS is a folder with the CUDA plugin and PJRT packages of the JAX at hand and nvidia-cuda-nvdisasm, installed
-with `pip install --no-deps --target`; ptxas and gcc are on the PATH. The Mosaic GPU compiler asks the driver one
-thing, which chip this is, so a driver that answers that and nothing else is compiled first. Nothing runs, nothing
-is timed.
+with `pip install --no-deps --target`; ptxas and gcc are on the PATH. The Mosaic GPU compiler asks the CUDA driver only
+for the chip, so the script first compiles a stub driver that answers this question. No kernel is run or timed.
 """
 
 import collections
@@ -85,7 +84,7 @@ def mosaic_modules(operation, ir):
 
 
 def instructions(sass):
-    """Opcodes in order, and where a stretch without a branch begins."""
+    """Opcodes in order, and the indices at which basic blocks begin."""
     code, starts = [], [0]
     for line in sass.splitlines():
         if re.match(r"^(\.L_x_\d+):", line):

@@ -1,4 +1,4 @@
-"""Joins the parts of a measurement into one json, one line per row, and one table, one line per shape.
+"""Joins the partial results of `timings.py` into one JSON file and one Markdown table with a line per shape.
 
 python bench/gpu/table.py OUT.json OUT.md PART.json ...
 """
@@ -31,9 +31,10 @@ the copy; "times floor" is the kernel's. Acceptance is .8. Command buffers are o
 
 
 def floor_bytes(batch_size, num_draft, vocab_size, dtype, kind, name="kernel"):
-    """Bytes that must be read: all rows once, or the target's, and a pair again after a rejection.
+    """Least number of bytes to read.
 
-    Of the sigmoid rule one row: with a wide sigmoid nearly every draft is accepted.
+    Without normalizers: all rows. With normalizers: the target's rows, and one pair of rows after a rejection. Sigmoid
+    rule: one row, because a wide sigmoid accepts nearly every draft.
     """
     rows = 2 * num_draft + 1 if kind == "logits" else num_draft + 1 + 2 * (1 - ACCEPTANCE**num_draft)
     rows = 1 if name.startswith("sigmoid") else rows

@@ -3,9 +3,9 @@
     python bench/gpu/timings.py OUT.json SECONDS 0/6     # the first of every six points: six processes share the work
     python bench/gpu/timings.py OUT.json SECONDS host
 
-A time is how long at least one kernel of a call runs, the median over calls: what overlaps counts once, and gaps
-between launches not at all. With `host` it is the host's clock over many calls in flight, divided by their number:
-dispatch included.
+A time is how long at least one kernel of a call runs, as median over calls: overlapping kernels count once, and gaps
+between launches do not count. With `host`, a time is that of many calls in flight by the host's clock, divided by their
+number; it includes dispatch.
 """
 
 import concurrent.futures
@@ -40,7 +40,7 @@ CORES = {
     "xla": token.verify_token,
     "paper's baseline": paper.baseline,
     "paper's exact": paper.exact,
-    # What is decided, without log_probs: those read all rows.
+    # Tokens and number of accepted drafts only: the log-probabilities would read all rows.
     "sigmoid kernel": lambda *args: kernels.verify_sigmoid(*args, **WIDE)[:2],
     "sigmoid xla": lambda *args: sigmoid.verify_sigmoid(*args, **WIDE)[:2],
 }
@@ -54,7 +54,7 @@ VARIANTS = {
 
 
 def measure_copy():
-    """Bytes a second of a copy on this card, read and written."""
+    """Bytes per second of a copy on this card, bytes read plus bytes written."""
     x = jnp.zeros((2**30,), jnp.bfloat16)
     us = measure(jax.jit(lambda x: x + 1).lower(x).compile(), [(x,)], 20)["us"]
     return 2 * x.nbytes / us * 1e6
@@ -72,7 +72,7 @@ def launches_of(fn, sets, rounds):
 
 
 def busy(launches):
-    """Nanoseconds in which one of them runs at least."""
+    """Nanoseconds during which at least one of the launches runs."""
     total, until = 0, 0
     for start, end, _ in launches:
         total += max(0, end - max(start, until))
@@ -85,7 +85,7 @@ def measure(fn, sets, rounds):
     jax.block_until_ready([fn(*s) for s in sets])
     launches, calls = launches_of(fn, sets, rounds), rounds * len(sets)
     each = len(launches) // calls
-    # Where a branch is taken in some calls only, there is no call to tell apart: the mean.
+    # If calls differ in their number of launches, they cannot be told apart: use the mean.
     if each * calls != len(launches):
         us = round(busy(launches) / calls / 1e3, 2)
         return {"us": us, "launches": round(len(launches) / calls, 1)}
@@ -118,14 +118,14 @@ def num_sets(size):
 
 
 def make_sets(point, make_one):
-    """As many inputs as do not fit the L2."""
+    """Sets of inputs that together exceed the L2."""
     batch_size, num_draft, vocab_size, dtype, _ = point
     size = batch_size * (2 * num_draft + 1) * vocab_size * jnp.dtype(dtype).itemsize
     return [make_one(jax.random.key(i)) for i in range(num_sets(size))]
 
 
 def contenders(point):
-    """Names and functions for one point; a function of its own for each, so that none is a trace of another."""
+    """Functions to time at one point, by name."""
     batch_size, _, vocab_size, _, kind = point
     names = [n for n in CORES if kind == "logits" or not n.startswith("paper")]
     names = [n for n in names if kind == "normalizers" or not n.startswith("sigmoid")]

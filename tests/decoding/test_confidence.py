@@ -28,7 +28,7 @@ def always(probs):
 
 @jax.tree_util.register_static
 class CutBefore:
-    """The obvious confidence threshold: drops the unsure token itself."""
+    """A biased drafter: ends each draft before, not after, the first token of low probability."""
 
     drafter = ss.ModelDrafter(always(Q))
     init = drafter.init
@@ -55,7 +55,7 @@ def test_a_cut_after_the_unsure_token_is_exact_and_one_before_it_is_not():
 
 
 def proposals(threshold, sampling):
-    """Drafts of 64 rows of random tables, by confidence and without it."""
+    """Drafts of 64 rows, by `ConfidenceDrafter` and by `ModelDrafter`."""
     model = tables.model(tables.table(5))
     tokens = np.random.default_rng(0).integers(tables.VOCAB, size=(64, 3))
     text = jnp.pad(jnp.asarray(tokens, jnp.int32), ((0, 0), (0, 5)), constant_values=-1)

@@ -32,7 +32,7 @@ def propose(texts, num_draft, **options):
 
 def test_what_followed_the_last_occurrence_is_drafted():
     assert propose([[5, 6, 7, 8, 9, 5, 6]], 3) == [[7, 8, 9]]
-    # Of two occurrences the last; of two lengths the longer, though it lies further back.
+    # The last of two occurrences counts; a longer n-gram counts more than a later one.
     assert propose([[1, 7, 1, 8, 1]], 1) == [[8]]
     assert propose([[3, 1, 7, 2, 1, 8, 3, 1]], 1) == [[7]]
     assert propose([[3, 1, 7, 2, 1, 8, 3, 1]], 1, max_ngram=1) == [[8]]
@@ -48,12 +48,12 @@ def test_without_an_occurrence_nothing_is_drafted():
     assert propose([[1, 2, 3, 1]], 2, min_ngram=2) == [[-1, -1]]
 
 
-def test_wrong_sizes_are_told():
+def test_wrong_ngram_sizes_raise_an_error():
     with pytest.raises(ValueError, match="min_ngram = 3, max_ngram = 2"):
         ss.NGramDrafter(max_ngram=2, min_ngram=3)
 
 
-def test_append_writes_behind_each_row_and_drops_what_does_not_fit():
+def test_append_writes_after_each_row_and_drops_tokens_that_do_not_fit():
     tokens = jnp.full((3, 4), -1)
     new = jnp.array([[1, 2], [3, 4], [5, 6]])
     assert append(tokens, jnp.array([0, 2, 3]), new).tolist() == [[1, 2, -1, -1], [-1, -1, 3, 4], [-1, -1, -1, 5]]
@@ -61,7 +61,7 @@ def test_append_writes_behind_each_row_and_drops_what_does_not_fit():
     assert few.tolist() == [[1, -1, -1, -1], [-1] * 4, [-1, -1, -1, 5]]
 
 
-def test_the_heuristic_goes_two_up_and_one_down():
+def test_the_heuristic_adds_two_after_full_acceptance_and_else_subtracts_one():
     rule = ss.HeuristicNumDraft(5, lengths=(1, 4, 8))
     lengths = rule.update(jnp.array([5, 5, 7, 8, 1, 2]), jnp.array([5, 4, 7, 8, 0, 0]))
     assert lengths.tolist() == [7, 4, 8, 8, 1, 1]
@@ -76,7 +76,7 @@ def test_the_heuristic_goes_two_up_and_one_down():
         ({"initial": 9}, "initial must be from 1 to the largest of lengths, 8; got 9"),
     ],
 )
-def test_wrong_lengths_are_told(options, message):
+def test_wrong_lengths_raise_an_error(options, message):
     with pytest.raises(ValueError, match=message):
         ss.HeuristicNumDraft(**options)
 

@@ -83,7 +83,7 @@ def test_a_row_ends_with_its_first_end_token(eos_token):
             hits = np.flatnonzero(np.isin(new, ends))
             length = start + (hits[0] + 1 if len(hits) else 12)
             assert result.lengths[row] == length
-            # Until it ends, a row is the same whether it will end or not.
+            # Up to its end, a row equals the row of a run without end tokens.
             assert (result.tokens[row, :length] == free.tokens[row, :length]).all()
             assert (result.tokens[row, length:] == ss.PAD_TOKEN).all()
             assert (result.log_probs[row, length:] == 0).all()
@@ -112,7 +112,7 @@ def test_a_row_with_its_own_key_does_not_depend_on_its_neighbours(draft, num_dra
     others = generate(keys()[order], PROMPT[order], prompt_lengths=PROMPT_LENGTHS[order], **options)
     assert (together.tokens[order] == others.tokens).all()
     assert (together.log_probs[order] == others.log_probs).all()
-    # Nor on what stands behind its prompt.
+    # Nor does it depend on the padding after its prompt.
     noise = np.where(np.arange(3) < PROMPT_LENGTHS[:, None], PROMPT, 3)
     again = generate(keys(), noise, prompt_lengths=PROMPT_LENGTHS, **options)
     assert (together.tokens == again.tokens).all()
@@ -147,7 +147,7 @@ def test_acceptance_by_position_is_that_of_the_steps():
 
 @pytest.mark.optimised(True)  # compares bits
 @pytest.mark.parametrize("draft", [DRAFT, None], ids=["model", "none"])
-def test_stream_goes_where_generate_goes(draft):
+def test_stream_ends_with_the_result_of_generate(draft):
     options = {"draft": draft, "prompt_lengths": PROMPT_LENGTHS, "eos_token": 2}
     whole = generate(keys(), PROMPT, **options)
     stream = ss.stream(keys(), PROMPT, target=TARGET, num_draft=3, max_new_tokens=12, **options)
@@ -163,7 +163,7 @@ def test_stream_goes_where_generate_goes(draft):
     assert jax.tree.all(jax.tree.map(lambda a, b: (a == b).all(), item, whole))
 
 
-def test_a_step_tells_what_each_row_gained():
+def test_a_step_reports_the_new_tokens_of_each_row():
     state = start(PROMPT, PROMPT_LENGTHS)
     gained = [[] for _ in PROMPT]
     for _ in range(12):
@@ -250,7 +250,7 @@ def test_it_runs_inside_another_program():
     ],
 )
 @pytest.mark.parametrize("fn", [ss.generate, ss.stream])
-def test_a_wrong_argument_is_told_in_a_sentence(fn, change, message):
+def test_a_wrong_argument_raises_an_error(fn, change, message):
     arguments = {"key": jax.random.key(0), "prompt": PROMPT, "target": TARGET, "draft": DRAFT, "max_new_tokens": 4}
     arguments |= change
     key, prompt = arguments.pop("key"), arguments.pop("prompt")

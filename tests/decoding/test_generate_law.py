@@ -1,6 +1,6 @@
-"""What the whole loop emits follows the target's law: enumerated, chi-square.
+"""Tokens of the whole loop follow the target's law: enumeration and chi-square.
 
-False alarms: 1e-4 a test, for fixed keys.
+Probability of a false alarm: 1e-4 per test. Keys are fixed.
 """
 
 import jax
@@ -55,7 +55,7 @@ def test_the_loop_emits_the_targets_law(draft, num_draft, sampling):
     observed = np.zeros(len(cells))
     observed[[cells[tuple(text.tolist())] for text in texts]] = counts
     assert oracle.chi_square(observed, np.array(list(expected.values()))) > FALSE_ALARM
-    # Chance was at work: drafts were accepted, and drafts were rejected.
+    # Some drafts were accepted and some rejected.
     accepted, drafted = result.stats.num_accepted.sum(), result.stats.num_drafted.sum()
     assert 0.02 * drafted < accepted < 0.98 * drafted
 

@@ -123,7 +123,7 @@ def steps(rule, draft, num_steps):
 
 
 @pytest.mark.parametrize("drafter", [ss.ModelDrafter, functools.partial(ss.ConfidenceDrafter, threshold=0.0)])
-def test_a_drafter_reads_what_it_missed(drafter):
+def test_a_drafter_reads_the_tokens_of_steps_without_drafts(drafter):
     """A table model remembers the text: after a gap it drafts from a wrong row, and its draft is rejected."""
     rule = ss.GoodputNumDraft((1.0, 1.9, 99.0), LENGTHS, prior=0.1, probe_share=1.0)
     items = steps(rule, drafter(tables.model(TARGET)), 60)

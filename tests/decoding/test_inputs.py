@@ -1,4 +1,4 @@
-"""Arguments of the decoding loop that are wrong, or of no rows at all."""
+"""Wrong arguments of the decoding loop, and batches without rows."""
 
 import functools
 import inspect
@@ -90,14 +90,14 @@ def test_two_rows_of_logits_alone_are_not_taken_for_a_pair():
         ss.generate(jax.random.key(0), PROMPT[:2], target=LOGITS_ALONE, draft=None, max_new_tokens=2)
 
 
-def test_what_stands_past_a_prompts_length_may_be_anything():
+def test_padding_of_a_prompt_may_hold_any_ids():
     padded = np.array([[1, 2, 3], [2, -1, 2**33], [3, 1, 99]])
     options = {"target": TARGET, "draft": DRAFT, "max_new_tokens": 3, "prompt_lengths": np.array([3, 1, 2])}
     result, expected = (ss.generate(jax.random.key(0), prompt, **options) for prompt in (padded, PROMPT))
     assert (result.tokens == expected.tokens).all()
 
 
-def test_a_state_of_another_drafter_is_told():
+def test_a_state_of_another_drafter_raises_an_error():
     models = {"target": TARGET, "num_draft": 2}
     state = jax.eval_shape(functools.partial(ss.init, **models, draft=ss.NGramDrafter(), max_new_tokens=3), PROMPT)
     for draft in (DRAFT, ss.ConfidenceDrafter(DRAFT)):
@@ -134,7 +134,7 @@ def test_lengths_are_a_tuple_of_whole_numbers(lengths, message):
     ("draft", "num_draft"),
     [(DRAFT, ss.HeuristicNumDraft(2, lengths=(1, 2))), (ss.ConfidenceDrafter(DRAFT), 2), (None, 2)],
 )
-def test_no_rows_have_a_result(draft, num_draft):
+def test_a_batch_of_no_rows_has_a_result(draft, num_draft):
     options = {"target": TARGET, "draft": draft, "num_draft": num_draft, "max_new_tokens": 3}
     empty = PROMPT[:0]
     whole = ss.generate(jax.random.key(0), empty, **options)

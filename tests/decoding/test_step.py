@@ -1,4 +1,4 @@
-"""One step: rows that have ended stay as they are, and ask for nothing."""
+"""One step: finished rows do not change and do not influence the draft length."""
 
 import functools
 
@@ -39,7 +39,7 @@ def started(prompt, finished, **options):
     return state._replace(finished=jnp.array(finished))
 
 
-def test_an_end_token_behind_the_limit_ends_nothing():
+def test_an_end_token_after_the_limit_is_ignored():
     options = {"target": counting(), "draft": counting(), "num_draft": 4}
     result = ss.generate(KEY, np.array([[0]]), **options, max_new_tokens=2, eos_token=4)
     assert result.tokens.tolist() == [[0, 1, 2]]
@@ -80,7 +80,7 @@ def test_a_finished_row_asks_for_no_long_step():
     assert info.num_accepted.tolist() == [0, 1]
 
 
-def test_a_drafters_own_sampling_is_what_it_samples_by():
+def test_a_drafter_samples_with_its_own_parameters():
     model = tables.model(tables.table(5))
     tokens = jnp.asarray(np.random.default_rng(0).integers(tables.VOCAB, size=(64, 3)), jnp.int32)
     text, greedy = jnp.pad(tokens, ((0, 0), (0, 3)), constant_values=-1), ss.SamplingParams(0.0)

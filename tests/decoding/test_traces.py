@@ -63,7 +63,7 @@ def test_a_change_without_a_new_trace(name):
     assert len({result.log_probs.tobytes() for result in results}) > 1
 
 
-def test_values_are_those_of_numbers_that_are_compiled_in():
+def test_traced_parameters_give_the_values_of_constant_parameters():
     sampling = ss.SamplingParams(0.5, 2, 0.9, 0.1)
     step = jax.jit(functools.partial(ss.step, target=tables.model(tables.table(0)), draft=None, sampling=sampling))
     state = ss.init(PROMPT, target=tables.model(tables.table(0)), draft=None, max_new_tokens=6)

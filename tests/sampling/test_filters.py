@@ -41,7 +41,7 @@ def probs_of(rows, settings, dtype=jnp.float32):
 
 
 def possible(logits, setting):
-    """The oracle's distributions for this setting and for what float32 cannot tell from it."""
+    """The oracle's distributions for this setting and for settings that float32 cannot distinguish from it."""
     for share in (1, 1 - 2e-6, 1 + 2e-6):
         top_p, min_p = ({**OFF, **setting}[name] for name in ("top_p", "min_p"))
         # 1 and 0 switch a filter off, and off is exact.
@@ -50,7 +50,7 @@ def possible(logits, setting):
 
 
 def assert_probs(result, logits, setting, rtol=2e-5):
-    """The probabilities are right, and what is filtered out has none at all."""
+    """Asserts the oracle's probabilities, and exactly 0 for tokens that are filtered out."""
     result = np.asarray(result, np.float64)
     for expected in possible(np.asarray(logits, np.float64), setting):
         # Below 1e-35 float32 rounds to zero: that, and nothing else, may be lost.

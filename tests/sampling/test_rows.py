@@ -106,7 +106,7 @@ def test_two_levels_keep_rare_tokens_as_frequent_as_they_are():
     assert np.bincount(drawn, minlength=len(weights))[-4:].tolist() == [100] * 4
 
 
-def test_the_first_largest_is_a_number_and_a_token():
+def test_the_first_largest_skips_nan_and_is_in_the_vocabulary():
     nan, inf = np.nan, np.inf
     rows = [[1, 5, 5, 2], [nan, 1, 2, nan], [1, inf, inf, nan], [-inf, -inf, -inf, -3], [-inf] * 4, [nan] * 4]
     assert dist.first_largest(jnp.array(rows)).tolist() == [1, 2, 1, 3, 0, 0]
@@ -168,7 +168,7 @@ def test_normalizers_that_float32_holds_coarsely_are_computed_again():
     assert dist.draft_rows(draft, Filter()).log_normalizers.tolist() == [[5.0]] * 16
 
 
-def test_log_prob_of_what_is_no_token_or_in_no_distribution():
+def test_log_prob_of_an_invalid_token_or_a_degenerate_row():
     logits = jnp.array([[[0.0, 1.0]], [[jnp.nan, 1.0]], [[jnp.inf, 1.0]], [[-jnp.inf, -jnp.inf]]])
     rows = target_rows(logits, Filter())
     assert rows.degenerate[:, 0].tolist() == [False, True, True, True]
@@ -187,7 +187,7 @@ def test_no_log_prob_is_above_zero():
         assert log_prob(each, jnp.zeros((200, 1), int)).max() <= 0
 
 
-def test_a_greedy_target_row_is_certain_of_its_first_largest_logit():
+def test_a_greedy_target_row_has_all_its_probability_on_its_first_largest_logit():
     logits = jnp.array([[[1.0, 2.0, 2.0]], [[1.0, 2.0, 2.0]]])
     rows = target_rows(logits, make_filter(logits, ss.SamplingParams(temperature=jnp.array([0.0, 1.0]))))
     assert dist.probs(rows, 3)[0].tolist() == [0, 1, 0]
@@ -196,7 +196,7 @@ def test_a_greedy_target_row_is_certain_of_its_first_largest_logit():
     np.testing.assert_allclose(dist.probs(rows, 3)[1], jax.nn.softmax(logits[1, 0]), rtol=1e-6)
 
 
-def test_a_draft_without_logits_is_certain_of_its_tokens():
+def test_a_draft_without_logits_has_all_its_probability_on_its_tokens():
     rows = dist.draft_rows(ss.Draft(jnp.array([[2, -1]])), Filter())
     assert log_prob(rows, jnp.array([[2, 0]]))[0, 0] == 0
     assert log_prob(rows, jnp.array([[1, 0]]))[0, 0] == -np.inf
