@@ -37,7 +37,7 @@ def inputs(batch_size):
 
 
 def there_and_back(fn, arguments):
-    """The exported function, written and read again."""
+    """The function after a round trip through its exported bytes."""
     (batch,) = export.symbolic_shape("b")
     return export.deserialize(export.export(jax.jit(fn))(*shapes(arguments, batch)).serialize())
 
@@ -47,7 +47,7 @@ def sample(keys, target_logits, draft, sampling):
 
 
 @pytest.mark.parametrize("fn", [ss.verify, ss.verify_sigmoid, sample])
-def test_a_symbolic_batch_goes_there_and_back(fn):
+def test_a_function_with_a_symbolic_batch_survives_the_round_trip(fn):
     exported = there_and_back(fn, inputs(2))
     for batch_size in (1, 3):
         result, expected = exported.call(*inputs(batch_size)), jax.jit(fn)(*inputs(batch_size))
@@ -57,7 +57,7 @@ def test_a_symbolic_batch_goes_there_and_back(fn):
 
 
 @pytest.mark.optimised(False)
-def test_generate_and_step_go_there_and_back():
+def test_generate_and_step_survive_the_round_trip():
     model = tables.model(tables.table(0))
     options = {"target": model, "draft": tables.model(tables.table(1)), "num_draft": 2}
     prompt, keys = jnp.array([[1, 2], [3, 0]]), jax.random.split(jax.random.key(0), 2)
@@ -78,7 +78,7 @@ def test_generate_and_step_go_there_and_back():
 
 
 @pytest.mark.optimised(False)
-def test_the_caches_of_the_models_go_there_and_back():
+def test_the_caches_of_the_models_survive_the_round_trip():
     target = from_nnx(make_llama(num_hidden_layers=1))
     options = {"target": target, "draft": ss.NGramDrafter(), "num_draft": 2}
     key = jax.random.key(0)
@@ -91,7 +91,7 @@ def test_the_caches_of_the_models_go_there_and_back():
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 
 
-def test_the_cache_of_whisper_goes_there_and_back():
+def test_the_cache_of_whisper_survives_the_round_trip():
     cache = (KeysValues(jnp.ones((1, 2, 3, 4)), jnp.zeros((1, 2, 3, 4))),)
     exported = export.deserialize(export.export(jax.jit(lambda cache: cache))(cache).serialize())
     assert isinstance(exported.call(cache)[0], KeysValues)

@@ -290,7 +290,7 @@ def test_a_drafter_without_a_tokenizer_is_taken_at_its_word(folders, tmp_path):
 # The parts
 
 
-def test_a_prompt_too_long_for_the_memory_is_told(run, tmp_path):
+def test_a_prompt_too_long_for_the_memory_is_reported(run, tmp_path):
     (tmp_path / "long.txt").write_text("the tree " * 110_000)
     result = run("generate", "--prompt-file", tmp_path / "long.txt")
     assert_complains(result, "for the attention scores of the prompts, and ")
@@ -315,7 +315,7 @@ def test_memory_is_counted_for_caches_and_scores(monkeypatch):
     assert 10**8 < memory.free_bytes() < 10**14
 
 
-def test_damaged_weights_of_the_target_are_told(run, folders, tmp_path):
+def test_damaged_weights_of_the_target_are_reported(run, folders, tmp_path):
     folder = Path(shutil.copytree(folders / "target", tmp_path / "nan"))
     module = load_module(folder)
     module.norm.weight.set_value(module.norm.weight[...] * np.nan)

@@ -68,13 +68,13 @@ def test_no_option_of_a_subcommand_lacks_a_help_text():
             assert not isinstance(option, click.Option) or option.help, option.name
 
 
-def test_a_full_device_is_told_in_one_sentence():
+def test_a_full_device_is_reported_in_one_sentence():
     with Path("/dev/full").open("w") as full:
         result = process(COMMAND, "--help", stdout=full)
     assert (result.returncode, result.stderr) == (1, "specsamp: standard output: No space left on device\n")
 
 
-def test_a_closed_standard_output_is_told_in_one_sentence():
+def test_a_closed_standard_output_is_reported_in_one_sentence():
     result = process(COMMAND, "--help", closed=">&-")
     assert (result.returncode, result.stderr) == (
         1,
@@ -82,7 +82,7 @@ def test_a_closed_standard_output_is_told_in_one_sentence():
     )
 
 
-def test_a_closed_standard_input_is_told_in_one_sentence():
+def test_a_closed_standard_input_is_reported_in_one_sentence():
     code = "from specsamp_jax.cli import prompts; import pathlib; prompts.read_prompt(pathlib.Path('-'))"
     result = process(code, closed="<&-")
     assert result.stderr.endswith("ValueError: --prompt-file - needs standard input, which is closed.\n")

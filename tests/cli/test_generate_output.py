@@ -215,7 +215,7 @@ def test_compiled_programs_are_kept_in_the_user_s_cache(run, monkeypatch, tmp_pa
     assert "below cannot be made: Not a directory." in told
 
 
-def test_the_cache_s_folder_is_told_with_verbose(run, monkeypatch, tmp_path):
+def test_the_cache_s_folder_is_reported_with_verbose(run, monkeypatch, tmp_path):
     monkeypatch.setattr(jax.config, "update", lambda *_: None)
     told = run("generate", "--prompt", "a", "--cache", tmp_path, "--verbose", "--target", "nowhere")[2]
     assert f"compiled programs are kept in {tmp_path}\n" in told

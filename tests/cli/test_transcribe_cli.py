@@ -79,7 +79,7 @@ def test_no_drafts_are_no_drafter(monkeypatch, run, sounds):
     assert "there is no drafter: the target decodes alone" in told
 
 
-def test_a_drafter_with_another_encoder_is_told(tmp_path, capsys):
+def test_a_drafter_with_another_encoder_is_reported(tmp_path, capsys):
     other = shutil.copytree(DRAFT, tmp_path / "other")
     module = load_module(DRAFT)
     module.encoder.norm.bias.set_value(module.encoder.norm.bias[...] + 1)
@@ -131,7 +131,7 @@ def test_a_wrong_option_gets_one_sentence(run, sounds, arguments, sentence):
     assert sentence in told.splitlines()[-1]
 
 
-def test_damaged_weights_are_told(run, sounds, tmp_path):
+def test_damaged_weights_are_reported(run, sounds, tmp_path):
     folder = shutil.copytree(TARGET, tmp_path / "nan")
     module = load_module(TARGET)
     module.decoder.norm.weight.set_value(module.decoder.norm.weight[...] * float("nan"))

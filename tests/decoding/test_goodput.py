@@ -101,7 +101,7 @@ def test_the_last_token_of_a_row_needs_no_draft():
         ({"memory": 0.5}, "GoodputNumDraft.memory must be from 1"),
     ],
 )
-def test_wrong_settings_are_told(options, message):
+def test_wrong_settings_are_reported(options, message):
     with pytest.raises(ValueError, match=message):
         ss.GoodputNumDraft(**{"costs": (1.0, 1.0, 1.0), "lengths": LENGTHS} | options)
 

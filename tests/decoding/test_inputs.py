@@ -77,7 +77,7 @@ WRONG = [
 
 @pytest.mark.parametrize("fn", [ss.generate, ss.stream])
 @pytest.mark.parametrize(("change", "message"), WRONG)
-def test_a_wrong_argument_is_told(fn, change, message):
+def test_a_wrong_argument_is_reported(fn, change, message):
     arguments = {"key": jax.random.key(0), "prompt": PROMPT, "target": TARGET, "draft": DRAFT, "max_new_tokens": 4}
     arguments |= {"num_draft": 2} | change
     key, prompt = arguments.pop("key"), arguments.pop("prompt")

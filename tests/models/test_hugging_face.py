@@ -160,7 +160,7 @@ def test_half_precision(name, dtype, rtol, tmp_path):
 
 @pytest.mark.skipif(not PEERS_PYTHON.exists(), reason="needs the environment that bench/peers/make_env.sh makes")
 @pytest.mark.parametrize("name", ["tied", "bfloat16", *NAMES[2:]])
-def test_our_checkpoint_with_them(name, tmp_path):
+def test_transformers_loads_our_checkpoint(name, tmp_path):
     module = load_module(FIXTURES / name) if name in NAMES else make_llama(tie_word_embeddings=name == "tied")
     save_checkpoint(tmp_path, module, dtype=jnp.bfloat16 if name == "bfloat16" else jnp.float32)
     tokens = np.random.default_rng(0).integers(SIZES["vocab_size"], size=(2, 19)).astype(np.int32)

@@ -1,4 +1,4 @@
-"""A decoder that was not written here: penzai's, with penzai's own cache, as in examples/penzai_model.py."""
+"""A decoder of another library: penzai's, with penzai's own cache, as in examples/penzai_model.py."""
 
 import jax
 import numpy as np

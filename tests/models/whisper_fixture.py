@@ -1,4 +1,4 @@
-"""The Whisper fixtures, and the sounds from which they were made."""
+"""The Whisper fixtures, and the waveforms from which they were computed."""
 
 import functools
 

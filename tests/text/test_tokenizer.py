@@ -188,7 +188,7 @@ def test_bounds_change_no_loop():
         ("", [], "messages must hold at least one message"),
     ],
 )
-def test_a_template_that_fails_is_told_in_a_sentence(template, messages, sentence):
+def test_a_template_that_fails_is_reported_in_a_sentence(template, messages, sentence):
     with pytest.raises(ValueError, match=sentence):
         render_chat(template, messages)
 
@@ -196,7 +196,7 @@ def test_a_template_that_fails_is_told_in_a_sentence(template, messages, sentenc
 # What is told of a wrong folder
 
 
-def test_wrong_folders_and_files_are_told(folder, tmp_path):
+def test_wrong_folders_and_files_are_reported(folder, tmp_path):
     with pytest.raises(ValueError, match=r"path must be a folder, but there is no .*nowhere"):
         load_tokenizer(tmp_path / "nowhere")
     with pytest.raises(ValueError, match=r"must hold the chat template 'default'; it holds none"):
@@ -303,7 +303,7 @@ def test_what_is_no_regular_file(folder):
         load_tokenizer(folder)
 
 
-def test_a_prompt_without_tokens_is_told(folder):
+def test_a_prompt_without_tokens_is_reported(folder):
     assert load_tokenizer(folder).encode("") == [280]
     configure(folder, bos_token=None)
     saved = json.loads((folder / "tokenizer.json").read_text())
@@ -315,7 +315,7 @@ def test_a_prompt_without_tokens_is_told(folder):
         load_tokenizer(folder).encode_chat(USER)
 
 
-def test_vocabularies_that_differ_are_told():
+def test_vocabularies_that_differ_are_reported():
     def words(*names):
         return Tokenizer(models.WordLevel({name: i for i, name in enumerate(names)}, names[0]))
 

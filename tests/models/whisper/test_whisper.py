@@ -34,7 +34,7 @@ def run(model, tokens, positions, cache):
 
 
 @pytest.mark.parametrize("num_mel_bins", [80, 128])
-def test_features_are_those_of_their_extractor(num_mel_bins):
+def test_features_equal_those_of_transformers(num_mel_bins):
     samples = np.pad(waveform(9, 4.321), (0, 480_000 - int(4.321 * 16_000)))
     features = log_mel(samples, num_mel_bins)
     assert features.shape == (num_mel_bins, 3000)
@@ -43,7 +43,7 @@ def test_features_are_those_of_their_extractor(num_mel_bins):
     np.testing.assert_allclose(features[:, ::41], expected, rtol=0, atol=1e-4)
 
 
-def test_encoder_states_are_theirs():
+def test_encoder_states_equal_those_of_transformers():
     assert_near(states("multilingual"), outputs("multilingual")["states"])
     assert_near(states("english")[:, ::31], outputs("english")["states"])
 
@@ -54,7 +54,7 @@ def test_states_do_not_depend_on_the_batch():
     np.testing.assert_array_equal(encode(module("multilingual"), heard[2:])[0], together[2])
 
 
-def test_logits_of_a_prefill_are_theirs():
+def test_logits_of_a_prefill_equal_those_of_transformers():
     for name, stride in (("multilingual", 1), ("english", 7)):
         tokens, expected = outputs(name)["tokens"], outputs(name)["logits"]
         model = decoder_model(module(name), states(name))
@@ -64,8 +64,8 @@ def test_logits_of_a_prefill_are_theirs():
         assert_near(logits[..., ::stride], expected)
 
 
-def test_logits_of_steps_at_different_positions_are_theirs():
-    """One token, then K + 1, each row where it is; what a rejected draft left there is replaced."""
+def test_logits_at_different_positions_equal_those_of_transformers():
+    """One token, then K + 1, each row at its own position. Tokens of rejected drafts in the cache are replaced."""
     tokens, expected = outputs("multilingual")["tokens"], outputs("multilingual")["logits"]
     model = decoder_model(module("multilingual"), states("multilingual"))
     starts = np.array([7, 3, 15])
@@ -81,7 +81,7 @@ def test_logits_of_steps_at_different_positions_are_theirs():
         starts = starts + size
 
 
-def test_languages_are_detected_as_theirs():
+def test_detected_languages_equal_those_of_transformers():
     model = decoder_model(module("multilingual"), states("multilingual"))
     start = np.full((3, 1), 61)
     logits, _ = run(model, start, np.zeros_like(start), model.init_cache_fn(3, 1))
@@ -104,7 +104,7 @@ def test_other_utterances_need_no_new_trace():
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_half_precision_is_near_and_its_logits_are_float32(dtype):
+def test_half_precision_is_close_and_returns_float32_logits(dtype):
     half = load_module(FIXTURES / "multilingual", dtype=dtype)
     heard = encode(half, windows("multilingual", SHORT))
     assert heard.dtype == dtype
@@ -171,7 +171,7 @@ def test_a_whisper_is_no_model_of_text_alone():
         ({"d_model": 15, "encoder_attention_heads": 5, "decoder_attention_heads": 5}, "d_model must be even"),
     ],
 )
-def test_a_config_that_cannot_be(change, sentence):
+def test_an_invalid_config(change, sentence):
     with pytest.raises(ValueError, match=re.escape(sentence)):
         WhisperConfig.from_dict({"model_type": "whisper", **change})
 

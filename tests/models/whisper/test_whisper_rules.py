@@ -19,7 +19,7 @@ TIMES = TimestampRules(begin=3, end_token=60, first_timestamp=71, max_initial=9)
 
 
 def forbidden(rule, tokens, logits=None):
-    """The tokens, of 120, that get -inf behind a text."""
+    """The tokens, out of 120, whose logits a rule sets to -inf after a text."""
     width = 12
     text = np.full((1, width), -1)
     text[0, : len(tokens)] = tokens
@@ -71,7 +71,7 @@ def test_a_timestamp_must_be_more_probable_than_text_and_not_just_as_probable():
     assert 7 in forbidden(TIMES, [61, 62, 66, 75, 5, 118, 118, 6], logits)
 
 
-def test_they_are_the_rules_of_transformers():
+def test_the_rules_equal_those_of_transformers():
     texts, lengths, logits = texts_and_logits()
     with np.load(FIXTURES / "forbidden.npz") as file:
         expected = np.unpackbits(file["forbidden"], axis=1, count=120).astype(bool)
@@ -126,7 +126,7 @@ def test_prompts():
         ("english", {"language": None, "task": "translate"}, "task must be left out for an English-only model"),
     ],
 )
-def test_what_a_checkpoint_cannot_be_asked(name, asked, sentence):
+def test_requests_that_a_checkpoint_does_not_support(name, asked, sentence):
     settings = load_settings(FIXTURES / name, module(name).config)
     with pytest.raises(ValueError, match=re.escape(sentence)):
         settings.prompt(**{"language": "en", "task": None, "timestamps": False, **asked})
@@ -150,7 +150,7 @@ def test_what_a_checkpoint_cannot_be_asked(name, asked, sentence):
         (None, "A Whisper checkpoint must hold generation_config.json, but there is no"),
     ],
 )
-def test_settings_that_cannot_be(change, sentence, tmp_path):
+def test_invalid_settings(change, sentence, tmp_path):
     file = tmp_path / "generation_config.json"
     shutil.copy(FIXTURES / "multilingual" / file.name, file)
     if isinstance(change, dict):
