@@ -129,7 +129,7 @@ def test_a_greedy_draft_judged_by_a_softmax_fails():
 
 
 def inverted_greedy(key, target_logits, draft, sampling):
-    """tpu-inference's fault as PEERS describes it: in a sampled batch, a greedy row accepts what it should reject."""
+    """A fault reported of tpu-inference: in a sampled batch, a greedy row accepts what it should reject."""
     result = textbook(key, target_logits, draft, sampling)
     best = target_logits.argmax(-1)
     n = jnp.cumprod(draft.tokens != best[:, :-1], axis=1).sum(1)
