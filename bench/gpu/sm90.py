@@ -180,6 +180,35 @@ def cases():
     logits = [arg(b, k + 1, v, dtype=jnp.bfloat16), arg(b, k, v, dtype=jnp.bfloat16)]
     draft, uniforms = Draft(arg(b, k, dtype=jnp.int32), logits[1]), Uniforms(arg(b, k), arg(b, 2))
     yield "sigmoid B64 K4 V151936 bfloat16", sigmoid, (logits[0], Filter(), draft, Filter(), uniforms), 64
+    yield from cases_from_keys()
+
+
+def cases_from_keys():
+    """`verify` and `sample` from their keys, with the filters that Qwen2.5 ships and without."""
+    import jax
+    import jax.numpy as jnp
+
+    from specsamp_jax._types import Draft, SamplingParams
+    from specsamp_jax.rules import kernels
+    from specsamp_jax.sampling import kernels as sampling_kernels
+
+    k, v, words = 4, 151936, jax.ShapeDtypeStruct((2,), jnp.uint32)
+    shipped = SamplingParams(0.7, 20, 0.8)
+
+    def verify(words, target, drafted, tokens, normalizers):
+        draft = Draft(tokens, drafted, None, normalizers)
+        return kernels.verify_token_from_keys(words, target, shipped, draft, shipped)
+
+    for b in (1, 64):
+        rows, drafts = (b, k + 1, v), (b, k, v)
+        logits = [jax.ShapeDtypeStruct(shape, jnp.bfloat16) for shape in (rows, drafts)]
+        drafted = jax.ShapeDtypeStruct((b, k), jnp.int32), jax.ShapeDtypeStruct((b, k), jnp.float32)
+        name = f"B{b} K{k} V{v} bfloat16"
+        yield f"verify from a key {name}, T .7 k 20 p .8", verify, (words, *logits, *drafted), 64
+        row = jax.ShapeDtypeStruct((b, v), jnp.bfloat16)
+        for what, sampling in (("no filter", None), ("T .7 k 20 p .8", shipped)):
+            sample = functools.partial(sampling_kernels.sample, sampling=sampling)
+            yield f"sample from a key B{b} V{v} bfloat16, {what}", sample, (words, row), 64
 
 
 def main():
