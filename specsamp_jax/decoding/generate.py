@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -98,47 +99,12 @@ ALL_STEPS = np.int32(2**31 - 1)
 
 
 def generate_steps(
-    max_steps: Int[Array | np.generic, ""],
-    key,
-    prompt,
-    *,
-    target,
-    draft,
-    num_draft,
-    max_new_tokens,
-    prompt_lengths,
-    sampling,
-    eos_token,
-    verify_fn,
-    process_logits_fn,
+    max_steps: Int[Array | np.generic, ""], key, prompt, *, max_new_tokens, prompt_lengths, **arguments
 ) -> Generation:
     """Like `generate`, for at most `max_steps` steps: the same compiled program serves any number of them."""
-    _checks.generate(prompt, target, draft, num_draft, max_new_tokens, prompt_lengths)
-    _checks.sampling("sampling", sampling, prompt.shape[0])
-    keys = streams.row_keys(key, prompt.shape[0])
-    fixed, traced = static.split(sampling, prompt.shape[0])
-    processor, processor_data = static.split_processor(process_logits_fn)
-    drafter, num_draft = resolve(draft, num_draft)
-    num_draft, costs = split(num_draft)
-    sizes = {"num_draft": num_draft, "max_new_tokens": max_new_tokens}
-    check_values(prompt, prompt_lengths, eos_token, target, drafter, **sizes)
-    return _generate(
-        max_steps,
-        keys,
-        prompt,
-        prompt_lengths,
-        costs,
-        target,
-        drafter,
-        traced,
-        static.pad_end_tokens(eos_token),
-        processor_data,
-        fixed=fixed,
-        num_draft=num_draft,
-        max_new_tokens=max_new_tokens,
-        verify_fn=verify_fn,
-        processor=processor,
-    )
+    sizes = {"max_new_tokens": max_new_tokens}
+    keys, costs, data, statics = _prepare(key, prompt, prompt_lengths=prompt_lengths, **sizes, **arguments)
+    return _generate(max_steps, keys, prompt, prompt_lengths, costs, *data, **sizes, **statics)
 
 
 def stream(
@@ -170,6 +136,51 @@ def stream(
       >>> [step.tokens.tolist() for step in steps]
       [[[1, 2, -1]], [[1, 2, 3]]]
     """
+    keys, costs, data, statics = _prepare(
+        key,
+        prompt,
+        target=target,
+        draft=draft,
+        num_draft=num_draft,
+        max_new_tokens=max_new_tokens,
+        prompt_lengths=prompt_lengths,
+        sampling=sampling,
+        eos_token=eos_token,
+        verify_fn=verify_fn,
+        process_logits_fn=process_logits_fn,
+    )
+    shared = {"num_draft": statics["num_draft"], "max_new_tokens": max_new_tokens}
+    state = _init(prompt, prompt_lengths, costs, *data[:2], **shared)
+    stats = Stats.zeros(prompt.shape[0], compiled_lengths(statics["num_draft"])[-1])
+    length = prompt.shape[1] + max_new_tokens
+    if prompt.shape[0] == 0:
+        yield _generation(state, stats, length)
+    while not bool(state.finished.all()):
+        state, stats = _advance(keys, state, stats, *data, **statics)
+        # Yields a copy, because the next step donates the buffers of the state.
+        yield jax.tree.map(jnp.copy, _generation(state, stats, length))
+
+
+def _prepare(
+    key,
+    prompt,
+    *,
+    target,
+    draft,
+    num_draft,
+    max_new_tokens,
+    prompt_lengths,
+    sampling,
+    eos_token,
+    verify_fn,
+    process_logits_fn,
+) -> tuple[Any, Any, tuple[Any, ...], dict[str, Any]]:
+    """Checks the arguments of `generate`.
+
+    Returns:
+      The key of each row, the costs of `GoodputNumDraft` or None, the data of a step (target, drafter, sampling
+      parameters, end tokens, data of the processor), and the arguments that are compiled in.
+    """
     _checks.generate(prompt, target, draft, num_draft, max_new_tokens, prompt_lengths)
     _checks.sampling("sampling", sampling, prompt.shape[0])
     keys = streams.row_keys(key, prompt.shape[0])
@@ -180,17 +191,8 @@ def stream(
     sizes = {"num_draft": num_draft, "max_new_tokens": max_new_tokens}
     check_values(prompt, prompt_lengths, eos_token, target, drafter, **sizes)
     data = target, drafter, traced, static.pad_end_tokens(eos_token), processor_data
-    shared = {"num_draft": num_draft}
-    state = _init(prompt, prompt_lengths, costs, target, drafter, max_new_tokens=max_new_tokens, **shared)
-    stats = Stats.zeros(prompt.shape[0], compiled_lengths(num_draft)[-1])
-    length = prompt.shape[1] + max_new_tokens
-    functions = {"verify_fn": verify_fn, "processor": processor}
-    if prompt.shape[0] == 0:
-        yield _generation(state, stats, length)
-    while not bool(state.finished.all()):
-        state, stats = _advance(keys, state, stats, *data, fixed=fixed, **shared, **functions)
-        # Yields a copy, because the next step donates the buffers of the state.
-        yield jax.tree.map(jnp.copy, _generation(state, stats, length))
+    statics = {"fixed": fixed, "num_draft": num_draft, "verify_fn": verify_fn, "processor": processor}
+    return keys, costs, data, statics
 
 
 def _count(stats: Stats, info: StepInfo) -> Stats:
