@@ -11,7 +11,7 @@ out=${OUT:-bench/results}
 python=${PYTHON:-python3}
 parts=$(mktemp -d)
 mkdir -p "$out"
-export PYTHONPATH=.:bench/gpu
+export PYTHONPATH=.:bench/gpu:bench/experiments
 # Several processes compile at once: each gives back what it does not use.
 export XLA_PYTHON_CLIENT_PREALLOCATE=false XLA_PYTHON_CLIENT_ALLOCATOR=platform
 nvidia-smi --query-gpu=name,driver_version,clocks.sm,clocks.mem --format=csv,noheader || true

@@ -1,0 +1,83 @@
+"""Times one sampling call of each rule, from the key, on real logits; and its memory, as the compiler counts it."""
+
+import concurrent.futures
+import functools
+import os
+import statistics
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from methods import VERIFY_FNS
+from settings import Setting
+
+import specsamp_jax as ss
+
+sys.path.append(str(Path(__file__).parents[1] / "gpu"))
+import timings
+
+
+def inputs(setting: Setting, logits: tuple[np.ndarray, np.ndarray], num_sets: int) -> list[tuple[Any, ...]]:
+    """Sets of a key, target logits and a draft: consecutive rows of real texts, drafts sampled from the drafter's."""
+    size, (target, draft) = setting.batch_size, logits
+    num_sets = min(num_sets, len(target) // size)
+    sampling = ss.SamplingParams(setting.temperature, setting.top_k)
+
+    @jax.jit
+    def draw(key, target, draft):
+        target, draft = target.astype(setting.dtype), draft.astype(setting.dtype)
+        keys = jax.random.split(key, draft.shape[1])
+        tokens, normalizers = zip(*(ss.sample(k, draft[:, i], sampling) for i, k in enumerate(keys)), strict=True)
+        return key, target, jnp.stack(tokens, 1), draft, jnp.stack(normalizers, 1)
+
+    rows = (slice(i * size, (i + 1) * size) for i in range(num_sets))
+    return [draw(jax.random.key(i), target[at], draft[at, :-1]) for i, at in enumerate(rows)]
+
+
+def compiled(setting: Setting, example: tuple[Any, ...]) -> Any:
+    """The compiled call, with parameters that are numbers."""
+    sampling = ss.SamplingParams(setting.temperature, setting.top_k)
+    verify_fn = VERIFY_FNS[setting.method]
+
+    def call(key, target, tokens, draft, normalizers):
+        result = verify_fn(key, target, ss.Draft(tokens, draft, sampling, normalizers), sampling)
+        return result.tokens, result.num_accepted
+
+    return jax.jit(call).lower(*example).compile()
+
+
+def measure_host(fn: Any, sets: list[Any], rounds: int) -> dict[str, float]:
+    """Median of the host's clock over calls one after the other, in microseconds."""
+    jax.block_until_ready([fn(*each) for each in sets])
+    times = []
+    for _ in range(rounds):
+        for each in sets:
+            start = time.perf_counter()
+            jax.block_until_ready(fn(*each))
+            times.append(time.perf_counter() - start)
+    return {"us": round(1e6 * statistics.median(times), 1)}
+
+
+def measure(settings: list[Setting], logits: tuple[np.ndarray, np.ndarray], report_fn: Any) -> None:
+    """Calls `report_fn(setting, row)` for each setting: device time by the profiler on a GPU, else the host's."""
+    gpu = jax.default_backend() == "gpu"
+    place = functools.partial(inputs, logits=logits, num_sets=1)
+    pool = concurrent.futures.ThreadPoolExecutor(os.cpu_count())
+    programs = {setting: pool.submit(lambda s: compiled(s, place(s)[0]), setting) for setting in settings}
+    for setting, future in programs.items():
+        try:
+            program = future.result()
+        except Exception as error:
+            report_fn(setting, {"error": f"{type(error).__name__}: {str(error)[:200]}"})
+            continue
+        size = sum(x.nbytes // len(logits[0]) for x in logits) * setting.batch_size
+        sets = inputs(setting, logits, timings.num_sets(size) if gpu else 4)
+        times = timings.measure(program, sets, max(2, 24 // len(sets))) if gpu else measure_host(program, sets, 5)
+        memory = program.memory_analysis()
+        kept = memory.argument_size_in_bytes, memory.output_size_in_bytes, memory.temp_size_in_bytes
+        report_fn(setting, {**times, "bytes": sum(kept), "temporary_bytes": kept[-1]})
+        del sets

@@ -1,0 +1,91 @@
+"""The law of the first token that each rule emits, exactly, from logits in float64: no sampling.
+
+A draft x comes from q and is accepted with probability a(x); else the token comes from the residual r. The law is
+`q a + (1 - sum q a) r`. Block verification of one draft is the token rule.
+"""
+
+import methods
+import numpy as np
+from jaxtyping import Float
+
+Rows = Float[np.ndarray, "N V"]
+
+
+def softmax(z: Rows) -> Rows:
+    """Probabilities of each row; -inf is 0."""
+    weights = np.exp(z - z.max(-1, keepdims=True))
+    return weights / weights.sum(-1, keepdims=True)
+
+
+def keep_top_k(z: Rows, top_k: int) -> Rows:
+    """The `top_k` largest logits of each row and those equal to the smallest of them; 0 keeps all."""
+    if not top_k:
+        return z
+    return np.where(z >= np.partition(z, -top_k, axis=-1)[:, -top_k, None], z, -np.inf)
+
+
+def total_variation(p: Rows, q: Rows) -> Float[np.ndarray, "N"]:
+    """Half the sum of absolute differences."""
+    return np.abs(p - q).sum(-1) / 2
+
+
+def first_token(method: str, z_p: Rows, z_q: Rows) -> Rows:
+    """The law of the first token by a rule of `methods.VERIFY_FNS`, from filtered logits."""
+    p, q = softmax(z_p), softmax(z_q)
+    if method in methods.EXACT:
+        return _emitted(q, _ratio(p, q), _normalised(np.maximum(p - q, 0), p))
+    if method == "sigmoid as released":
+        s_p, s_q = _released_scores(z_p), _released_scores(z_q)
+        a = np.maximum(s_p - s_q, 0)
+        residual = np.maximum(a / (methods.RELEASED_SUM_START + a.sum(-1, keepdims=True)), methods.RELEASED_FLOOR)
+        return _emitted(q, _ratio(s_p, s_q), _normalised(residual, p))
+    s_p, s_q = _scores(z_p, _width(method)), _scores(z_q, _width(method))
+    return _emitted(q, _ratio(s_p, s_q), _normalised(np.maximum(s_p - s_q, 0), bonus(method, z_p)))
+
+
+def bonus(method: str, z_p: Rows) -> Rows:
+    """The law of the token that follows when all drafts are accepted."""
+    if method in methods.EXACT:
+        return softmax(z_p)
+    if method == "sigmoid as released":
+        weights = np.maximum(z_p, methods.RELEASED_FLOOR)
+    else:
+        weights = _scores(z_p, _width(method))
+    return weights / weights.sum(-1, keepdims=True)
+
+
+def acceptance(method: str, z_p: Rows, z_q: Rows) -> Float[np.ndarray, "N"]:
+    """The probability that the first draft is accepted."""
+    q = softmax(z_q)
+    if method in methods.EXACT:
+        return (q * _ratio(softmax(z_p), q)).sum(-1)
+    scores = _released_scores if method == "sigmoid as released" else lambda z: _scores(z, _width(method))
+    return (q * _ratio(scores(z_p), scores(z_q))).sum(-1)
+
+
+def _width(method: str) -> float:
+    return float(method.removeprefix("sigmoid "))
+
+
+def _scores(z: Rows, width: float) -> Rows:
+    with np.errstate(over="ignore"):  # -inf scores 0
+        return 1 / (1 + np.exp(-(z + width / 2) / width))
+
+
+def _released_scores(z: Rows) -> Rows:
+    scores = _scores(z, methods.RELEASED_BETA - methods.RELEASED_ALPHA)
+    return np.where(z < methods.RELEASED_ALPHA, 0, np.where(z > methods.RELEASED_BETA, 1, scores))
+
+
+def _ratio(p: Rows, q: Rows) -> Rows:
+    return np.minimum(1, np.divide(p, q, out=np.ones_like(p), where=q > 0))
+
+
+def _normalised(weights: Rows, otherwise: Rows) -> Rows:
+    sums = weights.sum(-1, keepdims=True)
+    return np.where(sums > 0, weights / np.where(sums > 0, sums, 1), otherwise)
+
+
+def _emitted(q: Rows, accept: Rows, residual: Rows) -> Rows:
+    accepted = q * accept
+    return accepted + (1 - accepted.sum(-1, keepdims=True)) * residual

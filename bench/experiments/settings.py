@@ -1,0 +1,105 @@
+"""The runs of the experiments: one table of blocks, each a product of methods and settings. Most important first."""
+
+import itertools
+from typing import NamedTuple
+
+import methods
+
+import specsamp_jax as ss
+
+
+class Setting(NamedTuple):
+    """One row of the tables.
+
+    Attributes:
+      method: A name in `methods.VERIFY_FNS`; "target alone" or "drafter alone" for plain decoding.
+      drafter: "model" or "n-grams".
+      temperature: 0 is greedy.
+      top_k: 0 is the full support.
+      dtype: Dtype of the logits of both models.
+      batch_size: Texts that are decoded together.
+      num_draft: A name in `NUM_DRAFT`.
+      seed: The seed of the draws.
+    """
+
+    method: str
+    drafter: str = "model"
+    temperature: float = 1.0
+    top_k: int = 0
+    dtype: str = "float32"
+    batch_size: int = 8
+    num_draft: str = "5"
+    seed: int = 0
+
+    @property
+    def name(self) -> str:
+        """The row's key in result files."""
+        return "|".join(map(str, self))
+
+
+NUM_DRAFT: dict[str, ss.HeuristicNumDraft | int] = {
+    "5": 5,
+    "heuristic": ss.HeuristicNumDraft(lengths=(5, 12)),
+}
+"""Draft lengths. The heuristic is the paper's, up to 12 drafts; two lengths are compiled."""
+
+ALONE = "target alone", "drafter alone"
+SIGMOIDS = tuple(name for name in methods.VERIFY_FNS if name.startswith("sigmoid"))
+CALIBRATED = tuple(name for name in methods.VERIFY_FNS if name.startswith("calibrated"))
+RULES = *methods.EXACT, *SIGMOIDS, *CALIBRATED
+MAIN = "baseline", "ours", "sigmoid 2e4", *CALIBRATED
+
+BLOCKS: list[dict[str, tuple]] = [
+    # Quality and acceptance of every rule, greedy and sampled, at a fixed draft length. The checkpoints' own parameters
+    # are greedy. Greedy rows of the sigmoid as described are exact; as released, greedy decoding takes another path.
+    {"method": ("target alone", "ours", "exact", "baseline"), "temperature": (0.0, 1.0)},
+    {"method": SIGMOIDS},
+    {"method": ("sigmoid 2e4", "drafter alone"), "temperature": (0.0,)},
+    {"method": ("drafter alone", *CALIBRATED, "block")},
+    # Filtered support: a sigmoid scores what is filtered out 0.
+    {"method": ("target alone", *RULES, "drafter alone"), "top_k": (50,)},
+    # The paper's draft length.
+    {"method": MAIN, "num_draft": ("heuristic",)},
+    {"method": ("sigmoid as released",), "num_draft": ("heuristic",)},
+    # One text at a time.
+    {"method": ("target alone", *MAIN, "exact"), "batch_size": (1,)},
+    # Logits of 16 bits.
+    {"method": ("target alone", "ours", "sigmoid 2e4", *CALIBRATED), "dtype": ("bfloat16", "float16")},
+    # A drafter without a model.
+    {"method": ("ours", "sigmoid 2e4"), "drafter": ("n-grams",), "temperature": (1.0, 0.0)},
+    # More seeds, for narrower intervals of what is sampled.
+    {"method": ("target alone", "ours", "exact", "baseline", "sigmoid 2e4", *CALIBRATED), "seed": (1, 2, 3)},
+    {"method": ("target alone", "ours", "exact", "baseline", *CALIBRATED), "seed": tuple(range(4, 16))},
+]
+"""Unlisted settings have the defaults of `Setting`."""
+
+QUICK: list[dict[str, tuple]] = [
+    {"method": ("target alone", "ours"), "temperature": (0.0, 1.0), "batch_size": (4,)},
+    {"method": ("baseline", "sigmoid 2e4"), "batch_size": (4,)},
+]
+"""The runs of `run.sh --quick`."""
+
+CALLS: list[dict[str, tuple]] = [
+    {"method": RULES, "batch_size": (8, 1)},
+    {"method": (*MAIN, "exact"), "dtype": ("bfloat16",), "batch_size": (8, 1)},
+    {"method": (*MAIN, "exact"), "top_k": (50,), "batch_size": (8, 1)},
+    {"method": (*MAIN, "exact"), "temperature": (0.0,), "batch_size": (8, 1)},
+    {"method": (*MAIN, "exact"), "dtype": ("float16",)},
+]
+"""Settings at which one sampling call is timed; others take the time of the nearest of these."""
+
+LAWS: list[dict[str, tuple]] = [
+    {"method": RULES, "top_k": (0, 50)},
+    {"method": ("ours", "sigmoid 2e4", *CALIBRATED), "dtype": ("bfloat16", "float16")},
+]
+"""Settings at which the emitted law is computed."""
+
+
+def expand(blocks: list[dict[str, tuple]]) -> list[Setting]:
+    """The settings of some blocks, each once, in order."""
+    found = {}
+    for block in blocks:
+        for values in itertools.product(*block.values()):
+            setting = Setting(**dict(zip(block, values, strict=True)))
+            found[setting.name] = setting
+    return list(found.values())

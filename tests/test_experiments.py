@@ -1,0 +1,122 @@
+"""The rules that the experiments compare, and the closed form of what they emit, against the oracle."""
+
+import functools
+
+import jax
+import law
+import methods
+import numpy as np
+import oracle
+import pytest
+from inputs import QUICK
+
+import specsamp_jax as ss
+
+RNG = np.random.default_rng(3)
+Z_P = (2 * RNG.normal(size=(3, 5))).astype(np.float32)
+Z_Q = (Z_P[:2] + RNG.normal(size=(2, 5))).astype(np.float32)
+NUM_DRAWS = 20_000
+SIGMOIDS = {f"sigmoid {width}": (-width / 2, width / 2) for width in (1.5, 2e4)}
+
+
+def step_law(method, z_p, z_q):
+    """The oracle's law of a step with two drafts."""
+    q = [oracle.distribution(z) for z in z_q]
+    if method == "sigmoid as released":
+        accept_probs = functools.partial(oracle.sigmoid_as_released_accept_probs, z_p, z_q)
+
+        def accept(prefix):
+            tokens = [[x] * 2 for x in range(z_p.shape[1])]
+            return np.array([accept_probs(np.array(each))[len(prefix)] for each in tokens])
+
+        return oracle._step_law(
+            2,
+            draft=lambda prefix: q[len(prefix)],
+            accept=accept,
+            replace=lambda prefix: oracle.sigmoid_as_released_residual(z_p[len(prefix)], z_q[len(prefix)]),
+            bonus=lambda prefix: oracle.sigmoid_as_released_bonus(z_p[len(prefix)]),
+        )
+    if method in SIGMOIDS:
+        return oracle.sigmoid_step_law(z_p, z_q, q, *SIGMOIDS[method])
+    return oracle.speculative_law(lambda s: oracle.distribution(z_p[len(s)]), lambda s: q[len(s)], 2)
+
+
+def first(found, vocab_size=5):
+    """The law of the first token."""
+    return np.array([sum(mass for tokens, mass in found.items() if tokens[0] == x) for x in range(vocab_size)])
+
+
+@pytest.mark.parametrize("method", ["ours", "sigmoid as released", *SIGMOIDS])
+def test_the_closed_form_of_the_first_token_is_the_oracles(method):
+    z_p, z_q = Z_P.astype(float), Z_Q.astype(float)
+    found = step_law(method, z_p, z_q)
+    np.testing.assert_allclose(law.first_token(method, z_p[:1], z_q[:1])[0], first(found), atol=1e-9)
+    accepted = sum(mass for tokens, mass in found.items() if len(tokens) == 3)
+    rates = law.acceptance(method, z_p[:2], z_q)
+    np.testing.assert_allclose(rates.prod(), accepted, atol=1e-9)
+    last = np.array([sum(mass for t, mass in found.items() if len(t) == 3 and t[2] == x) for x in range(5)])
+    np.testing.assert_allclose(law.bonus(method, z_p[2:])[0], last / accepted, atol=1e-9)
+
+
+def test_a_filtered_token_is_never_emitted_but_by_the_released_code():
+    z_p, z_q = (law.keep_top_k(rows[:2].astype(float), 2) for rows in (Z_P, Z_Q))
+    for method, leaks in {"ours": False, "sigmoid 20000.0": False, "sigmoid as released": True}.items():
+        dropped = np.isinf(z_p) & np.isinf(z_q)
+        assert np.any(law.first_token(method, z_p, z_q)[dropped] > 0) == leaks
+
+
+FILTERED = ss.SamplingParams(temperature=0.5, top_k=3)
+
+
+@pytest.mark.parametrize(
+    ("method", "sampling"),
+    [("baseline", FILTERED), ("exact", ss.SamplingParams()), ("sigmoid as released", FILTERED)],
+    ids=["baseline", "exact", "released"],
+)
+def test_emitted_tokens_follow_the_oracles_law(assert_law, method, sampling):
+    settings = {"temperature": sampling.temperature, "top_k": sampling.top_k}
+    z_p, z_q = (
+        np.array([np.where(oracle.distribution(z, **settings) > 0, z / sampling.temperature, -np.inf) for z in rows])
+        for rows in (Z_P.astype(float), Z_Q.astype(float))
+    )
+    q = [oracle.distribution(z) for z in z_q]
+    rng = np.random.default_rng(1)
+    tokens = np.stack([rng.choice(5, size=NUM_DRAWS, p=row) for row in q], axis=1).astype(np.int32)
+    rows = [np.tile(z, (NUM_DRAWS, 1, 1)) for z in (Z_P, Z_Q)]
+
+    @functools.partial(jax.jit, compiler_options=QUICK)
+    def step(key, target_logits, tokens, logits):
+        return methods.VERIFY_FNS[method](key, target_logits, ss.Draft(tokens, logits, sampling), sampling).tokens
+
+    assert_law(step(jax.random.key(0), rows[0], tokens, rows[1]), step_law(method, z_p, z_q))
+
+
+@pytest.mark.parametrize("method", ["baseline"])
+def test_deterministic_and_missing_drafts_are_exact(assert_law, method):
+    # One draft by a drafter without logits; the second position has none.
+    tokens = np.tile(np.array([[1, -1]], np.int32), (NUM_DRAWS, 1))
+    rows = np.tile(Z_P, (NUM_DRAWS, 1, 1))
+
+    @functools.partial(jax.jit, compiler_options=QUICK)
+    def step(key, target_logits, tokens):
+        return methods.VERIFY_FNS[method](key, target_logits, ss.Draft(tokens)).tokens
+
+    p = [oracle.distribution(z.astype(float)) for z in Z_P]
+    expected = oracle.speculative_law(lambda s: p[len(s)], lambda s: oracle.one_hot(1, 5), 1)
+    assert_law(step(jax.random.key(0), rows, tokens)[:, :2], expected)
+
+
+def test_a_greedy_row_takes_the_largest_logits():
+    greedy = ss.SamplingParams(temperature=0.0)
+    drafts = np.stack([Z_P[:2].argmax(-1), [int(Z_P[0].argmax()), 0]]).astype(np.int32)
+    target, logits = np.tile(Z_P, (2, 1, 1)), np.tile(Z_Q, (2, 1, 1))
+
+    @functools.partial(jax.jit, compiler_options=QUICK)
+    def step(key):
+        return methods.verify_exact(key, target, ss.Draft(drafts, logits, greedy), greedy)
+
+    result = step(jax.random.key(0))
+    expected = np.cumprod(drafts == Z_P[:2].argmax(-1), axis=1).sum(1)
+    assert result.num_accepted.tolist() == expected.tolist()
+    for row, n in zip(np.asarray(result.tokens), expected, strict=True):
+        assert row[: n + 1].tolist() == Z_P.argmax(-1)[: n + 1].tolist()
