@@ -21,20 +21,26 @@ sys.path.append(str(Path(__file__).parents[1] / "gpu"))
 import timings
 
 
-def inputs(setting: Setting, logits: tuple[np.ndarray, np.ndarray], num_sets: int) -> list[tuple[Any, ...]]:
-    """Sets of a key, target logits and a draft: consecutive rows of real texts, drafts sampled from the drafter's."""
-    size, (target, draft) = setting.batch_size, logits
-    num_sets = min(num_sets, len(target) // size)
-    sampling = ss.SamplingParams(setting.temperature, setting.top_k)
+@functools.cache
+def _draw(dtype: str, temperature: float, top_k: int) -> Any:
+    """The compiled function that casts logits and drafts from them."""
+    sampling = ss.SamplingParams(temperature, top_k)
 
     @jax.jit
     def draw(key, target, draft):
-        target, draft = target.astype(setting.dtype), draft.astype(setting.dtype)
+        target, draft = target.astype(dtype), draft.astype(dtype)
         keys = jax.random.split(key, draft.shape[1])
         tokens, normalizers = zip(*(ss.sample(k, draft[:, i], sampling) for i, k in enumerate(keys)), strict=True)
         return key, target, jnp.stack(tokens, 1), draft, jnp.stack(normalizers, 1)
 
-    rows = (slice(i * size, (i + 1) * size) for i in range(num_sets))
+    return draw
+
+
+def inputs(setting: Setting, logits: tuple[np.ndarray, np.ndarray], num_sets: int) -> list[tuple[Any, ...]]:
+    """Sets of a key, target logits and a draft: consecutive rows of real texts, drafts sampled from the drafter's."""
+    size, (target, draft) = setting.batch_size, logits
+    draw = _draw(setting.dtype, setting.temperature, setting.top_k)
+    rows = (slice(i * size, (i + 1) * size) for i in range(min(num_sets, len(target) // size)))
     return [draw(jax.random.key(i), target[at], draft[at, :-1]) for i, at in enumerate(rows)]
 
 
@@ -71,12 +77,12 @@ def measure(settings: list[Setting], logits: tuple[np.ndarray, np.ndarray], repo
     for setting, future in programs.items():
         try:
             program = future.result()
+            size = sum(x[0].size for x in logits) * setting.batch_size * jnp.dtype(setting.dtype).itemsize
+            sets = inputs(setting, logits, timings.num_sets(size) if gpu else 4)
+            times = timings.measure(program, sets, max(2, 24 // len(sets))) if gpu else measure_host(program, sets, 5)
         except Exception as error:
             report_fn(setting, {"error": f"{type(error).__name__}: {str(error)[:200]}"})
             continue
-        size = sum(x.nbytes // len(logits[0]) for x in logits) * setting.batch_size
-        sets = inputs(setting, logits, timings.num_sets(size) if gpu else 4)
-        times = timings.measure(program, sets, max(2, 24 // len(sets))) if gpu else measure_host(program, sets, 5)
         memory = program.memory_analysis()
         kept = memory.argument_size_in_bytes, memory.output_size_in_bytes, memory.temp_size_in_bytes
         report_fn(setting, {**times, "bytes": sum(kept), "temporary_bytes": kept[-1]})

@@ -52,7 +52,7 @@ class Rows:
 
 
 def about(task: tasks.Task, dtype: str | None) -> dict[str, Any]:
-    """Where and with what a row was computed."""
+    """The machine and the versions with which a row is computed."""
     device = jax.devices()[0]
     return {
         "models": task.models,

@@ -27,7 +27,7 @@ RELEASED_ALPHA, RELEASED_BETA, RELEASED_FLOOR, RELEASED_SUM_START = -1e4, 1e4, 1
 
 
 class Rows(NamedTuple):
-    """What a rule makes of filtered logits.
+    """Acceptance and weights that a rule computes from filtered logits.
 
     Attributes:
       accept_prob: Probability of accepting each draft.
