@@ -26,6 +26,9 @@ from specsamp_jax.decoding.step import DecodeState as DecodeState
 from specsamp_jax.decoding.step import StepInfo as StepInfo
 from specsamp_jax.decoding.step import init as init
 from specsamp_jax.decoding.step import step as step
+from specsamp_jax.rules.calibration import CalibratedRule as CalibratedRule
+from specsamp_jax.rules.calibration import Calibration as Calibration
+from specsamp_jax.rules.calibration import verify_calibrated as verify_calibrated
 from specsamp_jax.rules.verify import verify as verify
 from specsamp_jax.rules.verify import verify_block as verify_block
 from specsamp_jax.rules.verify import verify_sigmoid as verify_sigmoid
@@ -42,6 +45,8 @@ __all__ = [
     "DEGENERATE_TARGET",
     "EMPTY_RESIDUAL",
     "PAD_TOKEN",
+    "CalibratedRule",
+    "Calibration",
     "Certificate",
     "Check",
     "ConfidenceDrafter",
@@ -71,5 +76,6 @@ __all__ = [
     "stream",
     "verify",
     "verify_block",
+    "verify_calibrated",
     "verify_sigmoid",
 ]

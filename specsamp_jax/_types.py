@@ -139,12 +139,14 @@ class Generation(NamedTuple):
       lengths: Tokens of each row, prompt and generated, the end token included.
       log_probs: log p of generated tokens, 0 elsewhere.
       stats: Counts of the loop.
+      verify_state: The state of a `verify_fn` that has one, such as `CalibratedRule`; else ().
     """
 
     tokens: Int[Array, "B L"]
     lengths: Int[Array, "B"]
     log_probs: Float[Array, "B L"]
     stats: Stats
+    verify_state: Any = ()
 
 
 for _type in (SamplingParams, Draft, Verification, Stats, Generation):

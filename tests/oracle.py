@@ -625,6 +625,85 @@ def sigmoid_step_law(
     )
 
 
+# The calibrated sigmoid: width 1 around each row's log-normaliser
+
+
+def calibrated_accept(z_p: Vector, q: Vector, estimate: float, offset: float) -> Vector:
+    """min(1, s_p/s_q) for every token of a row, with width 1 and alpha = log-normaliser + `offset`.
+
+    Args:
+      z_p: Target logits, `[V]`.
+      q: Draft, `[V]`; its log-normaliser is exact, so its score is that of log q at alpha = `offset`.
+      estimate: The estimate of the log-normaliser of z_p; no token gets a probability above 1 by it.
+      offset: c.
+
+    Returns:
+      `[V]`; x/0 is 1, 0/0 is 0.
+
+    Source: docs/algorithms.md, after Wagner.
+    """
+    with np.errstate(divide="ignore"):
+        log_h, log_q = np.minimum(np.asarray(z_p, np.float64) - estimate, 0), np.log(q)
+    return _accept(sigmoid_scores(log_h, offset, offset + 1), sigmoid_scores(log_q, offset, offset + 1))
+
+
+def calibrated_residual(z_p: Vector, q: Vector, estimate: float, offset: float) -> Vector:
+    """norm(max(0, p - q a)), from which the token after a rejection is drawn; p is exact.
+
+    Args:
+      z_p: Target logits, `[V]`.
+      q: Draft, `[V]`.
+      estimate: As in `calibrated_accept`, whose result is a.
+      offset: c.
+
+    Returns:
+      Probabilities, `[V]`; p itself if p exceeds q a nowhere.
+
+    Source: docs/algorithms.md.
+    """
+    p = distribution(z_p)
+    return _normalize(np.maximum(0, p - q * calibrated_accept(z_p, q, estimate, offset)), otherwise=p)
+
+
+def calibrated_law(target: RowFn, draft: RowFn, num_draft: int, *, estimate: Callable[[Prefix], float], offset: float):
+    """The law of the tokens that one step emits.
+
+    Args:
+      target: From a prefix to z_p, `[V]`.
+      draft: From a prefix to q, `[V]`.
+      num_draft: K.
+      estimate: From a prefix to the estimate of the log-normaliser of its row.
+      offset: c.
+
+    Returns:
+      The law over tuples of 1 to K+1 tokens.
+
+    Source: docs/algorithms.md.
+    """
+    return _step_law(
+        num_draft,
+        draft=draft,
+        accept=lambda prefix: calibrated_accept(target(prefix), draft(prefix), estimate(prefix), offset),
+        replace=lambda prefix: calibrated_residual(target(prefix), draft(prefix), estimate(prefix), offset),
+        bonus=lambda prefix: distribution(target(prefix)),
+    )
+
+
+def calibrated_bound(error: float, offset: float) -> float:
+    """The bound on the total variation of one token's law: 1 - 1/max(1, (1 + exp(-c)) exp(-error)).
+
+    Args:
+      error: The estimate less the log-normaliser.
+      offset: c.
+
+    Returns:
+      A number from 0 to 1.
+
+    Source: docs/algorithms.md.
+    """
+    return 1 - 1 / max(1.0, (1 + np.exp(-offset)) * np.exp(-error))
+
+
 # The sigmoid approximation, as its authors' implementation has it (github.com/dwgnr/optimized-speculative-sampling)
 
 _RELEASED_ALPHA, _RELEASED_BETA = -1e4, 1e4

@@ -15,7 +15,8 @@ from specsamp_jax._types import Generation, KeyLike, Model, SamplingParams, Stat
 from specsamp_jax.decoding import static
 from specsamp_jax.decoding.drafters import Drafter, ProcessLogitsFn
 from specsamp_jax.decoding.num_draft import NumDraft, compiled_lengths, split
-from specsamp_jax.decoding.step import DecodeState, StepInfo, VerifyFn, check_values, init, resolve, step
+from specsamp_jax.decoding.stateful_rule import VerifyFn
+from specsamp_jax.decoding.step import DecodeState, StepInfo, check_values, init, resolve, step
 from specsamp_jax.rules.verify import verify
 from specsamp_jax.sampling import streams
 
@@ -54,7 +55,8 @@ def generate(
       prompt_lengths: Tokens of each prompt, 1 to P; columns past them are not read. None: P.
       sampling: Applied to target and draft alike.
       eos_token: One or several end tokens; a row ends after the first of them. None: no end token.
-      verify_fn: The verification rule, a function with the signature of `verify`.
+      verify_fn: The verification rule: a function with the signature of `verify`, or a hashable `StatefulRule`, whose
+        state is returned in `Generation.verify_state`.
       process_logits_fn: `(tokens [B, L], lengths [B], logits [B, V]) -> logits`, applied to target and draft
         alike before `sampling`; the tokens are the text so far, drafted tokens included. A pytree, such as
         `jax.tree_util.Partial(function, arrays)` or a dataclass under `jax.tree_util.register_dataclass`, is data
@@ -149,8 +151,8 @@ def stream(
         verify_fn=verify_fn,
         process_logits_fn=process_logits_fn,
     )
-    shared = {"num_draft": statics["num_draft"], "max_new_tokens": max_new_tokens}
-    state = _init(prompt, prompt_lengths, costs, *data[:2], **shared)
+    shared = {name: statics[name] for name in ("num_draft", "verify_fn")}
+    state = _init(prompt, prompt_lengths, costs, *data[:2], max_new_tokens=max_new_tokens, **shared)
     stats = Stats.zeros(prompt.shape[0], compiled_lengths(statics["num_draft"])[-1])
     length = prompt.shape[1] + max_new_tokens
     if prompt.shape[0] == 0:
@@ -211,14 +213,14 @@ def _count(stats: Stats, info: StepInfo) -> Stats:
 
 
 def _generation(state: DecodeState, stats: Stats, length: int) -> Generation:
-    return Generation(state.tokens[:, :length], state.lengths, state.log_probs[:, :length], stats)
+    return Generation(state.tokens[:, :length], state.lengths, state.log_probs[:, :length], stats, state.verify_state)
 
 
 _STEP_STATICS = ("fixed", "num_draft", "verify_fn", "processor")
 
 
-@functools.partial(jax.jit, static_argnames=("num_draft", "max_new_tokens"))
-def _init(prompt, prompt_lengths, costs, target, drafter, *, num_draft, max_new_tokens):
+@functools.partial(jax.jit, static_argnames=("num_draft", "max_new_tokens", "verify_fn"))
+def _init(prompt, prompt_lengths, costs, target, drafter, *, num_draft, max_new_tokens, verify_fn):
     return init(
         prompt,
         target=target,
@@ -227,6 +229,7 @@ def _init(prompt, prompt_lengths, costs, target, drafter, *, num_draft, max_new_
         max_new_tokens=max_new_tokens,
         prompt_lengths=prompt_lengths,
         costs=costs,
+        verify_fn=verify_fn,
     )
 
 
@@ -263,9 +266,9 @@ def _generate(
     max_new_tokens,
     **options,
 ):
-    num_draft = options["num_draft"]
-    state = _init(prompt, prompt_lengths, costs, target, drafter, num_draft=num_draft, max_new_tokens=max_new_tokens)
-    stats = Stats.zeros(prompt.shape[0], compiled_lengths(num_draft)[-1])
+    shared = {name: options[name] for name in ("num_draft", "verify_fn")}
+    state = _init(prompt, prompt_lengths, costs, target, drafter, max_new_tokens=max_new_tokens, **shared)
+    stats = Stats.zeros(prompt.shape[0], compiled_lengths(options["num_draft"])[-1])
 
     def body(carry):
         return _advance(keys, *carry, target, drafter, traced, ends, processor_data, fixed=fixed, **options)

@@ -1,7 +1,7 @@
 """One step of decoding (draft, score, verify, append) and the state between steps."""
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -12,17 +12,16 @@ from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int
 
 from specsamp_jax import _checks
-from specsamp_jax._types import PAD_TOKEN, Draft, KeyLike, Model, SamplingParams, Verification
+from specsamp_jax._types import PAD_TOKEN, Draft, KeyLike, Model, SamplingParams
 from specsamp_jax.decoding import num_draft as num_draft_module
 from specsamp_jax.decoding.catch_up import catch_up
 from specsamp_jax.decoding.confidence import ConfidenceDrafter
 from specsamp_jax.decoding.drafters import Drafter, ModelDrafter, ProcessLogitsFn, append
 from specsamp_jax.decoding.model_call import apply, prefill, vocab_size
 from specsamp_jax.decoding.num_draft import NumDraft
+from specsamp_jax.decoding.stateful_rule import VerifyFn, apply_rule, start_rule
 from specsamp_jax.rules.verify import verify
 from specsamp_jax.sampling import streams
-
-VerifyFn = Callable[..., Verification]
 
 
 class DecodeState(NamedTuple):
@@ -38,6 +37,7 @@ class DecodeState(NamedTuple):
       target_cache: The target's cache.
       draft_state: The drafter's state.
       num_draft_state: The state of the rule for the draft length; () if it has none.
+      verify_state: The state of the verification rule; () if it has none.
     """
 
     tokens: Int[Array, "B W"]
@@ -49,6 +49,7 @@ class DecodeState(NamedTuple):
     target_cache: Any
     draft_state: Any
     num_draft_state: Any = ()
+    verify_state: Any = ()
 
 
 class StepInfo(NamedTuple):
@@ -82,6 +83,7 @@ def init(
     max_new_tokens: int,
     prompt_lengths: Int[Array | np.ndarray, "B"] | None = None,
     costs: Float[Array, "N"] | None = None,
+    verify_fn: VerifyFn = verify,
 ) -> DecodeState:
     """Returns the state before the first step, with the prompts in the caches. Arguments are those of `generate`.
 
@@ -122,6 +124,7 @@ def init(
         target_cache=prefill(target, fed, buffer_length),
         draft_state=() if drafter is None else drafter.init(fed, buffer_length),
         num_draft_state=num_draft_state,
+        verify_state=start_rule(verify_fn, batch_size),
     )
 
 
@@ -140,7 +143,7 @@ def step(
     """Runs one step: drafts K tokens, scores them in one pass of the target, and appends the emitted tokens.
 
     The draws of a row depend on its key and its length, so one `key` serves all steps. Arguments are
-    those of `generate`; `num_draft` and `draft` must be those of `init`.
+    those of `generate`; `num_draft`, `draft` and a `verify_fn` with a state must be those of `init`.
 
     Example:
       >>> import jax, jax.numpy as jnp, specsamp_jax as ss
@@ -191,21 +194,24 @@ def step(
             text = append(state.tokens, state.lengths, proposal.tokens)
             drafts = jnp.arange(length + 1)
             logits = jax.vmap(lambda i, row: process(text, state.lengths + i, row), (0, 1), 1)(drafts, logits)
-        result = verify_fn(keys, logits, proposal, sampling)
+        result, verify_state = apply_rule(
+            verify_fn, keys, logits, proposal, sampling, state=state.verify_state, finished=state.finished
+        )
         num_drafted = jnp.cumprod(proposal.tokens >= 0, axis=1, dtype=jnp.int32).sum(1, dtype=jnp.int32)
         missing = ((0, 0), (0, compiled[-1] - length))
         tokens = jnp.pad(result.tokens, missing, constant_values=PAD_TOKEN)
         log_probs = jnp.pad(result.log_probs, missing)
-        return (tokens, log_probs, result.num_accepted, result.status, num_drafted), target_cache, draft_state
+        results = tokens, log_probs, result.num_accepted, result.status, num_drafted
+        return results, target_cache, draft_state, verify_state
 
     branches = [functools.partial(verify_drafts, length) for length in compiled]
     if len(branches) == 1:
-        results, target_cache, draft_state = branches[0](state)
+        results, target_cache, draft_state, verify_state = branches[0](state)
     else:
         longest = jnp.where(state.finished, 0, state.num_draft).max(initial=0)
         state = catch_up(state, drafter, longest)
         chosen = jnp.searchsorted(jnp.array(compiled), longest)
-        results, target_cache, draft_state = lax.switch(chosen, branches, state)
+        results, target_cache, draft_state, verify_state = lax.switch(chosen, branches, state)
     tokens, log_probs, num_accepted, status, num_drafted = results
 
     num_new, ended = _cut(tokens, num_accepted + 1, state, eos_token)
@@ -225,6 +231,7 @@ def step(
         target_cache=target_cache,
         draft_state=draft_state,
         num_draft_state=num_draft_state,
+        verify_state=verify_state,
     )
     gained = jnp.where(jnp.arange(tokens.shape[1]) < num_new[:, None], tokens, PAD_TOKEN)
     counted = (jnp.where(active, count, 0) for count in (num_drafted, num_accepted, status))

@@ -1,11 +1,14 @@
 """The public verification functions: argument validation, random draws, dispatch."""
 
+from typing import Any
+
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from specsamp_jax import _checks
 from specsamp_jax._types import Draft, KeyLike, SamplingParams, Verification
 from specsamp_jax.rules import block as block_rule
+from specsamp_jax.rules import calibrated as calibrated_rule
 from specsamp_jax.rules import kernels
 from specsamp_jax.rules import sigmoid as sigmoid_rule
 from specsamp_jax.rules import token as token_rule
@@ -168,6 +171,7 @@ def verify_sigmoid(
 CORES = {
     "token": (token_rule.verify_token, kernels.verify_token_from_keys),
     "block": (block_rule.verify_block, None),
+    "calibrated": (calibrated_rule.verify_calibrated, None),
     "sigmoid": (sigmoid_rule.verify_sigmoid, kernels.verify_sigmoid_from_keys),
 }
 """Each rule's core in plain JAX, and the function that runs its kernel if it has one."""
@@ -181,7 +185,9 @@ def _verify(
     draft: Draft,
     sampling: SamplingParams | None,
     implementation: str | None,
-) -> Verification:
+    row_data: dict[str, Array] | None = None,
+) -> Any:
+    """Returns what the core returns. `row_data` are further arrays for it, by name, with the batch first."""
     _checks.logits("target_logits", target_logits, "B K+1 V")
     _checks.draft(draft, target_logits)
     batch_size, num_rows, vocab_size = target_logits.shape
@@ -196,28 +202,28 @@ def _verify(
     # Python numbers among the parameters stay static; as arguments of a branch they would become arrays.
     draft_sampling, draft = draft.sampling, draft._replace(sampling=None)
 
-    def decide(target_logits, draft, words, sampling, draft_sampling):
+    def decide(target_logits, draft, words, row_data, sampling, draft_sampling):
         """Applies the rule, with uniforms drawn from the rows' keys."""
         # The branches of `dispatch` must not close over arrays that vary over mesh axes: arrays are arguments.
         numbers, arrays = sampling_kernels.split(sampling, draft_sampling)
         rule_core, rule_kernel = CORES[rule]
 
-        def core(target_logits, draft, words, arrays):
+        def core(target_logits, draft, words, row_data, arrays):
             uniforms = streams.verification_uniforms(streams.row_keys(words, batch_size), num_rows - 1)
 
             def apply(sampling, draft_sampling):
                 target_filter = make_filter(target_logits, sampling)
                 drafted = target_logits[:, :0] if draft.logits is None else draft.logits
                 draft_filter = make_filter(drafted, draft_sampling)
-                return rule_core(target_logits, target_filter, draft, draft_filter, uniforms, **constants)
+                return rule_core(target_logits, target_filter, draft, draft_filter, uniforms, **row_data, **constants)
 
             return call_unfiltered_if_off(apply, *sampling_kernels.merge(numbers, arrays), vocab_size=vocab_size)
 
-        def kernel(target_logits, draft, words, arrays):
+        def kernel(target_logits, draft, words, row_data, arrays):
             sampling, draft_sampling = sampling_kernels.merge(numbers, arrays)
-            return rule_kernel(words, target_logits, sampling, draft, draft_sampling, **constants)
+            return rule_kernel(words, target_logits, sampling, draft, draft_sampling, **row_data, **constants)
 
-        arguments, why_not = (target_logits, draft, words, arrays), kernels.why_not(target_logits, draft)
+        arguments, why_not = (target_logits, draft, words, row_data, arrays), kernels.why_not(target_logits, draft)
         return dispatch(core, kernel if rule_kernel else None, arguments, why_not, implementation)
 
-    return with_automatic_axes(decide, target_logits, draft, words, sampling, draft_sampling)
+    return with_automatic_axes(decide, target_logits, draft, words, row_data or {}, sampling, draft_sampling)
