@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 COMMANDS = {
     "certify": "Certify a verification rule, or a target and a drafter: is the text distributed as the target's own?",
     "demo": "Continue a held-out docstring, measure the gain, and check the distribution of the text.",
+    "distill": "Train a drafter for your target on your data: texts, or sounds for a Whisper.",
     "generate": "Continue texts, or answer in a chat, with your own target and drafter or with the trained pair.",
     "transcribe": "Transcribe WAV files, several at once.",
 }

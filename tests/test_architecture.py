@@ -19,8 +19,9 @@ LAYERS = [
     {"sampling"},
     {"rules"},
     {"decoding"},
-    {"models", "train", "text"},
+    {"models", "text"},
     {"speech", "certificate"},
+    {"train"},
     {"cli"},
 ]
 """Subpackages of specsamp_jax, lowest layer first: each imports from lower layers only."""

@@ -113,7 +113,7 @@ def evaluate(target, drafter, held_out) -> dict:
 
     @jax.jit
     def measure(tokens):
-        logits = [train._logits(*split, tokens[:, :-1]) for split in models]
+        logits = [train.text_logits(*split, tokens[:, :-1]) for split in models]
         losses = [train.next_token_loss(row, tokens).mean() for row in logits]
         return jnp.stack([*losses, ss.acceptance_rate(*logits).mean()])
 

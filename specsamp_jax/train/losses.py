@@ -1,4 +1,4 @@
-"""Training with optax: a model on text, and a drafter on its target's distribution."""
+"""Losses of models and drafters, and a loop that lowers them."""
 
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
@@ -37,7 +37,7 @@ def model_loss(graphdef: Any) -> Callable[[Any, Int[Array, "B T1"]], Float[Array
     """Returns `(params, tokens) -> loss`, the mean next-token loss of an NNX decoder split by `nnx.split`."""
 
     def loss_fn(params, tokens):
-        return next_token_loss(_logits(graphdef, params, tokens[:, :-1]), tokens).mean()
+        return next_token_loss(text_logits(graphdef, params, tokens[:, :-1]), tokens).mean()
 
     return loss_fn
 
@@ -53,8 +53,8 @@ def distillation_loss(
 
     def loss_fn(params, tokens):
         fed, counted = jnp.maximum(tokens[:, :-1], 0), tokens[:, :-1] >= 0
-        target_logits = jax.lax.stop_gradient(_logits(target_graphdef, target_params, fed))
-        return _mean(divergence_fn(target_logits, _logits(graphdef, params, fed)), counted)
+        target_logits = jax.lax.stop_gradient(text_logits(target_graphdef, target_params, fed))
+        return _mean(divergence_fn(target_logits, text_logits(graphdef, params, fed)), counted)
 
     return loss_fn
 
@@ -95,7 +95,8 @@ def random_windows(
     return tokens[starts + jnp.arange(length)].astype(jnp.int32)
 
 
-def _logits(graphdef: Any, params: Any, tokens: Int[Array, "B T"]) -> Float[Array, "B T V"]:
+def text_logits(graphdef: Any, params: Any, tokens: Int[Array, "B T"]) -> Float[Array, "B T V"]:
+    """Returns the logits after each token of a text, from an NNX decoder split by `nnx.split`."""
     positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
     return nnx.merge(graphdef, params)(tokens, positions)[0]
 
