@@ -11,6 +11,8 @@ import numpy as np
 import oracle
 import pytest
 
+from specsamp_jax.sampling import dispatch
+
 # `few` runs the same examples each time; `thorough` draws new ones.
 _SLOW = {"deadline": None, "database": None, "suppress_health_check": list(hypothesis.HealthCheck)}
 hypothesis.settings.register_profile("few", max_examples=200, derandomize=True, **_SLOW)
@@ -28,6 +30,18 @@ FALSE_ALARM = 1e-4
 PATHS = re.compile(r"test_equals_(xla|numpy|the_oracle)(_filtered|_one_hot)?|test_early_exit_decides_the_same")
 
 
+WITHOUT_KERNELS = {"certificate", "cli", "decoding", "examples", "models", "speech", "test_docs.py", "test_train.py"}
+"""Folders and files whose tests trace no GPU kernel: a program for a CPU drops it, after a fifth of the time."""
+
+MAY_COMPILE_KERNELS = dispatch._may_compile_kernels
+
+
+def traces_kernels(item):
+    """Whether a test traces the GPU kernels beside the plain JAX cores, as programs of users do."""
+    folder = item.path.relative_to(Path(__file__).parent).parts[0]
+    return folder not in WITHOUT_KERNELS or item.get_closest_marker("kernels") is not None
+
+
 def is_optimised(item):
     """Whether a test compiles with all optimisations: True unless its nearest mark is `optimised(False)`."""
     mark = item.get_closest_marker("optimised")
@@ -37,8 +51,8 @@ def is_optimised(item):
 @pytest.hookimpl(tryfirst=True)  # before tests are selected by their markers
 def pytest_collection_modifyitems(items):
     """Marks with `each_push` the first slow case of each test in `PATHS`, or of the file if it has no such test."""
-    items.sort(key=lambda item: (item.path, is_optimised(item)))
-    slow = [item for item in items if item.get_closest_marker("slow")]
+    items.sort(key=lambda item: (item.path, is_optimised(item), traces_kernels(item)))
+    slow = [item for item in items if item.get_closest_marker("slow") and "pallas_kernels" in item.path.parts]
     paths = {(item.path, item.originalname): item for item in reversed(slow) if PATHS.fullmatch(item.originalname)}
     firsts = {item.path: item for item in reversed(slow)}
     with_paths = {path for path, _ in paths}
@@ -79,13 +93,24 @@ def pytest_collection_finish():
 
 @pytest.hookimpl(tryfirst=True)  # before the fixtures, which compile too
 def pytest_runtest_setup(item):
-    """Compiles with fewer optimisations for a test marked `optimised(False)`; the mark nearest to the test counts.
+    """Sets the level of optimisation, and whether the kernels are traced, as the test's marks say.
 
-    Drops compiled programs at each change of the option, because JAX would reuse them under the other value.
+    Drops compiled programs at each change, because JAX would reuse them under the other setting.
     """
-    if jax.config.read("jax_disable_most_optimizations") == is_optimised(item):
-        jax.config.update("jax_disable_most_optimizations", not is_optimised(item))
+    settings = is_optimised(item), traces_kernels(item)
+    if settings != (not jax.config.read("jax_disable_most_optimizations"), _kernels_are_traced()):
+        jax.config.update("jax_disable_most_optimizations", not settings[0])
+        dispatch._may_compile_kernels = MAY_COMPILE_KERNELS if settings[1] else _on_a_gpu
         jax.clear_caches()
+
+
+def _on_a_gpu(arguments):
+    """Like `dispatch._may_compile_kernels`, for a process that exports nothing for another machine."""
+    return dispatch._has_kernels()
+
+
+def _kernels_are_traced():
+    return dispatch._may_compile_kernels is not _on_a_gpu
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -30,8 +30,13 @@ def code_blocks(page):
         yield block["code"], after["code"] if follows and after["language"] == "text" else None
 
 
+def with_marks(page):
+    """The page; one that compiles for a GPU is run with the kernels."""
+    return pytest.param(page, marks=[pytest.mark.kernels] if '"cuda"' in page.read_text(encoding="utf-8") else [])
+
+
 @pytest.mark.optimised(False)
-@pytest.mark.parametrize("page", [page for page in PAGES if list(code_blocks(page))], ids=name)
+@pytest.mark.parametrize("page", [with_marks(page) for page in PAGES if list(code_blocks(page))], ids=name)
 def test_the_code_of_a_page_runs_in_order_and_prints_what_the_page_says(page, capsys):
     namespace = {"__name__": "page"}
     for code, output in code_blocks(page):

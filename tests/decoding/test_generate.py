@@ -223,6 +223,7 @@ def test_a_step_moves_nothing_to_the_host():
         advance(key, state)
 
 
+@pytest.mark.kernels
 def test_it_runs_inside_another_program():
     @jax.jit
     def outer(key, prompt):

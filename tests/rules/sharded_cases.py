@@ -1,6 +1,9 @@
 """Cases for eight devices, run by `test_sharding.py` in a process with eight virtual devices.
 
 By hand: XLA_FLAGS=--xla_force_host_platform_device_count=8 pytest tests/rules/sharded_cases.py
+
+Each rule, each way to give parameters and each kind of mesh axis has a case that runs on every push. Further
+combinations are marked slow.
 """
 
 import functools
@@ -24,6 +27,7 @@ SAMPLINGS = {
     "top_k": ss.SamplingParams(0.7, 5),
     "top_p": ss.SamplingParams(0.7, top_p=0.9),
     "min_p": ss.SamplingParams(0.7, min_p=0.05),
+    "all": ss.SamplingParams(0.7, 5, 0.9, 0.05),
     "greedy": ss.SamplingParams(0.0),
     "rows": ss.SamplingParams(
         np.array([0, 0.5, 1, 2] * 2, "f"),
@@ -69,9 +73,12 @@ def sample(keys, target_logits, draft, sampling):
     return ss.sample(keys, target_logits[:, 0], sampling)
 
 
-@functools.cache
 def on_one_device(fn, name):
     return jax.jit(lambda *arguments: fn(*arguments, SAMPLINGS[name]))(*inputs())
+
+
+def slow(*values):
+    return pytest.param(*values, marks=pytest.mark.slow)
 
 
 def inputs(vocab_size=V):
@@ -106,10 +113,14 @@ EXPLICIT, AUTOMATIC = AxisType.Explicit, AxisType.Auto
 @pytest.mark.parametrize(
     ("fn", "name", "which", "kind"),
     [
-        (verify, "rows", "batch", EXPLICIT),
-        (verify, "none", "vocabulary", EXPLICIT),
-        *((fn, "rows", "both", kind) for fn in (verify, sample) for kind in (EXPLICIT, AUTOMATIC)),
-        *((fn, "rows", "both", EXPLICIT) for fn in (verify_sigmoid, verify_block)),
+        (verify, "rows", "both", EXPLICIT),
+        (verify, "all", "both", AUTOMATIC),
+        (sample, "rows", "both", EXPLICIT),
+        *((fn, "none", "both", EXPLICIT) for fn in (verify_sigmoid, verify_block)),
+        slow(verify, "rows", "batch", EXPLICIT),
+        slow(verify, "none", "vocabulary", EXPLICIT),
+        *(slow(fn, "rows", "both", AUTOMATIC) for fn in (verify, sample)),
+        *(slow(fn, "rows", "both", EXPLICIT) for fn in (verify_sigmoid, verify_block)),
     ],
 )
 def test_bits_are_those_of_one_device(fn, name, which, kind):
@@ -120,30 +131,26 @@ def test_bits_are_those_of_one_device(fn, name, which, kind):
         assert all(jax.typeof(leaf).sharding.spec[0] == SHARDED[which][0] for leaf in jax.tree.leaves(result))
 
 
-@pytest.mark.parametrize("fn", [sample])
-@pytest.mark.parametrize("in_context", [False, True])
-def test_without_jit(fn, in_context):
+@pytest.mark.optimised(False)
+def test_without_jit():
     mesh = jax.make_mesh((8,), ("x",))
     arguments = put(inputs(), mesh, SHARDED["batch"])
-    expected = fn(*inputs(), SAMPLINGS["rows"])
-    if in_context:
-        with jax.set_mesh(mesh):
-            assert_same(fn(*arguments, SAMPLINGS["rows"]), expected)
-    else:
-        assert_same(fn(*arguments, SAMPLINGS["rows"]), expected)
+    expected = sample(*inputs(), SAMPLINGS["rows"])
+    assert_same(sample(*arguments, SAMPLINGS["rows"]), expected)
+    with jax.set_mesh(mesh):
+        assert_same(sample(*arguments, SAMPLINGS["rows"]), expected)
 
 
-def test_one_key_for_all_rows_and_parameters_that_are_sharded():
+def test_one_key_for_all_rows_and_a_draft_and_parameters_that_alone_are_sharded():
     mesh = jax.make_mesh((8,), ("x",))
     _, target_logits, draft = inputs()
-    _, sharded_logits, sharded_draft = put(inputs(), mesh, SHARDED["batch"])
-    sampling = jax.tree.map(jnp.asarray, SAMPLINGS["rows"])
-    sharded = jax.device_put(sampling, NamedSharding(mesh, P("x")))
+    _, _, sharded_draft = put(inputs(), mesh, SHARDED["batch"])
+    temperature = jnp.array([0, 0.5, 1, 2] * 2, jnp.float32)
+    sharded = jax.device_put(temperature, NamedSharding(mesh, P("x")))
+    replicated_logits = jax.device_put(target_logits, NamedSharding(mesh, P()))
     key = jax.random.key(3)
-    expected = verify(key, target_logits, draft, sampling)
-    assert_same(jax.jit(verify)(key, sharded_logits, sharded_draft, sharded), expected)
-    # Sharding the draft alone is enough to shard the batch of the result.
-    result = jax.jit(verify)(key, jax.device_put(target_logits, NamedSharding(mesh, P())), sharded_draft, sampling)
+    expected = jax.jit(verify)(key, target_logits, draft, ss.SamplingParams(temperature))
+    result = jax.jit(verify)(key, replicated_logits, sharded_draft, ss.SamplingParams(sharded))
     assert_same(result, expected)
     assert jax.typeof(result.tokens).sharding.spec[0] == "x"
 
@@ -151,13 +158,13 @@ def test_one_key_for_all_rows_and_parameters_that_are_sharded():
 @pytest.mark.parametrize(
     ("fn", "name"),
     [
-        *((verify, name) for name in SAMPLINGS),
-        *((verify_sigmoid, name) for name in ("none", "rows")),
-        *((sample, name) for name in ("none", "top_k", "greedy", "rows")),
-        (verify_one_hot, "rows"),
-        (verify_with_normalizers, "none"),
+        *((verify, name) for name in ("all", "greedy", "rows")),
+        *((fn, "none") for fn in (verify_sigmoid, verify_block, verify_one_hot, verify_with_normalizers)),
+        (sample, "all"),
         (step_with_model_drafter, "warm"),
-        (verify_block, "rows"),
+        *(slow(verify, name) for name in ("none", "warm", "top_k", "top_p", "min_p")),
+        *(slow(fn, "rows") for fn in (verify_sigmoid, verify_block, verify_one_hot)),
+        *(slow(sample, name) for name in ("none", "top_k", "greedy", "rows")),
     ],
 )
 def test_it_runs_under_shard_map_over_the_batch(fn, name):
@@ -210,8 +217,10 @@ def long_rows_on_one_device(name):
 @pytest.mark.parametrize(
     ("which", "kind", "name"),
     [
-        *((which, kind, "warm") for which in ("batch", "vocabulary") for kind in (EXPLICIT, AUTOMATIC)),
-        ("vocabulary", EXPLICIT, "none"),
+        ("batch", EXPLICIT, "warm"),
+        *(("vocabulary", kind, "warm") for kind in (EXPLICIT, AUTOMATIC)),
+        slow("batch", AUTOMATIC, "warm"),
+        slow("vocabulary", EXPLICIT, "none"),
     ],
 )
 def test_no_row_is_sent_and_long_rows_have_the_bits_of_one_device(which, kind, name):
