@@ -4,6 +4,7 @@ from specsamp_jax._types import DEGENERATE_DRAFT as DEGENERATE_DRAFT
 from specsamp_jax._types import DEGENERATE_TARGET as DEGENERATE_TARGET
 from specsamp_jax._types import EMPTY_RESIDUAL as EMPTY_RESIDUAL
 from specsamp_jax._types import PAD_TOKEN as PAD_TOKEN
+from specsamp_jax._types import CoupledNoise as CoupledNoise
 from specsamp_jax._types import Draft as Draft
 from specsamp_jax._types import Generation as Generation
 from specsamp_jax._types import Model as Model
@@ -31,12 +32,14 @@ from specsamp_jax.rules.calibration import Calibration as Calibration
 from specsamp_jax.rules.calibration import verify_calibrated as verify_calibrated
 from specsamp_jax.rules.verify import verify as verify
 from specsamp_jax.rules.verify import verify_block as verify_block
+from specsamp_jax.rules.verify import verify_coupled as verify_coupled
 from specsamp_jax.rules.verify import verify_sigmoid as verify_sigmoid
 from specsamp_jax.sampling.atoms import accept_prob as accept_prob
 from specsamp_jax.sampling.atoms import acceptance_rate as acceptance_rate
 from specsamp_jax.sampling.atoms import expected_num_tokens as expected_num_tokens
 from specsamp_jax.sampling.atoms import residual_logits as residual_logits
 from specsamp_jax.sampling.draw import sample as sample
+from specsamp_jax.sampling.gumbel import sample_coupled as sample_coupled
 
 __version__ = "0.1.0"
 
@@ -50,6 +53,7 @@ __all__ = [
     "Certificate",
     "Check",
     "ConfidenceDrafter",
+    "CoupledNoise",
     "DecodeState",
     "Draft",
     "Drafter",
@@ -72,10 +76,12 @@ __all__ = [
     "measure_costs",
     "residual_logits",
     "sample",
+    "sample_coupled",
     "step",
     "stream",
     "verify",
     "verify_block",
     "verify_calibrated",
+    "verify_coupled",
     "verify_sigmoid",
 ]

@@ -45,6 +45,10 @@ class SamplingParams(NamedTuple):
     min_p: ArrayLike = 0.0
 
 
+class CoupledNoise(NamedTuple):
+    """Mark of drafts that `sample_coupled` drew, with the noise that `verify_coupled` uses; a pytree without leaves."""
+
+
 class Draft(NamedTuple):
     """The proposal of a drafter: at most K tokens for each of B sequences.
 
@@ -62,12 +66,15 @@ class Draft(NamedTuple):
       log_normalizers: logsumexp of the logits after `sampling`, as `sample` returns it; saves the
         verification from reading all of `logits` again. None: computed from `logits`. So are values beyond
         +-128 (a very low temperature), for which float32 is too coarse.
+      noise: `CoupledNoise()` if `sample_coupled` drew the tokens: rules that need independent drafts refuse them.
+        None: the draws share nothing with those of the verification.
     """
 
     tokens: Int[Array, "B K"]
     logits: Float[Array, "B K V"] | None = None
     sampling: SamplingParams | None = None
     log_normalizers: Float[Array, "B K"] | None = None
+    noise: CoupledNoise | None = None
 
 
 @jax.tree_util.register_dataclass
@@ -149,5 +156,5 @@ class Generation(NamedTuple):
     verify_state: Any = ()
 
 
-for _type in (SamplingParams, Draft, Verification, Stats, Generation):
+for _type in (SamplingParams, CoupledNoise, Draft, Verification, Stats, Generation):
     export.register_namedtuple_serialization(_type, serialized_name=f"specsamp_jax.{_type.__name__}")

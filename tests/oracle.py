@@ -466,6 +466,40 @@ def _step_law(num_draft: int, *, draft: RowFn, accept: RowFn, replace: RowFn, bo
     return dict(law)
 
 
+# The coupled rule
+
+
+def coupled_text(p: Float[np.ndarray, "K1 V"], noise: Float[np.ndarray, "K1 V"], tokens: list[int]) -> list[int]:
+    """The tokens of one step: the target's Gumbel samples, up to and with the first that no draft equals.
+
+    Args:
+      p: Target, `[K+1, V]`.
+      noise: Gumbel noise of each position and token, `[K+1, V]`.
+      tokens: The drafts, K at most, in whichever way they were drawn.
+
+    Returns:
+      1 to K+1 tokens.
+
+    Source: Daliri et al. (2024, arXiv 2408.07978), drafter-invariant speculative decoding with Gumbel samples.
+    """
+    with np.errstate(divide="ignore"):
+        samples = np.argmax(np.log(p) + noise, axis=-1).tolist()
+    agree = next((i for i, token in enumerate(tokens) if token != samples[i]), len(tokens))
+    return samples[: agree + 1]
+
+
+def coupled_acceptance(p: Vector, q: Vector) -> float:
+    """The probability that Gumbel samples of p and q with the same noise are equal.
+
+    Token v is both samples if its exponential clock, scaled by p and by q, rings first under both: a race of rates
+    max(p(u)/p(v), q(u)/q(v)).
+
+    Source: Daliri et al. (2024, arXiv 2408.07978), the analysis of Gumbel coupling.
+    """
+    both = [v for v in range(len(p)) if p[v] > 0 and q[v] > 0]
+    return float(sum(1 / np.maximum(p / p[v], q / q[v]).sum() for v in both))
+
+
 # Block verification
 
 

@@ -148,7 +148,7 @@ def test_a_docstring_begins_with_a_verb_or_a_noun_phrase(path):
 def test_the_names_of_the_design_are_there():
     for name, fields in {
         "SamplingParams": ("temperature", "top_k", "top_p", "min_p"),
-        "Draft": ("tokens", "logits", "sampling", "log_normalizers"),
+        "Draft": ("tokens", "logits", "sampling", "log_normalizers", "noise"),
         "Verification": ("tokens", "num_accepted", "log_probs", "accept_prob", "status"),
     }.items():
         assert getattr(ss, name)._fields == fields
@@ -157,6 +157,7 @@ def test_the_names_of_the_design_are_there():
     # Every rule has the signature of `verify`, so that any of them can be passed as verify_fn.
     expected = list(inspect.signature(ss.verify).parameters)
     assert expected == ["key", "target_logits", "draft", "sampling", "implementation"]
+    assert list(inspect.signature(ss.verify_coupled).parameters) == [*expected, "positions"]
     assert list(inspect.signature(ss.verify_sigmoid).parameters) == [*expected, "alpha", "beta"]
 
 
@@ -200,6 +201,7 @@ def compiled(rule, num_draft, *, dtype="float32", sampling=None, normalizers=Fal
         (ss.verify, {"sampling": ARRAYS, "normalizers": True}),
         (ss.verify, {"sampling": ss.SamplingParams(temperature=0.0), "certain": True}),
         (ss.verify_sigmoid, {"dtype": "bfloat16"}),
+        (ss.verify_coupled, {"dtype": "bfloat16", "normalizers": True}),
     ],
     ids=[
         "plain",
@@ -209,6 +211,7 @@ def compiled(rule, num_draft, *, dtype="float32", sampling=None, normalizers=Fal
         "normalizers",
         "greedy deterministic draft",
         "sigmoid",
+        "coupled",
     ],
 )
 def test_no_temporary_is_as_large_as_the_logits(rule, options):

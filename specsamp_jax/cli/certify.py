@@ -15,9 +15,14 @@ from specsamp_jax.certificate.report import Certificate
 from specsamp_jax.cli import generation
 from specsamp_jax.cli.cache import cache_option
 from specsamp_jax.cli.shared import DTYPES, FOLDER, Text, doing, seed_option, verbosity_options
-from specsamp_jax.rules.verify import verify, verify_block, verify_sigmoid
+from specsamp_jax.rules.verify import verify, verify_block, verify_coupled, verify_sigmoid
 
-RULES: dict[str, Callable[..., Any]] = {"token": verify, "block": verify_block, "sigmoid": verify_sigmoid}
+RULES: dict[str, Callable[..., Any]] = {
+    "token": verify,
+    "block": verify_block,
+    "coupled": verify_coupled,
+    "sigmoid": verify_sigmoid,
+}
 
 
 @click.command("certify")

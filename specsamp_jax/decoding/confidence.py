@@ -10,8 +10,15 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Int, Key
 
 from specsamp_jax import _checks
-from specsamp_jax._types import PAD_TOKEN, Draft, Filter, Model, SamplingParams
-from specsamp_jax.decoding.drafters import ProcessLogitsFn, draw_next, first_logits
+from specsamp_jax._types import PAD_TOKEN, CoupledNoise, Draft, Filter, Model, SamplingParams
+from specsamp_jax.decoding.drafters import (
+    ProcessLogitsFn,
+    SampleFn,
+    draw_next,
+    first_logits,
+    sample_at_position,
+    sample_independent,
+)
 from specsamp_jax.decoding.model_call import apply, prefill
 from specsamp_jax.sampling import rows as dist
 
@@ -77,10 +84,32 @@ class ConfidenceDrafter:
         process_logits_fn: ProcessLogitsFn,
     ) -> tuple[Draft, Any]:
         """Proposes up to `num_draft` tokens per row, with the logits they were sampled from."""
+        options = {"num_draft": num_draft, "sampling": sampling, "process_logits_fn": process_logits_fn}
+        return self._propose(sample_independent, key, state, tokens, lengths, **options)
+
+    def propose_coupled(
+        self,
+        key: Key[Array, "B"],
+        state: Any,
+        tokens: Int[Array, "B W"],
+        lengths: Int[Array, "B"],
+        *,
+        num_draft: int,
+        sampling: SamplingParams,
+        process_logits_fn: ProcessLogitsFn,
+    ) -> tuple[Draft, Any]:
+        """Like `propose`, with draws of `sample_coupled`; `key` is the same in all steps of a text."""
+        options = {"num_draft": num_draft, "sampling": sampling, "process_logits_fn": process_logits_fn}
+        proposal, state = self._propose(sample_at_position, key, state, tokens, lengths, **options)
+        return proposal._replace(noise=CoupledNoise()), state
+
+    def _propose(
+        self, sample_fn: SampleFn, key, state, tokens, lengths, *, num_draft, sampling, process_logits_fn
+    ) -> tuple[Draft, Any]:
         params = sampling if self.sampling is None else self.sampling
 
         def draw(logits, tokens, index):
-            return draw_next(key, index, logits, tokens, lengths, params, process_logits_fn)
+            return draw_next(sample_fn, key, index, logits, tokens, lengths, params, process_logits_fn)
 
         def is_confident(logits, token) -> Bool[Array, "B"]:
             row = dist.target_rows(logits[:, None], Filter())

@@ -10,13 +10,18 @@ from jax import lax
 from jaxtyping import Array, Float, Int, Key
 
 from specsamp_jax import _checks
-from specsamp_jax._types import PAD_TOKEN, Draft, Model, SamplingParams
+from specsamp_jax._types import PAD_TOKEN, CoupledNoise, Draft, Model, SamplingParams
 from specsamp_jax.decoding.model_call import apply, prefill
 from specsamp_jax.sampling import streams
 from specsamp_jax.sampling.draw import sample
+from specsamp_jax.sampling.gumbel import sample_coupled
 
 ProcessLogitsFn = Callable[[Int[Array, "B L"], Int[Array, "B"], Float[Array, "B V"]], Float[Array, "B V"]]
 """`(tokens [B, L], lengths [B], logits [B, V]) -> logits [B, V]`: the text so far, and the logits of its next token."""
+
+
+SampleFn = Callable[..., tuple[Int[Array, "B"], Float[Array, "B"]]]
+"""`(key, index, positions, logits, sampling) -> (tokens, log_normalizers)`: samples draft `index` of a step."""
 
 
 @runtime_checkable
@@ -52,6 +57,29 @@ class ReadsText(Protocol):
 
     def read(self, state: Any, tokens: Int[Array, "B T"], positions: Int[Array, "B T"]) -> Any:
         """Returns the state after these tokens, at consecutive positions; the last may lie after the text."""
+        ...
+
+
+@runtime_checkable
+class DraftsCoupled(Protocol):
+    """Protocol of drafters that can draw with the noise of `verify_coupled`.
+
+    `generate` calls `propose_coupled` in place of `propose` with a rule that takes `positions`. Drafts of any drafter
+    leave the text of `verify_coupled` as it is; those drawn with its noise are accepted more often.
+    """
+
+    def propose_coupled(
+        self,
+        key: Key[Array, "B"],
+        state: Any,
+        tokens: Int[Array, "B W"],
+        lengths: Int[Array, "B"],
+        *,
+        num_draft: int,
+        sampling: SamplingParams,
+        process_logits_fn: ProcessLogitsFn,
+    ) -> tuple[Draft, Any]:
+        """Like `propose`, with draws of `sample_coupled`; `key` is the same in all steps of a text."""
         ...
 
 
@@ -93,11 +121,33 @@ class ModelDrafter:
         process_logits_fn: ProcessLogitsFn,
     ) -> tuple[Draft, Any]:
         """Samples `num_draft` tokens per row one after the other, and keeps the logits they were sampled from."""
+        options = {"num_draft": num_draft, "sampling": sampling, "process_logits_fn": process_logits_fn}
+        return self._propose(sample_independent, key, state, tokens, lengths, **options)
+
+    def propose_coupled(
+        self,
+        key: Key[Array, "B"],
+        state: Any,
+        tokens: Int[Array, "B W"],
+        lengths: Int[Array, "B"],
+        *,
+        num_draft: int,
+        sampling: SamplingParams,
+        process_logits_fn: ProcessLogitsFn,
+    ) -> tuple[Draft, Any]:
+        """Like `propose`, with draws of `sample_coupled`; `key` is the same in all steps of a text."""
+        options = {"num_draft": num_draft, "sampling": sampling, "process_logits_fn": process_logits_fn}
+        proposal, state = self._propose(sample_at_position, key, state, tokens, lengths, **options)
+        return proposal._replace(noise=CoupledNoise()), state
+
+    def _propose(
+        self, sample_fn: SampleFn, key, state, tokens, lengths, *, num_draft, sampling, process_logits_fn
+    ) -> tuple[Draft, Any]:
         params = sampling if self.sampling is None else self.sampling
         model = self.model
 
         def draw(logits, tokens, index):
-            return draw_next(key, index, logits, tokens, lengths, params, process_logits_fn)
+            return draw_next(sample_fn, key, index, logits, tokens, lengths, params, process_logits_fn)
 
         logits, cache = first_logits(model, state, tokens, lengths)
         token, first_row, first_normalizer, tokens = draw(logits, tokens, 0)
@@ -194,7 +244,30 @@ def first_logits(
     return logits[:, -1], cache
 
 
+def sample_independent(
+    key: Key[Array, "B"],
+    index: Int[Array, ""] | int,
+    positions: Int[Array, "B"],
+    logits: Float[Array, "B V"],
+    sampling: SamplingParams,
+) -> tuple[Int[Array, "B"], Float[Array, "B"]]:
+    """Samples draft `index` of a step whose key no other step has."""
+    return sample(streams.fold_in(key, index), logits, sampling)
+
+
+def sample_at_position(
+    key: Key[Array, "B"],
+    index: Int[Array, ""] | int,
+    positions: Int[Array, "B"],
+    logits: Float[Array, "B V"],
+    sampling: SamplingParams,
+) -> tuple[Int[Array, "B"], Float[Array, "B"]]:
+    """Samples the token at `positions` of each row's text, with the noise of `verify_coupled`."""
+    return sample_coupled(key, logits, sampling, positions=positions)
+
+
 def draw_next(
+    sample_fn: SampleFn,
     key: Key[Array, "B"],
     index: Int[Array, ""] | int,
     logits: Float[Array, "B V"],
@@ -206,7 +279,7 @@ def draw_next(
     """Samples draft `index`; returns the token, its processed logits, their logsumexp, and the text with the token."""
     lengths_now = lengths + index
     logits = process_logits_fn(tokens, lengths_now, logits)
-    token, log_normalizer = sample(streams.fold_in(key, index), logits, sampling)
+    token, log_normalizer = sample_fn(key, index, lengths_now, logits, sampling)
     return token, logits, log_normalizer, append(tokens, lengths_now, token[:, None])
 
 

@@ -56,7 +56,8 @@ def generate(
       sampling: Applied to target and draft alike.
       eos_token: One or several end tokens; a row ends after the first of them. None: no end token.
       verify_fn: The verification rule: a function with the signature of `verify`, or a hashable `StatefulRule`, whose
-        state is returned in `Generation.verify_state`.
+        state is returned in `Generation.verify_state`. With `verify_coupled` a row's text depends on its key alone, not
+        on the drafter or the number of drafts; models then draft with its noise.
       process_logits_fn: `(tokens [B, L], lengths [B], logits [B, V]) -> logits`, applied to target and draft
         alike before `sampling`; the tokens are the text so far, drafted tokens included. A pytree, such as
         `jax.tree_util.Partial(function, arrays)` or a dataclass under `jax.tree_util.register_dataclass`, is data

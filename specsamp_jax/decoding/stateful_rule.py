@@ -45,23 +45,26 @@ def apply_rule(
     draft: Draft,
     sampling: SamplingParams,
     *,
+    options: dict[str, Any],
     state: Any,
     finished: Bool[Array, "B"],
 ) -> tuple[Verification, Any]:
     """Returns the verification of a step, and the state of the rule after it: finished rows keep theirs.
 
+    `options` are keyword arguments of the rule.
+
     Raises:
       ValueError: `state` is another rule's.
     """
     if not isinstance(verify_fn, StatefulRule):
-        return verify_fn(keys, target_logits, draft, sampling), state
+        return verify_fn(keys, target_logits, draft, sampling, **options), state
     expected, found = jax.tree.structure(start_rule(verify_fn, 1)), jax.tree.structure(state)
     if expected != found:
         raise ValueError(
             f"state.verify_state must be the rule's own, {expected}; got {found}. "
             "Was the state made by `init` with another `verify_fn`?"
         )
-    result, after = verify_fn(keys, target_logits, draft, sampling, state)
+    result, after = verify_fn(keys, target_logits, draft, sampling, state, **options)
 
     def keep(old, new):
         return jnp.where(finished.reshape(-1, *(1,) * (new.ndim - 1)), old, new)

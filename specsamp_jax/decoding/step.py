@@ -17,11 +17,11 @@ from specsamp_jax.decoding import num_draft as num_draft_module
 from specsamp_jax.decoding.catch_up import catch_up
 from specsamp_jax.decoding.confidence import ConfidenceDrafter
 from specsamp_jax.decoding.drafters import Drafter, ModelDrafter, ProcessLogitsFn, append
+from specsamp_jax.decoding.keys import step_keys
 from specsamp_jax.decoding.model_call import apply, prefill, vocab_size
 from specsamp_jax.decoding.num_draft import NumDraft
 from specsamp_jax.decoding.stateful_rule import VerifyFn, apply_rule, start_rule
 from specsamp_jax.rules.verify import verify
-from specsamp_jax.sampling import streams
 
 
 class DecodeState(NamedTuple):
@@ -142,7 +142,8 @@ def step(
 ) -> tuple[DecodeState, StepInfo]:
     """Runs one step: drafts K tokens, scores them in one pass of the target, and appends the emitted tokens.
 
-    The draws of a row depend on its key and its length, so one `key` serves all steps. Arguments are
+    The draws of a row depend on its key and its length, so one `key` serves all steps. A `verify_fn` with a parameter
+    `positions`, such as `verify_coupled`, draws by position: it gets the rows' keys and their lengths. Arguments are
     those of `generate`; `num_draft`, `draft` and a `verify_fn` with a state must be those of `init`.
 
     Example:
@@ -158,8 +159,8 @@ def step(
       ([[2, 3, -1]], [2], [1])
     """
     batch_size = state.tokens.shape[0]
-    keys = streams.fold_in(streams.row_keys(key, batch_size), state.lengths)
     drafter, num_draft = resolve(draft, num_draft)
+    keys = step_keys(key, state.lengths, drafter, verify_fn)
     compiled = num_draft_module.compiled_lengths(num_draft)
     buffer_length = state.tokens.shape[1] - compiled[-1]
 
@@ -173,9 +174,9 @@ def step(
     def verify_drafts(length, state):
         """Drafts, scores and verifies at most `length` tokens; the results are padded to the longest draft length."""
         proposal, draft_state = Draft(jnp.zeros((batch_size, 0), jnp.int32)), state.draft_state
-        if drafter is not None and length > 0:
-            proposal, draft_state = drafter.propose(
-                keys,
+        if keys.propose_fn is not None and length > 0:
+            proposal, draft_state = keys.propose_fn(
+                keys.draft,
                 state.draft_state,
                 state.tokens,
                 state.lengths,
@@ -195,7 +196,14 @@ def step(
             drafts = jnp.arange(length + 1)
             logits = jax.vmap(lambda i, row: process(text, state.lengths + i, row), (0, 1), 1)(drafts, logits)
         result, verify_state = apply_rule(
-            verify_fn, keys, logits, proposal, sampling, state=state.verify_state, finished=state.finished
+            verify_fn,
+            keys.verify,
+            logits,
+            proposal,
+            sampling,
+            options=keys.verify_options,
+            state=state.verify_state,
+            finished=state.finished,
         )
         num_drafted = jnp.cumprod(proposal.tokens >= 0, axis=1, dtype=jnp.int32).sum(1, dtype=jnp.int32)
         missing = ((0, 0), (0, compiled[-1] - length))

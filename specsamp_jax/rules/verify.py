@@ -3,17 +3,19 @@
 from typing import Any
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float, Key
 
 from specsamp_jax import _checks
-from specsamp_jax._types import Draft, KeyLike, SamplingParams, Verification
+from specsamp_jax._types import CoupledNoise, Draft, KeyLike, SamplingParams, Uniforms, Verification
 from specsamp_jax.rules import block as block_rule
 from specsamp_jax.rules import calibrated as calibrated_rule
+from specsamp_jax.rules import coupled as coupled_rule
 from specsamp_jax.rules import kernels
 from specsamp_jax.rules import sigmoid as sigmoid_rule
 from specsamp_jax.rules import token as token_rule
+from specsamp_jax.sampling import gumbel, streams
 from specsamp_jax.sampling import kernels as sampling_kernels
-from specsamp_jax.sampling import streams
 from specsamp_jax.sampling.dispatch import dispatch
 from specsamp_jax.sampling.filters import call_unfiltered_if_off, make_filter
 from specsamp_jax.sampling.mesh_axes import with_automatic_axes
@@ -115,6 +117,58 @@ def verify_block(
     return _verify("block", {}, key, target_logits, draft, sampling, implementation)
 
 
+def verify_coupled(
+    key: KeyLike,
+    target_logits: Float[Array, "B K1 V"],
+    draft: Draft,
+    sampling: SamplingParams | None = None,
+    *,
+    implementation: str | None = None,
+    positions: ArrayLike = 0,
+) -> Verification:
+    """Returns the drafts that equal the target's own samples, and the target's sample after them: exact, one text.
+
+    At each position the target samples the first largest of `log p + G`, where the Gumbel noise `G` is a function of
+    the row's key, the position and the token's id. Drafts are accepted while they equal these samples, and the first
+    sample that no draft equals is emitted too. So the text is that of sampling from the target alone with the same key,
+    whatever was drafted: another drafter, or another number of drafts, changes the number of steps and no token. Any
+    drafts may be verified. Those that `sample_coupled` draws with the same key are accepted with probability at least
+    (1 - TV)/(1 + TV), where TV is the total variation between p and q; under `verify` it is 1 - TV.
+
+    Arithmetic, degenerate rows, `status` and errors are those of `verify`, but acceptance does not look at q.
+    `accept_prob` is min(1, p/q), which is not the probability with which this rule keeps a draft.
+
+    Args:
+      key: As in `verify`. Use one key for all steps of a text, with the `positions` of each step.
+      target_logits: As in `verify`.
+      draft: As in `verify`, drawn in any way. `logits` serve `accept_prob` and `status` alone.
+      sampling: As in `verify`.
+      implementation: As in `verify`; there is no kernel yet.
+      positions: Position of each row's first drafted token in its text, which is the number of tokens before it. With
+        the default 0 for all, every step needs a key of its own, and a text depends on where its steps began.
+
+    Returns:
+      A `Verification`, as in `verify`.
+
+    Raises:
+      ValueError: As in `verify`.
+      NotImplementedError: As in `verify`.
+
+    Source: Daliri et al. (2024, arXiv 2408.07978), with Gumbel noise.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, specsamp_jax as ss
+      >>> target_logits = jnp.log(jnp.array([[[0.1, 0.9], [0.5, 0.5]]]))
+      >>> key, texts = jax.random.key(0), []
+      >>> for drafted in (0, 1):
+      ...     result = ss.verify_coupled(key, target_logits, ss.Draft(jnp.array([[drafted]])))
+      ...     texts.append(result.tokens[0, 0].item())
+      >>> texts[0] == texts[1]
+      True
+    """
+    return _verify("coupled", {}, key, target_logits, draft, sampling, implementation, positions=positions)
+
+
 def verify_sigmoid(
     key: KeyLike,
     target_logits: Float[Array, "B K1 V"],
@@ -168,13 +222,18 @@ def verify_sigmoid(
     return _verify("sigmoid", constants, key, target_logits, draft, sampling, implementation)
 
 
+def _uniforms(keys: Key[Array, "B"], positions: None, num_rows: int) -> Uniforms:
+    return streams.verification_uniforms(keys, num_rows - 1)
+
+
 CORES = {
-    "token": (token_rule.verify_token, kernels.verify_token_from_keys),
-    "block": (block_rule.verify_block, None),
-    "calibrated": (calibrated_rule.verify_calibrated, None),
-    "sigmoid": (sigmoid_rule.verify_sigmoid, kernels.verify_sigmoid_from_keys),
+    "token": (token_rule.verify_token, kernels.verify_token_from_keys, _uniforms),
+    "block": (block_rule.verify_block, None, _uniforms),
+    "calibrated": (calibrated_rule.verify_calibrated, None, _uniforms),
+    "coupled": (coupled_rule.verify_coupled, None, gumbel.noise_keys),
+    "sigmoid": (sigmoid_rule.verify_sigmoid, kernels.verify_sigmoid_from_keys, _uniforms),
 }
-"""Each rule's core in plain JAX, and the function that runs its kernel if it has one."""
+"""Each rule's core in plain JAX, the function that runs its kernel if it has one, and its draws from keys."""
 
 
 def _verify(
@@ -186,44 +245,60 @@ def _verify(
     sampling: SamplingParams | None,
     implementation: str | None,
     row_data: dict[str, Array] | None = None,
+    positions: ArrayLike | None = None,
 ) -> Any:
     """Returns what the core returns. `row_data` are further arrays for it, by name, with the batch first."""
     _checks.logits("target_logits", target_logits, "B K+1 V")
     _checks.draft(draft, target_logits)
+    _check_noise(rule, draft)
     batch_size, num_rows, vocab_size = target_logits.shape
     if sampling is not None:
         _checks.sampling("sampling", sampling, batch_size)
+    if positions is not None:
+        positions = gumbel.position_array(positions, batch_size)
     _checks.implementation(implementation)
     target_logits = at_least_16_bits(jnp.asarray(target_logits))
-    draft = draft._replace(tokens=_checks.int32(draft.tokens))
+    draft = draft._replace(tokens=_checks.int32(draft.tokens), noise=None)
     if draft.logits is not None:
         draft = draft._replace(logits=at_least_16_bits(jnp.asarray(draft.logits)))
     words = streams.words(key, batch_size)
     # Python numbers among the parameters stay static; as arguments of a branch they would become arrays.
     draft_sampling, draft = draft.sampling, draft._replace(sampling=None)
 
-    def decide(target_logits, draft, words, row_data, sampling, draft_sampling):
+    def decide(target_logits, draft, words, row_data, positions, sampling, draft_sampling):
         """Applies the rule, with uniforms drawn from the rows' keys."""
         # The branches of `dispatch` must not close over arrays that vary over mesh axes: arrays are arguments.
         numbers, arrays = sampling_kernels.split(sampling, draft_sampling)
-        rule_core, rule_kernel = CORES[rule]
+        rule_core, rule_kernel, draws_fn = CORES[rule]
 
-        def core(target_logits, draft, words, row_data, arrays):
-            uniforms = streams.verification_uniforms(streams.row_keys(words, batch_size), num_rows - 1)
+        def core(target_logits, draft, words, row_data, positions, arrays):
+            draws = draws_fn(streams.row_keys(words, batch_size), positions, num_rows)
 
             def apply(sampling, draft_sampling):
                 target_filter = make_filter(target_logits, sampling)
                 drafted = target_logits[:, :0] if draft.logits is None else draft.logits
                 draft_filter = make_filter(drafted, draft_sampling)
-                return rule_core(target_logits, target_filter, draft, draft_filter, uniforms, **row_data, **constants)
+                return rule_core(target_logits, target_filter, draft, draft_filter, draws, **row_data, **constants)
 
             return call_unfiltered_if_off(apply, *sampling_kernels.merge(numbers, arrays), vocab_size=vocab_size)
 
-        def kernel(target_logits, draft, words, row_data, arrays):
+        def kernel(target_logits, draft, words, row_data, positions, arrays):
             sampling, draft_sampling = sampling_kernels.merge(numbers, arrays)
             return rule_kernel(words, target_logits, sampling, draft, draft_sampling, **row_data, **constants)
 
-        arguments, why_not = (target_logits, draft, words, row_data, arrays), kernels.why_not(target_logits, draft)
+        arguments = target_logits, draft, words, row_data, positions, arrays
+        why_not = kernels.why_not(target_logits, draft)
         return dispatch(core, kernel if rule_kernel else None, arguments, why_not, implementation)
 
-    return with_automatic_axes(decide, target_logits, draft, words, row_data or {}, sampling, draft_sampling)
+    return with_automatic_axes(decide, target_logits, draft, words, row_data or {}, positions, sampling, draft_sampling)
+
+
+def _check_noise(rule: str, draft: Draft) -> None:
+    """Raises ValueError if the rule needs independent drafts and these are coupled to the target."""
+    if not isinstance(draft.noise, CoupledNoise | None):
+        raise ValueError(f"draft.noise must be None or CoupledNoise(); got {type(draft.noise).__name__}.")
+    if rule != "coupled" and draft.noise is not None:
+        raise ValueError(
+            "draft.noise must be None: these drafts were drawn by sample_coupled, and the text is biased where their "
+            "noise meets a rule of p and q. Draw the drafts with sample, or verify them with verify_coupled."
+        )

@@ -33,7 +33,7 @@ class Rows(NamedTuple):
     @property
     def log_normalizers(self) -> Float[Array, "B R"]:
         """Logsumexp of the filtered logits."""
-        return _scaled(self.offset, self.filter.scale) + self.log_sum
+        return scaled(self.offset, self.filter.scale) + self.log_sum
 
     def first(self, num_rows: int) -> "Rows":
         """The first rows of each sequence."""
@@ -112,7 +112,7 @@ def _log_sum(logits: Array, scale: Float[Array, "B"] | None) -> tuple[Array, Arr
     """The maximum of each row, and the logsumexp of `(logits - maximum) * scale`."""
     # The maximum is taken in the logits' own type: XLA would write a widened copy that has two readers to memory.
     offset = wide(row_max(logits, logits.shape[-1]))
-    weights = jnp.exp(_scaled(wide(logits) - offset[..., None], scale))
+    weights = jnp.exp(scaled(wide(logits) - offset[..., None], scale))
     return offset, jnp.log(row_sum(weights, logits.shape[-1]))
 
 
@@ -120,11 +120,12 @@ def _log_kept_sum(
     logits: Float[Array, "B V"], offset: Float[Array, "B"], cutoff: Float[Array, "B"], scale: Float[Array, "B"] | None
 ) -> Float[Array, "B"]:
     """Logsumexp of `(logits - offset) * scale` over the logits that are not below the cutoff."""
-    weights = jnp.exp(_scaled(wide(logits) - offset[:, None], scale))
+    weights = jnp.exp(scaled(wide(logits) - offset[:, None], scale))
     return jnp.log(row_sum(jnp.where(wide(logits) >= cutoff[:, None], weights, 0), logits.shape[-1]))
 
 
-def _scaled(values: Array, scale: Float[Array, "B"] | None) -> Array:
+def scaled(values: Array, scale: Float[Array, "B"] | None) -> Array:
+    """Values `[B, ...]` times the scale of their row; None is 1."""
     return values if scale is None else values * scale.reshape(-1, *(1,) * (values.ndim - 1))
 
 
@@ -145,7 +146,7 @@ def token_logits(rows: Rows, tokens: Int[Array, "B R"]) -> Float[Array, "B R"]:
     outside = (tokens < 0) | (tokens >= rows.logits.shape[-1])
     if rows.filter.cutoff is not None:
         outside |= logit < rows.filter.cutoff
-    return jnp.where(outside, -jnp.inf, _scaled(logit - rows.offset, rows.filter.scale))
+    return jnp.where(outside, -jnp.inf, scaled(logit - rows.offset, rows.filter.scale))
 
 
 def log_prob(rows: Rows, tokens: Int[Array, "B R"]) -> Float[Array, "B R"]:
@@ -163,7 +164,7 @@ def probs(row: Rows, vocab_size: int) -> Float[Array, "B V"]:
     if row.logits is None:
         return (index == row.certain).astype(row.offset.dtype)
     logits = wide(row.logits[:, 0])
-    result = jnp.exp(_scaled(logits - row.offset, row.filter.scale) - row.log_sum)
+    result = jnp.exp(scaled(logits - row.offset, row.filter.scale) - row.log_sum)
     if row.filter.cutoff is not None:
         result = jnp.where(logits >= row.filter.cutoff, result, 0)
     if row.certain is not None:

@@ -13,10 +13,11 @@ from specsamp_jax._types import EMIT_DRAWS, KeyLike, Uniforms
 
 
 class Purpose(enum.IntEnum):
-    """Purpose of a stream of uniforms. Streams of different purposes are independent for the same key."""
+    """Purpose of a stream of draws. Streams of different purposes are independent for the same key."""
 
     DRAFT = 1
     VERIFY = 2
+    COUPLED = 3
 
 
 def row_keys(key: Any, batch_size: _checks.Size) -> Key[Array, "B"]:
