@@ -1,21 +1,23 @@
 #!/usr/bin/env bash
 # One task on a GPU, after its models were trained: contexts, laws and calls, then texts. From the repository's root:
-#   bench/experiments/gpu.sh summarization 400      # the seconds that texts may take
+#   bench/experiments/gpu.sh summarization 570      # seconds in all
 # Raw rows are kept in raw/ of $SPECSAMP_EXPERIMENTS, and copied to $OUT if it is set.
 set -u
 cd "$(dirname "$0")/../.."
-task=$1 seconds=${2:-400}
+task=$1 seconds=${2:-570}
 python=${PYTHON:-python3}
 export PYTHONPATH=.
 quiet() { grep -v "^[IWE][0-9][0-9][0-9][0-9] "; }
-evaluate() { "$python" bench/experiments/evaluate.py "$task" --dtype bfloat16 "$@" 2>&1 | quiet; }
+evaluate() { timeout -k 5 $((seconds - SECONDS - 10)) "$python" bench/experiments/evaluate.py "$task" --dtype bfloat16 "$@" 2>&1 | quiet; }
 
 evaluate --stage contexts
 JAX_PLATFORMS=cpu evaluate --stage laws &
 # Command buffers hide kernels from the profiler.
 XLA_FLAGS=--xla_gpu_enable_command_buffer= evaluate --stage calls
 wait
-evaluate --stage runs --seconds "$seconds"
+echo "contexts, laws and calls: $SECONDS s"
+evaluate --stage runs --seconds $((seconds - SECONDS - 30))
+echo "all: $SECONDS s"
 if [ -n "${OUT:-}" ]; then
   for file in "${SPECSAMP_EXPERIMENTS:-$HOME/.cache/specsamp/experiments}/raw/$task"/*.json*; do
     cp "$file" "$OUT/$task-$(basename "$file")"

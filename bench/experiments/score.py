@@ -1,0 +1,161 @@
+"""Makes the tables of a task from its raw rows: quality, acceptance, calls, times and laws, one line per row.
+
+    python bench/experiments/score.py TASK [--quick] [--out FOLDER]
+
+Runs that differ in their seed only are one row: each text's scores are averaged over seeds.
+"""
+
+import argparse
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import caches
+import metrics
+import numpy as np
+
+FIELDS = "method", "drafter", "temperature", "top_k", "dtype", "batch_size", "num_draft"
+DEFAULTS = {"drafter": "model", "temperature": 1.0, "top_k": 0, "dtype": "float32", "batch_size": 8, "num_draft": "5"}
+DEFAULTS |= {"seeds": 1, "machine": 0, "empty": 0}
+"""Values that a table leaves out."""
+
+WHERE = "models", "device", "cores", "jax", "python", "weights", "date"
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """The rows of a file of JSON lines; none if it is missing."""
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def setting(row: dict[str, Any]) -> dict[str, Any]:
+    """The settings in a row's name, without the seed."""
+    values = row["name"].split("|")
+    found = dict(zip(FIELDS, values, strict=False))
+    kinds = {"temperature": float, "top_k": int, "batch_size": int}
+    return {name: kinds.get(name, str)(value) for name, value in found.items()}
+
+
+def digits(value: float, number: int = 4) -> float:
+    """A number with few significant digits."""
+    return float(f"{value:.{number}g}")
+
+
+class Tables:
+    """The rows of one task, and the machines that they were computed on."""
+
+    def __init__(self, folder: Path):
+        self.folder, self.task = folder, json.loads((folder / "task.json").read_text())
+        self.score_fn: Callable[..., metrics.Scores] = metrics.SCORERS[self.task["metric"]]
+        self.machines: list[dict[str, Any]] = []
+        self.rows: list[dict[str, Any]] = []
+
+    def machine(self, row: dict[str, Any]) -> int:
+        """The index of a row's machine."""
+        found = {name: row[name] for name in WHERE}
+        if found not in self.machines:
+            self.machines.append(found)
+        return self.machines.index(found)
+
+    def scored(self, texts: list[str]) -> metrics.Scores:
+        """Scores of outputs for the first prompts."""
+        return self.score_fn(self.task["references"][: len(texts)], texts)
+
+    def add_texts(self) -> None:
+        """Rows of kind "text"."""
+        groups: dict[str, list[dict[str, Any]]] = {}
+        for row in read(self.folder / "runs.jsonl"):
+            groups.setdefault(row["name"].rpartition("|")[0], []).append(row)
+        scores = {name: np.mean([self.scored(row["texts"]) for row in rows], 0) for name, rows in groups.items()}
+        us = {tuple(setting(row).values()): row.get("us") for row in read(self.folder / "calls.jsonl")}
+        for name, rows in groups.items():
+            found = setting(rows[0])
+            num_texts, per_seed = len(rows[0]["texts"]), len(rows)
+            calls, row_calls, seconds, tokens = (
+                sum(each) / per_seed
+                for each in zip(
+                    *((r["calls"], r["row_calls"], r["seconds"], sum(r["num_tokens"])) for r in rows), strict=True
+                )
+            )
+            drafted, accepted = (np.sum([row[key] for row in rows], 0) for key in ("drafted", "accepted"))
+            entry = {"kind": "text", **found, "seeds": per_seed, "texts": num_texts}
+            # Acceptance at a position, given that all drafts before it were accepted.
+            reached = np.concatenate([drafted[:1], np.minimum(accepted[:-1], drafted[1:])]) if len(drafted) else drafted
+            entry |= {
+                "quality": [digits(value) for value in metrics.percent(scores[name])],
+                "acceptance": [digits(a / r, 3) for a, r in zip(accepted, reached, strict=True) if r > 0],
+                "tokens_per_call": digits(tokens / row_calls),
+                "tokens": digits(tokens / num_texts),
+                "calls": digits(row_calls / num_texts),
+                "ms": digits(1e3 * seconds / num_texts),
+                "empty": sum(not text for row in rows for text in row["texts"]),
+            }
+            alone = f"target alone|{name.split('|', 1)[1]}"
+            for other in (alone, alone.replace("|1|5", "|8|5"), alone.replace("|heuristic", "|5")):
+                other = other.replace("|n-grams|", "|model|")
+                if other in groups and name != other:
+                    pair = scores[other][:num_texts]
+                    entry["difference"] = [digits(x, 3) for x in metrics.interval(scores[name], pair)]
+                    same = zip(rows[0]["texts"], groups[other][0]["texts"], strict=False)
+                    entry["same"] = sum(a == b for a, b in same)
+                    break
+            call = us.get(tuple({**found, "num_draft": "5", "drafter": "model"}.values()))
+            if call is not None:
+                # The calls of a batch are the device's; a text's share of them is one in batch_size.
+                total = calls * call / 1e3
+                entry |= {
+                    "call_us": call,
+                    "call_ms": digits(total / num_texts),
+                    "share": digits(total / seconds / 1e3, 3),
+                }
+            if len(set(self.task["groups"])) > 1 and entry["batch_size"] == 8 and entry["num_draft"] == "5":
+                entry["groups"] = self.by_group(scores[name])
+            self.rows.append({**entry, "machine": self.machine(rows[0])})
+        trivial = self.scored(self.task["trivial"])
+        quality = [digits(value) for value in metrics.percent(trivial)]
+        self.rows.append({"kind": "trivial", "method": "trivial", "texts": len(trivial), "quality": quality})
+
+    def by_group(self, scores: metrics.Scores) -> dict[str, float]:
+        """The first measure in each test set."""
+        names = np.array(self.task["groups"][: len(scores)])
+        return {name: digits(metrics.percent(scores[names == name])[0], 3) for name in sorted(set(names))}
+
+    def add(self, kind: str, file: str) -> None:
+        """Rows of another kind, as they are."""
+        for row in read(self.folder / file):
+            values = {key: value for key, value in row.items() if key not in (*WHERE, "name")}
+            values = {key: digits(value) if isinstance(value, float) else value for key, value in values.items()}
+            self.rows.append({"kind": kind, **setting(row), **values, "machine": self.machine(row)})
+
+    def write(self, path: Path) -> None:
+        """One line per row."""
+        about = {key: self.task[key] for key in ("models", "metric")} | {"machines": self.machines}
+        training = caches.CACHE / self.folder.name.removesuffix("_quick") / "training.json"
+        if training.exists() and "fixture" not in self.task["models"]:
+            about["training"] = json.loads(training.read_text())
+        sizes = {group: self.task["groups"].count(group) for group in sorted(set(self.task["groups"]))}
+        kept = [{key: value for key, value in row.items() if DEFAULTS.get(key) != value} for row in self.rows]
+        lines = ",\n".join(json.dumps(row, ensure_ascii=False, separators=(",", ":")) for row in kept)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f'{{"about":{json.dumps(about | {"groups": sizes})},\n"rows":[\n{lines}\n]}}\n')
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Makes the tables of a task.")
+    parser.add_argument("task", choices=("summarization", "asr"))
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--out", type=Path, default=None)
+    options = parser.parse_args()
+    name = options.task + ("_quick" if options.quick else "")
+    tables = Tables(caches.CACHE / "raw" / name)
+    tables.add_texts()
+    tables.add("call", "calls.jsonl")
+    tables.add("law", "laws.jsonl")
+    # Tables of a quick run are not those that the repository keeps.
+    folder = options.out or (caches.CACHE / "quick" if options.quick else caches.RESULTS)
+    tables.write(folder / f"{options.task}.json")
+    print(folder / f"{options.task}.json", len(tables.rows), "rows")
+
+
+if __name__ == "__main__":
+    main()
