@@ -58,6 +58,18 @@ def test_the_closed_form_of_the_first_token_is_the_oracles(method):
     np.testing.assert_allclose(law.bonus(method, z_p[2:])[0], last / accepted, atol=1e-9)
 
 
+@pytest.mark.parametrize("error", [0.0, -0.7, 0.4])
+def test_the_closed_form_of_the_calibrated_rule_is_the_oracles(error):
+    z_p, z_q = Z_P[:1].astype(float), Z_Q[:1].astype(float)
+    estimate, offset = law.log_normalizer(z_p) + error, 1.5
+    q = oracle.distribution(z_q[0])
+    target, options = (lambda prefix: z_p[0]), {"estimate": lambda prefix: estimate[0], "offset": offset}
+    expected = first(oracle.calibrated_law(target, lambda prefix: q, 1, **options))
+    found, accept = law.calibrated(z_p, z_q, estimate, offset)
+    np.testing.assert_allclose(found[0], expected, atol=1e-9)
+    np.testing.assert_allclose(accept[0], oracle.calibrated_accept(z_p[0], q, estimate[0], offset), atol=1e-9)
+
+
 def test_a_filtered_token_is_never_emitted_but_by_the_released_code():
     z_p, z_q = (law.keep_top_k(rows[:2].astype(float), 2) for rows in (Z_P, Z_Q))
     for method, leaks in {"ours": False, "sigmoid 20000.0": False, "sigmoid as released": True}.items():

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from methods import VERIFY_FNS
+from methods import CALIBRATED, FUNCTIONS
 from settings import Setting
 
 import specsamp_jax as ss
@@ -31,13 +31,17 @@ def _draw(dtype: str, temperature: float, top_k: int) -> Any:
         target, draft = target.astype(dtype), draft.astype(dtype)
         keys = jax.random.split(key, draft.shape[1])
         tokens, normalizers = zip(*(ss.sample(k, draft[:, i], sampling) for i, k in enumerate(keys)), strict=True)
-        return key, target, jnp.stack(tokens, 1), draft, jnp.stack(normalizers, 1)
+        estimates = jax.nn.logsumexp(target[:, 0].astype(jnp.float32), axis=-1)
+        return key, target, jnp.stack(tokens, 1), draft, jnp.stack(normalizers, 1), estimates
 
     return draw
 
 
 def inputs(setting: Setting, logits: tuple[np.ndarray, np.ndarray], num_sets: int) -> list[tuple[Any, ...]]:
-    """Sets of a key, target logits and a draft: consecutive rows of real texts, drafts sampled from the drafter's."""
+    """Sets of a key, target logits, a draft, and estimates of log-normalisers, which calibrated rules read.
+
+    Logits are those of consecutive rows of real texts, drafts are sampled from the drafter's.
+    """
     size, (target, draft) = setting.batch_size, logits
     draw = _draw(setting.dtype, setting.temperature, setting.top_k)
     rows = (slice(i * size, (i + 1) * size) for i in range(min(num_sets, len(target) // size)))
@@ -47,10 +51,18 @@ def inputs(setting: Setting, logits: tuple[np.ndarray, np.ndarray], num_sets: in
 def compiled(setting: Setting, example: tuple[Any, ...]) -> Any:
     """The compiled call, with parameters that are numbers."""
     sampling = ss.SamplingParams(setting.temperature, setting.top_k)
-    verify_fn = VERIFY_FNS[setting.method]
 
-    def call(key, target, tokens, draft, normalizers):
-        result = verify_fn(key, target, ss.Draft(tokens, draft, sampling, normalizers), sampling)
+    def call(key, target, tokens, draft, normalizers, estimates):
+        arguments = key, target, ss.Draft(tokens, draft, sampling, normalizers), sampling
+        if setting.method in CALIBRATED:
+            rule = CALIBRATED[setting.method]
+            result, state = rule(*arguments, rule.init(len(tokens))._replace(log_normalizer=estimates))
+            return result.tokens, result.num_accepted, state
+        if setting.method == "calibrated unreported":
+            log_normalizers = jnp.broadcast_to(estimates[:, None], tokens.shape)
+            result = ss.verify_calibrated(*arguments, log_normalizers=log_normalizers)
+        else:
+            result = FUNCTIONS[setting.method](*arguments)
         return result.tokens, result.num_accepted
 
     return jax.jit(call).lower(*example).compile()
@@ -74,6 +86,8 @@ def measure(settings: list[Setting], logits: tuple[np.ndarray, np.ndarray], repo
     place = functools.partial(inputs, logits=logits, num_sets=1)
     pool = concurrent.futures.ThreadPoolExecutor(os.cpu_count())
     programs = {setting: pool.submit(lambda s: compiled(s, place(s)[0]), setting) for setting in settings}
+    # Compiling also runs kernels on the GPU, so that nothing is measured meanwhile.
+    concurrent.futures.wait(programs.values())
     for setting, future in programs.items():
         try:
             program = future.result()

@@ -24,6 +24,7 @@ import caches
 import calls
 import jax
 import laws
+import methods
 import numpy as np
 import runs
 import settings
@@ -85,7 +86,7 @@ def load_contexts(folder: Path) -> tuple[np.ndarray, np.ndarray]:
 
 def run_laws(rows: Rows, wanted: list[settings.Setting], folder: Path, where: dict[str, Any]) -> None:
     """The stage `laws`."""
-    target, draft = (laws.contexts(each, NUM_CONTEXTS) for each in load_contexts(folder))
+    target, draft = (each[:NUM_CONTEXTS] for each in load_contexts(folder))
     missing = [setting for setting in wanted if setting.name not in rows.names]
     with concurrent.futures.ThreadPoolExecutor(max(1, (os.cpu_count() or 1) // 2)) as pool:
         futures = [pool.submit(laws.measure, setting, target, draft) for setting in missing]
@@ -177,7 +178,7 @@ def main() -> None:
     called, law_rows = settings.expand(settings.CALLS), settings.expand(settings.LAWS)
     if options.quick:
         chosen = {(setting.method, setting.dtype) for setting in wanted}
-        called = [s for s in wanted if s.method in calls.VERIFY_FNS and s.temperature == 1]
+        called = [s for s in wanted if s.method in methods.VERIFY_FNS and s.temperature == 1]
         law_rows = [s for s in law_rows if (s.method, s.dtype) in chosen and s.top_k == 0]
     file = functools.partial(Path, folder)
     if stage in (None, "contexts") and not file("draft.npy").exists():

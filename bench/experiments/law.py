@@ -29,6 +29,27 @@ def total_variation(p: Rows, q: Rows) -> Float[np.ndarray, "N"]:
     return np.abs(p - q).sum(-1) / 2
 
 
+def calibrated(z_p: Rows, z_q: Rows, estimates: Float[np.ndarray, "N"], offset: float) -> tuple[Rows, Rows]:
+    """The law of the first token by `verify_calibrated`, and the acceptance probability of each token.
+
+    Args:
+      z_p: Filtered logits of the target.
+      z_q: Filtered logits of the drafter.
+      estimates: The estimate of each target row's log-normaliser.
+      offset: c, the distance of alpha from the estimate.
+    """
+    p, q, eps = softmax(z_p), softmax(z_q), np.exp(-offset)
+    h = np.exp(np.minimum(z_p - estimates[:, None], 0))
+    accept = np.minimum(1, np.divide(h * (1 + eps * q), q * (1 + eps * h), out=np.ones_like(p), where=q > 0))
+    return _emitted(q, accept, _normalised(np.maximum(p - q * accept, 0), p)), accept
+
+
+def log_normalizer(z: Rows) -> Float[np.ndarray, "N"]:
+    """Logsumexp of each row."""
+    top = z.max(-1)
+    return top + np.log(np.exp(z - top[:, None]).sum(-1))
+
+
 def first_token(method: str, z_p: Rows, z_q: Rows) -> Rows:
     """The law of the first token by a rule of `methods.VERIFY_FNS`, from filtered logits."""
     p, q = softmax(z_p), softmax(z_q)

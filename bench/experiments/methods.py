@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, Int
 
 import specsamp_jax as ss
 from specsamp_jax._types import KeyLike
+from specsamp_jax.decoding.step import VerifyFn
 from specsamp_jax.sampling import streams
 from specsamp_jax.sampling.filters import make_filter
 from specsamp_jax.sampling.reduce import wide
@@ -129,7 +130,10 @@ def _sigmoid(width: float) -> Callable[..., ss.Verification]:
     return functools.partial(ss.verify_sigmoid, alpha=-width / 2, beta=width / 2)
 
 
-VERIFY_FNS: dict[str, Callable[..., ss.Verification]] = {
+CALIBRATED = {"calibrated": ss.CalibratedRule(), "calibrated +4": ss.CalibratedRule(margin=4.0)}
+"""The calibrated sigmoid, which keeps a state; with a margin of 4 nats it rejects more and is closer to the target."""
+
+FUNCTIONS: dict[str, Callable[..., ss.Verification]] = {
     "baseline": verify_baseline,
     "exact": verify_exact,
     "ours": ss.verify,
@@ -137,6 +141,9 @@ VERIFY_FNS: dict[str, Callable[..., ss.Verification]] = {
     **{f"sigmoid {width:.0e}".replace("+0", ""): _sigmoid(width) for width in WIDTHS},
     "sigmoid as released": verify_released,
 }
+"""The rules without a state, by their names in the tables."""
+
+VERIFY_FNS: dict[str, VerifyFn] = {**FUNCTIONS, **CALIBRATED}
 """Each rule by its name in the tables."""
 
 EXACT = "baseline", "exact", "ours", "block"

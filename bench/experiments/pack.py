@@ -1,6 +1,6 @@
 """Packs a checkpoint of 16 bits into pieces for a machine that takes small files only, and unpacks it there.
 
-    python bench/experiments/pack.py pack FOLDER PREFIX       # PREFIX.0, PREFIX.1, ... of at most 50 MB
+    python bench/experiments/pack.py pack FOLDER PREFIX       # PREFIX.0, PREFIX.1, ... of at most 46 MB
     python bench/experiments/pack.py unpack PREFIX FOLDER
 
 Matrices are rounded to 4 bits per number with a minimum and a step for each 32 numbers of a row, which is how the
@@ -18,7 +18,7 @@ import ml_dtypes
 import numpy as np
 import safetensors.numpy
 
-PIECE = 50_000_000
+PIECE = 46_000_000
 BLOCK = 32
 
 

@@ -22,6 +22,8 @@ class Counts(NamedTuple):
       drafted: Drafts verified at each position.
       accepted: Drafts accepted at each position.
       seconds: The host's clock, from the prompts to the tokens.
+      calibration: Of a calibrated rule: drafts that an estimate decided, sums over them of the bound and of the
+        estimate's error in nats, and the largest bound. Empty for others.
     """
 
     calls: int
@@ -29,6 +31,7 @@ class Counts(NamedTuple):
     drafted: list[int]
     accepted: list[int]
     seconds: float
+    calibration: dict[str, float]
 
 
 def _generate(max_steps: np.int32, setting: Setting, task: Task, index: np.ndarray) -> ss.Generation:
@@ -89,7 +92,12 @@ def run(setting: Setting, task: Task, num_texts: int) -> tuple[list[str], list[i
         row_calls = sum(num_tokens) - sum(accepted)
     else:
         row_calls = drafted[0]
-    return texts, num_tokens, Counts(calls, row_calls, drafted, accepted, seconds)
+    states = [result.verify_state for result in results if isinstance(result.verify_state, ss.Calibration)]
+    names = ("num_decided", "sum_bound", "sum_error") if states else ()
+    calibration = {name: float(sum(state._asdict()[name].sum() for state in states)) for name in names}
+    if states:
+        calibration["max_bound"] = float(max(state.max_bound.max() for state in states))
+    return texts, num_tokens, Counts(calls, row_calls, drafted, accepted, seconds, calibration)
 
 
 def _list(values: Any) -> list[int]:

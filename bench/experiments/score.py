@@ -90,6 +90,11 @@ class Tables:
                 "ms": digits(1e3 * seconds / num_texts),
                 "empty": sum(not text for row in rows for text in row["texts"]),
             }
+            decided = sum(row["calibration"].get("num_decided", 0) for row in rows)
+            if decided:
+                mean, error = (sum(row["calibration"][k] for row in rows) / decided for k in ("sum_bound", "sum_error"))
+                largest = max(row["calibration"]["max_bound"] for row in rows)
+                entry["bound"] = [digits(mean), digits(largest), digits(error)]
             alone = f"target alone|{name.split('|', 1)[1]}"
             for other in (alone, alone.replace("|1|5", "|8|5"), alone.replace("|heuristic", "|5")):
                 other = other.replace("|n-grams|", "|model|")
