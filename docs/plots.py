@@ -247,6 +247,54 @@ def sigmoid_rule() -> Figure:
     return figure
 
 
+def block_rule() -> Figure:
+    """Probability of keeping i drafts under the token and the block rule, on the two-word example of the paper."""
+    p, q = np.array([1, 2]) / 3, np.array([2, 1]) / 3
+    kept = {"token": np.zeros(3), "block": np.zeros(3)}
+    for first in range(2):
+        for second in range(2):
+            mass = q[first] * q[second]
+            ratios = p[first] / q[first], p[second] / q[second]
+            one, two = min(1, ratios[0]), min(1, ratios[1])
+            kept["token"] += mass * np.array([1 - one, one * (1 - two), one * two])
+            joint = min(1, ratios[0])
+            total = np.maximum(joint * p - q, 0).sum()
+            keep = total / (total + 1 - joint)
+            both = min(1, joint * ratios[1])
+            kept["block"] += mass * np.array([(1 - both) * (1 - keep), (1 - both) * keep, both])
+    figure, axes = plt.subplots(figsize=(6.4, 3.0))
+    for i, (name, color) in enumerate((("token", LIGHT), ("block", TEAL))):
+        mean = kept[name] @ np.arange(3)
+        label = f"{name} rule: {round(9 * mean)}/9 drafts kept on average"
+        bars = axes.bar(np.arange(3) + 0.4 * (i - 0.5), kept[name], 0.38, color=color, label=label)
+        axes.bar_label(bars, [f"{round(27 * value)}/27" for value in kept[name]], fontsize=10)
+    axes.set_xticks(range(3), ["none", "the first", "both"])
+    axes.set(xlabel="drafts kept of two", ylabel="probability")
+    axes.set_ylim(0, 0.75)
+    axes.grid(axis="x", visible=False)
+    axes.legend(fontsize=10, loc="upper left")
+    return figure
+
+
+def coupled_rule() -> Figure:
+    """Log-probabilities of target and draft plus one draw of Gumbel noise: shared, both have the same largest word."""
+    noise = -np.log(-np.log(np.random.default_rng(8).random(len(WORDS))))
+    figure, (left, right) = plt.subplots(1, 2, figsize=(7.2, 3.6), sharey=True)
+    index = np.arange(len(WORDS))
+    for axes, title, shift in ((left, "log-probability", 0), (right, "log-probability + noise of the word", noise)):
+        for offset, name, probs, color in ((-0.12, "target", TARGET, TEAL), (0.12, "draft", DRAFT, ORANGE)):
+            values = np.log(probs) + shift
+            axes.plot(index + offset, values, "o", color=color, label=name)
+            best = int(np.argmax(values))
+            axes.plot(best + offset, values[best], "o", ms=15, mfc="none", color=color)
+        axes.set_xticks(index, WORDS)
+        axes.set_title(title, fontsize=11)
+    right.bar(index, noise, 0.7, color=LIGHT, zorder=0, label="noise")
+    right.axhline(0, color=GREY, lw=0.8)
+    right.legend(fontsize=9)
+    return figure
+
+
 def draft_length() -> Figure:
     """Speed-up over the target alone by draft length, for several acceptance rates and costs of verifying."""
     figure, panels = plt.subplots(1, 2, figsize=(7.2, 3.4), sharey=True)
@@ -347,6 +395,8 @@ FIGURES = [
     families_cpu,
     verify_cpu,
     token_rule,
+    block_rule,
+    coupled_rule,
     sigmoid_rule,
     draft_length,
     tiles,

@@ -17,10 +17,15 @@ from specsamp_jax.cli.settings import describe, replace_settings, settings_optio
 from specsamp_jax.cli.shared import DTYPES, FOLDER, Text, say, seed_option, verbosity_options, warn
 from specsamp_jax.decoding.generate import stream
 from specsamp_jax.models import GenerationConfig, sampling_and_processor, vocab_size
-from specsamp_jax.rules.verify import verify, verify_sigmoid
+from specsamp_jax.rules.verify import verify, verify_block, verify_coupled, verify_sigmoid
 from specsamp_jax.sampling.streams import row_keys
 
-RULES: dict[str, Callable[..., Verification]] = {"token": verify, "sigmoid": verify_sigmoid}
+RULES: dict[str, Callable[..., Verification]] = {
+    "token": verify,
+    "block": verify_block,
+    "coupled": verify_coupled,
+    "sigmoid": verify_sigmoid,
+}
 
 
 @click.command("generate")

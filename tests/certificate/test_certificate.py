@@ -91,6 +91,17 @@ def test_our_exact_rules_pass(rule):
     assert {check.name for check in certificate.checks} >= {"sampled", "filtered", "greedy rows", "large", "acceptance"}
 
 
+def test_the_coupled_rule_passes_where_its_drafts_have_the_same_noise():
+    certificate = ss.certify(ss.verify_coupled, draft_fn=ss.sample_coupled, checks=["same key"])
+    assert certificate.passed, str(certificate)
+
+
+@pytest.mark.slow
+def test_the_coupled_rule_passes():
+    certificate = ss.certify(ss.verify_coupled)
+    assert certificate.passed, str(certificate)
+
+
 # Faulty rules
 
 
