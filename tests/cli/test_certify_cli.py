@@ -41,7 +41,7 @@ def test_a_function_of_a_module_is_certified(run, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--verify", "best"), "--verify must be token, block, sigmoid, or MODULE:FUNCTION; got 'best'."),
+        (("--verify", "best"), "--verify must be token, block, coupled, sigmoid, or MODULE:FUNCTION; got 'best'."),
         (("--verify", "no_such_module:f"), "No module named 'no_such_module'"),
         (("--verify", "specsamp:f"), "specsamp has no function 'f'"),
         (("--target", "folder"), "'--target' and '--draft' go together: one of them is missing."),

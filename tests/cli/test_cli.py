@@ -137,7 +137,10 @@ def assert_complains(result, sentence):
         (("generate", "--prompt", "a", "--num-draft", "-1"), "'--num-draft': -1 is not in the range 0<=x<=32."),
         (("generate", "--prompt", "a", "--top-p", "1.5"), "'--top-p': 1.5 is not in the range 0<=x<=1."),
         (("generate", "--prompt", "a", "--temperature", "hot"), "'hot' is not a valid float range."),
-        (("generate", "--prompt", "a", "--verify", "block"), "'block' is not one of 'token', 'sigmoid'."),
+        (
+            ("generate", "--prompt", "a", "--verify", "best"),
+            "'best' is not one of 'token', 'block', 'coupled', 'sigmoid'.",
+        ),
         (("generate", "--prompt", "a", "--dtype", "int8"), "'int8' is not one of 'float32', 'bfloat16', 'float16'."),
         (("generate", "--prompt", "a", "--sead", "1"), "No such option"),
         (("generate", "--prompt-file", "nowhere"), "--prompt-file 'nowhere': No such file or directory."),
