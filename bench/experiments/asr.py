@@ -10,6 +10,7 @@ import hashlib
 from pathlib import Path
 from typing import NamedTuple
 
+import asr_audio
 import caches
 import jax
 import jax.numpy as jnp
@@ -22,7 +23,7 @@ from specsamp_jax.speech import Speech, load_speech, load_wav
 from specsamp_jax.speech.windows import FixedWindows
 
 FOLDER = caches.CACHE / "asr"
-TARGET, DRAFTER, TEST = FOLDER / "target", FOLDER / "drafter", FOLDER / "test"
+TARGET, DRAFTER = FOLDER / "target", FOLDER / "drafter"
 MAX_NEW_TOKENS = 96
 TRIVIAL_WORDS = 5
 FIXTURE = Path(__file__).parents[2] / "tests" / "fixtures" / "whisper" / "english"
@@ -45,20 +46,22 @@ class Utterance(NamedTuple):
 
 
 def read(folder: Path) -> list[Utterance]:
-    """The utterances below a folder that fit a window, in an order that mixes the sets.
+    """The utterances in test/ of a folder, or else in its test.zip, that fit a window: first the few, then sets mixed.
 
     Raises:
       ValueError: There are none.
     """
     found = []
-    for table in sorted(folder.glob("*/transcripts.tsv")):
-        for line in table.read_text(encoding="utf-8").splitlines()[1:]:
-            name, text, group, _ = line.split("\t")
+    for table in sorted(folder.glob("test/*/transcripts.tsv")):
+        for name, text, group, _ in asr_audio.read_table(table.read_text(encoding="utf-8")):
             found.append(Utterance(name, group, text, load_wav(table.parent / f"{name}.wav")))
+    if not found and (folder / "test.zip").exists():
+        for (name, text, group, _), content in asr_audio.read_pack(folder / "test.zip"):
+            found.append(Utterance(name, group, text, asr_audio.decode(content)))
     if not found:
-        raise ValueError(f"{folder} must hold utterances, and holds none: run asr_data.py first.")
+        raise ValueError(f"{folder} must hold test/ or test.zip of asr_data.py, and holds neither.")
     fitting = [each for each in found if each.waveform.size <= 30 * SAMPLE_RATE]
-    return sorted(fitting, key=lambda each: hashlib.sha256(each.name.encode()).digest())
+    return sorted(fitting, key=lambda each: (each.group != "librivox", hashlib.sha256(each.name.encode()).digest()))
 
 
 class States:
@@ -115,7 +118,7 @@ def _decode(speech: Speech, tokens: list[int]) -> str:
 def make_task(dtype: str | None = None) -> Task:
     """The task on the test sets with Whisper base and its drafter."""
     target, draft = (load_speech(folder, dtype=jnp.dtype(dtype or "float32")) for folder in (TARGET, DRAFTER))
-    return build(target, draft, read(TEST), "Whisper base, distilled drafter", MAX_NEW_TOKENS)
+    return build(target, draft, read(FOLDER), "Whisper base, distilled drafter", MAX_NEW_TOKENS)
 
 
 def make_fixture(num_texts: int) -> Task:

@@ -1,14 +1,18 @@
 #!/usr/bin/env bash
 # One task on a GPU, after its models were trained: contexts, laws and calls, then texts. From the repository's root:
-#   bench/experiments/gpu.sh summarization 570      # seconds in all
+#   bench/experiments/gpu.sh summarization 570 --dtype bfloat16                   # seconds in all
+#   bench/experiments/gpu.sh asr 570 --dtype float32 --texts 400
 # Raw rows are kept in raw/ of $SPECSAMP_EXPERIMENTS, and copied to $OUT if it is set.
 set -u
 cd "$(dirname "$0")/../.."
-task=$1 seconds=${2:-570}
+task=$1 seconds=$2
+shift 2
+options=("$@")
 python=${PYTHON:-python3}
-export PYTHONPATH=.
+export PYTHONPATH=.${PYTHONPATH:+:$PYTHONPATH}
 quiet() { grep -v "^[IWE][0-9][0-9][0-9][0-9] "; }
-evaluate() { timeout -k 5 $((seconds - SECONDS - 10)) "$python" bench/experiments/evaluate.py "$task" --dtype bfloat16 "$@" 2>&1 | quiet; }
+evaluate() { timeout -k 5 $((seconds - SECONDS - 10)) \
+  "$python" bench/experiments/evaluate.py "$task" "${options[@]}" "$@" 2>&1 | quiet; }
 
 evaluate --stage contexts
 JAX_PLATFORMS=cpu evaluate --stage laws &

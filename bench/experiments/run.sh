@@ -20,7 +20,7 @@ while [ $# -gt 0 ]; do
 done
 python=${PYTHON:-.venv/bin/python}
 [ -x "$python" ] || python=python3
-export PYTHONPATH=.
+export PYTHONPATH=.${PYTHONPATH:+:$PYTHONPATH}
 cache=${SPECSAMP_EXPERIMENTS:-$HOME/.cache/specsamp/experiments}
 for task in $tasks; do
   "$python" bench/experiments/evaluate.py "$task" "${quick[@]}"
