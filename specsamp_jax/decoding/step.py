@@ -289,7 +289,10 @@ def _cut(
     """
     position = jnp.arange(tokens.shape[1])
     num_new = jnp.minimum(num_emitted, state.limits - state.lengths)
-    is_eos = (tokens[..., None] == eos_tokens(eos_token)).any(-1) & (position < num_new[:, None])
+    ends = eos_tokens(eos_token)
+    # An array without elements is not read: XLA of JAX 0.11.2 ends the process if an input of `shard_map` is one.
+    is_eos = (tokens[..., None] == ends).any(-1) if ends.size else jnp.zeros(tokens.shape, bool)
+    is_eos &= position < num_new[:, None]
     num_new = jnp.where(is_eos.any(1), jnp.argmax(is_eos, axis=1).astype(num_new.dtype) + 1, num_new)
     ended = is_eos.any(1) | (state.lengths + num_new >= state.limits)
     return jnp.where(state.finished, 0, num_new), ended

@@ -18,7 +18,7 @@ from specsamp_jax.sampling import gumbel, streams
 from specsamp_jax.sampling import kernels as sampling_kernels
 from specsamp_jax.sampling.dispatch import dispatch
 from specsamp_jax.sampling.filters import call_unfiltered_if_off, make_filter
-from specsamp_jax.sampling.mesh_axes import with_automatic_axes
+from specsamp_jax.sampling.mesh_axes import replace_empty, with_automatic_axes
 from specsamp_jax.sampling.reduce import at_least_16_bits
 
 
@@ -263,7 +263,7 @@ def _verify(
         draft = draft._replace(logits=at_least_16_bits(jnp.asarray(draft.logits)))
     words = streams.words(key, batch_size)
     # Python numbers among the parameters stay static; as arguments of a branch they would become arrays.
-    draft_sampling, draft = draft.sampling, draft._replace(sampling=None)
+    draft_sampling, draft = draft.sampling, replace_empty(draft._replace(sampling=None))
 
     def decide(target_logits, draft, words, row_data, positions, sampling, draft_sampling):
         """Applies the rule, with uniforms drawn from the rows' keys."""

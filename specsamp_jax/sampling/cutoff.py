@@ -52,7 +52,7 @@ def largest_logits(logits: Float[Array, "*B V"], below: Float[Array, "*B"] | Non
 
 def _top_k(values: Array, k: int) -> tuple[Array, Array]:
     """`lax.top_k` by selection: where a reader slices its result, XLA's CPU backend sorts all values instead."""
-    largest, index = lax.optimization_barrier(lax.top_k(values, k))
+    largest, index = (lax.optimization_barrier(array) for array in lax.top_k(values, k))
     return largest, index
 
 

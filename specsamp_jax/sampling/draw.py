@@ -10,8 +10,11 @@ from specsamp_jax.sampling import rows as dist
 from specsamp_jax.sampling.dispatch import dispatch
 from specsamp_jax.sampling.filters import call_unfiltered_if_off, make_filter
 from specsamp_jax.sampling.mesh_axes import cond, with_automatic_axes
-from specsamp_jax.sampling.reduce import at_least_16_bits, row_sum
+from specsamp_jax.sampling.reduce import SMALL, at_least_16_bits, row_sum
 from specsamp_jax.sampling.streams import Purpose
+
+EVEN_TILES = 8
+"""Long rows are summed in a multiple of this many tiles: of 151,936 logits 2 % more are added up than without."""
 
 
 def sample(
@@ -70,11 +73,17 @@ def _sample(
 
 
 def tile_sums(weights: Float[Array, "B V"]) -> Float[Array, "B T"]:
-    """Sums of weights over tiles of `TILE` elements, the last one possibly shorter."""
+    """Sums of weights over tiles of `TILE` elements, the last one possibly shorter.
+
+    A long row is padded to a multiple of `EVEN_TILES` tiles, so that each of 2, 4 or 8 devices that share it can have
+    as many tiles: they then exchange the tiles between their shares, where XLA would else gather the row.
+    """
     batch_size, vocab_size = weights.shape
     num_tiles = -(-vocab_size // TILE)
-    padded = jnp.pad(weights, ((0, 0), (0, num_tiles * TILE - vocab_size)))
-    return row_sum(padded.reshape(batch_size, num_tiles, TILE), vocab_size)
+    padding = -num_tiles % EVEN_TILES if vocab_size >= SMALL else 0
+    width = (num_tiles + padding) * TILE
+    padded = jnp.pad(weights, ((0, 0), (0, width - vocab_size)))
+    return row_sum(padded.reshape(batch_size, num_tiles + padding, TILE), vocab_size)[:, :num_tiles]
 
 
 def sample_index(weights: Float[Array, "B n"], uniform: Float[Array, "B"]) -> Int[Array, "B"]:

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax import lax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
@@ -68,6 +69,14 @@ def same_axes(*branches: Callable[..., Any], arguments: tuple = ()) -> tuple[Cal
         return cast_branch
 
     return tuple(map(cast, branches))
+
+
+def replace_empty(tree: Any) -> Any:
+    """Replaces arrays without elements by new ones.
+
+    XLA of JAX 0.11.2 ends the process while it compiles a `shard_map` one of whose inputs has no element and is read.
+    """
+    return jax.tree.map(lambda leaf: leaf if leaf.size else jnp.zeros(leaf.shape, leaf.dtype), tree)
 
 
 def vary_like(tree: Any, like: Any) -> Any:

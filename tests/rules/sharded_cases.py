@@ -18,6 +18,10 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import specsamp_jax as ss
+from specsamp_jax._types import TILE
+from specsamp_jax.sampling.cutoff import NUM_LARGEST, TILE_WIDTH
+from specsamp_jax.sampling.draw import tile_sums
+from specsamp_jax.sampling.filters import make_filter
 from specsamp_jax.sampling.reduce import num_chunks
 
 B, K, V = 8, 2, 64
@@ -67,6 +71,12 @@ def step_with_model_drafter(keys, target_logits, draft, sampling):
 
 def verify_one_hot(keys, target_logits, draft, sampling):
     return ss.verify(keys, target_logits, ss.Draft(draft.tokens), sampling)
+
+
+def step_with_end_tokens(keys, prompt, end_tokens):
+    model = ss.Model(jnp.eye(V), lambda table, tokens, positions, cache: (table[tokens], cache), lambda *_: ())
+    state = ss.init(prompt, target=model, draft=None, max_new_tokens=8)
+    return ss.step(keys, state, target=model, draft=None, eos_token=end_tokens)[0].tokens
 
 
 def sample(keys, target_logits, draft, sampling):
@@ -180,6 +190,23 @@ def test_it_runs_under_shard_map_over_the_batch(fn, name):
     assert_same(result, on_one_device(fn, name))
 
 
+def test_inputs_without_elements_under_shard_map():
+    mesh = jax.make_mesh((8,), ("x",), axis_types=(AxisType.Auto,))
+    keys, target_logits, draft = inputs()
+    target_logits, draft = target_logits[:, :1], jax.tree.map(lambda array: array[:, :0], draft)
+    specs = P("x"), P("x"), ss.Draft(P("x"), P("x"))
+    mapped = jax.jit(jax.shard_map(ss.verify, mesh=mesh, in_specs=specs, out_specs=P("x")))
+    assert_same(mapped(keys, target_logits, draft), jax.jit(ss.verify)(keys, target_logits, draft))
+
+
+def test_a_step_without_end_tokens_under_shard_map():
+    mesh = jax.make_mesh((8,), ("x",), axis_types=(AxisType.Auto,))
+    keys, _, draft = inputs()
+    arguments = keys, jnp.maximum(draft.tokens, 0), jnp.zeros((0,), jnp.int32)
+    mapped = jax.shard_map(step_with_end_tokens, mesh=mesh, in_specs=(P("x"), P("x"), P()), out_specs=P("x"))
+    assert_same(jax.jit(mapped)(*arguments), jax.jit(step_with_end_tokens)(*arguments))
+
+
 def test_replicated_inputs_under_shard_map():
     mesh = jax.make_mesh((8,), ("x",), axis_types=(AxisType.Auto,))
     keys, target_logits, draft = inputs()
@@ -233,3 +260,33 @@ def test_no_row_is_sent_and_long_rows_have_the_bits_of_one_device(which, kind, n
     # Sharded batch: only scalar flags are reduced. Sharded vocabulary: at most one tile per row is sent.
     assert max(sent) <= (1 if which == "batch" else B * 1024)
     assert_same(compiled(*sharded), long_rows_on_one_device(name))
+
+
+SHIPPED = (32_000, 128_256, 151_936, 262_144)
+"""Vocabularies of checkpoints that 8 devices can share; most shares are no multiple of a tile."""
+
+
+def sharded_row(vocab_size, num_devices):
+    devices = jax.devices()[:num_devices]
+    mesh = jax.make_mesh((num_devices,), ("x",), axis_types=(AxisType.Auto,), devices=devices)
+    row = np.random.default_rng(vocab_size).random((2, vocab_size), "f")
+    return row, jax.device_put(row, NamedSharding(mesh, P(None, "x")))
+
+
+@pytest.mark.parametrize("num_devices", [2, 4, 8])
+@pytest.mark.parametrize("vocab_size", SHIPPED)
+def test_the_sums_of_tiles_send_a_few_tiles_and_have_the_bits_of_one_device(vocab_size, num_devices):
+    row, sharded = sharded_row(vocab_size, num_devices)
+    compiled = jax.jit(tile_sums).lower(sharded).compile()
+    assert max(collectives(compiled.as_text()), default=0) <= len(row) * 4 * TILE
+    assert_same(compiled(sharded), jax.jit(tile_sums)(row))
+
+
+def test_the_search_of_a_cutoff_sends_the_largest_logits_of_a_row():
+    row, sharded = sharded_row(151_936, 8)
+    # Top-k beyond the logits that are sorted, and top-p: all parts of the search are in the program.
+    sampling = ss.SamplingParams(np.float32(0.7), np.int32(500), np.float32(0.9))
+    compiled = jax.jit(lambda row: make_filter(row[:, None], sampling).cutoff).lower(sharded).compile()
+    # The maxima of tiles of 32 logits, or 128 tiles of them.
+    assert max(collectives(compiled.as_text())) <= len(row) * 1.01 * max(151_936 / TILE_WIDTH, NUM_LARGEST * TILE_WIDTH)
+    assert_same(compiled(sharded), jax.jit(lambda row: make_filter(row[:, None], sampling).cutoff)(row))
