@@ -253,7 +253,7 @@ def distill_windows(
         decoders.frozen,
         speech.batches(train_data, options.batch_size, options.seed),
         folder=folder,
-        settings={**settings, "layers": list(layers or ()), "num_windows": len(train_data)},
+        settings={**settings, "layers": list(layers or ()), "num_windows": len(train_data.tokens)},
         num_steps=options.num_steps,
         minutes=options.minutes,
         learning_rate=options.learning_rate,
@@ -261,7 +261,7 @@ def distill_windows(
         save_seconds=options.save_seconds,
         progress_fn=progress_fn,
     )
-    held_out_batches = list(speech.in_order(held_out, min(options.batch_size, len(held_out))))
+    held_out_batches = list(speech.in_order(held_out, min(options.batch_size, len(held_out.tokens))))
     agreement = speech.agreement_of(decoders.logits_fn)
     sums = _measure(agreement, params, decoders.frozen, held_out_batches, progress_fn)
     nnx.update(draft.decoder, jax.tree.map(lambda x: x.astype(options.dtype), params))

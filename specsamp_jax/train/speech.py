@@ -35,9 +35,6 @@ class SpeechData(NamedTuple):
     tokens: Int[np.ndarray, "N T"]
     num_prompt: int
 
-    def __len__(self):
-        return len(self.tokens)
-
     def select(self, rows: Int[np.ndarray, "n"]) -> "SpeechData":
         """Returns some of the windows."""
         return SpeechData(self.states[jnp.asarray(rows)], self.tokens[rows], self.num_prompt)
@@ -97,15 +94,15 @@ def batches(data: SpeechData, batch_size: int, seed: int) -> Callable[[int], dic
       batch_size: Windows per batch.
       seed: Of the orders.
     """
-    size = min(batch_size, len(data))
-    per_epoch = len(data) // size
+    size = min(batch_size, len(data.tokens))
+    per_epoch = len(data.tokens) // size
     orders: dict[int, np.ndarray] = {}
 
     def batch_fn(step: int) -> dict[str, Array]:
         epoch, index = divmod(step, per_epoch)
         if epoch not in orders:
             orders.clear()
-            orders[epoch] = np.random.default_rng([seed, epoch]).permutation(len(data))
+            orders[epoch] = np.random.default_rng([seed, epoch]).permutation(len(data.tokens))
         return _batch(data, orders[epoch][index * size : (index + 1) * size])
 
     return batch_fn
@@ -113,10 +110,10 @@ def batches(data: SpeechData, batch_size: int, seed: int) -> Callable[[int], dic
 
 def in_order(data: SpeechData, batch_size: int) -> Iterator[dict[str, Array]]:
     """Yields all windows once; the last batch is filled up with windows without text."""
-    for begin in range(0, len(data), batch_size):
+    for begin in range(0, len(data.tokens), batch_size):
         rows = np.arange(begin, begin + batch_size)
-        batch = _batch(data, np.minimum(rows, len(data) - 1))
-        yield {**batch, "tokens": jnp.where((rows < len(data))[:, None], batch["tokens"], PAD_TOKEN)}
+        batch = _batch(data, np.minimum(rows, len(data.tokens) - 1))
+        yield {**batch, "tokens": jnp.where((rows < len(data.tokens))[:, None], batch["tokens"], PAD_TOKEN)}
 
 
 def _batch(data: SpeechData, rows: Int[np.ndarray, "B"]) -> dict[str, Array]:
