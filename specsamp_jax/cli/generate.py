@@ -1,31 +1,25 @@
 """`specsamp generate`: writes text to standard output as it is accepted, and messages to standard error."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import click
 import jax
 from tokenizers import Tokenizer
 
-from specsamp_jax._types import Model, Verification
+from specsamp_jax._types import Generation, Model
 from specsamp_jax.cli import draft_length, generation, memory, output, prompts
 from specsamp_jax.cli.cache import cache_option, padded_size
 from specsamp_jax.cli.folders import NGRAM
 from specsamp_jax.cli.rows import Meter, Row
 from specsamp_jax.cli.settings import describe, replace_settings, settings_options
 from specsamp_jax.cli.shared import DTYPES, FOLDER, Text, say, seed_option, verbosity_options, warn
+from specsamp_jax.cli.verification import make_rule, rule_options, warn_about_rule
 from specsamp_jax.decoding.generate import stream
 from specsamp_jax.models import GenerationConfig, sampling_and_processor, vocab_size
-from specsamp_jax.rules.verify import verify, verify_block, verify_coupled, verify_sigmoid
 from specsamp_jax.sampling.streams import row_keys
-
-RULES: dict[str, Callable[..., Verification]] = {
-    "token": verify,
-    "block": verify_block,
-    "coupled": verify_coupled,
-    "sigmoid": verify_sigmoid,
-}
 
 
 @click.command("generate")
@@ -50,9 +44,7 @@ RULES: dict[str, Callable[..., Verification]] = {
 )
 @settings_options
 @seed_option
-@click.option(
-    "--verify", "rule", type=click.Choice(list(RULES)), default="token", show_default=True, help="Verification rule."
-)
+@rule_options
 @click.option("--batch-size", type=click.IntRange(1), default=16, show_default=True, help="Most texts at once.")
 @click.option("--dtype", type=click.Choice(DTYPES), help="Dtype of the computation. Default: the checkpoint's.")
 @click.option("--ignore", multiple=True, help="A setting of generation_config.json to leave out.")
@@ -73,6 +65,8 @@ def generate_command(
     num_draft: int | str,
     seed: int,
     rule: str,
+    alpha: float | None,
+    beta: float | None,
     batch_size: int,
     dtype: str | None,
     ignore: tuple[str, ...],
@@ -94,6 +88,8 @@ def generate_command(
         raise click.UsageError("'--draft' and '--tokenizer' go with '--target', which is missing.")
     if not all(stops):
         raise click.UsageError("'--stop' must have a character or more.")
+    drafts = num_draft != 0 and (target is None or draft is not None)
+    verify_fn = make_rule(rule, has_drafter=drafts, alpha=alpha, beta=beta)
     asked = [prompts.Prompt(text) for text in [*texts, *map(prompts.read_prompt, files)]]
     asked += [prompt for file in lists for prompt in prompts.read_prompts(file)]
     asked += [prompts.chat(message, system) for message in chats]
@@ -113,10 +109,9 @@ def generate_command(
     say(describe(config))
     if setup.max_length is not None and lengths.max() + max_new_tokens > setup.max_length:
         warn(f"the target was trained on texts of up to {setup.max_length} tokens, and this one may become longer")
-    if rule == "sigmoid":
-        warn("the sigmoid rule is approximate: its text follows the drafter more than the target")
     keys, meter = row_keys(jax.random.key(seed), len(asked)), Meter(max_new_tokens)
     chosen: draft_length.Choice = num_draft
+    rule_states: dict[int, Any] = {}
     try:
         for first in range(0, len(asked), batch_size):
             batch = slice(first, first + batch_size)
@@ -128,7 +123,7 @@ def generate_command(
                 "prompt_lengths": lengths[batch],
                 "sampling": sampling,
                 "eos_token": config.eos_token,
-                "verify_fn": RULES[rule],
+                "verify_fn": verify_fn,
                 "process_logits_fn": process_logits_fn,
             }
             # The first batch, the largest, is measured for all.
@@ -138,7 +133,7 @@ def generate_command(
             contexts = [row if prompt.messages is None else [] for row, prompt in zip(tokens, asked, strict=True)]
             options = {"max_tokens": max_new_tokens, "stops": stop_texts}
             rows = [Row(setup.tokenizer.tokenizer, context=context, **options) for context in contexts[batch]]
-            watched = meter.watch(generations, first)
+            watched = _keep_rule_state(meter.watch(generations, first), rule_states, first)
             if as_json:
                 output.write_json(watched, rows, asked[batch], lengths[batch], config.eos_token)
             else:
@@ -151,6 +146,16 @@ def generate_command(
             click.echo()
         for line in meter.summary():
             say(line)
+        if rule_states:
+            greedy = bool(config.sampling.temperature == 0)
+            warn_about_rule(rule, list(rule_states.values()), is_greedy=greedy)
+
+
+def _keep_rule_state(generations: Iterable[Generation], states: dict[int, Any], batch: int) -> Iterator[Generation]:
+    """Yields the items of `stream`, and keeps the latest state of the verification rule in `states[batch]`."""
+    for result in generations:
+        states[batch] = result.verify_state
+        yield result
 
 
 def _split_stops(

@@ -21,6 +21,7 @@ from specsamp_jax.cli.shared import (
     verbosity_options,
     warn_about_draft,
 )
+from specsamp_jax.cli.verification import make_rule, rule_options, warn_about_rule
 from specsamp_jax.decoding.drafters import Drafter, NGramDrafter
 from specsamp_jax.models.whisper.checkpoint import share_encoder
 from specsamp_jax.models.whisper.features import SAMPLE_RATE
@@ -38,6 +39,7 @@ from specsamp_jax.speech import Segment, Speech, check_pair, load_speech, load_w
     "--num-draft", type=click.IntRange(0, 32), default=5, show_default=True, help="Drafts per step; 0: no drafter."
 )
 @click.option("--temperature", type=FiniteRange(0), default=0.0, show_default=True, help="0 is greedy.")
+@rule_options
 @click.option("--batch-size", type=click.IntRange(1), default=8, show_default=True, help="Windows of 30 s at once.")
 @click.option("--max-new-tokens", type=click.IntRange(1), help="Most tokens per window. Default: the model's limit.")
 @click.option(
@@ -55,6 +57,9 @@ def transcribe_command(
     timestamps: bool,
     num_draft: int,
     temperature: float,
+    rule: str,
+    alpha: float | None,
+    beta: float | None,
     batch_size: int,
     max_new_tokens: int | None,
     dtype: str,
@@ -64,6 +69,8 @@ def transcribe_command(
 
     The text is written to standard output, one line per file or segment, and messages to standard error.
     """
+    drafts = num_draft > 0 and draft is not None
+    verify_fn = make_rule(rule, has_drafter=drafts, alpha=alpha, beta=beta)
     waveforms = [load_wav(path) for path in audio]
     models = _load(target, draft if num_draft else None, dtype)
     began = time.perf_counter()
@@ -79,6 +86,7 @@ def transcribe_command(
         sampling=SamplingParams(temperature),
         max_new_tokens=max_new_tokens,
         batch_size=batch_size,
+        verify_fn=verify_fn,
         progress_fn=lambda done, total: say(f"{done:.1f} of {total:.1f} s done"),
     )
     seconds = time.perf_counter() - began
@@ -93,6 +101,7 @@ def transcribe_command(
             click.echo(name + line)
     length = sum(waveform.size for waveform in waveforms) / SAMPLE_RATE
     say(_summary(result.stats, length, seconds, models[1]))
+    warn_about_rule(rule, result.verify_states, is_greedy=temperature == 0)
 
 
 def _load(target: Path, draft: str | None, dtype: str) -> tuple[Speech, Speech | Drafter | None]:

@@ -15,7 +15,7 @@ from specsamp_jax._types import Model, SamplingParams
 from specsamp_jax.decoding.drafters import Drafter, ProcessLogitsFn
 from specsamp_jax.decoding.generate import generate, generate_steps, stream
 from specsamp_jax.decoding.goodput import GoodputNumDraft
-from specsamp_jax.decoding.step import VerifyFn
+from specsamp_jax.decoding.stateful_rule import VerifyFn
 from specsamp_jax.rules.verify import verify
 
 _FEWEST_STEPS, _MOST_STEPS, _STEPS_SECONDS = 3, 12, 0.05  # timed together: as many as take so long

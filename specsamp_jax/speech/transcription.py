@@ -2,7 +2,7 @@
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ from specsamp_jax._types import Model, SamplingParams, Stats
 from specsamp_jax.decoding.drafters import Drafter
 from specsamp_jax.decoding.generate import generate
 from specsamp_jax.decoding.num_draft import NumDraft, compiled_lengths
-from specsamp_jax.decoding.step import VerifyFn
+from specsamp_jax.decoding.stateful_rule import VerifyFn
 from specsamp_jax.models.whisper.checkpoint import share_encoder
 from specsamp_jax.models.whisper.features import HOP, SAMPLE_RATE, checked
 from specsamp_jax.models.whisper.model import decoder_model, encode
@@ -60,10 +60,12 @@ class Transcription(NamedTuple):
       transcripts: One per utterance.
       stats: Sums over all batches of windows: steps, tokens emitted by each of N utterances, drafts verified and
         accepted at each of K draft positions, and the flags of each utterance's degenerate rows.
+      verify_states: The state of the verification rule after each batch, its windows as rows; () where it has none.
     """
 
     transcripts: tuple[Transcript, ...]
     stats: Stats
+    verify_states: tuple[Any, ...] = ()
 
 
 ProgressFn = Callable[[float, float], None]
@@ -109,7 +111,7 @@ def transcribe(
       max_new_tokens: The most tokens of a window. None: as many as the model's positions allow.
       batch_size: The most windows at once. Smaller remainders are decoded in batches of half that size, a quarter, and
         so on, so that a step is compiled for few sizes.
-      verify_fn: The rule, with the signature of `verify`.
+      verify_fn: The verification rule, as in `generate`.
       progress_fn: See `ProgressFn`.
 
     Raises:
@@ -135,6 +137,7 @@ def transcribe(
     languages = [language] * len(sounds)
     pieces: list[list[tuple[int, Piece]]] = [[] for _ in sounds]
     num_done = [0] * len(sounds)
+    verify_states = []
     counts = Stats.zeros(len(sounds), 0 if draft is None else compiled_lengths(num_draft)[-1])
     # First windows come first, so that an utterance's language is detected before its later windows are decoded.
     queue = deque(sorted((start, i) for i, sound in enumerate(sounds) for start in sound.starts))
@@ -163,6 +166,7 @@ def transcribe(
         )
         result = jax.device_get(result)
         counts = _add(counts, result.stats, rows)
+        verify_states.append(result.verify_state)
         for (start, i), tokens, length in zip(batch, result.tokens, result.lengths, strict=True):
             tokens = tokens[prompts.shape[1] : length]
             found, following = sounds[i].split(tokens[~np.isin(tokens, settings.end_tokens)], start)
@@ -174,7 +178,7 @@ def transcribe(
         if progress_fn is not None:
             progress_fn(_seconds(sum(num_done)), _seconds(sum(sound.num_frames for sound in sounds)))
     transcripts = (_transcript(target, found, code) for found, code in zip(pieces, languages, strict=True))
-    return Transcription(tuple(transcripts), counts)
+    return Transcription(tuple(transcripts), counts, tuple(verify_states))
 
 
 def check_pair(target: Speech, draft: Speech) -> None:

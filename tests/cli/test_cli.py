@@ -137,9 +137,15 @@ def assert_complains(result, sentence):
         (("generate", "--prompt", "a", "--num-draft", "-1"), "'--num-draft': -1 is not in the range 0<=x<=32."),
         (("generate", "--prompt", "a", "--top-p", "1.5"), "'--top-p': 1.5 is not in the range 0<=x<=1."),
         (("generate", "--prompt", "a", "--temperature", "hot"), "'hot' is not a valid float range."),
+        (("generate", "--prompt", "a", "--verify", "best"), "not one of 'token', 'block', 'sigmoid', 'calibrated'."),
+        (("generate", "--prompt", "a", "--alpha", "0"), "'--alpha' is for '--verify sigmoid'; got '--verify token'."),
         (
-            ("generate", "--prompt", "a", "--verify", "best"),
-            "'best' is not one of 'token', 'block', 'coupled', 'sigmoid'.",
+            ("generate", "--prompt", "a", "--verify", "sigmoid", "--alpha", "2e4"),
+            "'--beta' must be above '--alpha'; got 10000 and 20000.",
+        ),
+        (
+            ("generate", "--prompt", "a", "--verify", "block", "--num-draft", "0"),
+            "'--verify block' decides drafts, and there is no drafter.",
         ),
         (("generate", "--prompt", "a", "--dtype", "int8"), "'int8' is not one of 'float32', 'bfloat16', 'float16'."),
         (("generate", "--prompt", "a", "--sead", "1"), "No such option"),

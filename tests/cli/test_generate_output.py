@@ -13,7 +13,7 @@ from flax import nnx
 
 import specsamp_jax as ss
 from specsamp_jax.cli import generate as generate_module
-from specsamp_jax.cli import prompts, shared
+from specsamp_jax.cli import prompts, shared, verification
 from specsamp_jax.cli.rows import Row
 from specsamp_jax.models import Llama, LlamaConfig, save_checkpoint
 from specsamp_jax.text import load_tokenizer
@@ -176,7 +176,7 @@ def test_a_stop_string_has_a_character(run):
 
 
 def test_a_program_that_reads_the_output_gets_no_messages_but_warnings(generate, monkeypatch):
-    options = ["--prompt", "a", "--verify", "sigmoid"]
+    options = ["--prompt", "a", "--draft", "ngram", "--num-draft", 1, "--verify", "sigmoid"]
     _, told, _ = generate([[5]], *options, "--quiet")
     warning = "the sigmoid rule is approximate: its text follows the drafter more than the target\n"
     assert told == warning
@@ -185,6 +185,25 @@ def test_a_program_that_reads_the_output_gets_no_messages_but_warnings(generate,
     assert re.search(
         r"loading target, 0.00 GB, on cpu \(cpu\) ... [\d.]+ s\n", generate([[5]], *options, "--verbose")[1]
     )
+
+
+def test_rules_are_chosen_by_name_and_say_how_far_they_are_from_the_target(generate, capsys):
+    options = ["--prompt", "a", "--draft", "ngram", "--num-draft", 1, "--quiet", "--verify"]
+    _, told, calls = generate([[5]], *options, "block")
+    assert (calls[0]["verify_fn"], told) == (ss.verify_block, "")
+    rule = generate([[5]], *options, "sigmoid", "--alpha", "0", "--beta", "1.5")[2][0]["verify_fn"]
+    assert (rule.func, rule.keywords) == (ss.verify_sigmoid, {"alpha": 0, "beta": 1.5})
+    assert generate([[5]], *options, "sigmoid")[2][0]["verify_fn"] == ss.verify_sigmoid
+    rows, empty = jnp.array([2, 3]), ss.Calibration(*jnp.zeros((6, 1)))
+    state = ss.Calibration(rows, rows, rows, jnp.array([0.5, 1]), jnp.array([0.25, 0.75]), jnp.array([4.0, 1]))
+    verification.warn_about_rule("calibrated", [state, empty], is_greedy=False)
+    verification.warn_about_rule("calibrated", [empty], is_greedy=False)
+    verification.warn_about_rule("token", [()], is_greedy=False)
+    assert capsys.readouterr().err.splitlines() == [
+        "the calibrated rule is approximate: its estimates were off by 1.00 nats on average, and each token's "
+        "distribution differs from the target's by at most 0.300 on average, 0.750 at worst (total variation; 5 drafts)",
+        "the calibrated rule is approximate, but here no draft was decided by an estimate",
+    ]
 
 
 def test_compiled_programs_are_kept_in_the_user_s_cache(run, monkeypatch, tmp_path):

@@ -51,10 +51,12 @@ def test_text_goes_to_standard_output_and_all_else_to_standard_error(run, sounds
 
 def test_timestamps_are_lines(run, sounds):
     options = ["--target", TARGET, "--timestamps", "--language", "en", "--max-new-tokens", "40"]
-    status, text, told = run("transcribe", sounds[1], *options, "--draft", "ngram")
+    status, text, told = run("transcribe", sounds[1], *options, "--draft", "ngram", "--verify", "calibrated")
     assert status == 0
     assert "drafts are n-grams of the text" in told
     assert re.search(r"\d+ tokens drafted, \d+ accepted", told)
+    rule = "the calibrated rule is approximate, but at temperature 0 every rule gives the same text"
+    assert told.splitlines()[-1] == rule
     assert "the language is" not in told
     (transcript,) = transcribe(
         jax.random.key(0),
@@ -112,6 +114,10 @@ def test_a_drafter_with_another_encoder_is_reported(tmp_path, capsys):
         ),
         (["SOUND", "--target", TARGET, "--language", "xx"], "language must be one of de, en, fr, got 'xx'."),
         (["SOUND", "--target", TARGET, "--task", "sing"], "'sing' is not one of 'transcribe', 'translate'."),
+        (
+            ["SOUND", "--target", TARGET, "--verify", "block"],
+            "'--verify block' decides drafts, and there is no drafter.",
+        ),
         (["SOUND", "--target", TARGET, "--num-draft", "-1"], "-1 is not in the range 0<=x<=32."),
         (
             ["SOUND", "--target", str(FIXTURES / "english"), "--draft", DRAFT],
