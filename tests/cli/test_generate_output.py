@@ -176,7 +176,7 @@ def test_a_stop_string_has_a_character(run):
 
 
 def test_a_program_that_reads_the_output_gets_no_messages_but_warnings(generate, monkeypatch):
-    options = ["--prompt", "a", "--draft", "ngram", "--num-draft", 1, "--verify", "sigmoid"]
+    options = ["--prompt", "a", "--draft", "ngram", "--num-draft", 1, "--temperature", 1, "--verify", "sigmoid"]
     _, told, _ = generate([[5]], *options, "--quiet")
     warning = "the sigmoid rule is approximate: its text follows the drafter more than the target\n"
     assert told == warning
@@ -200,8 +200,9 @@ def test_rules_are_chosen_by_name_and_say_how_far_they_are_from_the_target(gener
     verification.warn_about_rule("calibrated", [empty], is_greedy=False)
     verification.warn_about_rule("token", [()], is_greedy=False)
     assert capsys.readouterr().err.splitlines() == [
-        "the calibrated rule is approximate: its estimates were off by 1.00 nats on average, and each token's "
-        "distribution differs from the target's by at most 0.300 on average, 0.750 at worst (total variation; 5 drafts)",
+        "the calibrated rule is approximate: its estimates were off by 1.00 nats on average, and each "
+        "token's distribution differs from the target's by at most 0.300 on average, 0.750 at worst "
+        "(total variation; 5 drafts)",
         "the calibrated rule is approximate, but here no draft was decided by an estimate",
     ]
 
