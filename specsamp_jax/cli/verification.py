@@ -41,11 +41,13 @@ class Rule(NamedTuple):
       options: Names of the options that belong to the rule.
       describe_fn: Says in a clause, from the rule's state of each batch, how far its text is from the target's. None:
         the rule is exact.
+      needs_drafts: Whether the rule is refused without a drafter, where it has no drafts to decide.
     """
 
     make_fn: Callable[..., VerifyFn]
     options: tuple[str, ...] = ()
     describe_fn: Callable[[Sequence[Any]], str] | None = None
+    needs_drafts: bool = True
 
 
 def _sigmoid(**options: float) -> VerifyFn:
@@ -53,9 +55,9 @@ def _sigmoid(**options: float) -> VerifyFn:
 
 
 RULES = {
-    "token": Rule(lambda: verify),
+    "token": Rule(lambda: verify, needs_drafts=False),
     "block": Rule(lambda: verify_block),
-    "coupled": Rule(lambda: verify_coupled),
+    "coupled": Rule(lambda: verify_coupled, needs_drafts=False),
     "sigmoid": Rule(_sigmoid, ("alpha", "beta"), _describe_sigmoid),
     "calibrated": Rule(CalibratedRule, (), _describe_calibrated),
 }
@@ -98,7 +100,7 @@ def make_rule(name: str, *, has_drafter: bool, **options: float | None) -> Verif
         if option not in rule.options:
             owners = " or ".join(f"'--verify {other}'" for other, its in RULES.items() if option in its.options)
             raise click.UsageError(f"'--{option}' is for {owners}; got '--verify {name}'.")
-    if name != "token" and not has_drafter:
+    if rule.needs_drafts and not has_drafter:
         raise click.UsageError(f"'--verify {name}' decides drafts, and there is no drafter.")
     low, high = chosen.get("alpha", -1e4), chosen.get("beta", 1e4)
     if not high > low:

@@ -137,7 +137,7 @@ def assert_complains(result, sentence):
         (("generate", "--prompt", "a", "--num-draft", "-1"), "'--num-draft': -1 is not in the range 0<=x<=32."),
         (("generate", "--prompt", "a", "--top-p", "1.5"), "'--top-p': 1.5 is not in the range 0<=x<=1."),
         (("generate", "--prompt", "a", "--temperature", "hot"), "'hot' is not a valid float range."),
-        (("generate", "--prompt", "a", "--verify", "best"), "not one of 'token', 'block', 'sigmoid', 'calibrated'."),
+        (("generate", "--prompt", "a", "--verify", "best"), "'block', 'coupled', 'sigmoid', 'calibrated'."),
         (("generate", "--prompt", "a", "--alpha", "0"), "'--alpha' is for '--verify sigmoid'; got '--verify token'."),
         (
             ("generate", "--prompt", "a", "--verify", "sigmoid", "--alpha", "2e4"),
