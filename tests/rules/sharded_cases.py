@@ -55,6 +55,12 @@ def verify_block(keys, target_logits, draft, sampling):
     return ss.verify_block(keys, target_logits, draft._replace(sampling=sampling), sampling)
 
 
+def coupled(keys, target_logits, draft, sampling):
+    tokens, _ = ss.sample_coupled(keys, draft.logits[:, 0], sampling)
+    draft = draft._replace(tokens=draft.tokens.at[:, 0].set(tokens), sampling=sampling, noise=ss.CoupledNoise())
+    return ss.verify_coupled(keys, target_logits, draft, sampling)
+
+
 def verify_with_normalizers(keys, target_logits, draft, sampling):
     draft = draft._replace(log_normalizers=jax.nn.logsumexp(draft.logits, axis=-1))
     return ss.verify(keys, target_logits, draft, sampling)
@@ -131,6 +137,7 @@ EXPLICIT, AUTOMATIC = AxisType.Explicit, AxisType.Auto
         slow(verify, "none", "vocabulary", EXPLICIT),
         *(slow(fn, "rows", "both", AUTOMATIC) for fn in (verify, sample)),
         *(slow(fn, "rows", "both", EXPLICIT) for fn in (verify_sigmoid, verify_block)),
+        slow(coupled, "none", "both", EXPLICIT),
     ],
 )
 def test_bits_are_those_of_one_device(fn, name, which, kind):
@@ -171,6 +178,7 @@ def test_one_key_for_all_rows_and_a_draft_and_parameters_that_alone_are_sharded(
         *((verify, name) for name in ("all", "greedy", "rows")),
         *((fn, "none") for fn in (verify_sigmoid, verify_block, verify_one_hot, verify_with_normalizers)),
         (sample, "all"),
+        (coupled, "none"),
         (step_with_model_drafter, "warm"),
         *(slow(verify, name) for name in ("none", "warm", "top_k", "top_p", "min_p")),
         *(slow(fn, "rows") for fn in (verify_sigmoid, verify_block, verify_one_hot)),
