@@ -31,6 +31,10 @@ MAX_TILES = 8
 """Tiles of the emitting row that a block reads at once, for 2-byte elements in 16-byte loads: the fastest of 6, 8 and
 10 at V 151,936, at B 64, K 4 (49.9 us; 50.7 and 50.2) and with early exit at B 256, K 8 (212; 215 and 217)."""
 
+MAX_FILTERED_TILES = 5
+"""`MAX_TILES` of rows with a cutoff, which take more registers: with 8, 168 instead of 112, so that three of the four
+emitting blocks fit a multiprocessor (149 us for 145 at B 64, K 4)."""
+
 FEW_TILES = 3
 """Tiles that fit a thread's registers for every dtype and load width."""
 
@@ -108,6 +112,26 @@ def token_config(batch_size: int, vocab_size: int) -> Config:
     """Blocks of the token rule in two launches: as many as run concurrently, each with at least two tiles."""
     blocks = EMITTING_BLOCKS * num_multiprocessors() // max(batch_size, 1)
     return Config(max(1, min(num_tiles(vocab_size) // 2, blocks)))
+
+
+def filtered_token_config(batch_size: int, vocab_size: int) -> Config:
+    """Blocks of the token rule with top-k, top-p or min-p."""
+    return dataclasses.replace(token_config(batch_size, vocab_size), max_tiles=MAX_FILTERED_TILES)
+
+
+def sample_config(dtype: DTypeLike, batch_size: int, vocab_size: int) -> Config:
+    """Blocks of a sample without filters in two launches.
+
+    Chunks of whole tiles have sums, so that one block picks the token: one or two blocks took 14.3 us at B 64,
+    V 151,936, eight blocks 15.5. Otherwise the blocks divide the row.
+    """
+    config = token_config(batch_size, vocab_size)
+    return config if chunks(dtype, vocab_size).tiles is None else dataclasses.replace(config, blocks=1)
+
+
+def samples_in_two_launches(batch_size: int, vocab_size: int) -> bool:
+    """Whether rows without filters are sampled faster in two launches: where they fill the GPU more than half."""
+    return batch_size * num_tiles(vocab_size) >= 32 * num_multiprocessors()
 
 
 def sigmoid_config(batch_size: int, vocab_size: int) -> Config:

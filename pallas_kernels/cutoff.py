@@ -10,10 +10,11 @@ A cluster of blocks holds the row in its registers, so the row is read from memo
    candidates, and finds the cutoff by comparing each candidate with all others.
 
 If a list is too long, or if there is no bound (k > 128, or top-p alone), the cluster searches the whole row instead
-(`search`).
+(`search`). For many rows, the two steps are launches of their own (`cutoffs`).
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -24,7 +25,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from pallas_kernels import candidates, config, scan, slices
 from pallas_kernels import tiles as tiling
-from pallas_kernels.limits import RowLimits, min_p_cutoff
+from pallas_kernels.limits import Limits, RowLimits, min_p_cutoff
 from pallas_kernels.rows import LOWEST, MAX_INDEX, exp2_rate
 from pallas_kernels.search import round_down, search_row
 from pallas_kernels.slices import MAX_CANDIDATES, Exchange, Kept, Scratch, Slice
@@ -36,22 +37,22 @@ MAX_TOP_K = 128
 
 def find_cutoff(part: Slice, limits: RowLimits, exchange: Exchange, shared: Scratch) -> Kept:
     """Applies all filters to one row. All blocks of the cluster call this and return equal values."""
-    _list_candidates(part, limits, exchange, shared)
-    slices.sync_blocks(part)
-    return _decide(part, limits, exchange, shared)
+    list_candidates(part, limits, exchange, shared)
+    slices.sync_blocks(part.num_blocks, part.barrier)
+    return decide(part, limits, exchange, shared, lambda largest: search(part, limits, exchange, largest))
 
 
-def _may_list(limits: RowLimits) -> bool:
+def may_list(limits: RowLimits | Limits) -> bool:
     """Whether candidates may be listed. Not for top-p alone, whose cutoff depends on the sum over the whole row."""
     return limits.top_k is not None or (limits.top_p is None and limits.min_p is not None)
 
 
-def _list_candidates(part: Slice, limits: RowLimits, exchange: Exchange, shared: Scratch):
+def list_candidates(part: Slice, limits: RowLimits, exchange: Exchange, shared: Scratch):
     """Writes the largest logit of this block's share and its candidates to `exchange`."""
     largest = functools.reduce(jnp.maximum, part.tiles)
     top = jnp.max(largest.astype(jnp.float32))
     bound = top_k_bound = jnp.float32(LOWEST)
-    is_listed = jnp.bool_(_may_list(limits))
+    is_listed = jnp.bool_(may_list(limits))
     if limits.top_k is not None:
         active = (limits.top_k > 0) & (limits.top_k < part.vocab_size)
         is_listed = jnp.bool_(active) & (limits.top_k <= MAX_TOP_K)
@@ -68,7 +69,7 @@ def _list_candidates(part: Slice, limits: RowLimits, exchange: Exchange, shared:
             limits.greedy, lambda: _first_largest(part, top), lambda: jnp.int32(MAX_INDEX)
         )
     exchange.bounds[part.row, part.block] = top_k_bound
-    if _may_list(limits):
+    if may_list(limits):
         shared.bound[0] = bound
         # With the lowest number as bound, every logit would be a candidate.
         is_listed = is_listed & (bound > LOWEST)
@@ -85,32 +86,49 @@ def _list_candidates(part: Slice, limits: RowLimits, exchange: Exchange, shared:
         )
 
 
-def _decide(part: Slice, limits: RowLimits, exchange: Exchange, shared: Scratch) -> Kept:
-    """Finds the cutoff and the sum of the kept weights, from the candidates of all blocks or by a search of the row."""
+def decide(
+    part: Slice, limits: RowLimits, exchange: Exchange, shared: Scratch, search_fn: Callable[[jax.Array], Kept]
+) -> Kept:
+    """Finds the cutoff and the sum of the kept weights from the candidates of all blocks.
+
+    If the candidates do not decide, returns `search_fn(largest)`, with the largest logit of the row. Uses only the
+    index and the sizes in `part`, not its tiles.
+    """
     rate = exp2_rate(limits.scale)
-    tops = slices.load_per_block(exchange.tops.at[part.row], part, -jnp.inf)
-    largest = jnp.max(tops)
-    first = None
-    if limits.greedy is not None:
-        firsts = slices.load_per_block(exchange.firsts.at[part.row], part, MAX_INDEX)
-        first = jnp.min(jnp.where(tops == largest, firsts, MAX_INDEX))
+    largest, first = load_largest(part, limits, exchange)
     degenerate = Kept(largest, jnp.float32(-jnp.inf), jnp.float32(jnp.nan), None)
 
-    def search():
-        top_k_bound = jnp.max(slices.load_per_block(exchange.bounds.at[part.row], part, LOWEST))
-        return search_row(part, limits, exchange.sums, largest, top_k_bound)
-
     def find_kept():
-        if not _may_list(limits):
-            return search()
+        if not may_list(limits):
+            return search_fn(largest)
         counts = slices.load_per_block(exchange.counts.at[part.row], part, 0)
         # A larger count means that the list of a block is incomplete or was not made.
         fits = jnp.max(counts) <= MAX_CANDIDATES
         pl.when(fits)(lambda: _merge_candidates(part, limits, exchange, shared, largest))
         fits = fits & (jnp.where(fits, shared.counts[candidates.COUNT], MAX_CANDIDATES + 1) <= MAX_CANDIDATES)
-        return lax.cond(fits, lambda: _cutoff_among_candidates(limits, shared, largest, rate, part.vocab_size), search)
+        return lax.cond(
+            fits,
+            lambda: _cutoff_among_candidates(limits, shared, largest, rate, part.vocab_size),
+            lambda: search_fn(largest),
+        )
 
     return lax.cond(jnp.abs(largest) < jnp.inf, find_kept, lambda: degenerate)._replace(first=first)
+
+
+def load_largest(part: Slice, limits: RowLimits, exchange: Exchange) -> tuple[jax.Array, jax.Array | None]:
+    """The largest logit of the row, and its first index if the row can be greedy, from the results of all blocks."""
+    tops = slices.load_per_block(exchange.tops.at[part.row], part, -jnp.inf)
+    largest = jnp.max(tops)
+    if limits.greedy is None:
+        return largest, None
+    firsts = slices.load_per_block(exchange.firsts.at[part.row], part, MAX_INDEX)
+    return largest, jnp.min(jnp.where(tops == largest, firsts, MAX_INDEX))
+
+
+def search(part: Slice, limits: RowLimits, exchange: Exchange, largest: jax.Array) -> Kept:
+    """Finds the cutoff and the sum of the kept weights by a search of the row. All blocks of the cluster call this."""
+    top_k_bound = jnp.max(slices.load_per_block(exchange.bounds.at[part.row], part, LOWEST))
+    return search_row(part, limits, exchange.sums, largest, top_k_bound)
 
 
 def _first_largest(part: Slice, top: Any) -> jax.Array:

@@ -63,6 +63,11 @@ def output_types(batch_size: int, num_draft: int, num_slots: int) -> tuple[Any, 
     ), array(batch_size, config.to_lanes(num_slots), dtype=jnp.float32)
 
 
+def without_padding(out: Verification) -> Verification:
+    """Removes the column that `output_types` adds to `accept_prob` if there are no drafts."""
+    return out._replace(accept_prob=out.accept_prob[:, : out.tokens.shape[1] - 1])
+
+
 def make_emission(
     sequence: rows.Sequence,
     outputs: Verification,

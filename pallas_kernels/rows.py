@@ -116,10 +116,10 @@ class Sequence(NamedTuple):
         return jnp.minimum(row, max(self.num_draft - 1, 0))
 
 
-def sequence_view(inputs: Inputs, vocab_size: int) -> Sequence:
-    """The sequence of this block, which is its index on grid axis "sequence"."""
+def sequence_view(inputs: Inputs, vocab_size: int, number: Any = None) -> Sequence:
+    """The sequence of this index. None: that of this block, which is its index on grid axis "sequence"."""
     num_draft = 0 if inputs.draft_tokens is None else inputs.draft_tokens.shape[1]
-    number = lax.axis_index("sequence")
+    number = lax.axis_index("sequence") if number is None else number
     target = Rows(*inputs.target, num_draft + 1, vocab_size, number)
     draft = None if inputs.draft is None else Rows(*inputs.draft, num_draft, vocab_size, number)
     return Sequence(number, target, draft, inputs, num_draft)

@@ -91,7 +91,8 @@ def sample(
         noise, logits, arrays = inputs
         tokens, normalizers = results
         row, block = lax.axis_index("sequence"), lax.axis_index("block")
-        part = slices.load_slice(logits, vocab_size, row, row, block, blocks, row_tiles, barrier)
+        part = slices.locate_slice(logits, vocab_size, row, row, block, blocks, row_tiles, barrier)
+        part = slices.load_slice(part)
         # Computed while the loads of the logits are in flight.
         uniforms = random.emit_uniforms(noise, row)
         result = _sample_row(
@@ -145,7 +146,7 @@ def _sample_row(
         cutoff, reference = kept.cutoff, kept.largest
     weights_fn = functools.partial(_weights, reference=reference, rate=rate, cutoff=cutoff)
     _write_sums(part, tile_weights, reference, sums, tile_sums)
-    slices.sync_blocks(part)
+    slices.sync_blocks(part.num_blocks, part.barrier)
     num_tiles = config.num_tiles(part.vocab_size)
     sums_by_tile, tops = (
         tiling.load_first_lanes(ref, (part.row,), num_tiles, fill)
@@ -225,7 +226,7 @@ def _first_largest(part: Slice, sums: Sums) -> jax.Array:
     top = jnp.max(tops)
     sums.top[part.row, part.block] = top
     sums.first[part.row, part.block] = jnp.min(jnp.where(tops == top, indices, MAX_INDEX))
-    slices.sync_blocks(part)
+    slices.sync_blocks(part.num_blocks, part.barrier)
     block_tops = slices.load_per_block(sums.top.at[part.row], part, -jnp.inf)
     largest = jnp.max(block_tops)
     firsts = slices.load_per_block(sums.first.at[part.row], part, MAX_INDEX)

@@ -58,7 +58,7 @@ def search_row(part: Slice, limits: RowLimits, exchange_sums: Any, largest: Any,
     """Searches a row for its cutoff, and sums the weights of the kept logits. All blocks return equal values.
 
     Args:
-      part: This block's share of the row.
+      part: This block's share of the row, in registers or, without tiles, already in `part.shared`.
       limits: Sampling parameters of the row.
       exchange_sums: `Exchange.sums`.
       largest: Largest logit of the row.
@@ -152,11 +152,11 @@ def _sums_above(part, exchange_sums, thresholds, largest, rate, counting, buffer
         return tuple(a + b for a, b in zip(sums, kept_weights, strict=True))
 
     zero = plgpu.layout_cast(jnp.zeros((TILE,), jnp.float32), part.layout)
-    sums = lax.fori_loop(0, len(part.tiles), add, (zero,) * len(thresholds))
+    sums = lax.fori_loop(0, part.shared.shape[0], add, (zero,) * len(thresholds))
     block_sums = scan.to_scalars(scan.sum_vectors(list(sums), part.vec), part.vec)
     for i, block_sum in enumerate(block_sums):
         exchange_sums[part.row, buffer, i, part.block] = block_sum
-    slices.sync_blocks(part)
+    slices.sync_blocks(part.num_blocks, part.barrier)
     return [
         jnp.sum(slices.load_per_block(exchange_sums.at[part.row, buffer, i], part, 0.0)) for i in range(len(thresholds))
     ]

@@ -8,9 +8,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from pallas_kernels import candidates, config, sync
+from pallas_kernels import candidates, config, scan, sync
 from pallas_kernels import tiles as tiling
 from pallas_kernels.types import TILE
 
@@ -22,6 +23,9 @@ MAX_TILES = 64
 
 MAX_CANDIDATES = 128
 """Capacity of a list of candidates: of the list of each block, and of the merged list of a row."""
+
+COPIED_AT_ONCE = 4
+"""Tiles that `copy_to_shared` holds in registers at once."""
 
 NUM_THRESHOLDS = 3
 """Thresholds that each round of the search compares with the row."""
@@ -87,12 +91,12 @@ class Scratch(NamedTuple):
 
 
 class Slice(NamedTuple):
-    """A block's share of a row: tiles `block`, `block + num_blocks`, ... in registers.
+    """A block's share of a row: tiles `block`, `block + num_blocks`, ...
 
     Attributes:
       logits: All rows of all sequences, flat, in global memory.
       flat: Index of the row in `logits`.
-      tiles: Registers, `[TILE]` each, -inf past the end of the row.
+      tiles: Registers, `[TILE]` each, -inf past the end of the row; empty before `load_slice`.
       shared: Shared memory for a copy of the tiles, `[tiles, TILE]`. Loops over tiles read this copy, because a loop
         over registers must be unrolled.
       barrier: Scratch of the cluster barrier.
@@ -169,10 +173,10 @@ def scratch() -> Scratch:
     )
 
 
-def load_slice(
+def locate_slice(
     ref: Any, vocab_size: int, row: Any, row_index: Any, block: Any, blocks: int, shared: Any, barrier: Any
 ) -> Slice:
-    """Loads a block's share of row `row` of the flat array `ref`.
+    """Returns a block's share of row `row` of the flat array `ref`, without its tiles.
 
     Args:
       ref: Rows of V logits, flat, in global memory.
@@ -184,26 +188,50 @@ def load_slice(
       shared: Shared memory from `tiles_scratch`.
       barrier: Scratch of the cluster barrier.
     """
-    count = -(-config.num_tiles(vocab_size) // blocks)
-    tiles, tile = [], None
-    for i in range(count):
-        tile = tiling.locate_tile(jnp.int32(i * blocks) + block, vocab_size, [(ref, row)], False)
-        # HBM -> registers: [TILE], vec elements per thread and load.
-        x = tiling.load_tile(ref, vocab_size, row, tile)
-        # Only the last tile of a block can extend past the end of the row.
-        tiles.append(tiling.mask_tile(x, tile, -jnp.inf) if i == count - 1 else x)
-    assert tile is not None
-    return Slice(
-        ref, row, tiles, shared, barrier, tile.layout, tile.vec, row_index, block, blocks, vocab_size, ref.dtype
-    )
+    tile = tiling.locate_tile(jnp.int32(0), vocab_size, [(ref, row)], False)
+    return Slice(ref, row, [], shared, barrier, tile.layout, tile.vec, row_index, block, blocks, vocab_size, ref.dtype)
 
 
-def sync_blocks(part: Slice):
-    """Barrier of all blocks of the row: after it, each of them sees the writes that the others made before it."""
-    if part.num_blocks == 1:
+def load_slice(part: Slice) -> Slice:
+    """Loads the tiles of a block's share into registers."""
+    count = -(-config.num_tiles(part.vocab_size) // part.num_blocks)
+    # Only the last tile of a block can extend past the end of the row.
+    return part._replace(tiles=[_load_tile(part, jnp.int32(i), i == count - 1) for i in range(count)])
+
+
+def copy_to_shared(part: Slice):
+    """Copies a block's share to `part.shared`, a few tiles at a time: slower than a load, with fewer registers."""
+    count = part.shared.shape[0]
+
+    def copy(start, size, masked):
+        tiles = [_load_tile(part, start + i, masked) for i in range(size)]
+        for i, x in enumerate(tiles):
+            # Registers -> shared memory: [TILE].
+            scan.store_sums(part.shared.at[start + i], x)
+
+    def step(i, carry):
+        copy(i * COPIED_AT_ONCE, COPIED_AT_ONCE, False)
+        return carry
+
+    groups = (count - 1) // COPIED_AT_ONCE
+    lax.fori_loop(0, groups, step, jnp.int32(0))
+    copy(jnp.int32(groups * COPIED_AT_ONCE), count - groups * COPIED_AT_ONCE, True)
+
+
+def _load_tile(part: Slice, i: Any, masked: bool) -> jax.Array:
+    """Loads the i-th tile of a block's share; if `masked`, with -inf past the end of the row."""
+    tile = tiling.locate_tile(i * part.num_blocks + part.block, part.vocab_size, [(part.logits, part.flat)], False)
+    # HBM -> registers: [TILE], vec elements per thread and load.
+    x = tiling.load_tile(part.logits, part.vocab_size, part.flat, tile)
+    return tiling.mask_tile(x, tile, -jnp.inf) if masked else x
+
+
+def sync_blocks(num_blocks: int, barrier: Any):
+    """Barrier of all blocks of a cluster: after it, each of them sees the writes that the others made before it."""
+    if num_blocks == 1:
         sync.sync_threads()
     else:
-        sync.sync_cluster(part.barrier)
+        sync.sync_cluster(barrier)
 
 
 def load_per_block(ref: Any, part: Slice, fill: Any) -> jax.Array:

@@ -75,17 +75,31 @@ def verify_token(
         target_logits, target_filter, draft_logits, draft_filter, log_normalizers, draft_tokens, draws
     )
     config = config or sizes.token_config(batch_size, vocab_size)
-    read = _read(inputs, batch_size, num_rows, vocab_size)
+
+    def view(inputs):
+        return rows.sequence_view(inputs, vocab_size)
+
+    read = read_rows(inputs, batch_size, num_rows, vocab_size, view)
 
     def decide(inputs, read):
-        sequence = rows.sequence_view(inputs, vocab_size)
-        return sequence, *_decide_all(sequence, read, config.max_unrolled)
+        sequence = view(inputs)
+        return sequence, *decide_all(sequence, read, config.max_unrolled)
 
-    return emit_after(read, inputs, decide, lambda read: read.target_by_row, batch_size, num_rows, vocab_size, config)
+    out = emit_after(read, inputs, decide, lambda read: read.target_by_row, batch_size, num_rows, vocab_size, config)
+    return emit.without_padding(out)
 
 
-def _read(inputs: rows.Inputs, batch_size: int, num_rows: int, vocab_size: int) -> Reading:
-    """Launches `token_read`: one block per chunk of every drafted row, and one per drafted token for its `Facts`."""
+def read_rows(
+    inputs: rows.Inputs,
+    batch_size: int,
+    num_rows: int,
+    vocab_size: int,
+    view_fn: Callable[[rows.Inputs], rows.Sequence],
+) -> Reading:
+    """Launches `token_read`: one block per chunk of every drafted row, and one per drafted token for its `Facts`.
+
+    `view_fn(inputs)` returns the sequence of a block.
+    """
     num_draft, reads_draft = num_rows - 1, reading.reads_draft(inputs)
     refs = inputs.logits if reads_draft else inputs.logits[:1]
     num_chunks = max(sizes.chunks(ref.dtype, vocab_size).count for ref in refs)
@@ -95,7 +109,7 @@ def _read(inputs: rows.Inputs, batch_size: int, num_rows: int, vocab_size: int) 
 
     def token_read(inputs: rows.Inputs, out: Reading):
         sync.start_dependent_launch()
-        sequence = rows.sequence_view(inputs, vocab_size)
+        sequence = view_fn(inputs)
         slot, chunk = lax.axis_index("row"), lax.axis_index("chunk")
 
         if num_draft:
@@ -154,6 +168,7 @@ def emit_after(
     num_rows: int,
     vocab_size: int,
     config: sizes.Config,
+    write_fn: Callable[[emit.Emission, token_rule.Tables, token_rule.Stop, Any], None] = token_rule.write_values,
 ) -> Verification:
     """Launches `token_emit`: accepts drafts in all rows, and samples the token of the emitting row.
 
@@ -166,6 +181,8 @@ def emit_after(
       num_rows: K + 1.
       vocab_size: V.
       config: Blocks of a sequence.
+      write_fn: `write_fn(emission, tables, stop, row)` writes the other outputs of each row, in one block. Without
+        drafts, `accept_prob` has one column, which is not used otherwise.
     """
     num_draft = num_rows - 1
     groups = sizes.groups(vocab_size, [ref.dtype for ref in inputs.logits], config)
@@ -186,9 +203,7 @@ def emit_after(
         row = jnp.min(jnp.where(accepted, rows.MAX_INDEX, lane))
         stop = token_rule.stop_at(sequence, tables, row)
 
-        def write(row):
-            token_rule.write_values(emission, tables, stop, row, lambda accept_prob: accept_prob)
-
+        write = functools.partial(write_fn, emission, tables, stop)
         token_rule.emit_stop(emission, tables, stop, stats_fn(read), write)
 
     out, _ = plgpu.kernel(
@@ -203,10 +218,10 @@ def emit_after(
         grid_names=("sequence", "block"),
         compiler_params=emit.COMPILER_PARAMS,
     )(inputs, read)
-    return out._replace(accept_prob=out.accept_prob[:, :num_draft])
+    return out
 
 
-def _decide_all(sequence: rows.Sequence, read: Reading, max_unrolled: int) -> tuple[token_rule.Tables, jax.Array]:
+def decide_all(sequence: rows.Sequence, read: Reading, max_unrolled: int) -> tuple[token_rule.Tables, jax.Array]:
     """The tables' values of all rows of a sequence, one row per lane, and which drafts are accepted."""
     facts = load_facts(sequence, read.facts)
 

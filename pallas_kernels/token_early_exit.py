@@ -104,7 +104,7 @@ def verify_token(
         cluster_names=("block",),
         compiler_params=emit.COMPILER_PARAMS,
     )(inputs)
-    return out._replace(accept_prob=out.accept_prob[:, :num_draft])
+    return emit.without_padding(out)
 
 
 def _read_to_rejection(emission: emit.Emission, read: Scratch, tables: token_rule.Tables) -> jax.Array:

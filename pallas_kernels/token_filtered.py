@@ -18,7 +18,7 @@ from jax.experimental import pallas as pl
 from jaxtyping import Array, Float, Int
 
 from pallas_kernels import config as sizes
-from pallas_kernels import cutoffs, reading, rows, slices, tiles, token, token_rule
+from pallas_kernels import cutoffs, emit, reading, rows, slices, tiles, token, token_rule
 from pallas_kernels.limits import Limits, RowLimits, array_limits, maybe_on, row_limits, static_limits
 from pallas_kernels.random import Draws
 from pallas_kernels.types import LARGEST_LOG_NORMALIZER, Filter, Verification
@@ -75,7 +75,7 @@ def verify_token(
     all filters of the draft are off at compile time.
     """
     batch_size, num_rows, vocab_size = target_logits.shape
-    config = config or sizes.token_config(batch_size, vocab_size)
+    config = config or sizes.filtered_token_config(batch_size, vocab_size)
     searches_draft = draft_logits is not None and (log_normalizers is None or not _keeps_all(draft_limits))
     limits = target_limits, draft_limits
     inputs = rows.make_inputs(
@@ -98,7 +98,8 @@ def verify_token(
         sequence = _add_filters(_sequence(inputs, limits, vocab_size), read)
         return sequence, *_decide_all(sequence, read)
 
-    return token.emit_after(read, inputs, decide, lambda read: None, batch_size, num_rows, vocab_size, config)
+    out = token.emit_after(read, inputs, decide, lambda read: None, batch_size, num_rows, vocab_size, config)
+    return emit.without_padding(out)
 
 
 def _keeps_all(limits: Limits) -> bool:
@@ -126,9 +127,9 @@ def _filter_types(limits: Limits, batch_size: int) -> Filter:
     return Filter(scale=type_if(is_array, jnp.float32), greedy=type_if(greedy, jnp.int32))
 
 
-def _sequence(inputs: rows.Inputs, limits: tuple[Limits, Limits], vocab_size: int) -> rows.Sequence:
-    """The sequence of this block, with scales from temperatures that are numbers; a scale from an array is unset."""
-    sequence = rows.sequence_view(inputs, vocab_size)
+def _sequence(inputs: rows.Inputs, limits: tuple[Limits, Limits], vocab_size: int, number: Any = None) -> rows.Sequence:
+    """`rows.sequence_view` with scales from temperatures that are numbers; a scale from an array is unset."""
+    sequence = rows.sequence_view(inputs, vocab_size, number)
     target, draft = (
         model and model._replace(filter=Filter(_static_row_limits(model_limits).scale))
         for model, model_limits in zip((sequence.target, sequence.draft), limits, strict=True)
@@ -177,7 +178,7 @@ def _read(
 
     def look_up_drafts(sequence, block, num_blocks, arguments, out):
         inputs, arrays, _ = arguments
-        view = _sequence(inputs, limits, vocab_size)
+        view = _sequence(inputs, limits, vocab_size, sequence)
         for i in range(-(-num_draft // num_blocks)):
             row = block + i * num_blocks
             pl.when(row < num_draft)(functools.partial(reading.look_up, view, row, out.facts))
@@ -193,16 +194,15 @@ def _read(
                     filter.greedy[sequence] = jnp.where(jnp.bool_(limit.greedy), 1, 0)
 
     def needs_row(sequence, i, row, arguments):
-        del sequence
         # Row r of the target (i = 0) follows r drafts; row r of the draft (i = 1) is needed if position r has a draft.
-        return reading.is_drafted(rows.sequence_view(arguments[0], vocab_size), row + i)
+        return reading.is_drafted(rows.sequence_view(arguments[0], vocab_size, sequence), row + i)
 
     num_searched = batch_size * (num_rows + (len(searched) - 1) * num_draft)
     blocks = slices.num_blocks(num_searched, vocab_size)
     # If all blocks run concurrently, reading rows without a draft costs less than waiting for the draft tokens.
     reads_all = num_searched * blocks <= sizes.EMITTING_BLOCKS * sizes.num_multiprocessors()
-    extra_cluster = cutoffs.ExtraCluster(look_up_drafts, None if reads_all or num_draft == 0 else needs_row)
-    return cutoffs.launch("token_cutoffs", searched, out_type, write_row, (inputs, arrays, normalizers), extra_cluster)
+    extra = cutoffs.Extra(look_up_drafts, None if reads_all or num_draft == 0 else needs_row)
+    return cutoffs.launch("token_cutoffs", searched, out_type, write_row, (inputs, arrays, normalizers), extra)
 
 
 def _add_filters(sequence: rows.Sequence, read: Read) -> rows.Sequence:

@@ -313,7 +313,7 @@ def _write_last(emission, stop, token, log_prob, empty):
     emission.outputs.log_probs[emission.sequence.number, stop.num_accepted] = log_prob
 
 
-def write_values(emission: emit.Emission, tables: Tables, stop: Stop, row: Any, accept_prob_fn: Callable):
+def write_values(emission: emit.Emission, tables: Tables, stop: Stop, row: Any, accept_prob_fn: Callable = lambda x: x):
     """Writes the log-probability of an accepted draft, 0 after the last token, and `accept_prob_fn(accept_prob)`."""
     sequence, outputs = emission.sequence, emission.outputs
     if sequence.num_draft == 0:

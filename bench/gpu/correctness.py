@@ -21,6 +21,7 @@ import numpy as np
 import results
 from kernel_inputs import make
 
+import specsamp_jax as ss
 from specsamp_jax._types import Draft, Filter, SamplingParams, Uniforms
 from specsamp_jax.rules import kernels, sigmoid, token
 from specsamp_jax.sampling.filters import make_filter
@@ -91,7 +92,6 @@ def law(vocab_size=32000, batch_size=1024, calls=48):
     target, logits = (jnp.broadcast_to(x, (batch_size, *x.shape[1:])) for x in (one[0] * 1.5, one[2].logits * 1.5))
     p = np.asarray(jax.nn.softmax(target[0, 0].astype(jnp.float32)), np.float64)
     likely = np.argsort(-p)[:63]
-    counts = np.zeros(64)
 
     @jax.jit
     def draw(key):
@@ -101,15 +101,49 @@ def law(vocab_size=32000, batch_size=1024, calls=48):
         draft = Draft(tokens.astype(jnp.int32), logits)
         return kernels.verify_token(target, Filter(), draft, Filter(), uniforms).tokens[:, 0]
 
-    for call in range(calls):
-        tokens = np.asarray(draw(jax.random.key(100 + call)))
-        found = tokens[:, None] == likely
-        counts[:63] += found.sum(0)
-        counts[63] += (~found.any(1)).sum()
-    expected = np.append(p[likely], 1 - p[likely].sum()) * counts.sum()
-    statistic = float(((counts - expected) ** 2 / expected).sum())
     # 63 degrees of freedom: 134.9 is exceeded once in a million.
-    return {"ok": statistic < 134.9, "chi_square": statistic, "degrees": 63, "samples": int(counts.sum())}
+    return chi_square(draw, p, likely, calls, 134.9)
+
+
+def law_from_keys(batch_size, calls, vocab_size=32000):
+    """Chi-square test of the first token of `verify` with filters, after drafts of `sample`, from keys alone."""
+    sampling = ss.SamplingParams(temperature=1.2, top_k=40, top_p=0.95)
+    one = make(jax.random.key(6), 1, 1, vocab_size, jnp.bfloat16, "logits")
+    target, logits = (jnp.broadcast_to(x, (batch_size, *x.shape[1:])) for x in (one[0], one[2].logits))
+    row = np.asarray(target[0, 0].astype(jnp.float32), np.float64)
+    p = np.exp((row - row.max()) / 1.2) * (row >= np.sort(row)[-40])
+    p /= p.sum()
+    order = np.argsort(-p, kind="stable")
+    # Ties at the cutoff are kept.
+    cutoff = row[order[np.searchsorted(np.cumsum(p[order]), 0.95)]]
+    p = np.where(row >= cutoff, p, 0) / p[row >= cutoff].sum()
+
+    @jax.jit
+    def draw(target, logits, key):
+        keys = jax.random.split(key)
+        tokens, normalizers = ss.sample(keys[0], logits[:, 0], sampling)
+        draft = ss.Draft(tokens[:, None], logits, sampling, normalizers[:, None])
+        return ss.verify(keys[1], target, draft, sampling).tokens[:, 0]
+
+    likely = np.flatnonzero(p)
+    degrees = len(likely) - 1
+    # Above this value once in a million, by Wilson and Hilferty's approximation.
+    limit = degrees * (1 - 2 / (9 * degrees) + 4.753 * (2 / (9 * degrees)) ** 0.5) ** 3
+    return chi_square(functools.partial(draw, target, logits), p, likely, calls, limit)
+
+
+def chi_square(draw, p, cells, calls, limit):
+    """Chi-square statistic of the tokens of many calls of `draw(key)`; all tokens outside `cells` are one cell."""
+    counts = np.zeros(len(cells) + 1)
+    for call in range(calls):
+        found = np.asarray(draw(jax.random.key(100 + call)))[:, None] == cells
+        counts[:-1] += found.sum(0)
+        counts[-1] += (~found.any(1)).sum()
+    expected = np.append(p[cells], max(1 - p[cells].sum(), 0)) * counts.sum()
+    possible = expected > 1e-6 * counts.sum()
+    statistic = float(((counts - expected)[possible] ** 2 / expected[possible]).sum())
+    result = {"chi_square": statistic, "degrees": int(possible.sum()) - 1, "samples": int(counts.sum())}
+    return {"ok": bool(statistic < limit and counts[~possible].sum() == 0)} | result
 
 
 def unusable():
@@ -133,6 +167,8 @@ CASES = {
     "B64 V151936": lambda: plain(64, 4, 151936),
     "B64 V151936 normalizers": lambda: plain(64, 4, 151936, kind="normalizers"),
     "law V32000": law,
+    "law from keys V32000 B1024": lambda: law_from_keys(1024, 200),
+    "law from keys V32000 B16": lambda: law_from_keys(16, 4000),
     "edges": edges,
     "B1 V151936": lambda: plain(1, 4, 151936),
     "B256 K8 V151936 normalizers": lambda: plain(256, 8, 151936, kind="normalizers"),

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, UInt32
 
+from pallas_kernels import config as sizes
 from pallas_kernels import mosaic, random
 from pallas_kernels.limits import Limits
 from specsamp_jax._types import TILE, Filter, SamplingParams
@@ -17,7 +18,7 @@ from specsamp_jax.sampling.filters import is_number, make_filter
 from specsamp_jax.sampling.streams import Purpose
 
 if TYPE_CHECKING or mosaic.WHY_MISSING is None:
-    from pallas_kernels import cutoffs, slices
+    from pallas_kernels import cutoffs, sample_unfiltered, slices
     from pallas_kernels import sample as sample_kernel
 
 MAX_BATCH = 65_535
@@ -76,12 +77,11 @@ def why_not_sample(logits: Float[Array, "B V"]) -> str | None:
 def sample(
     words: UInt32[Array, "*keys 2"], logits: Float[Array, "B V"], sampling: SamplingParams | None
 ) -> tuple[Int[Array, "B"], Float[Array, "B"]]:
-    """Returns the result of `draw.sample` in one launch, which computes the uniforms from the words of the keys."""
-    return sample_kernel.sample(
-        at_least_a_tile(logits),
-        limits(sampling),
-        noise(words, Purpose.DRAFT),
-    )
+    """Returns the result of `draw.sample`: one or two launches, which compute uniforms from the words of the keys."""
+    logits, parameters = at_least_a_tile(logits), limits(sampling)
+    two_launches = sample_unfiltered.supports(parameters) and sizes.samples_in_two_launches(*logits.shape)
+    kernel = sample_unfiltered if two_launches else sample_kernel
+    return kernel.sample(logits, parameters, noise(words, Purpose.DRAFT))
 
 
 def noise(words: UInt32[Array, "*keys 2"], purpose: Purpose) -> random.Noise:

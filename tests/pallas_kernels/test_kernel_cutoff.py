@@ -9,7 +9,7 @@ import numpy as np
 import oracle
 import pytest
 
-from pallas_kernels import cutoffs, slices
+from pallas_kernels import config, cutoffs, slices
 from pallas_kernels.limits import Limits
 
 pytestmark = pytest.mark.slow
@@ -159,3 +159,18 @@ def test_lowers_to_one_launch(dtype, vocab_size):
     text = jax.jit(of).trace(*args).lower(lowering_platforms=("cuda",)).as_text()
     assert text.count("custom_call @mosaic_gpu") == 1
     assert slices.supports(vocab_size)
+
+
+@pytest.mark.parametrize("run", [1, 2], indirect=True)
+def test_many_rows_take_two_launches(run, monkeypatch):
+    """Rows that the GPU does not hold at once: some are decided from their lists, others are searched."""
+    settings = [setting for setting in SETTINGS if "top_k" in setting]
+    logits = normal(5, 2056, jnp.bfloat16, len(settings)).at[0].set(1.0)
+    check_all(run, logits, settings)
+    launched = []
+    monkeypatch.setattr(config, "num_multiprocessors", lambda: 1)
+    monkeypatch.setattr(config, "EMITTING_BLOCKS", 1)
+    decide_rows = cutoffs._decide_rows
+    monkeypatch.setattr(cutoffs, "_decide_rows", lambda *args: launched.append(args) or decide_rows(*args))
+    check_all(run, logits, settings)
+    assert launched

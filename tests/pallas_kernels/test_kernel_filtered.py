@@ -157,9 +157,14 @@ def sample(key, target, drafted, tokens, normalizers, sampling):
     return ss.sample(key, target[:, 0], sampling)
 
 
+def sample_unfiltered(key, target, drafted, tokens, normalizers, sampling):
+    del drafted, tokens, normalizers, sampling
+    return ss.sample(key, target[:, 0], ss.SamplingParams(0.7))
+
+
 @pytest.mark.parametrize(
     ("step", "batch_size", "launches"),
-    [(verify, 8, 2), (verify, 64, 2), (verify_unfiltered, 8, 2), (sample, 8, 1)],
+    [(verify, 8, 2), (verify, 64, 3), (verify_unfiltered, 8, 2), (sample, 8, 1), (sample_unfiltered, 64, 2)],
 )
 @pytest.mark.parametrize("arrays", [False, True])
 def test_few_launches_and_neither_loop_nor_sort(step, batch_size, launches, arrays):

@@ -10,7 +10,7 @@ import pytest
 from jax.extend.random import threefry2x32_p
 
 import specsamp_jax as ss
-from pallas_kernels import random, slices
+from pallas_kernels import config, random, slices
 from specsamp_jax.sampling import kernels, streams
 
 pytestmark = pytest.mark.slow
@@ -102,3 +102,13 @@ def test_one_launch_and_nothing_else(sampling):
     text = step.trace(*args).lower(lowering_platforms=("cuda",)).as_text()
     assert text.count("custom_call @mosaic_gpu") == 1
     assert not any(word in text for word in ("stablehlo.while", "stablehlo.sort", "stablehlo.reduce", "stablehlo.exp"))
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+@pytest.mark.parametrize(("vocab_size", "dtype"), [(4104, jnp.bfloat16), (4097, jnp.float32), (37, jnp.float16)])
+def test_two_launches_equal_xla(check, monkeypatch, vocab_size, dtype, temperature):
+    """Rows without filters that fill the GPU."""
+    monkeypatch.setattr(config, "samples_in_two_launches", lambda *shape: True)
+    logits = normal(9, vocab_size, dtype).at[1, 5].set(jnp.nan).at[2].set(-jnp.inf).at[3, 1:].set(-jnp.inf)
+    check(jax.random.key(10), logits.at[4].set(1.0), ss.SamplingParams(temperature))
+    check(jax.random.split(jax.random.key(11), 6), logits, ss.SamplingParams(temperature))
