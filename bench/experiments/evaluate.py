@@ -5,6 +5,7 @@
 TASK is `summarization` or `asr`. The stages, in order: `contexts` saves logits of target and drafter on real contexts,
 `laws` computes what each rule emits from them, `calls` times one call on them, `runs` generates the texts. Without
 --stage all run. Rows go to raw/ in the folder of `caches.CACHE`, one JSON line each; `score.py` makes tables of them.
+With `--part i/n`, `runs` generates every n-th row from the i-th on, into runs-i.jsonl, so that n GPUs share the rows.
 """
 
 import argparse
@@ -163,6 +164,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=1e9)
     parser.add_argument("--texts", type=int)
     parser.add_argument("--dtype")
+    parser.add_argument("--part", default="0/1")
     options = parser.parse_args()
 
     folder = caches.CACHE / "raw" / (options.task + ("_quick" if options.quick else ""))
@@ -188,7 +190,9 @@ def main() -> None:
     if stage in (None, "calls"):
         run_calls(Rows(file("calls.jsonl")), called, folder, where)
     if stage in (None, "runs"):
-        run_texts(Rows(file("runs.jsonl")), wanted, task, num_texts, options.seconds, where)
+        part, parts = map(int, options.part.split("/"))
+        name, wanted = "runs.jsonl" if parts == 1 else f"runs-{part}.jsonl", wanted[part::parts]
+        run_texts(Rows(file(name)), wanted, task, num_texts, options.seconds, where)
 
 
 if __name__ == "__main__":
