@@ -1,6 +1,10 @@
 """The rules that the experiments compare, and the closed form of what they emit, against the oracle."""
 
 import functools
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import law
@@ -16,6 +20,7 @@ RNG = np.random.default_rng(3)
 Z_P = (2 * RNG.normal(size=(3, 5))).astype(np.float32)
 Z_Q = (Z_P[:2] + RNG.normal(size=(2, 5))).astype(np.float32)
 NUM_DRAWS = 20_000
+RUN = Path(__file__).parents[1] / "bench" / "experiments" / "run.sh"
 SIGMOIDS = {f"sigmoid {width}": (-width / 2, width / 2) for width in (1.5, 2e4)}
 
 
@@ -132,3 +137,28 @@ def test_a_greedy_row_takes_the_largest_logits():
     assert result.num_accepted.tolist() == expected.tolist()
     for row, n in zip(np.asarray(result.tokens), expected, strict=True):
         assert row[: n + 1].tolist() == Z_P.argmax(-1)[: n + 1].tolist()
+
+
+# The command
+
+
+def test_the_quick_command_answers_the_claims_from_its_rows(tmp_path):
+    environment = {
+        **os.environ,
+        "SPECSAMP_EXPERIMENTS": str(tmp_path),
+        "PYTHON": sys.executable,
+        "JAX_PLATFORMS": "cpu",
+    }
+    command = [str(RUN), "--quick", "--task", "summarization"]
+    subprocess.run(command, check=True, capture_output=True, env=environment, timeout=300)
+    page = (tmp_path / "quick" / "REPORT.md").read_text()
+    assert "These are fixtures" in page
+    # Greedy, the exact rule writes what the target writes; the wide sigmoid accepts whatever is drafted.
+    assert "Greedy, ours wrote 4 of 4 texts as the target alone does" in page
+    assert "sigmoid 2e4 accepts 1.00 of first drafts" in page
+    assert "so it follows the drafter's law" in page
+    for plot in ("calls", "quality", "laws"):
+        assert (tmp_path / "quick" / f"experiments_summarization_{plot}.svg").exists()
+    # A row that is there is not computed again.
+    rows = (tmp_path / "raw" / "summarization_quick" / "runs.jsonl").read_text().splitlines()
+    assert len(rows) == 5

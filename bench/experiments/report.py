@@ -341,6 +341,8 @@ def page(found: list[Table], images: str) -> str:
     lines = ["<!-- Written by bench/experiments/report.py from bench/experiments/results. -->", "", intro.rstrip()]
     for title, claim_fn in CLAIMS:
         lines += ["", f"## {title}"]
+        if not found:
+            lines += ["", "No row answers this yet: the experiments have not run."]
         for table in found:
             sentences = claim_fn(table) or ["No row answers this yet."]
             lines += [

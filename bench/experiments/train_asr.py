@@ -92,22 +92,16 @@ def measure(target: Speech, draft: Any, states: jax.Array) -> dict[str, Any]:
         process_logits_fn=settings.rules(prompt.shape[1], timestamps=False),
     )
     drafted, accepted = (np.asarray(count) for count in (text.stats.num_drafted, text.stats.num_accepted))
-    emitted, steps = int(np.sum(text.stats.num_emitted)), int(drafted[0])
+    tried = drafted[0] + accepted[:-1].sum()
     return {
         "utterances": num,
-        # The counts by position include drafts after an end token in the last step of a text; emitted tokens do not.
+        "acceptance": float(accepted.sum() / tried),
         "acceptance_by_position": [round(float(rate), 4) for rate in accepted_by_position(drafted, accepted)],
-        "tokens_per_step": emitted / steps,
-        "acceptance_of_as_many_tokens_per_step": implied_acceptance(emitted / steps),
-        "emitted": emitted,
-        "steps": steps,
+        "accepted_share_of_drafted": float(accepted.sum() / drafted.sum()),
+        "tokens_per_step": float(1 + accepted.sum() / drafted[0]),
+        "emitted": int(np.sum(text.stats.num_emitted)),
+        "steps": int(drafted[0]),
     }
-
-
-def implied_acceptance(tokens_per_step: float) -> float:
-    """Returns the acceptance rate, equal at all positions, that makes so many tokens per step."""
-    rates = np.linspace(0, 1, 1001, dtype=np.float32)
-    return float(rates[np.abs(np.asarray(ss.expected_num_tokens(rates, NUM_DRAFT)) - tokens_per_step).argmin()])
 
 
 def run(args: argparse.Namespace) -> None:
