@@ -5,7 +5,8 @@
 TASK is `summarization` or `asr`. The stages, in order: `contexts` saves logits of target and drafter on real contexts,
 `laws` computes what each rule emits from them, `calls` times one call on them, `runs` generates the texts. Without
 --stage all run. Rows go to raw/ in the folder of `caches.CACHE`, one JSON line each; `score.py` makes tables of them.
-With `--part i/n`, `runs` generates every n-th row from the i-th on, into runs-i.jsonl, so that n GPUs share the rows.
+With `--part i/n`, `runs` generates the rows of every n-th program from the i-th on, into runs-i.jsonl, so that n GPUs
+share the rows.
 """
 
 import argparse
@@ -141,6 +142,12 @@ def run_texts(
     pool.shutdown(wait=False, cancel_futures=True)
 
 
+def share(wanted: list[settings.Setting], part: int, parts: int) -> list[settings.Setting]:
+    """The settings of every `parts`-th program: no program is compiled twice."""
+    order = list(dict.fromkeys(map(runs.program, wanted)))
+    return [setting for setting in wanted if order.index(runs.program(setting)) % parts == part]
+
+
 def make_task(name: str, *, quick: bool, dtype: str | None) -> tasks.Task:
     """The task with its trained models; in a quick run with the fixture that stands for them."""
     module = importlib.import_module(name)
@@ -188,8 +195,8 @@ def main() -> None:
         run_calls(Rows(file("calls.jsonl")), called, folder, where)
     if stage in (None, "runs"):
         part, parts = map(int, options.part.split("/"))
-        name, wanted = "runs.jsonl" if parts == 1 else f"runs-{part}.jsonl", wanted[part::parts]
-        run_texts(Rows(file(name)), wanted, task, num_texts, options.seconds, where)
+        name = "runs.jsonl" if parts == 1 else f"runs-{part}.jsonl"
+        run_texts(Rows(file(name)), share(wanted, part, parts), task, num_texts, options.seconds, where)
 
 
 if __name__ == "__main__":
