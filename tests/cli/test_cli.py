@@ -42,18 +42,20 @@ def folders(tmp_path_factory):
     return root
 
 
-def alone(folders, tokens, max_new_tokens):
-    """What the target says greedily after a prompt, without a drafter."""
+def alone(folders, prompts, max_new_tokens):
+    """What the target says greedily after each prompt, without a drafter."""
+    lengths = [len(prompt) for prompt in prompts]
     result = ss.generate(
         jax.random.key(0),
-        np.array([tokens]),
+        np.array([[*prompt, *[0] * (max(lengths) - len(prompt))] for prompt in prompts]),
+        prompt_lengths=np.array(lengths),
         target=load_checkpoint(folders / "target"),
         draft=None,
         max_new_tokens=max_new_tokens,
         sampling=ss.SamplingParams(temperature=0.0),
         eos_token=281,
     )
-    return result.tokens[0, : result.lengths[0]].tolist()
+    return [row[:length].tolist() for row, length in zip(np.asarray(result.tokens), result.lengths, strict=True)]
 
 
 # Continuing texts
@@ -73,7 +75,8 @@ def test_a_prompt_is_continued_by_the_trained_pair_and_the_seed_decides(run):
     assert run("generate", *options, "--seed", "1")[1] != text
 
 
-def test_prompts_are_continued_in_order_by_the_models_of_two_folders(run, folders, tmp_path):
+def test_prompts_are_continued_in_order_by_the_models_of_two_folders(run, folders, tmp_path, monkeypatch):
+    monkeypatch.setattr(draft_length, "LENGTHS", (0, 2))
     texts = ["the", "three threads 🙂 of the tree"]
     (tmp_path / "prompt.txt").write_text(texts[1], encoding="utf-8")
     options = ["--target", folders / "target", "--draft", folders / "draft", "--temperature", 0, "--max-new-tokens", 9]
@@ -83,7 +86,7 @@ def test_prompts_are_continued_in_order_by_the_models_of_two_folders(run, folder
     assert "the target has 300 logits and the draft 291: the draft's are made to fit" in progress
     assert "greedy; ends at token 281" in progress
     tokenizer = load_tokenizer(TOKENIZER)
-    wholes = [tokenizer.decode(alone(folders, tokenizer.encode(text), 9)) for text in texts]
+    wholes = map(tokenizer.decode, alone(folders, list(map(tokenizer.encode, texts)), 9))
     assert printed == "\n\n".join(wholes) + "\n"
 
 
@@ -96,7 +99,7 @@ def test_a_user_is_answered_by_the_chat_template(run, folders):
     tokenizer = load_tokenizer(folders / "target")
     said = "<|im_start|>system\nBrief.<|im_end|>\n<|im_start|>user\nthe?<|im_end|>\n<|im_start|>assistant\n"
     prompt = tokenizer.tokenizer.encode(said, add_special_tokens=False).ids
-    assert reply == tokenizer.decode(alone(folders, prompt, 6)[len(prompt) :]) + "\n"
+    assert reply == tokenizer.decode(alone(folders, [prompt], 6)[0][len(prompt) :]) + "\n"
 
 
 def test_an_interrupt_ends_the_line_and_tells_what_was_counted(run, monkeypatch, folders):

@@ -17,7 +17,12 @@ TARGET, DRAFT = tables.model(tables.table(0)), tables.model(tables.table(1))
 PROMPT = np.array([[1, 2, 3], [2, 0, 0], [3, 1, 0]])
 PROMPT_LENGTHS = np.array([3, 1, 2])
 DRAFTERS = {"model": DRAFT, "ngram": ss.NGramDrafter(), "none": None}
-generate = functools.partial(ss.generate, target=TARGET, draft=DRAFT, num_draft=3, max_new_tokens=12)
+OPTIONS = {"target": TARGET, "draft": DRAFT, "num_draft": 3, "max_new_tokens": 12}
+
+
+def generate(key, prompt, **options):
+    """The result as NumPy arrays: each slice of a JAX array would be a program."""
+    return jax.device_get(ss.generate(key, prompt, **OPTIONS | options))
 
 
 advance = jax.jit(functools.partial(ss.step, target=TARGET, draft=DRAFT, num_draft=3))
@@ -151,8 +156,8 @@ def test_stream_ends_with_the_result_of_generate(draft):
     options = {"draft": draft, "prompt_lengths": PROMPT_LENGTHS, "eos_token": 2}
     whole = generate(keys(), PROMPT, **options)
     stream = ss.stream(keys(), PROMPT, target=TARGET, num_draft=3, max_new_tokens=12, **options)
-    before = jnp.asarray(PROMPT_LENGTHS)
-    for num_steps, item in enumerate(stream, start=1):
+    before = PROMPT_LENGTHS
+    for num_steps, item in enumerate(map(jax.device_get, stream), start=1):
         assert item.stats.num_steps == num_steps
         assert (item.lengths >= before).all()
         assert (item.lengths > before).any()
@@ -168,12 +173,14 @@ def test_a_step_reports_the_new_tokens_of_each_row():
     gained = [[] for _ in PROMPT]
     for _ in range(12):
         state, info = advance(keys(), state)
+        info = jax.device_get(info)
         for row, num in enumerate(info.num_tokens):
             assert (info.tokens[row, num:] == ss.PAD_TOKEN).all()
             gained[row] += info.tokens[row, :num].tolist()
     assert state.finished.all()
+    tokens = np.asarray(state.tokens)
     for row, begin in enumerate(PROMPT_LENGTHS):
-        assert state.tokens[row, begin : begin + 12].tolist() == gained[row]
+        assert tokens[row, begin : begin + 12].tolist() == gained[row]
     after, info = advance(keys(), state)
     assert (info.num_tokens == 0).all()
     assert (after.tokens == state.tokens).all()
@@ -227,10 +234,10 @@ def test_a_step_moves_nothing_to_the_host():
 def test_it_runs_inside_another_program():
     @jax.jit
     def outer(key, prompt):
-        return jax.vmap(lambda k: generate(k, prompt).tokens)(jax.random.split(key, 2))
+        return jax.vmap(lambda k: ss.generate(k, prompt, **OPTIONS).tokens)(jax.random.split(key, 2))
 
     inner = [generate(k, PROMPT).tokens for k in jax.random.split(jax.random.key(3), 2)]
-    assert (outer(jax.random.key(3), PROMPT) == jnp.stack(inner)).all()
+    assert (outer(jax.random.key(3), PROMPT) == np.stack(inner)).all()
 
 
 @pytest.mark.parametrize(

@@ -44,14 +44,28 @@ def launches(rule, args):
     return text.count('call_target_name = "mosaic_gpu') + text.count("custom_call @mosaic_gpu")
 
 
-@pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize("shape", LOWERED, ids=lambda s: f"B{s[0]}-K{s[1]}-V{s[2]}-{s[3]}-{s[4]}")
-def test_lowers_to_one_launch_or_two(rule, shape):
-    one = rule == "sigmoid" or config.exits_early(*shape[:3], shape[4] == "logits")
-    assert launches(RULES[rule], arguments(shape, lambda *_: Filter())) == 2 - one
+def shapes(on_oldest_jax=(), slow=()):
+    """The shapes that are lowered, marked by their index in `LOWERED`."""
+    params = []
+    for i, shape in enumerate(LOWERED):
+        marks = [] if i in on_oldest_jax else [pytest.mark.newest_jax]
+        marks += [pytest.mark.slow] if i in slow else []
+        params.append(pytest.param(shape, marks=marks, id=f"B{shape[0]}-K{shape[1]}-V{shape[2]}-{shape[3]}-{shape[4]}"))
+    return params
 
 
-@pytest.mark.parametrize("shape", LOWERED[1:3], ids=lambda s: f"V{s[2]}-{s[4]}")
+@pytest.mark.parametrize("shape", shapes(on_oldest_jax=(0, 4, 5)))
+def test_the_token_rule_lowers_to_two_launches_or_one_with_early_exit(shape):
+    one = config.exits_early(*shape[:3], shape[4] == "logits")
+    assert launches(RULES["token"], arguments(shape, lambda *_: Filter())) == 2 - one
+
+
+@pytest.mark.parametrize("shape", shapes(on_oldest_jax=(0,), slow=(1, 2, 4)))
+def test_the_sigmoid_rule_lowers_to_one_launch(shape):
+    assert launches(RULES["sigmoid"], arguments(shape, lambda *_: Filter())) == 1
+
+
+@pytest.mark.parametrize("shape", [LOWERED[1], pytest.param(LOWERED[2], marks=pytest.mark.slow)], ids=str)
 def test_lowers_with_every_filter(shape):
     def row_filter(batch_size, num_rows):
         return Filter(arg(batch_size), arg(batch_size, num_rows), arg(batch_size, dtype=bool))
@@ -59,21 +73,23 @@ def test_lowers_with_every_filter(shape):
     assert launches(kernels.verify_token, arguments(shape, row_filter)) == 2
 
 
-# Each size and each draft length on every push; all pairs of them with the other slow tests.
-EACH_PUSH = {(5, 4), (29, 0), (1024, 1), (1025, 4), (2048, 0)}
+# Each size and each draft length on every push; all pairs of them, in both types, with the other slow tests.
+EACH_PUSH = {(5, 4): "float32", (29, 0): "bfloat16", (1024, 1): "bfloat16", (1025, 4): "bfloat16", (2048, 0): "float32"}
 
 
-@pytest.mark.parametrize(
-    ("vocab_size", "num_draft"),
-    [
-        pytest.param(*pair, marks=() if pair in EACH_PUSH else pytest.mark.slow)
-        for pair in itertools.product((5, 29, 1024, 1025, 2048), (0, 1, 4))
-    ],
-)
-def test_lowers_for_small_vocabularies(vocab_size, num_draft):
-    for dtype in (jnp.float32, jnp.bfloat16):
-        shape = (2, num_draft, vocab_size, dtype, "logits")
-        assert launches(kernels.verify_token, arguments(shape, lambda *_: Filter())) == 2
+def small_vocabularies():
+    params = []
+    for *pair, dtype in itertools.product((5, 29, 1024, 1025, 2048), (0, 1, 4), ("float32", "bfloat16")):
+        marks = [] if EACH_PUSH.get(tuple(pair)) == dtype else [pytest.mark.slow]
+        marks += [] if pair == [5, 4] else [pytest.mark.newest_jax]
+        params.append(pytest.param(*pair, dtype, marks=marks))
+    return params
+
+
+@pytest.mark.parametrize(("vocab_size", "num_draft", "dtype"), small_vocabularies())
+def test_lowers_for_small_vocabularies(vocab_size, num_draft, dtype):
+    shape = (2, num_draft, vocab_size, dtype, "logits")
+    assert launches(RULES["token"], arguments(shape, lambda *_: Filter())) == 2
     assert launches(RULES["sigmoid"], arguments(shape, lambda *_: Filter())) == 1
 
 
