@@ -17,7 +17,8 @@ import numpy as np
 
 FIELDS = "method", "drafter", "temperature", "top_k", "dtype", "batch_size", "num_draft"
 DEFAULTS = {"drafter": "model", "temperature": 1.0, "top_k": 0, "dtype": "float32", "batch_size": 8, "num_draft": "5"}
-DEFAULTS |= {"seeds": 1, "machine": 0, "empty": 0}
+DEFAULT_SETTING = dict(DEFAULTS)
+DEFAULTS |= {"seeds": 1, "machine": 0, "empty": 0, "calibration": {}}
 """Values that a table leaves out."""
 
 WHERE = "models", "device", "cores", "jax", "python", "weights", "date"
@@ -67,7 +68,6 @@ class Tables:
         for row in read(self.folder / "runs.jsonl"):
             groups.setdefault(row["name"].rpartition("|")[0], []).append(row)
         scores = {name: np.mean([self.scored(row["texts"]) for row in rows], 0) for name, rows in groups.items()}
-        us = {tuple(setting(row).values()): row.get("us") for row in read(self.folder / "calls.jsonl")}
         for name, rows in groups.items():
             found = setting(rows[0])
             num_texts, per_seed = len(rows[0]["texts"]), len(rows)
@@ -84,9 +84,9 @@ class Tables:
             entry |= {
                 "quality": [digits(value) for value in metrics.percent(scores[name])],
                 "acceptance": [digits(a / r, 3) for a, r in zip(accepted, reached, strict=True) if r > 0],
-                "tokens_per_call": digits(tokens / row_calls),
                 "tokens": digits(tokens / num_texts),
                 "calls": digits(row_calls / num_texts),
+                "batch_calls": digits(calls),
                 "ms": digits(1e3 * seconds / num_texts),
                 "empty": sum(not text for row in rows for text in row["texts"]),
             }
@@ -101,19 +101,12 @@ class Tables:
                 if other in groups and name != other:
                     pair = scores[other][:num_texts]
                     entry["difference"] = [digits(x, 3) for x in metrics.interval(scores[name], pair)]
-                    same = zip(rows[0]["texts"], groups[other][0]["texts"], strict=False)
-                    entry["same"] = sum(a == b for a, b in same)
+                    if entry["temperature"] == 0:
+                        same = zip(rows[0]["texts"], groups[other][0]["texts"], strict=False)
+                        entry["same"] = sum(a == b for a, b in same)
                     break
-            call = us.get(tuple({**found, "num_draft": "5", "drafter": "model"}.values()))
-            if call is not None:
-                # The calls of a batch are the device's; a text's share of them is one in batch_size.
-                total = calls * call / 1e3
-                entry |= {
-                    "call_us": call,
-                    "call_ms": digits(total / num_texts),
-                    "share": digits(total / seconds / 1e3, 3),
-                }
-            if len(set(self.task["groups"])) > 1 and entry["batch_size"] == 8 and entry["num_draft"] == "5":
+            plain = {**found, "temperature": 1.0, "method": None} == {**DEFAULT_SETTING, "method": None}
+            if plain and len(set(self.task["groups"])) > 1:
                 entry["groups"] = self.by_group(scores[name])
             self.rows.append({**entry, "machine": self.machine(rows[0])})
         trivial = self.scored(self.task["trivial"])
