@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+from gpu import results
 
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results"
@@ -216,9 +217,8 @@ def four_digits(value: Any) -> Any:
 
 
 def write(out: Path, about: dict[str, Any], rows: Iterable[dict[str, Any]], lines: Sequence[str]) -> None:
-    """Writes OUT.json, one line per row, and OUT.md; prints the contents of OUT.md."""
+    """Writes OUT.json, one line per row and without spaces, and OUT.md; prints the contents of OUT.md."""
     out.parent.mkdir(parents=True, exist_ok=True)
-    written = ",\n".join(json.dumps(four_digits(row)) for row in rows)
-    out.with_suffix(".json").write_text(f'{{"about": {json.dumps(four_digits(about))},\n"rows": [\n{written}\n]}}\n')
+    results.write(out.with_suffix(".json"), four_digits(about), four_digits(list(rows)))
     out.with_suffix(".md").write_text("\n".join(lines) + "\n")
     print("\n".join(lines))

@@ -49,10 +49,10 @@ def compare(args, kernel=kernel, core=core):
         & (got.tokens == expected.tokens).all(1)
         & (got.status == expected.status)
     )
-    apart = {
-        name: float(np.nanmax(np.abs(np.nan_to_num(getattr(got, name) - getattr(expected, name)))[same], initial=0))
-        for name in ("log_probs", "accept_prob")
-    }
+    apart = {}
+    for name in ("log_probs", "accept_prob"):
+        differences = np.abs(np.nan_to_num(getattr(got, name) - getattr(expected, name)))[same]
+        apart[name] = float(f"{np.nanmax(differences, initial=0):.3g}")
     limit = 1 + ROUNDED_APART * same.size
     where = np.flatnonzero(~same)[:3]
     return {
