@@ -32,7 +32,8 @@ def verify_coupled(
     scored = target.first(tokens.shape[1])
     log_p, log_q = dist.log_prob(scored, tokens), dist.log_prob(drafter, tokens)
     drafted = emit.draft_mask(tokens)
-    agrees = drafted & (tokens == samples[:, :-1]) & ~scored.degenerate
+    # The -1 after the last draft equals no sample.
+    agrees = (tokens == samples[:, :-1]) & ~scored.degenerate
     num_accepted = emit.num_leading(agrees)
 
     last = target.take(num_accepted)
