@@ -9,9 +9,14 @@ from pathlib import Path
 import jax
 import law
 import methods
+import metrics
+import ml_dtypes
 import numpy as np
 import oracle
+import pack
 import pytest
+import safetensors.numpy
+import summarization_data
 from inputs import QUICK
 
 import specsamp_jax as ss
@@ -137,6 +142,60 @@ def test_a_greedy_row_takes_the_largest_logits():
     assert result.num_accepted.tolist() == expected.tolist()
     for row, n in zip(np.asarray(result.tokens), expected, strict=True):
         assert row[: n + 1].tolist() == Z_P.argmax(-1)[: n + 1].tolist()
+
+
+# Data, measures and packed weights
+
+
+def paragraph(name, synopsis, num_words):
+    words = " ".join(f"{name}{i}" for i in range(num_words // 2))
+    return f"Package: {name}\nDescription-md5: 0\nDescription-en: {synopsis}\n {words}\n .\n {words}\n\n"
+
+
+def test_pairs_are_parsed_filtered_and_held_out_by_the_hash_of_their_names():
+    text = "".join(paragraph(f"p{i}", f"synopsis {i}", 40) for i in range(500))
+    text += paragraph("short", "too short", 20) + paragraph("twin", "synopsis 3", 40)
+    # A description that is held out is not trained on under another name.
+    train, held_out = summarization_data.split(summarization_data.usable(summarization_data.parse(text)))
+    assert len(held_out) == 400
+    assert len(train) == 100
+    assert all(len(pair.description.split()) == 40 for pair in train + held_out)
+    hashes = [summarization_data.digest(pair.name) for pair in held_out]
+    assert max(hashes) < min(summarization_data.digest(pair.name) for pair in train)
+    copies = "".join(paragraph(pair.name, f"of {pair.name}", 40) for pair in held_out[:3]).replace(
+        "Package: ", "Package: x"
+    )
+    again, _ = summarization_data.split(summarization_data.usable(summarization_data.parse(text + copies)))
+    assert not {pair.description for pair in again} & {pair.description for pair in held_out[:3]}
+
+
+def test_the_interval_of_a_difference_holds_it_and_is_paired():
+    rng = np.random.default_rng(0)
+    errors = rng.integers(0, 8, 300)
+    scores, others = (np.stack([e, np.full(300, 10)], 1)[..., None].astype(float) for e in (errors + 1, errors))
+    value, low, high = metrics.interval(scores, others)
+    assert low <= value <= high
+    # Each text has one error in ten words more: the difference is the same in every resample.
+    np.testing.assert_allclose([value, low, high], 10, atol=1e-9)
+    _, low, high = metrics.interval(scores)
+    assert high - low > 1
+
+
+def test_weights_of_four_bits_are_packed_without_loss(tmp_path):
+    rng = np.random.default_rng(0)
+    codes = rng.integers(0, 16, (4, 64))
+    codes.reshape(-1, 32)[:, :2] = 0, 15
+    matrix = (0.25 * codes - 2).astype(ml_dtypes.bfloat16)
+    vector = rng.normal(size=5).astype(ml_dtypes.bfloat16)
+    (tmp_path / "from").mkdir()
+    safetensors.numpy.save_file({"matrix": matrix, "vector": vector}, tmp_path / "from" / "model.safetensors")
+    (tmp_path / "from" / "config.json").write_text("{}")
+    pack.pack(tmp_path / "from", str(tmp_path / "piece"))
+    pack.unpack(str(tmp_path / "piece"), tmp_path / "to")
+    found = safetensors.numpy.load_file(tmp_path / "to" / "model.safetensors")
+    assert np.array_equal(found["matrix"], matrix)
+    assert np.array_equal(found["vector"], vector)
+    assert (tmp_path / "to" / "config.json").read_text() == "{}"
 
 
 # The command
