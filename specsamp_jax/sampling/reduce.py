@@ -8,6 +8,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
+from specsamp_jax.sampling.mesh_axes import vary_like
+
 SMALL = 8192
 """Rows with fewer elements than this are folded in halves, in an order that this module fixes.
 
@@ -95,4 +97,6 @@ def map_rows(fn: Callable[..., Any], logits: Float[Array, "B R V"], *more: Array
         )
         return jax.tree.map(lambda r: jnp.moveaxis(r, 0, 1), results)
 
-    return lax.platform_dependent(logits, *more, cpu=one_by_one, default=jax.vmap(fn, 1, 1))
+    # JAX cannot vectorise a cast to more mesh axes in a branch of `fn`: all arrays vary over the same ones before.
+    arrays = vary_like((logits, *more), (logits, *more))
+    return lax.platform_dependent(*arrays, cpu=one_by_one, default=jax.vmap(fn, 1, 1))
