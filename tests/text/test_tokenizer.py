@@ -120,45 +120,6 @@ def test_a_template_can_do_nothing_but_write(template):
         render_chat(template, USER)
 
 
-@pytest.mark.parametrize(
-    ("template", "sentence"),
-    [
-        (
-            "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
-            "more than 1,000,000 passes",
-        ),
-        ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "is nested too deeply or calls itself forever"),
-        ("{% for i in [1] recursive %}{{ loop([1]) }}{% endfor %}", "is nested too deeply or calls itself forever"),
-        ("{% for i in range(10**12) %}{% endfor %}", "Range too big"),
-        ("{% for i in range(99999) %}{{ 'a' * 1000000 }}{% endfor %}", "its output is longer than 4,000,000"),
-        (
-            "{% set n = namespace(x='ab') %}{% for i in range(60) %}{% set n.x = n.x ~ n.x %}{% endfor %}",
-            "longer than 4,000,000",
-        ),
-        (
-            "{% set n = namespace(x='ab') %}{% for i in range(60) %}{% set n.x = n.x + n.x %}{% endfor %}",
-            "longer than 4,000,000",
-        ),
-        ("{% set x %}{% for i in range(9) %}{{ 'a' * 1000000 }}{% endfor %}{% endset %}", "longer than 4,000,000"),
-        ("{% set x = 'a' * 10**9 %}", "longer than 4,000,000"),
-        ("{% set x = [0] * 10**9 %}", "longer than 4,000,000"),
-        ("{% set x = 7 ** (10**9) %}", "a number of more than 4096 bits"),
-        ("{{ '%1000000000d' % 1 }}", "a format with a width beyond 1,000,000"),
-        ("{{ '%*d' % (1000000000, 1) }}", "a format with a width beyond 1,000,000"),
-        ("{{ '%1000000000d'|format(1) }}", "a format with a width beyond 1,000,000"),
-        ("{{ '{:1000000000}'.format(1) }}", "a format with a width beyond 1,000,000"),
-        ("{{ 'a'.ljust(10**9) }}", "an argument beyond 1,000,000"),
-        ("{{ 'a'|center(10**9) }}", "an argument beyond 1,000,000"),
-        ("{{ [1]|tojson(indent=10**9) }}", "an argument beyond 1,000,000"),
-        ("{{ lipsum(n=100000) }}", "'lipsum' is undefined"),
-        ("{{ 1 / 0 }}", "division by zero"),
-    ],
-)
-def test_a_template_cannot_loop_for_long_or_fill_the_memory(template, sentence):
-    with pytest.raises(ValueError, match="The chat template .*" + re.escape(sentence)):
-        render_chat(template, USER)
-
-
 def test_calls_of_a_macro_count_as_passes(monkeypatch):
     # A million of them take half a minute; a million passes of a loop are tested above.
     for module in (chat, sandbox):
