@@ -95,7 +95,7 @@ def gpu_step() -> Figure:
 
 def gpu_vocabularies() -> Figure:
     """Time by vocabulary at 64 sequences, beside what a copy of the same bytes takes."""
-    figure, axes = plt.subplots(figsize=(7.2, 3.8))
+    figure, axes = plt.subplots(figsize=(6.0, 3.8))
     sizes = [32_000, 51_864, 128_256, 151_936]
     bars = [
         ("kernel, normalizers", "kernel", "normalizers", TEAL),
@@ -139,7 +139,7 @@ def families_cpu() -> Figure:
         ]
         return max(row["tokens_per_second"] for row in found)
 
-    figure, axes = plt.subplots(figsize=(7.2, 3.6))
+    figure, axes = plt.subplots(figsize=(6.0, 3.6))
     bars = [
         ("specsamp, 4 drafts", "speculative", TEAL),
         ("specsamp, target alone", "target_alone", ORANGE),
@@ -172,7 +172,7 @@ def verify_cpu() -> Figure:
 
 def horizontal_bars(bars: list[tuple[str, float, str]], unit: str = "tokens per second") -> Figure:
     """Draws labelled bars from top to bottom, with their values."""
-    figure, axes = plt.subplots(figsize=(7.2, 0.42 * len(bars) + 0.6))
+    figure, axes = plt.subplots(figsize=(5.6, 0.42 * len(bars) + 0.6))
     labels, values, colors = zip(*bars, strict=True)
     axes.barh(range(len(bars)), values, color=colors, height=0.7)
     for i, value in enumerate(values):

@@ -32,6 +32,17 @@ def model(table):
     return ss.Model(jnp.asarray(table), apply_fn, init_cache_fn)
 
 
+def counted():
+    """An `apply_fn`, and the list to which each of its traces adds the shape of the tokens."""
+    traces = []
+
+    def counted_apply_fn(table, tokens, positions, cache):
+        traces.append(tokens.shape)
+        return apply_fn(table, tokens, positions, cache)
+
+    return counted_apply_fn, traces
+
+
 def logits_after(table, text):
     """Logits of the model after a text."""
     return table[text[-2] if len(text) > 1 else 0, text[-1]]

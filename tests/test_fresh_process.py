@@ -1,8 +1,6 @@
 """The first calls of a process: they leave the caller's compiled programs alone, and import nothing."""
 
-import os
-import subprocess
-import sys
+from processes import process
 
 FIRST_CALLS = """
 import sys
@@ -59,12 +57,6 @@ for rule in (ss.verify, ss.verify_sigmoid):
         print(error)
 print(any(name.startswith("pallas_kernels.token") for name in sys.modules))
 """
-
-
-def process(code):
-    """A finished process that ran `code`; what it compiles is compiled quickly."""
-    environment = {**os.environ, "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=environment)
 
 
 def test_without_mosaic_gpu_the_package_runs_on_xla():

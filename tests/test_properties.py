@@ -12,6 +12,7 @@ import numpy as np
 import oracle
 from hypothesis import given
 from hypothesis import strategies as st
+from inputs import as_arrays
 
 import specsamp_jax as ss
 
@@ -67,11 +68,6 @@ def steps(draw):
         logits = draw(logit_rows(num_draft, vocab_size)).astype(dtype)
         draft = draft._replace(logits=logits, sampling=as_arrays([draw(settings) for _ in range(B)]))
     return jax.random.key(draw(seeds)), target, draft, rows
-
-
-def as_arrays(rows):
-    types = {"temperature": np.float32, "top_k": np.int32, "top_p": np.float32, "min_p": np.float32}
-    return ss.SamplingParams(*(np.array([row[name] for row in rows], types[name]) for name in types))
 
 
 def support(logits, setting):

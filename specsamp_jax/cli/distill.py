@@ -75,7 +75,7 @@ def distill_command(
     dtype: str,
     seed: int,
 ) -> None:
-    """Train a drafter for your target on your data.
+    """Train a drafter for your target on your data: texts, or sounds for a Whisper.
 
     DATA are text files (or folders with .txt and .md files) for a decoder, and WAV files (or folders) for a Whisper,
     which needs no transcripts: the target's own are used. `--draft OUT` of the other commands loads the result.

@@ -2,30 +2,21 @@
 
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import click
 import pytest
+from processes import process
 
 import specsamp
 from specsamp_jax.cli.certify import certify_command
 from specsamp_jax.cli.demo import demo_command
+from specsamp_jax.cli.distill import distill_command
 from specsamp_jax.cli.generate import generate_command
 from specsamp_jax.cli.main import main
 from specsamp_jax.cli.transcribe import transcribe_command
 
 ROOT = Path(__file__).parents[2]
-
-
-def process(code, *arguments, stdout=subprocess.PIPE, closed=""):
-    """A finished process that ran `code` with `arguments`; `closed` is a shell's redirection, such as `>&-`."""
-    command = ["sh", "-c", f'exec "$0" "$@" {closed}', sys.executable, "-c", code, *arguments]
-    # Without a buffer nothing is left to be written at the exit, where a second error would show.
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
-    environment |= {"PYTHONPATH": str(ROOT)}
-    return subprocess.run(command, stdout=stdout, stderr=subprocess.PIPE, text=True, env=environment)
 
 
 COMMAND = "import specsamp; specsamp.main()"
@@ -50,6 +41,7 @@ def test_help_lists_the_subcommands_by_the_first_lines_of_their_help(capsys):
     commands = {
         "certify": certify_command,
         "demo": demo_command,
+        "distill": distill_command,
         "generate": generate_command,
         "transcribe": transcribe_command,
     }

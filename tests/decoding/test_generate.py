@@ -206,12 +206,7 @@ def test_logits_are_processed_with_the_text_so_far():
 
 
 def test_one_trace_serves_other_numbers():
-    traces = []
-
-    def counted(table, tokens, positions, cache):
-        traces.append(tokens.shape)
-        return tables.apply_fn(table, tokens, positions, cache)
-
+    counted, traces = tables.counted()
     target = ss.Model(TARGET.params, counted, tables.init_cache_fn)
     run = functools.partial(generate, target=target)
     run(keys(), PROMPT, sampling=ss.SamplingParams(0.5, top_p=0.9), eos_token=2)

@@ -149,12 +149,7 @@ def test_finished_rows_and_rows_near_their_limit_take_no_part():
 
 
 def test_costs_are_data_and_are_positive():
-    traces = []
-
-    def counted(table, tokens, positions, cache):
-        traces.append(tokens.shape)
-        return tables.apply_fn(table, tokens, positions, cache)
-
+    counted, traces = tables.counted()
     models = {
         "target": ss.Model(jnp.asarray(TARGET), counted, tables.init_cache_fn),
         "draft": tables.model(DRAFT),

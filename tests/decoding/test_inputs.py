@@ -145,12 +145,7 @@ def test_a_batch_of_no_rows_has_a_result(draft, num_draft):
 
 
 def test_a_models_first_pass_is_traced_once():
-    traces = []
-
-    def counted(table, tokens, positions, cache):
-        traces.append(tokens.shape)
-        return tables.apply_fn(table, tokens, positions, cache)
-
+    counted, traces = tables.counted()
     target = ss.Model(TARGET.params, counted, tables.init_cache_fn)
     ss.generate(jax.random.key(0), PROMPT, target=target, draft=None, max_new_tokens=2)
     # The vocabulary's size comes from the trace that the prompts need anyway.

@@ -22,13 +22,11 @@ class Counted:
     """A target that counts how often it is traced."""
 
     def __init__(self):
-        self.num_traces = 0
+        self.apply_fn, self.traces = tables.counted()
 
-        def apply_fn(table, tokens, positions, cache):
-            self.num_traces += 1
-            return tables.apply_fn(table, tokens, positions, cache)
-
-        self.apply_fn = apply_fn
+    @property
+    def num_traces(self):
+        return len(self.traces)
 
     def generate(self, scale=1.0, **options):
         model = ss.Model(jnp.asarray(tables.table(0)) * scale, self.apply_fn, tables.init_cache_fn)
