@@ -1,4 +1,4 @@
-"""The certificate: faulty rules of other libraries fail it, each by the check that shows the fault; exact ones pass."""
+"""`certify`: exact rules pass; rules with faults seen in other libraries fail, each in the check made for its fault."""
 
 import functools
 import sys
@@ -23,14 +23,14 @@ def _fewer_draws(monkeypatch):
 
 
 def probs(logits, sampling):
-    """Plain probabilities under a temperature; greedy rows are one-hot."""
+    """Softmax with a temperature; one-hot at temperature 0."""
     temperature = jnp.reshape(sampling.temperature, (-1, 1, 1)) * jnp.ones((logits.shape[0], 1, 1))
     greedy = jax.nn.one_hot(logits.argmax(-1), logits.shape[-1])
     return jnp.where(temperature == 0, greedy, jax.nn.softmax(logits / jnp.where(temperature == 0, 1, temperature)))
 
 
 def drafter_probs(draft, sampling, vocab_size):
-    """q of each draft: a deterministic draft has all of it, a missing one is never accepted and has none."""
+    """q at each position: one-hot for a deterministic draft, zero for a missing draft, which is never accepted."""
     q = jax.nn.one_hot(draft.tokens, vocab_size) if draft.logits is None else probs(draft.logits, sampling)
     return jnp.where(draft.tokens[..., None] < 0, 0, q)
 
@@ -42,7 +42,7 @@ def strictly(u, p, q):
 def textbook(
     key, target_logits, draft, sampling, *, accept=strictly, residual=lambda p, q: jnp.maximum(p - q, 0), noise_key=None
 ):
-    """Leviathan et al., algorithm 1, as one would write it on a blackboard. The arguments make it faulty."""
+    """Leviathan et al., algorithm 1, in plain JAX. The keyword arguments replace parts of it by faulty ones."""
     uniform_key, token_key = jax.random.split(key)
     if noise_key is not None:
         uniform_key, token_key = noise_key(key)
@@ -72,7 +72,7 @@ def failed(certificate):
     return {check.name for check in certificate.checks if check.passed is False}
 
 
-TEXTBOOK_CHECKS = [name for name in checks.CHECKS if name != "filtered"]  # it knows the temperature alone
+TEXTBOOK_CHECKS = [name for name in checks.CHECKS if name != "filtered"]  # `textbook` has no filters
 
 
 # Exact rules
@@ -114,7 +114,7 @@ def test_an_inclusive_comparison_fails_where_all_random_bits_are_zero():
 
 
 def categorical(key, logits, sampling):
-    """Drafts by Gumbel noise from the key that `_small` gives, which is the rule's own in the check "same key"."""
+    """Samples drafts with `jax.random.categorical`. The check "same key" calls it with the key of the rule."""
     return jax.random.categorical(key, logits), None
 
 
@@ -129,12 +129,12 @@ def test_a_residual_without_q_fails():
     assert failed(ss.certify(rule, checks=["sampled", "large"])) == {"sampled", "large"}
 
 
-def test_the_sigmoid_rule_fails_and_accepts_more_than_an_exact_rule_can():
+def test_the_sigmoid_rule_fails_and_accepts_more_than_any_exact_rule():
     assert failed(ss.certify(ss.verify_sigmoid, checks=["sampled", "large"])) == {"sampled", "large", "acceptance"}
 
 
-def test_a_greedy_draft_judged_by_a_softmax_fails():
-    """keras-hub's rule: the drafter is greedy, and the ratio has the softmax of its logits."""
+def test_greedy_drafts_verified_with_softmax_probabilities_fail():
+    """As in keras-hub: the drafter is greedy, but q in the ratio p/q is the softmax of its logits."""
 
     def greedy(key, logits, sampling):
         return logits.argmax(-1), None
@@ -143,7 +143,7 @@ def test_a_greedy_draft_judged_by_a_softmax_fails():
 
 
 def inverted_greedy(key, target_logits, draft, sampling):
-    """A fault reported of tpu-inference: in a sampled batch, a greedy row accepts what it should reject."""
+    """A fault reported for tpu-inference: beside sampled rows, a greedy row accepts drafts that it should reject."""
     result = textbook(key, target_logits, draft, sampling)
     best = target_logits.argmax(-1)
     n = jnp.cumprod(draft.tokens != best[:, :-1], axis=1).sum(1)
@@ -157,7 +157,7 @@ def test_an_inverted_greedy_row_fails():
     assert failed(ss.certify(inverted_greedy, checks=["sampled", "greedy rows"])) == {"greedy rows"}
 
 
-def test_one_noise_for_all_rows_fails():
+def test_equal_random_numbers_in_all_rows_fail():
     def rule(key, target_logits, draft, sampling):
         def first(logits, tokens, draft_logits, temperature):
             row = ss.Draft(tokens[None], draft_logits[None])
@@ -177,7 +177,7 @@ def test_a_key_that_is_ignored_fails():
     assert failed(ss.certify(rule, checks=["keys"])) == {"keys"}
 
 
-def test_a_wrong_form_fails():
+def test_tokens_without_padding_fail():
     def rule(*arguments):
         result = textbook(*arguments)
         return result._replace(tokens=jnp.maximum(result.tokens, 0))
@@ -185,7 +185,7 @@ def test_a_wrong_form_fails():
     assert failed(ss.certify(rule, checks=["form"])) == {"form"}
 
 
-def test_a_rule_without_a_feature_says_so():
+def test_a_check_that_a_rule_does_not_implement_does_not_count():
     def rule(key, target_logits, draft, sampling):
         if draft.logits is None:
             raise NotImplementedError("drafts need logits")
@@ -198,7 +198,7 @@ def test_a_rule_without_a_feature_says_so():
     assert not ss.certify(rule, checks=["deterministic"]).passed, "nothing was certified"
 
 
-def test_an_unknown_check_is_told():
+def test_an_unknown_check_raises_an_error():
     with pytest.raises(ValueError, match=r"checks must be among form, sampled, .*; got law"):
         ss.certify(textbook, checks=["law"])
 
@@ -228,7 +228,7 @@ def test_completed_texts_have_the_targets_law():
     assert check_law("own", np.bincount(law.text_index(texts), minlength=len(expected)), expected).passed
 
 
-def test_filters_are_those_of_the_library():
+def test_filters_of_the_certificate_equal_the_oracle():
     logits = law.table(3, 2.0).reshape(-1, law.VOCAB)
     setting = {"temperature": 0.8, "top_k": 3, "top_p": 0.9, "min_p": 0.1}
     np.testing.assert_allclose(law.probs(logits, **setting), [oracle.distribution(row, **setting) for row in logits])
@@ -238,7 +238,7 @@ def test_filters_are_those_of_the_library():
 
 
 @pytest.mark.optimised(False)
-def test_two_models_are_certified_by_their_steps():
+def test_two_models_pass_with_an_exact_rule_and_fail_with_the_sigmoid():
     target, draft = tables.model(tables.table(3)), tables.model(tables.table(4))
     certificate = certify_models(target, draft, [1, 2], num_batches=8)
     assert certificate.passed, str(certificate)
@@ -263,7 +263,7 @@ def test_the_table_has_a_row_per_check():
     assert not CERTIFICATE.passed
 
 
-def test_a_plot_needs_matplotlib_and_says_so(monkeypatch, tmp_path):
+def test_a_plot_without_matplotlib_raises_an_error(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(ValueError, match="needs matplotlib, which is not installed"):
         CERTIFICATE.plot(tmp_path / "plot.svg")

@@ -1,4 +1,4 @@
-"""The command: what it prints, and the one sentence that a wrong option gets."""
+"""`specsamp generate` and `specsamp demo`: output, settings, and the sentence that reports a wrong option."""
 
 import json
 import re
@@ -36,14 +36,14 @@ def folders(tmp_path_factory):
         module = Llama(config, rngs=nnx.Rngs(seed))
         module.vocabulary.head.set_value(
             module.vocabulary.head[...] * 40
-        )  # greedy tokens that do not hang on the last bit
+        )  # the two largest logits differ by more than rounding
         save_checkpoint(root / name, module, dtype="float32")
     shutil.copy(CHATML, root / "target" / "chat_template.jinja")
     return root
 
 
 def alone(folders, prompts, max_new_tokens):
-    """What the target says greedily after each prompt, without a drafter."""
+    """Each prompt with its greedy continuation by the target alone, as tokens."""
     lengths = [len(prompt) for prompt in prompts]
     result = ss.generate(
         jax.random.key(0),
@@ -90,7 +90,7 @@ def test_prompts_are_continued_in_order_by_the_models_of_two_folders(run, folder
     assert printed == "\n\n".join(wholes) + "\n"
 
 
-def test_a_user_is_answered_by_the_chat_template(run, folders):
+def test_a_chat_message_is_put_into_the_chat_template(run, folders):
     options = ["--target", folders / "target", "--draft", "ngram", "--system", "Brief.", "--chat", "the?"]
     options += ["--max-new-tokens", 6, "--temperature", 0, "--num-draft", 2, "--verify", "sigmoid"]
     status, reply, progress = run("generate", *options)
@@ -102,7 +102,7 @@ def test_a_user_is_answered_by_the_chat_template(run, folders):
     assert reply == tokenizer.decode(alone(folders, [prompt], 6)[0][len(prompt) :]) + "\n"
 
 
-def test_an_interrupt_ends_the_line_and_tells_what_was_counted(run, monkeypatch, folders):
+def test_an_interrupt_ends_the_line_and_reports_the_counts(run, monkeypatch, folders):
     def interrupted(key, prompt, *, prompt_lengths, **options):
         tokens = np.concatenate([prompt[:, : prompt_lengths[0]], [[ord("x") - 33]]], axis=1)
         stats = ss.Stats(*map(jax.numpy.asarray, (1, [1], np.zeros(0, "i"), np.zeros(0, "i"), [0])))
@@ -120,7 +120,7 @@ def test_an_interrupt_ends_the_line_and_tells_what_was_counted(run, monkeypatch,
     assert "there is no drafter: the target decodes alone" in progress
 
 
-# What is told of wrong options
+# Wrong options
 
 
 def assert_complains(result, sentence):
@@ -187,11 +187,11 @@ def assert_complains(result, sentence):
         ),
     ],
 )
-def test_a_wrong_option_gets_one_sentence(run, arguments, sentence):
+def test_a_wrong_option_is_reported_in_one_sentence(run, arguments, sentence):
     assert_complains(run(*arguments), sentence)
 
 
-def test_folders_that_do_not_fit_get_one_sentence(run, folders, tmp_path):
+def test_folders_that_do_not_fit_together_are_reported_in_one_sentence(run, folders, tmp_path):
     def complains(sentence, *options, target=folders / "target", prompt="the"):
         result = run("generate", "--target", target, "--prompt", prompt, *options)
         assert_complains(result, sentence)
@@ -220,7 +220,7 @@ def test_folders_that_do_not_fit_get_one_sentence(run, folders, tmp_path):
     complains("The tokenizer does not fit the target: it gave token 280 of 260.", target=small)
 
 
-def test_end_tokens_are_the_checkpoint_s(folders, tmp_path):
+def test_end_tokens_are_read_from_the_checkpoint(folders, tmp_path):
     folder = Path(shutil.copytree(folders / "target", tmp_path / "copy"))
 
     def ends():
@@ -254,7 +254,7 @@ def settings_of(run, monkeypatch, folders, tmp_path):
     return settings_of
 
 
-def test_settings_are_the_checkpoint_s_but_for_what_is_given(settings_of):
+def test_options_take_the_place_of_the_checkpoint_s_settings(settings_of):
     values = {"do_sample": True, "temperature": 0.5, "top_k": 20, "repetition_penalty": 1.1, "num_beams": 2}
     options = ["--ignore", "num_beams", "--top-k", 3, "--no-repeat-ngram-size", 4, "--presence-penalty", 0.5]
     called, told = settings_of(values, *options)
@@ -285,21 +285,21 @@ def test_settings_are_the_checkpoint_s_but_for_what_is_given(settings_of):
         ),
     ],
 )
-def test_a_sampling_option_means_sampling(settings_of, values, options, sampling, message):
+def test_a_sampling_option_turns_greedy_decoding_off(settings_of, values, options, sampling, message):
     called, told = settings_of(values, *options)
     assert called["sampling"] == ss.SamplingParams(*sampling)
     assert message in told
     assert ("samples because" in told) == ("samples because" in message)
 
 
-def test_a_drafter_without_a_tokenizer_is_taken_at_its_word(folders, tmp_path):
+def test_a_drafter_without_a_tokenizer_is_assumed_to_share_the_target_s(folders, tmp_path):
     folder = Path(shutil.copytree(folders / "draft", tmp_path / "copy"))
     (folder / "tokenizer.json").unlink()
     setup = generation.load(folders / "target", str(folder), None)
     assert f"{folder} has no tokenizer.json: its tokens are assumed to be the target's" in setup.notes
 
 
-# The parts
+# Memory, damaged weights, order of texts
 
 
 def test_a_prompt_too_long_for_the_memory_is_reported(run, tmp_path):
@@ -336,7 +336,7 @@ def test_damaged_weights_of_the_target_are_reported(run, folders, tmp_path):
     status, text, messages = run("generate", "--target", folder, *options)
     assert (status, text) == (1, "\n")
     assert messages.splitlines()[-1].startswith("specsamp: the target's logits for text 1 hold NaN or +inf")
-    # As a drafter it costs speed only.
+    # As a drafter, a damaged model costs only speed.
     options = ("--target", folders / "target", "--draft", folder, "--temperature", 1, *options)
     status, text, messages = run("generate", *options)
     assert status == 0
@@ -346,9 +346,9 @@ def test_damaged_weights_of_the_target_are_reported(run, folders, tmp_path):
     )
 
 
-def test_texts_are_handed_out_in_order_and_as_they_grow():
+def test_texts_are_written_in_order_and_as_they_grow():
     tokenizer, rng = load_tokenizer(TOKENIZER).tokenizer, np.random.default_rng(0)
-    rows = [rng.integers(0, 280, size=size).tolist() for size in (3, 8, 5)]  # with no prompt
+    rows = [rng.integers(0, 280, size=size).tolist() for size in (3, 8, 5)]  # without prompts
     growth = np.array([[2, 1, 0, 0, 0], [1, 2, 2, 2, 1], [1, 4, 0, 0, 0]])
     tokens = jax.numpy.array([row + [-1] * (8 - len(row)) for row in rows])
     stats = ss.Stats(*map(jax.numpy.asarray, (1, [1] * 3, np.zeros(0, "i"), np.zeros(0, "i"), [0] * 3)))
@@ -357,11 +357,11 @@ def test_texts_are_handed_out_in_order_and_as_they_grow():
     pieces = list(in_order(generations, [Row(tokenizer, max_tokens=9) for _ in rows], [0, 0, 0]))
     for row, ids in enumerate(rows):
         assert "".join(piece for i, piece in pieces if i == row) == tokenizer.decode(ids)
-    # The first row as it grows; the second from the step on in which the first has gained nothing.
+    # The first row is written as it grows; the second from the first step in which the first row gains nothing.
     assert [row for row, _ in pieces] == [0, 0, 0, 1, 1, 1, 1, 2]
 
 
-def test_a_drafter_s_vocabulary_is_changed_only_where_it_differs(folders):
+def test_a_drafter_s_vocabulary_is_changed_only_if_it_differs(folders):
     draft = load_checkpoint(folders / "draft")
     assert with_vocab_size(draft, NUM_TOKENS) is draft
     with pytest.raises(ValueError, match="size must be at least 1; got 0"):

@@ -1,4 +1,4 @@
-"""`specsamp generate`: stop strings, lines of JSON, prompts in files, and silence where a program reads the output."""
+"""`specsamp generate`: stop strings, JSON lines, prompts in files, and fewer messages if a program reads the output."""
 
 import json
 import re
@@ -41,7 +41,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture
 def generate(run, monkeypatch, folder):
-    """Runs `generate` with a model that writes these texts; returns standard output, messages and calls of `stream`."""
+    """Runs `generate` with a `stream` that yields these texts; returns output, messages and calls of `stream`."""
 
     def generate(continuations, *options, per_step=1):
         calls, rest = [], list(continuations)
@@ -80,7 +80,7 @@ def test_a_stop_string_ends_a_text_and_no_part_of_it_is_written(generate, tokeni
     assert calls[0]["num_steps"] < len(texts[0])
 
 
-def test_a_stop_string_may_be_spread_over_the_bytes_of_its_tokens(tokenizer):
+def test_a_stop_string_may_be_spread_over_several_tokens(tokenizer):
     tokens = tokenizer.tokenizer.encode("tree 🙂 and").ids
     assert "\ufffd" in [tokenizer.decode([token]) for token in tokens]
     row, written = Row(tokenizer.tokenizer, max_tokens=99, stops=[" 🙂"]), ""
@@ -117,7 +117,7 @@ def test_lines_of_json_hold_tokens_log_probabilities_and_statistics(generate, to
     assert (statistics["num_drafted"], statistics["num_accepted"]) == ([3], [1])
 
 
-def test_sizes_are_rounded_so_that_programs_are_used_again(generate, tokenizer):
+def test_shapes_are_rounded_up_so_that_texts_share_programs(generate, tokenizer):
     tokens = tokenizer.tokenizer.encode("three threads of the tree").ids
     text, told, calls = generate(
         [tokens, tokens[:2]], "--prompt", "a", "--prompt", "b", "--max-new-tokens", 3, per_step=2
@@ -139,12 +139,12 @@ def test_prompts_in_a_file_are_decoded_in_batches_and_written_in_order(generate,
     num_tokens = sum(map(len, texts))
     num_steps = sum(call["num_steps"] for call in calls)
     assert f"{num_tokens} tokens in {num_steps} steps" in told
-    # A text has the key of its index, whatever the batches.
+    # The key of a text follows from its index, not from its batch.
     whole = generate(texts, "--prompts", tmp_path / "list.txt")[2][0]["keys"]
     assert (jnp.concatenate([call["keys"] for call in calls]) == whole).all()
 
 
-def test_lines_of_json_are_prompts_and_conversations(generate, tmp_path):
+def test_prompts_and_conversations_are_read_from_lines_of_json(generate, tmp_path):
     lines = ['"one"', '{"prompt": "two", "id": 7}', '{"messages": [{"role": "user", "content": "three"}]}']
     (tmp_path / "list.jsonl").write_text("\n".join(lines))
     text, _, _ = generate([[5], [5], [5]], "--prompts", tmp_path / "list.jsonl", "--json")
@@ -163,7 +163,7 @@ def test_lines_of_json_are_prompts_and_conversations(generate, tmp_path):
         ('{"messages": ["hello"]}', "and `content`, got {'messages': ['hello']}."),
     ],
 )
-def test_broken_lines_get_one_sentence(run, tmp_path, content, sentence):
+def test_a_broken_line_is_reported_in_one_sentence(run, tmp_path, content, sentence):
     (tmp_path / "list.jsonl").write_text(content)
     status, text, told = run("generate", "--prompts", tmp_path / "list.jsonl")
     assert (status, text) == (2, "")
@@ -171,11 +171,11 @@ def test_broken_lines_get_one_sentence(run, tmp_path, content, sentence):
     assert told.count("\n") == 1
 
 
-def test_a_stop_string_has_a_character(run):
+def test_an_empty_stop_string_is_reported(run):
     assert "'--stop' must have a character or more." in run("generate", "--prompt", "a", "--stop", "")[2]
 
 
-def test_a_program_that_reads_the_output_gets_no_messages_but_warnings(generate, monkeypatch):
+def test_only_warnings_are_written_if_a_program_reads_the_output(generate, monkeypatch):
     options = ["--prompt", "a", "--draft", "ngram", "--num-draft", 1, "--temperature", 1, "--verify", "sigmoid"]
     _, told, _ = generate([[5]], *options, "--quiet")
     warning = "the sigmoid rule is approximate: its text follows the drafter more than the target\n"

@@ -1,4 +1,4 @@
-"""`specsamp transcribe`: what it writes where, and the one sentence that a wrong option gets."""
+"""`specsamp transcribe`: standard output, standard error, and the sentence that reports a wrong option."""
 
 import re
 import shutil
@@ -20,7 +20,7 @@ TARGET, DRAFT = str(FIXTURES / "multilingual"), str(FIXTURES / "distilled")
 
 @pytest.fixture
 def sounds(tmp_path):
-    """Two files of 16 bits."""
+    """Two WAV files of 16 bits."""
     files = [tmp_path / f"{name}.wav" for name in ("first", "second")]
     for path, samples in zip(files, (SHORT[0], LONG[0][:32_000]), strict=True):
         with wave.open(str(path), "wb") as file:
@@ -49,7 +49,7 @@ def test_text_goes_to_standard_output_and_all_else_to_standard_error(run, sounds
         assert words in told
 
 
-def test_timestamps_are_lines(run, sounds):
+def test_each_segment_is_a_line_with_its_timestamps(run, sounds):
     options = ["--target", TARGET, "--timestamps", "--language", "en", "--max-new-tokens", "40"]
     status, text, told = run("transcribe", sounds[1], *options, "--draft", "ngram", "--verify", "calibrated")
     assert status == 0
@@ -71,7 +71,7 @@ def test_timestamps_are_lines(run, sounds):
     assert text.startswith("[0.")
 
 
-def test_no_drafts_are_no_drafter(monkeypatch, run, sounds):
+def test_a_draft_length_of_0_means_no_drafter(monkeypatch, run, sounds):
     calls = []
     monkeypatch.setattr(transcribe_module, "load_speech", lambda path, dtype: calls.append(path) or load_speech(path))
     options = ["--target", TARGET, "--draft", DRAFT, "--num-draft", "0", "--language", "en", "--max-new-tokens", "4"]
@@ -129,7 +129,7 @@ def test_a_drafter_with_another_encoder_is_reported(tmp_path, capsys):
         ),
     ],
 )
-def test_a_wrong_option_gets_one_sentence(run, sounds, arguments, sentence):
+def test_a_wrong_option_is_reported_in_one_sentence(run, sounds, arguments, sentence):
     status, text, told = run("transcribe", *(sounds[0] if argument == "SOUND" else argument for argument in arguments))
     assert status == 2
     assert text == ""

@@ -1,4 +1,4 @@
-"""WAV files of every kind, and their rates."""
+"""Reading WAV files of every format, and resampling."""
 
 import inspect
 import os
@@ -42,19 +42,19 @@ ENCODED = {
 
 @pytest.mark.parametrize("extensible", [False, True])
 @pytest.mark.parametrize("kind", ENCODED)
-def test_every_kind_of_sample(tmp_path, kind, extensible):
+def test_every_format_of_samples_is_read(tmp_path, kind, extensible):
     sound = load(tmp_path, riff(*kind, ENCODED[kind], extensible=extensible))
     assert sound.dtype == np.float32
     np.testing.assert_array_equal(sound, SAMPLES.astype("f"))
 
 
-def test_channels_are_averaged_and_other_chunks_left_out(tmp_path):
+def test_channels_are_averaged_and_other_chunks_are_skipped(tmp_path):
     stereo = np.array([[0.5, 0.25], [-1.0, 0.0]], "<f4").tobytes()
     odd = b"LIST" + struct.pack("<I", 3) + b"abc\x00"
     np.testing.assert_array_equal(load(tmp_path, riff(3, 32, stereo, 2, between=odd)), np.array([0.375, -0.5], "f"))
 
 
-def test_a_file_of_the_standard_library_and_one_from_a_pipe(tmp_path):
+def test_files_from_the_standard_library_and_from_a_pipe_are_read(tmp_path):
     with wave.open(str(tmp_path / "a.wav"), "wb") as file:
         file.setnchannels(1)
         file.setsampwidth(2)
@@ -75,19 +75,19 @@ def test_a_file_of_the_standard_library_and_one_from_a_pipe(tmp_path):
         (riff(3, 32, np.array([0, np.nan], "<f4").tobytes()), "must be finite, but holds NaN or infinity"),
     ],
 )
-def test_what_is_no_sound(tmp_path, content, sentence):
+def test_a_file_that_holds_no_sound_raises_an_error(tmp_path, content, sentence):
     with pytest.raises(ValueError, match=re.escape(sentence)):
         load(tmp_path, content)
 
 
 @pytest.mark.parametrize("rate", [0, 1, 2, 999, 768_001, 2**31, 2**32 - 1])
-def test_a_sample_rate_that_cannot_be_is_refused(tmp_path, rate):
+def test_an_impossible_sample_rate_raises_an_error(tmp_path, rate):
     with pytest.raises(ValueError, match=rf"must have a sample rate from 1,000 to 768,000 per second, got {rate:,}\."):
         load(tmp_path, riff(1, 8, b"\x80" * 100, rate=rate))
 
 
 @pytest.mark.parametrize("rate", [8_000, 16_000])
-def test_no_samples_are_not_silence(tmp_path, rate):
+def test_a_file_without_samples_raises_an_error(tmp_path, rate):
     assert resample(np.zeros(0, "f"), rate).shape == (0,)
     with pytest.raises(ValueError, match=r"holds no samples: its chunk 'data' has 0 of 44 bytes"):
         load(tmp_path, riff(1, 16, b"", rate=rate))
@@ -104,30 +104,30 @@ def test_a_sound_must_be_a_regular_file(tmp_path):
             load_wav(path)
 
 
-def test_no_file(tmp_path):
+def test_a_missing_file_raises_an_error(tmp_path):
     with pytest.raises(ValueError, match=re.escape("nowhere.wav cannot be read: No such file")):
         load_wav(tmp_path / "nowhere.wav")
 
 
 @pytest.mark.parametrize("rate", [8_000, 11_025, 22_050, 44_100, 48_000, 96_000, 15_999])
-def test_a_tone_is_the_same_tone_at_another_rate(rate):
+def test_a_tone_stays_the_same_tone_after_resampling(rate):
     seconds = 0.4
     hertz = 0.4 * min(rate, 16_000)
     sound = np.sin(2 * np.pi * hertz * np.arange(int(rate * seconds)) / rate).astype("f")
-    made = resample(sound, rate)
-    assert made.dtype == np.float32
-    assert made.size == -(-sound.size * 16_000 // rate)
-    expected = np.sin(2 * np.pi * hertz * np.arange(made.size) / 16_000)
-    inner = slice(1600, -1600)  # at its ends the tone begins out of silence
-    np.testing.assert_allclose(made[inner], expected[inner], rtol=0, atol=3e-4)
+    resampled = resample(sound, rate)
+    assert resampled.dtype == np.float32
+    assert resampled.size == -(-sound.size * 16_000 // rate)
+    expected = np.sin(2 * np.pi * hertz * np.arange(resampled.size) / 16_000)
+    inner = slice(1600, -1600)  # at both ends the filter reaches into silence
+    np.testing.assert_allclose(resampled[inner], expected[inner], rtol=0, atol=3e-4)
 
 
-def test_what_is_too_high_for_the_new_rate_is_gone():
+def test_frequencies_above_half_the_new_rate_are_removed():
     sound = np.sin(2 * np.pi * 8_050 * np.arange(24_000) / 48_000).astype("f")
     assert np.abs(resample(sound, 48_000)[1600:-1600]).max() < 3e-4
 
 
-def test_the_right_rate_is_left_alone(tmp_path):
+def test_sound_at_16_khz_is_returned_unchanged(tmp_path):
     np.testing.assert_array_equal(inspect.unwrap(resample)(SAMPLES.astype("f"), 16_000), SAMPLES.astype("f"))
     content = riff(1, 16, (SAMPLES * 2**15).astype("<i2").tobytes() * 800, rate=8_000)
     assert load(tmp_path, content).size == 8_000

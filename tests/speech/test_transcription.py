@@ -1,4 +1,4 @@
-"""The text of a batch of utterances is token by token that of the transformers library, whoever drafts."""
+"""Transcripts equal those of the transformers library token by token, with any drafter or none."""
 
 import functools
 import inspect
@@ -27,21 +27,21 @@ def speech(name):
     return load_speech(FIXTURES / name)
 
 
-def stranger():
-    """A drafter with an encoder of its own."""
+def with_its_own_encoder():
+    """A drafter whose encoder is not the target's."""
     other = load_speech(FIXTURES / "distilled")
     kernel = other.module.encoder.conv1.kernel
     kernel.set_value(kernel[...] * 1.5)
     return other
 
 
-# Temperatures that are arrays share a compiled step.
+# All temperatures that are arrays use one compiled step.
 GREEDY, SAMPLED = (ss.SamplingParams(jnp.float32(temperature)) for temperature in (0.0, 0.7))
 DRAFTERS = {"alone": lambda: None, "distilled": lambda: speech("distilled"), "n-grams": ss.NGramDrafter}
 
 
 def expected_tokens(rows, num_prompt, end):
-    """Their rows without the prompt and what stands from the end on."""
+    """Tokens of the transformers library, without the prompt and from the end token on."""
     return [row[num_prompt:][: [*row[num_prompt:], end].index(end)] for row in rows]
 
 
@@ -50,8 +50,8 @@ def tokens(result):
 
 
 @pytest.mark.parametrize("name", DRAFTERS)
-def test_texts_are_theirs(name):
-    """Three utterances of 0.7 to 2 seconds: up to 96 tokens each, some of which end before."""
+def test_tokens_are_those_of_transformers(name):
+    """Three utterances of 0.7 to 2 seconds: up to 96 tokens each; some end earlier."""
     drafter = DRAFTERS[name]()
     options = {"sampling": GREEDY} if name == "distilled" else {}
     hear = functools.partial(transcribe, KEY, SHORT, target=speech("multilingual"), draft=drafter, **options)
@@ -72,19 +72,19 @@ def test_texts_are_theirs(name):
         assert 0 < accepted[-1] < accepted[0] < drafted[0]
 
 
-def test_long_audio_is_cut_at_their_timestamps():
+def test_long_audio_is_cut_at_the_timestamps_of_transformers():
     draft = speech("distilled")
     result = transcribe(KEY, LONG, target=speech("multilingual"), draft=draft, language="en", timestamps=True)
     for transcript, theirs in zip(result.transcripts, generated("multilingual")["segments"], strict=True):
         ours = [(segment.start, segment.end) for segment in transcript.segments]
         np.testing.assert_allclose(ours, [(s["start"], s["end"]) for s in theirs], rtol=0, atol=1e-6)
-        # Where a window ended in a pair, they keep both timestamps of it.
+        # Where a window ends with a pair of timestamps, transformers keeps both.
         rows = [s["tokens"][:-1] if min(s["tokens"][-2:]) >= 71 else s["tokens"] for s in theirs]
         assert transcript.tokens.tolist() == list(chain.from_iterable(rows))
     assert len({segment.end for segment in result.transcripts[0].segments}) > 3
 
 
-def test_english_only_and_windows_of_30_seconds():
+def test_an_english_model_with_windows_of_30_seconds():
     theirs = generated("english")
     result = transcribe(KEY, SHORT[:2], target=speech("english"), draft=ss.NGramDrafter())
     end = speech("english").settings.end_tokens[0]
@@ -93,8 +93,8 @@ def test_english_only_and_windows_of_30_seconds():
     assert [transcript.language for transcript in result.transcripts] == [None, None]
 
 
-def test_an_encoder_of_its_own_changes_no_token():
-    other = stranger()
+def test_a_drafter_with_its_own_encoder_changes_no_token():
+    other = with_its_own_encoder()
     hear = functools.partial(transcribe, KEY, SHORT, target=speech("multilingual"), language="en", sampling=GREEDY)
     result = hear(draft=other)
     assert other.module.encoder is not speech("multilingual").module.encoder
@@ -102,18 +102,18 @@ def test_an_encoder_of_its_own_changes_no_token():
     shared = speech("distilled")
     again = hear(draft=shared)
     assert tokens(again) == tokens(result)
-    assert again.stats.num_accepted.tolist() != result.stats.num_accepted.tolist()  # it heard something else
+    assert again.stats.num_accepted.tolist() != result.stats.num_accepted.tolist()  # other drafts
     assert shared.module.encoder is speech("multilingual").module.encoder
 
 
-def test_windows_side_by_side_are_utterances_of_their_own():
+def test_windows_of_one_sound_are_transcribed_as_utterances():
     sounds = [waveform(6, 3.9), waveform(7, 1.1)]
     parts = [sounds[0][:32_000], sounds[1], sounds[0][32_000:]]
     seen = []
     hear = functools.partial(transcribe, KEY, target=speech("multilingual"), draft=None)
     whole = hear(sounds, batch_size=1, progress_fn=lambda *seconds: seen.append([round(s, 6) for s in seconds]))
     assert seen == [[2.0, 5.0], [3.1, 5.0], [5.0, 5.0]]
-    # The language of the first window is that of the second one.
+    # The language detected in the first window is used in the second.
     (code, other), (first, second) = (t.language for t in whole.transcripts), whole.transcripts
     alone = [hear(parts, language=language).transcripts for language in (code, other)]
     assert first.tokens.tolist() == [*alone[0][0].tokens, *alone[0][2].tokens]
@@ -125,7 +125,7 @@ def test_windows_side_by_side_are_utterances_of_their_own():
     assert tokens(hear(sounds)) == tokens(whole)
 
 
-def test_fewer_windows_are_halvings_of_a_batch():
+def test_the_last_batches_are_halves_of_the_batch_size():
     assert [transcription._fitting(8, left) for left in (9, 8, 7, 4, 3, 2, 1)] == [8, 8, 4, 4, 2, 2, 1]
     assert [transcription._fitting(5, left) for left in (5, 4, 3, 2, 1)] == [5, 3, 3, 2, 1]
 
@@ -138,7 +138,7 @@ def test_a_step_is_traced_once_for_all_utterances_of_a_shape():
     assert generate_module._generate._cache_size() == before
 
 
-def test_a_sampled_text_depends_on_its_own_key_and_place_alone():
+def test_a_sampled_text_depends_on_its_key_and_its_window_alone():
     hear = functools.partial(
         transcribe,
         target=speech("multilingual"),
@@ -158,7 +158,7 @@ def test_a_sampled_text_depends_on_its_own_key_and_place_alone():
     assert second.tokens.tolist() == together[2]
 
 
-def test_text_is_what_the_tokenizer_makes_of_it_without_what_is_special():
+def test_the_text_is_the_decoded_tokens_without_special_ones():
     target = speech("multilingual")
     result = transcribe(KEY, SHORT, target=target, draft=None, language="en")
     for transcript in result.transcripts:
@@ -168,14 +168,14 @@ def test_text_is_what_the_tokenizer_makes_of_it_without_what_is_special():
         assert len(spoken) > 3
 
 
-def test_nothing_to_hear():
+def test_no_sounds_and_an_empty_sound_have_empty_transcripts():
     target = speech("multilingual")
     assert transcribe(KEY, [], target=target, draft=None).transcripts == ()
     (silent,) = transcribe(KEY, [np.zeros(0, "f")], target=target, draft=None).transcripts
     assert (silent.text, silent.segments, silent.tokens.size) == ("", (), 0)
 
 
-# What is told
+# Errors
 
 
 @pytest.mark.parametrize(
@@ -191,7 +191,7 @@ def test_nothing_to_hear():
         ({"waveforms": [np.zeros(9, "f"), np.full(9, np.inf, "f")]}, "waveforms[1] must be finite"),
     ],
 )
-def test_what_cannot_be_transcribed(options, sentence):
+def test_a_wrong_argument_raises_an_error(options, sentence):
     options = {"waveforms": SHORT, "draft": lambda: None, **options}
     options["draft"] = options["draft"]()
     with pytest.raises(ValueError, match=re.escape(sentence)):
@@ -217,7 +217,7 @@ def test_what_cannot_be_transcribed(options, sentence):
         ),
     ],
 )
-def test_folders_that_cannot_be(tmp_path, file, content, sentence):
+def test_a_broken_folder_raises_an_error(tmp_path, file, content, sentence):
     folder = shutil.copytree(FIXTURES / "distilled", tmp_path / "whisper")
     if content is None:
         (folder / file).unlink()
@@ -227,7 +227,7 @@ def test_folders_that_cannot_be(tmp_path, file, content, sentence):
         load_speech(folder)
 
 
-def test_a_folder_without_the_features_settings_and_one_that_is_no_whisper(tmp_path):
+def test_the_settings_of_the_features_may_be_missing_and_another_model_raises_an_error(tmp_path):
     folder = shutil.copytree(FIXTURES / "distilled", tmp_path / "whisper")
     (folder / "preprocessor_config.json").unlink()
     assert isinstance(load_speech(folder), Speech)

@@ -1,4 +1,4 @@
-"""Begin and end of windows, and the cuts of their texts."""
+"""Starts and ends of windows of sound, and how the text of a window is cut at its timestamps."""
 
 import dataclasses
 
@@ -17,27 +17,27 @@ FIRST = 71
 @pytest.mark.parametrize(
     ("tokens", "pieces", "advance"),
     [
-        # Pairs end pieces; what stands behind the last one is heard again.
+        # A pair of timestamps ends a piece; sound after the last pair is transcribed again in the next window.
         ([71, 5, 80, 80, 6, 90, 90, 7], [(0, 18, [71, 5, 80]), (18, 38, [80, 6, 90])], 38),
         ([71, 5, 80, 85], [(0, 18, [71, 5, 80])], 18),
-        # One timestamp alone at the end: nothing follows in this window.
+        # A single timestamp at the end: no speech follows in this window.
         ([71, 5, 80, 80, 6, 90], [(0, 18, [71, 5, 80]), (18, 38, [80, 6, 90])], 150),
-        # No pair: the whole text is one piece, up to its last timestamp if that says anything.
+        # No pair: the whole text is one piece, up to its last timestamp unless that is the first one.
         ([71, 5, 6, 90], [(0, 38, [71, 5, 6, 90])], 150),
         ([71, 5, 6], [(0, 150, [71, 5, 6])], 150),
         ([5, 6], [(0, 150, [5, 6])], 150),
         ([], [], 150),
-        # What the rules forbid must not be heard for ever.
+        # A pair at time 0, which the rules forbid, must not make the windows stand still.
         ([71, 71], [(0, 0, [71])], 150),
     ],
 )
-def test_where_a_text_is_cut(tokens, pieces, advance):
+def test_a_text_is_cut_at_its_timestamps(tokens, pieces, advance):
     found, frames = split(np.array(tokens, np.int32), 150, FIRST)
     assert [(piece.start, piece.end, piece.tokens.tolist()) for piece in found] == pieces
     assert frames == advance
 
 
-def test_fixed_windows_are_each_their_own_sound():
+def test_fixed_windows_have_features_of_their_own_sound_alone():
     config, sound = module("multilingual").config, waveform(4, 5.003)
     windows = FixedWindows(sound, config)
     assert windows.starts == [0, 200, 400]
@@ -49,7 +49,7 @@ def test_fixed_windows_are_each_their_own_sound():
     assert FixedWindows(np.zeros(0, "f"), config).starts == []
 
 
-def test_sliding_windows_are_parts_of_one_sound():
+def test_sliding_windows_have_parts_of_the_features_of_the_whole_sound():
     config, sound = module("multilingual").config, waveform(4, 5.003)
     windows = SlidingWindows(sound, config, FIRST)
     assert (windows.starts, windows.num_frames) == ([0], 500)
@@ -63,6 +63,6 @@ def test_sliding_windows_are_parts_of_one_sound():
     assert windows.split(np.array([71, 5, 110, 110]), 437)[1] is None  # beyond the end of the sound
 
 
-def test_a_window_is_what_the_config_says():
+def test_the_config_sets_the_length_of_a_window():
     config = dataclasses.replace(module("multilingual").config, max_source_positions=30)
     assert FixedWindows(waveform(4, 1.3), config).starts == [0, 60, 120]

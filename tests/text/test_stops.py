@@ -1,4 +1,4 @@
-"""Stop strings: the text up to the first one, whatever the pieces, and nothing that could begin one too early."""
+"""Stop strings: text is returned up to the first one, however it is cut, and never part of a stop string."""
 
 import itertools
 import random
@@ -9,7 +9,7 @@ from specsamp_jax.text import StopStream
 
 
 def text_before_stop(text, stops):
-    """The text as it stands when its characters so far first end with a stop string, without that."""
+    """The text before the stop string that is complete first (the longest of those), and that stop string."""
     for end in range(1, len(text) + 1):
         ending = [stop for stop in stops if text[:end].endswith(stop)]
         if ending:
@@ -32,7 +32,7 @@ def test_any_pieces_give_the_text_before_the_first_stop_string():
             seen += text[begin:end]
             assert expected.startswith(written)
             if stream.stopped is None:
-                # No more is held back than could begin a stop string.
+                # Only text that could begin a stop string is held back.
                 held = seen[len(written) :]
                 assert not held or any(each.startswith(held) and each != held for each in stops)
         assert written + stream.flush() == expected
@@ -41,6 +41,6 @@ def test_any_pieces_give_the_text_before_the_first_stop_string():
     assert 500 < num_stopped < 2500
 
 
-def test_a_stop_string_has_a_character():
+def test_an_empty_stop_string_raises_an_error():
     with pytest.raises(ValueError, match=r"stops must hold texts of one character or more, got \['a', ''\]"):
         StopStream(["a", ""])

@@ -1,4 +1,4 @@
-"""Text that grows token by token: what is handed out stays, and is what the whole text is in the end."""
+"""Text token by token: pieces that were returned never change, and together they are the decoded text."""
 
 import doctest
 from pathlib import Path
@@ -14,7 +14,7 @@ REPLACEMENT = "\ufffd"
 
 
 def fallback(*decoder):
-    """The pieces of the Llama 2 fixture behind another decoder."""
+    """The tokenizer of the Llama 2 fixture with another decoder."""
     tokenizer = Tokenizer.from_str(load_tokenizer(FIXTURES / "byte_fallback").tokenizer.to_str())
     tokenizer.decoder = decoders.Sequence(list(decoder))
     return tokenizer
@@ -49,7 +49,7 @@ def pieces(tokenizer, tokens, context=()):
 
 
 def random_tokens(tokenizer, seed, length):
-    """Tokens at random, ids without a token among them; in every other sequence mostly bytes, most of them no text."""
+    """Random token ids, some without a token. An odd seed gives mostly single bytes, which are rarely valid UTF-8."""
     rng = np.random.default_rng(seed)
     is_byte = [
         len(tokenizer.id_to_token(i) or "") == 1 or stream._BYTE.match(tokenizer.id_to_token(i) or "")
@@ -59,13 +59,13 @@ def random_tokens(tokenizer, seed, length):
     return rng.choice(len(weights), size=length, p=weights / weights.sum()).tolist()
 
 
-def test_pieces_together_are_the_whole_text(tokenizer):
+def test_the_pieces_joined_are_the_decoded_text(tokenizer):
     for seed in range(60):
         tokens = random_tokens(tokenizer, seed, 40)
         assert "".join(pieces(tokenizer, tokens)) == tokenizer.decode(tokens)
 
 
-def test_a_continuation_is_what_the_whole_text_gains(tokenizer):
+def test_pieces_after_a_prompt_are_the_rest_of_the_decoded_text(tokenizer):
     for seed in range(60):
         tokens = random_tokens(tokenizer, seed, 40)
         before, after = tokens[:20], tokens[20:]
@@ -75,7 +75,7 @@ def test_a_continuation_is_what_the_whole_text_gains(tokenizer):
         assert text + "".join(pieces(tokenizer, after, before)) == tokenizer.decode(tokens)
 
 
-def test_several_tokens_at_once_are_one_after_the_other(tokenizer):
+def test_several_tokens_at_once_give_the_same_text(tokenizer):
     tokens = random_tokens(tokenizer, 0, 40)
     stream = TextStream(tokenizer)
     together = [stream.push(tokens[:7]), stream.push(()), stream.push(tokens[7:])]
@@ -85,21 +85,21 @@ def test_several_tokens_at_once_are_one_after_the_other(tokenizer):
 
 @pytest.mark.parametrize("name", ["byte level, as Llama 3", "byte fallback, as Llama 2"])
 @pytest.mark.parametrize("text", ["日本語の文", "👩‍👩‍👧 the 🙂🙂🙂", "the naïve tree 日本", "é\u0301\u200d\n\n  the"])
-def test_text_never_shows_half_a_character(name, text):
+def test_no_piece_holds_part_of_a_character(name, text):
     tokenizer = TOKENIZERS[name]
     tokens = tokenizer.encode(text).ids
     shown = pieces(tokenizer, tokens)
     assert "".join(shown) == text
     assert not any(REPLACEMENT in piece for piece in shown)
     if name.startswith("byte level"):
-        # Nothing is held back longer than it must be: up to each token, all whole characters are shown.
+        # After each token, every complete character has been returned.
         for i in range(len(tokens)):
             assert "".join(shown[: i + 1]) == tokenizer.decode(tokens[: i + 1]).rstrip(REPLACEMENT)
 
 
-def test_bytes_that_are_no_text_are_shown_and_not_waited_for():
+def test_bytes_that_begin_no_character_are_replaced_at_once():
     tokenizer = TOKENIZERS["byte level, as Llama 3"]
-    no_text, letter = tokenizer.token_to_id("ÿ"), tokenizer.token_to_id("t")  # the byte 0xFF, which no character has
+    no_text, letter = tokenizer.token_to_id("ÿ"), tokenizer.token_to_id("t")  # the byte 0xFF, which is in no character
     assert pieces(tokenizer, [no_text, no_text, letter]) == ["", REPLACEMENT, REPLACEMENT + "t", ""]
     assert pieces(tokenizer, [letter, no_text]) == ["t", "", REPLACEMENT]
 
@@ -113,18 +113,18 @@ def test_special_tokens_within_a_character_are_left_out():
     first, *rest = (tokenizer.token_to_id(byte) for byte in EMOJI)
     tokens = [first, special, special, rest[0], special, special, rest[1], special, special, rest[2], special, letter]
     assert pieces(tokenizer, tokens) == [*[""] * 9, "🙂", "", "t", ""]
-    # Tokens of a prompt, too: the last four visible ones are kept.
+    # Those of a prompt too: its last four tokens that are not special are kept.
     assert pieces(tokenizer, [rest[2], letter], [first, rest[0], rest[1], *[special] * 4]) == ["🙂", "t", ""]
 
 
-def test_a_character_of_four_bytes_is_kept_whole_before_the_next():
+def test_a_character_of_four_bytes_is_complete_before_the_next_begins():
     tokenizer = TOKENIZERS["byte level, as Llama 3"]
     letter, emoji = tokenizer.token_to_id("t"), [tokenizer.token_to_id(byte) for byte in EMOJI]
     assert pieces(tokenizer, [letter, *emoji, letter, *emoji]) == ["t", "", "", "", "🙂", "t", "", "", "", "🙂", ""]
     assert pieces(tokenizer, [letter], [letter, *emoji]) == ["t", ""]
 
 
-def test_a_run_of_fallback_bytes_is_shown_when_it_has_ended():
+def test_a_run_of_fallback_bytes_is_returned_after_its_last_byte():
     tokenizer = TOKENIZERS["byte fallback, as Llama 2"]
     tree, *bytes_ = (tokenizer.token_to_id(token) for token in ("▁tree", "<0xC3>", "<0xA9>", "<0xC3>"))
     assert pieces(tokenizer, [tree, *bytes_[:2], tree]) == ["tree", "", "", "é tree", ""]
@@ -139,13 +139,13 @@ def test_a_word_after_a_prompt_begins_with_its_space():
     assert pieces(tokenizer, [tree], [bos]) == ["tree", ""]
 
 
-def test_a_prompt_s_run_of_bytes_goes_on():
+def test_a_run_of_bytes_may_begin_in_the_prompt():
     tokenizer = TOKENIZERS["byte fallback, as Llama 2"]
     before, after = (tokenizer.encode(text).ids[2:] for text in ("é🙂é", "é"))
     assert pieces(tokenizer, after, before) == ["", "", "é"]
 
 
-def test_tokens_without_text_do_not_cost_the_next_word_its_space():
+def test_a_word_after_tokens_without_text_keeps_its_space():
     silent = (decoders.Replace("ee", ""), decoders.Replace("▁", " "), decoders.Fuse(), decoders.Strip(" ", 1, 0))
     tokenizer = fallback(*silent)
     tree, ee = tokenizer.token_to_id("▁tree"), tokenizer.token_to_id("ee")
@@ -154,7 +154,7 @@ def test_tokens_without_text_do_not_cost_the_next_word_its_space():
 
 
 @pytest.mark.parametrize("mostly_bytes", [False, True])
-def test_a_step_costs_the_same_at_any_length(mostly_bytes):
+def test_the_work_per_token_does_not_grow_with_the_text(mostly_bytes):
     tokenizer = TOKENIZERS["byte level, as Llama 3"]
     decoded = []
 

@@ -1,4 +1,4 @@
-"""Tokenizers of checkpoints and their chat templates, beside what the transformers library made of the same files."""
+"""Tokenizers and chat templates of checkpoints: equal to the transformers library on the same files."""
 
 import base64
 import doctest
@@ -21,7 +21,7 @@ USER = [{"role": "user", "content": "the"}]
 
 @pytest.fixture
 def folder(tmp_path):
-    """A copy of the byte-level tokenizer, to be changed."""
+    """A copy of the byte-level tokenizer that a test may change."""
     return Path(shutil.copytree(FIXTURES / "byte_level", tmp_path / "copy"))
 
 
@@ -44,18 +44,18 @@ def test_texts_have_the_tokens_that_transformers_gives_them(name):
         assert loaded.decode(tokens) == decoded
 
 
-def test_the_trained_pair_s_tokenizer_puts_its_token_in_front():
+def test_the_trained_pair_s_tokenizer_begins_with_its_special_token():
     pair, loaded = load_pair(), load_tokenizer(ASSETS)
     assert loaded.encode("Return the") == pair.encode("Return the")
     assert loaded.bos_token == loaded.eos_token == pair.end_token
 
 
-def test_a_begin_token_comes_once(folder):
-    # tokenizer.json has put it there.
+def test_the_begin_token_is_added_once(folder):
+    # The post-processor in tokenizer.json adds it.
     assert configure(folder, add_bos_token=True).encode("the") == load_tokenizer(FIXTURES / "byte_level").encode("the")
 
 
-def test_special_tokens_may_be_objects_or_stand_in_a_file_of_their_own(folder):
+def test_special_tokens_may_be_objects_or_in_a_file_of_their_own(folder):
     assert configure(folder, eos_token={"content": "<|eot_id|>", "lstrip": False}).eos_token == 284
     (folder / "tokenizer_config.json").unlink()
     assert load_tokenizer(folder).eos_token is None
@@ -63,7 +63,7 @@ def test_special_tokens_may_be_objects_or_stand_in_a_file_of_their_own(folder):
     assert load_tokenizer(folder).eos_token == 281
 
 
-def test_a_saved_length_cuts_and_fills_nothing(folder):
+def test_saved_truncation_and_padding_are_ignored(folder):
     saved = Tokenizer.from_file(str(folder / "tokenizer.json"))
     saved.enable_truncation(2)
     saved.enable_padding(length=9)
@@ -77,7 +77,7 @@ def test_a_saved_length_cuts_and_fills_nothing(folder):
 
 @pytest.mark.parametrize("name", EXPECTED["rendered"])
 @pytest.mark.parametrize("case", range(len(EXPECTED["conversations"])))
-def test_conversations_are_what_transformers_makes_of_them(folder, name, case):
+def test_conversations_are_rendered_as_by_transformers(folder, name, case):
     shutil.copy(FIXTURES / "templates" / f"{name}.jinja", folder / "chat_template.jinja")
     loaded, conversation, expected = load_tokenizer(folder), EXPECTED["conversations"][case], EXPECTED["rendered"][name]
     if "refused" in expected[case]:
@@ -90,7 +90,7 @@ def test_conversations_are_what_transformers_makes_of_them(folder, name, case):
         assert loaded.encode_chat(**conversation) == expected[case]["tokens"]
 
 
-def test_where_templates_stand(folder):
+def test_templates_are_read_from_each_of_their_places(folder):
     named = [{"name": "default", "template": "one"}, {"name": "tool_use", "template": "tools"}]
     (folder / "chat_template.json").write_text('{"chat_template": "zero"}')
     assert load_tokenizer(folder).chat_templates == {"default": "zero"}
@@ -115,7 +115,7 @@ def test_where_templates_stand(folder):
         "{{ render.__globals__ }}{{ raise_exception.__globals__['json'] }}",
     ],
 )
-def test_a_template_can_do_nothing_but_write(template):
+def test_a_template_can_only_return_text(template):
     with pytest.raises(ValueError, match="refuses"):
         render_chat(template, USER)
 
@@ -154,7 +154,7 @@ def test_a_template_that_fails_is_reported_in_a_sentence(template, messages, sen
         render_chat(template, messages)
 
 
-# What is told of a wrong folder
+# Errors
 
 
 def test_wrong_folders_and_files_are_reported(folder, tmp_path):
@@ -225,7 +225,7 @@ def test_a_tokenizer_that_would_panic_or_fill_the_memory_is_refused(folder, part
         load_tokenizer(folder)
 
 
-def test_another_panic_is_an_error_that_can_be_caught(folder):
+def test_a_panic_of_the_tokenizer_becomes_an_exception(folder):
     trie = base64.b64encode((4).to_bytes(4, "little") + b"\xff\xff\xff\xff").decode()
     change_tokenizer(folder, normalizer={"type": "Precompiled", "precompiled_charsmap": trie})
     loaded = load_tokenizer(folder)
@@ -245,12 +245,12 @@ def test_another_panic_is_an_error_that_can_be_caught(folder):
         ({"add_bos_token": "yes"}, "add_bos_token in {} must be true or false, got 'yes'."),
     ],
 )
-def test_settings_of_the_wrong_type(folder, values, sentence):
+def test_a_setting_of_the_wrong_type_raises_an_error(folder, values, sentence):
     with pytest.raises(ValueError, match=re.escape(sentence.format(folder / "tokenizer_config.json"))):
         configure(folder, **values)
 
 
-def test_what_is_no_regular_file(folder):
+def test_a_file_that_is_not_regular_raises_an_error(folder):
     (folder / "chat_template.jinja").mkdir()
     with pytest.raises(ValueError, match=r"chat_template.jinja must be a regular file, got a directory"):
         load_tokenizer(folder)
