@@ -18,7 +18,7 @@ SIZES = {
 
 
 def make_llama(seed=0, scale=0.2, dtype="float32", **changes):
-    """A Llama whose every parameter is random, the norms' too, and large enough for logits of order 1."""
+    """A Llama with random parameters, those of the norms too, so large that logits are of order 1."""
     module = Llama(LlamaConfig(**{**SIZES, **changes}), dtype=dtype, rngs=nnx.Rngs(0))
     keys = iter(jax.random.split(jax.random.key(seed), 100))
 

@@ -12,8 +12,8 @@ pytestmark = pytest.mark.optimised(False)
 V, D, B, T, S = 13, 4, 3, 8, 10
 
 
-# One causal model four times: logits are the head of the sum of the embeddings so far, by turns with a cache
-# (an embedding a slot) and without, in Linen and in NNX.
+# One causal model, written four times: in Linen and in NNX, each with a cache (one embedding per slot) and without.
+# Its logits are a linear map of the sum of the embeddings so far.
 
 
 def sums_so_far(slots, positions):
@@ -82,7 +82,7 @@ def make_model(request, variables):
     return lambda: MAKERS[request.param](variables)
 
 
-def test_all_give_the_sums_so_far(make_model, variables):
+def test_all_four_modules_give_the_same_logits(make_model, variables):
     embedding, head = variables["params"]["embed"]["embedding"], variables["params"]["head"]
     tokens = np.asarray(jax.random.randint(jax.random.key(1), (B, T), 0, V))
     lengths = np.array([1, 5, 3])
@@ -99,7 +99,7 @@ def test_all_give_the_sums_so_far(make_model, variables):
         np.testing.assert_allclose(logits[row], sums @ head["kernel"] + head["bias"], rtol=1e-5, atol=1e-5)
 
 
-def test_adapting_again_does_not_retrace(make_model):
+def test_a_module_that_is_adapted_again_is_not_traced_again(make_model):
     count = 0
 
     @jax.jit
@@ -114,7 +114,7 @@ def test_adapting_again_does_not_retrace(make_model):
     assert count == 1
 
 
-def test_other_modules_are_other_functions(variables):
+def test_adapters_of_different_modules_are_not_equal(variables):
     models = [make(variables) for make in MAKERS.values()]
     assert len({model.apply_fn for model in models}) == len(MAKERS)
     assert from_nnx(make_llama()).apply_fn != from_nnx(make_llama(rope_theta=400.0)).apply_fn
@@ -129,7 +129,7 @@ class WithoutCache(nnx.Module):
         return self.llama(tokens, jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape))[0]
 
 
-def test_llama_brings_its_cache_and_agrees_without(llama):
+def test_llama_gives_the_same_logits_with_its_cache_and_without(llama):
     cached, uncached = from_nnx(llama), from_nnx(WithoutCache(llama))
     tokens = jax.random.randint(jax.random.key(1), (B, T), 0, SIZES["vocab_size"])
     caches = [model.init_cache_fn(B, S) for model in (cached, uncached)]
@@ -144,7 +144,7 @@ def test_llama_brings_its_cache_and_agrees_without(llama):
         np.testing.assert_allclose(logits, expected, rtol=0, atol=2e-5 * np.abs(expected).max())
 
 
-def test_positions_outside_leave_the_text_alone(variables):
+def test_tokens_at_positions_outside_the_text_are_not_written(variables):
     model = MAKERS["nnx, uncached"](variables)
     tokens, positions = jnp.array([[3, 4, 5]]), jnp.array([[1, -1, S]])
     logits, text = model.apply_fn(model.params, tokens, positions, model.init_cache_fn(1, S))
@@ -161,7 +161,7 @@ class Noisy(nnx.Module):
         return self.dropout(jax.nn.one_hot(tokens, V)) + self.count[...]
 
 
-def test_changes_within_the_module_are_not_kept():
+def test_state_that_a_module_changes_is_not_kept():
     model = from_nnx(Noisy(rngs=nnx.Rngs(0)))
     arguments = jnp.array([[3, 4]]), jnp.array([[0, 1]]), model.init_cache_fn(1, S)
     first, _ = jax.jit(model.apply_fn)(model.params, *arguments)
@@ -171,14 +171,14 @@ def test_changes_within_the_module_are_not_kept():
 
 
 class WithMethod(NNXCached):
-    """A module whose cache is made by a method, not by a hashable object."""
+    """A module with a method that makes its cache, in place of a hashable object."""
 
     def init_cache_fn(self, batch_size, max_length):
         return jnp.zeros((batch_size, max_length, self.embed.embedding.shape[1]), self.embed.embedding.dtype)
 
 
 @pytest.mark.parametrize("by_hand", [False, True])
-def test_other_weights_of_equal_graphs_are_equal_functions(by_hand):
+def test_adapters_of_equal_modules_with_other_weights_are_equal(by_hand):
     modules = [WithMethod(rngs=nnx.Rngs(seed)) for seed in range(2)]
     models = [from_nnx(module, module.init_cache_fn if by_hand else None) for module in modules]
     assert models[0].init_cache_fn == models[1].init_cache_fn

@@ -1,4 +1,4 @@
-"""config.json of every age and family: what it means, and what is refused."""
+"""config.json of each family, in its old and its new form: settings that are read, and settings that raise errors."""
 
 import json
 import re
@@ -77,7 +77,7 @@ def test_sheared_llama():
 
 
 @pytest.mark.parametrize("kind", ["rope_type", "type"])
-def test_scaling_of_either_age(kind):
+def test_rope_scaling_in_its_old_and_its_new_form(kind):
     values = {"model_type": "llama", **SIZES}
     old = LlamaConfig.from_dict({**values, "rope_scaling": {kind: "llama3", **LLAMA3}})
     del values["rope_theta"]
@@ -87,7 +87,7 @@ def test_scaling_of_either_age(kind):
     assert hash(old) == hash(new)
 
 
-def test_the_angles_of_llama3():
+def test_the_scaled_rotation_angles_of_llama3():
     # theta 10^4, 8 features: 1, 0.1, 0.01, 0.001 radians a position are 1304, 130, 13 and 1.3 turns over 8192.
     scaling = Llama3Scaling(8.0, 2.0, 14.0, 8192)
     _, sine = rotary_angles(jnp.array([[1]]), 8, 1e4, scaling)
@@ -96,7 +96,7 @@ def test_the_angles_of_llama3():
     np.testing.assert_allclose(np.ravel(sine), np.sin([1, 0.1, 0.01 * (fast + (1 - fast) / 8), 0.001 / 8]), rtol=1e-6)
 
 
-def test_what_a_published_config_leaves_out():
+def test_settings_that_published_configs_leave_out_have_defaults():
     sizes = {key: value for key, value in SIZES.items() if key not in ("head_dim", "rope_theta", "rms_norm_eps")}
     gemma = GemmaConfig.from_dict({**PUBLISHED, **sizes, "model_type": "gemma", "hidden_act": "gelu"})
     assert (gemma.tie_word_embeddings, gemma.head_size, gemma.rms_norm_eps) == (True, 256, 1e-6)
@@ -152,12 +152,12 @@ def test_what_a_published_config_leaves_out():
         (Gemma2Config, {"sliding_window": 0}, "sliding_window must be above 0, got 0."),
     ],
 )  # fmt: skip
-def test_what_is_refused(family, changes, sentence):
+def test_a_setting_that_is_not_supported_raises_an_error(family, changes, sentence):
     with pytest.raises(ValueError, match=re.escape(sentence)):
         family.from_dict({**family(**SIZES).to_dict(), **changes})
 
 
 @pytest.mark.parametrize("off", [{"sliding_window": None}, {"moe": False}, {"_name_or_path": "somewhere"}])
-def test_what_is_off_is_allowed(off):
+def test_an_unsupported_setting_that_is_off_is_allowed(off):
     config = LlamaConfig(**SIZES)
     assert LlamaConfig.from_dict({**config.to_dict(), **off}) == config

@@ -111,7 +111,7 @@ def test_greedy_text(name, drafter):
 
 
 def first_layer(name):
-    """A smaller model: what is left of the target without its other layers."""
+    """A smaller model: the first layers of the target."""
     module = load_module(FIXTURES / name)
     changes = {"num_hidden_layers": 1}
     if module.config.model_type == "gemma2":
@@ -136,7 +136,7 @@ def first_layer(name):
         ("gemma2", {"query_pre_attn_scalar": 8}),
     ],
 )
-def test_what_a_setting_does_is_large_enough_to_be_seen(name, changes):
+def test_each_setting_changes_the_logits_by_more_than_the_tolerance(name, changes):
     module, made = load_module(FIXTURES / name), expected(name)
     other = type(module)(dataclasses.replace(module.config, **changes), rngs=nnx.Rngs(0))
     nnx.update(other, nnx.state(module))

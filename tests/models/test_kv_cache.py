@@ -41,7 +41,7 @@ def test_mask_by_hand():
     np.testing.assert_array_equal(mask, np.array(expected, bool))
 
 
-def test_specs_of_the_same_sizes_are_equal():
+def test_specs_of_equal_sizes_are_equal():
     spec = CacheSpec(num_layers=2, num_kv_heads=3, head_dim=4, dtype=jnp.dtype("bfloat16"))
     again = CacheSpec(num_layers=2, num_kv_heads=3, head_dim=4, dtype=jnp.dtype("bfloat16"))
     assert spec == again

@@ -33,7 +33,7 @@ def assert_close(actual, expected, rtol=RTOL):
 
 
 def hugging_face_tensors(module):
-    """The parameters under their checkpoint names, `[out, in]`, float64."""
+    """The parameters by their names in a checkpoint, each `[out, in]`, in float64."""
     tensors = {}
     for slot in checkpoint_layout(module):
         value = np.asarray(slot.param[...], np.float64)
@@ -45,7 +45,7 @@ def hugging_face_tensors(module):
 
 
 def oracle(module, tokens):
-    """Logits of one text in float64, position by position, rotations as complex numbers."""
+    """Logits of one text in float64, one position at a time, with rotations as complex numbers."""
     config, w = module.config, hugging_face_tensors(module)
     heads, kv_heads, dim = config.num_attention_heads, config.num_key_value_heads, config.head_size
 
@@ -106,14 +106,14 @@ def test_several_tokens_at_each_rows_own_positions(llama, tokens):
     assert_close(logits, np.take_along_axis(np.asarray(expected), np.asarray(positions)[..., None], 1))
 
 
-def test_positions_may_come_in_any_order(llama, tokens):
+def test_tokens_may_be_written_in_any_order(llama, tokens):
     expected, _ = apply(llama, tokens, straight())
     order = jax.random.permutation(jax.random.key(2), T)
     logits, _ = apply(llama, tokens[:, order], straight()[:, order], llama.init_cache_fn(B, S))
     assert_close(logits, expected[:, order])
 
 
-def test_a_position_written_again_replaces(llama, tokens):
+def test_a_token_written_again_at_a_position_replaces_the_old_one(llama, tokens):
     expected, _ = apply(llama, tokens, straight())
     wrong = (tokens + 5) % SIZES["vocab_size"]
     _, cache = apply(llama, jnp.concatenate([tokens[:, :4], wrong[:, 4:]], 1), straight(), llama.init_cache_fn(B, S))
@@ -169,7 +169,7 @@ def test_positions_outside_are_dropped(llama, tokens, outside):
 
 
 @pytest.mark.parametrize(("token", "nearest"), [(-1, 0), (31, 30), (2**31 - 1, 30)])
-def test_a_token_outside_the_vocabulary_is_the_nearest_inside(llama, tokens, token, nearest):
+def test_a_token_outside_the_vocabulary_is_clamped(llama, tokens, token, nearest):
     logits, _ = apply(llama, tokens.at[1, 3].set(token), straight())
     expected, _ = apply(llama, tokens.at[1, 3].set(nearest), straight())
     np.testing.assert_array_equal(logits, expected)
@@ -181,7 +181,7 @@ def test_only_differences_of_positions_matter(llama, tokens):
     assert_close(logits, expected, 2e-4)  # angles near 50 are rounded to 4e-6
 
 
-def test_one_trace_a_shape(llama, tokens):
+def test_each_shape_is_traced_once(llama, tokens):
     count = 0
 
     @jax.jit
@@ -245,7 +245,7 @@ def test_initial_scales():
         ({"head_dim": None, "hidden_size": 25}, "head_dim must be given where num_attention_heads = 6 does not divide"),
     ],
 )
-def test_impossible_sizes(changes, sentence):
+def test_impossible_sizes_raise_an_error(changes, sentence):
     with pytest.raises(ValueError, match=re.escape(sentence)):
         LlamaConfig(**{**SIZES, **changes})
 
@@ -255,7 +255,7 @@ def test_head_dim_follows_from_the_hidden_size():
 
 
 @pytest.mark.parametrize("theta", [{"rope_theta": 500.0}, {"rope_parameters": {"rope_theta": 500.0}}])
-def test_config_json_of_either_age(theta):
+def test_config_json_in_its_old_and_its_new_form(theta):
     config = LlamaConfig(**SIZES)
     values = config.to_dict()
     assert values["architectures"] == ["LlamaForCausalLM"]
@@ -282,12 +282,12 @@ def test_config_json_of_the_first_llama_has_no_key_value_heads():
         ({"quantization_config": {"bits": 4}}, "quantization_config must be None, got {'bits': 4}"),
     ],
 )
-def test_config_json_that_asks_for_more(changes, sentence):
+def test_config_json_with_an_unsupported_setting_raises_an_error(changes, sentence):
     with pytest.raises(ValueError, match=re.escape(sentence)):
         LlamaConfig.from_dict({**LlamaConfig(**SIZES).to_dict(), **changes})
 
 
-def test_config_json_that_lacks_sizes():
+def test_config_json_without_sizes_raises_an_error():
     values = LlamaConfig(**SIZES).to_dict()
     del values["vocab_size"], values["intermediate_size"]
     with pytest.raises(ValueError, match="The config must hold vocab_size, intermediate_size, which it does not"):

@@ -1,4 +1,4 @@
-"""Loading holds the model in memory once: the peak of a process that loads a large checkpoint."""
+"""Peak memory of a process that loads a large checkpoint: the size of the model, once."""
 
 import json
 import os
@@ -40,7 +40,7 @@ print(json.dumps({"peak": (peak - before) * 1024, "num_bytes": num_bytes}))
 
 @pytest.fixture
 def checkpoint(tmp_path):
-    """Writes it piece by piece, that this process need not hold it, and takes it away again."""
+    """A checkpoint written tensor by tensor, so that this process never holds all of it; deleted after the test."""
     module = nnx.eval_shape(lambda: Llama(CONFIG, rngs=nnx.Rngs(0)))
     shapes = {name: shape for slot in checkpoint_layout(module) for name, shape in slot.tensors.items()}
     header, end = {}, 0

@@ -1,4 +1,4 @@
-"""A decoder of another library: penzai's, with penzai's own cache, as in examples/penzai_model.py."""
+"""penzai's decoder with penzai's own cache, as in examples/penzai_model.py."""
 
 import jax
 import numpy as np

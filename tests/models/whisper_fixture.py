@@ -29,7 +29,7 @@ def generated(name):
 
 
 def windows(name, waveforms):
-    """Features of one window each."""
+    """Features of each waveform, one window long."""
     config = module(name).config
     padded = (np.pad(samples, (0, config.num_frames * 160 - samples.size)) for samples in waveforms)
     return np.stack([log_mel(samples, config.num_mel_bins) for samples in padded])

@@ -81,7 +81,7 @@ def test_missing_tensor(saved):
     refuses(saved, "must hold the tensor model.layers.1.self_attn.k_proj.weight, which is missing.")
 
 
-def test_superfluous_tensor(saved):
+def test_unexpected_tensor(saved):
     change_tensors(saved, lambda tensors: tensors.update({"model.layers.2.mlp.up_proj.weight": np.zeros(3)}))
     refuses(saved, "holds the tensor model.layers.2.mlp.up_proj.weight, which this model does not have.")
 
@@ -176,7 +176,7 @@ def test_other_sizes_name_a_tensor(saved):
     refuses(saved, "model.embed_tokens.weight must have shape (32, 24) by the config, got (31, 24)")
 
 
-def test_tensors_that_follow_from_others_are_allowed(tmp_path):
+def test_tensors_that_are_computed_from_others_are_allowed(tmp_path):
     module = make_llama(tie_word_embeddings=True)
     save_checkpoint(tmp_path, module, dtype=jnp.float32)
     extra = {"model.layers.0.self_attn.rotary_emb.inv_freq": np.zeros(4), "lm_head.weight": np.zeros((31, 24))}
@@ -267,12 +267,12 @@ def test_index_with_a_directory(sharded):
 
 
 @pytest.mark.parametrize("index", [{}, {"weight_map": []}, {"weight_map": {"a": 1}}])
-def test_index_without_places(sharded, index):
+def test_index_without_a_weight_map(sharded, index):
     (sharded / "model.safetensors.index.json").write_text(json.dumps(index))
     refuses(sharded, "must hold weight_map, a JSON object of file names by tensor name, got")
 
 
-def test_nothing_is_read_before_all_is_checked(sharded, monkeypatch):
+def test_all_shards_are_checked_before_any_is_read(sharded, monkeypatch):
     (sharded / "config.json").write_text((sharded / "config.json").read_text().replace("61", "62"))
     monkeypatch.setattr(Stored, "mapped", lambda self: pytest.fail("a tensor was read"))
     refuses(sharded, "model.embed_tokens.weight must have shape (62, 24) by the config, got (61, 24)")

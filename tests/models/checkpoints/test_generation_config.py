@@ -1,4 +1,4 @@
-"""generation_config.json as published checkpoints have it, and what is refused."""
+"""generation_config.json: settings of published checkpoints are read, unsupported ones raise errors."""
 
 import json
 import re
@@ -37,7 +37,7 @@ def write(tmp_path):
         ({"do_sample": True, "top_k": 0, "pad_token_id": 0, "num_beams": 1}, ss.SamplingParams(), ()),
     ],
 )
-def test_what_it_says(write, values, sampling, eos_token):
+def test_settings_are_read(write, values, sampling, eos_token):
     assert load_generation_config(write(transformers_version="4.40.1", **values))[:2] == (sampling, eos_token)
 
 
@@ -68,14 +68,14 @@ def test_without_the_file_config_json_has_the_end_token(write):
         ({"eos_token_id": "</s>"}, "generation_config.json must be a token or a list of tokens"),
     ],
 )  # fmt: skip
-def test_what_is_refused(write, values, sentence):
+def test_an_unsupported_setting_raises_an_error(write, values, sentence):
     with pytest.raises(ValueError, match=re.escape(sentence)):
         load_generation_config(write(**values))
 
 
 @pytest.mark.parametrize("eos_token", [31, [2, 31], -1])
 @pytest.mark.parametrize("name", ["generation_config.json", "config.json"])
-def test_end_tokens_lie_in_the_vocabulary(write, name, eos_token):
+def test_an_end_token_outside_the_vocabulary_raises_an_error(write, name, eos_token):
     write("config.json", vocab_size=31)
     folder = (
         write(name, vocab_size=31, eos_token_id=eos_token)
@@ -87,13 +87,13 @@ def test_end_tokens_lie_in_the_vocabulary(write, name, eos_token):
     assert load_generation_config(folder, ignore=("eos_token_id",)).eos_token == ()
 
 
-def test_what_is_refused_may_be_ignored(write):
+def test_an_unsupported_setting_may_be_ignored_on_request(write):
     folder = write(do_sample=True, top_k=3, num_beams=2)
     read = load_generation_config(folder, ignore=("num_beams",))
     assert read.sampling == ss.SamplingParams(top_k=3)
 
 
-def test_broken_file(tmp_path):
+def test_a_broken_file_raises_an_error(tmp_path):
     (tmp_path / "generation_config.json").write_text("[1]")
     with pytest.raises(ValueError, match=r"generation_config.json must be a JSON object, got a list"):
         load_generation_config(tmp_path)

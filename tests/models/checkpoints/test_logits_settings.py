@@ -1,4 +1,4 @@
-"""Settings of generation_config.json that change logits: read, refused, and equal to transformers' texts."""
+"""Settings of generation_config.json that change logits: which are read, and texts equal to those of transformers."""
 
 import functools
 import json
@@ -93,8 +93,8 @@ def all_logits(model, tokens):
 
 
 @pytest.mark.parametrize("case", range(11))
-def test_each_token_is_the_one_that_transformers_chose(tmp_path, case):
-    """The most probable token after each beginning of the texts, with padding that penalties and n-grams would see."""
+def test_each_token_equals_that_of_transformers(tmp_path, case):
+    """The most probable token after each prefix of the texts, padded with tokens that would change the penalties."""
     made = fixture_files.values("settings.json")
     config = config_of_case(tmp_path, case)
     wholes = [prompt + text for prompt, text in zip(made["prompts"], made["cases"][case]["texts"], strict=True)]
@@ -115,7 +115,7 @@ def test_each_token_is_the_one_that_transformers_chose(tmp_path, case):
     assert last.argmax(-1).tolist() == padded[rows, ends].tolist()
 
 
-def test_drafts_are_processed_too_and_padding_does_not_count(tmp_path):
+def test_logits_of_drafts_are_processed_too_and_padding_is_ignored(tmp_path):
     """Three prompts in one padded batch with drafts; transformers ran each alone."""
     made = fixture_files.values("settings.json")
     config, texts = config_of_case(tmp_path, 10), made["cases"][10]["texts"]
@@ -129,7 +129,7 @@ def test_drafts_are_processed_too_and_padding_does_not_count(tmp_path):
     assert [row[begin:end] for row, begin, end in rows] == texts
 
 
-def test_truncations_take_the_filters_with_them(tmp_path):
+def test_filters_become_processors_where_a_truncation_follows(tmp_path):
     folder = write(tmp_path, do_sample=True, temperature=0.5, top_k=9, typical_p=0.9, epsilon_cutoff=0.01)
     config = load_generation_config(folder)
     sampling, process = sampling_and_processor(config, [1])
@@ -171,7 +171,7 @@ def test_another_batch_of_prompts_needs_no_new_trace(tmp_path):
         ({"penalty_alpha": 0.6}, "or --ignore penalty_alpha of the command, leaves it out."),
     ],
 )  # fmt: skip
-def test_bad_values_get_one_sentence(tmp_path, values, sentence):
+def test_a_wrong_value_is_reported_in_one_sentence(tmp_path, values, sentence):
     file = tmp_path / "generation_config.json"
     with pytest.raises(ValueError, match=re.escape(sentence.replace("FILE", str(file)))) as caught:
         load_generation_config(write(tmp_path, **values))

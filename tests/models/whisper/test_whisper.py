@@ -119,7 +119,7 @@ def test_half_precision_is_close_and_returns_float32_logits(dtype):
     assert np.sqrt(np.mean((logits - expected) ** 2)) < 0.1 * np.sqrt(np.mean(expected**2))
 
 
-def test_padding_is_read_as_a_token_and_no_position_is_too_far():
+def test_padding_is_read_as_token_0_and_a_position_beyond_the_maximum_gives_finite_logits():
     model = decoder_model(module("english"), states("english")[:1])
     padding, first = (run(model, [[token]], [[0]], model.init_cache_fn(1, 100))[0] for token in (-1, 0))
     np.testing.assert_array_equal(padding, first)
@@ -144,7 +144,7 @@ def test_a_distilled_drafter_has_the_encoder_of_its_target():
 # Files
 
 
-def test_what_is_saved_is_loaded(tmp_path):
+def test_a_saved_whisper_is_loaded_unchanged(tmp_path):
     save_checkpoint(tmp_path, module("multilingual"), dtype="float32")
     loaded = load_module(tmp_path, dtype="float32")
     assert loaded.config == module("multilingual").config
@@ -155,7 +155,7 @@ def test_what_is_saved_is_loaded(tmp_path):
     )
 
 
-def test_a_whisper_is_no_model_of_text_alone():
+def test_a_whisper_is_refused_as_a_model_of_text():
     with pytest.raises(ValueError, match="Whisper"):
         load_checkpoint(FIXTURES / "distilled")
 
@@ -176,8 +176,8 @@ def test_an_invalid_config(change, sentence):
         WhisperConfig.from_dict({"model_type": "whisper", **change})
 
 
-def test_the_published_sizes_are_counted_right():
-    """Parameters by config alone: tiny has 37.8 million, large-v3 1543.5 million, its distilled one 756.4 million."""
+def test_published_sizes_have_their_number_of_parameters():
+    """From the config alone: 37.8 million parameters for tiny, 1543.5 for large-v3, 756.4 for distil-large-v3."""
     large = {"num_mel_bins": 128, "d_model": 1280, "encoder_layers": 32, "decoder_layers": 32, "vocab_size": 51866}
     large |= {"encoder_attention_heads": 20, "decoder_attention_heads": 20}
     large |= {"encoder_ffn_dim": 5120, "decoder_ffn_dim": 5120}

@@ -55,7 +55,7 @@ def test_timestamps_come_first_in_pairs_and_never_go_back(said, gone):
     assert forbidden(TIMES, [61, 62, 66, *said], LOUD_TEXT) - set(range(61, 70)) == gone - set(range(61, 70))
 
 
-def test_where_timestamps_together_are_more_probable_than_each_token_of_text_one_comes():
+def test_a_timestamp_is_forced_if_all_together_are_more_probable_than_each_token_of_text():
     logits = np.zeros((1, 120), "f")  # 49 timestamps against each of 71 others, and after [75, 5] still 44
     logits[0, 7] = np.log(43.5)
     assert forbidden(TIMES, [61, 62, 66, 75, 5], logits) == set(range(76))
@@ -63,7 +63,7 @@ def test_where_timestamps_together_are_more_probable_than_each_token_of_text_one
     assert forbidden(TIMES, [61, 62, 66, 75, 5], logits) == {70} | set(range(71, 76))
 
 
-def test_a_timestamp_must_be_more_probable_than_text_and_not_just_as_probable():
+def test_no_timestamp_is_forced_if_text_is_equally_probable():
     logits = np.full((1, 120), -np.inf, "f")
     logits[0, [7, 119]] = 0.5  # after [75, 5, 118, 118, 6] the only timestamp left is 119
     assert 7 not in forbidden(TIMES, [61, 62, 66, 75, 5, 118, 118, 6], logits)
@@ -102,7 +102,7 @@ def test_equal_rules_need_no_new_trace():
 # Settings
 
 
-def test_prompts():
+def test_prompts_name_language_and_task():
     settings = load_settings(FIXTURES / "multilingual", module("multilingual").config)
     assert settings.prompt(language="de", task=None, timestamps=False) == (61, 63, 66, 70)
     assert settings.prompt(language="en", task="translate", timestamps=True) == (61, 62, 65)
