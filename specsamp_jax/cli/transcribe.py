@@ -34,7 +34,7 @@ from specsamp_jax.speech import Segment, Speech, check_pair, load_speech, load_w
 @click.option("--draft", help="Folder of a smaller Whisper with the same vocabulary, or 'ngram'. Default: no drafter.")
 @click.option("--language", help="A code such as en. Default: detected. Not for English-only models.")
 @click.option("--task", type=click.Choice(["transcribe", "translate"]), help="Not for English-only models.")
-@click.option("--timestamps", is_flag=True, help="Write one line per segment, with its times.")
+@click.option("--timestamps", is_flag=True, help="Write one line per segment, with its times, for short sounds, too.")
 @click.option(
     "--num-draft", type=click.IntRange(0, 32), default=5, show_default=True, help="Drafts per step; 0: no drafter."
 )
@@ -82,7 +82,7 @@ def transcribe_command(
         num_draft=num_draft,
         language=language,
         task=task,
-        timestamps=timestamps,
+        timestamps="always" if timestamps else "auto",
         sampling=SamplingParams(temperature),
         max_new_tokens=max_new_tokens,
         batch_size=batch_size,

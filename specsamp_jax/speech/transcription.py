@@ -2,7 +2,7 @@
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -68,6 +68,9 @@ class Transcription(NamedTuple):
     verify_states: tuple[Any, ...] = ()
 
 
+Timestamps = Literal["auto", "always", "never"]
+"""Which sounds are decoded with timestamps: with "auto" those longer than one window."""
+
 ProgressFn = Callable[[float, float], None]
 """Called as `(seconds done, seconds in total)` after each batch of windows."""
 
@@ -81,7 +84,7 @@ def transcribe(
     num_draft: NumDraft = 5,
     language: str | None = None,
     task: str | None = None,
-    timestamps: bool = False,
+    timestamps: Timestamps = "auto",
     sampling: SamplingParams = SamplingParams(temperature=0.0),
     max_new_tokens: int | None = None,
     batch_size: int = 8,
@@ -91,9 +94,9 @@ def transcribe(
     """Returns the text of each utterance, with the distribution of the target's own sampling.
 
     Up to `batch_size` windows, of one or several utterances, are decoded together; windows have 30 s in all published
-    models. Without timestamps the windows of an utterance are adjacent. With timestamps each begins at the end of the
-    last segment of the one before, so a batch holds one window per utterance. Windows are decoded independently, and
-    none is decoded again at a higher temperature.
+    models. Without timestamps the windows of an utterance are adjacent, and words at their edges are lost. With
+    timestamps each begins at the end of the last segment of the one before, so a batch holds one window per utterance.
+    Windows are decoded independently, and none is decoded again at a higher temperature.
 
     If the drafter's encoder equals the target's, it runs once for both; see `share_encoder`.
 
@@ -106,7 +109,8 @@ def transcribe(
       num_draft: Tokens drafted a step.
       language: A code such as "en". None: for each utterance, the most probable language of its first window.
       task: "transcribe" or "translate" (into English). None: "transcribe". English-only models accept neither.
-      timestamps: Whether to return the times of segments.
+      timestamps: "always": segments have times, and windows follow them. "never": windows are adjacent. "auto": like
+        "always" for a sound longer than one window if the checkpoint has timestamps, else like "never".
       sampling: Scalars, applied to target and draft alike; greedy by default.
       max_new_tokens: The most tokens of a window. None: as many as the model's positions allow.
       batch_size: The most windows at once. Smaller remainders are decoded in batches of half that size, a quarter, and
@@ -118,8 +122,11 @@ def transcribe(
       ValueError: Arguments that do not fit the models, or models that do not fit each other.
     """
     settings, config = target.settings, target.module.config
-    settings.check(language=language, task=task, timestamps=timestamps)
-    longest = settings.max_length - settings.prompt_length(timestamps=timestamps)
+    if timestamps not in get_args(Timestamps):
+        raise ValueError(f"timestamps must be one of {', '.join(get_args(Timestamps))}; got {timestamps!r}.")
+    settings.check(language=language, task=task, timestamps=timestamps == "always")
+    # One limit for all windows: after the longer prompt, that without timestamps, unless no window has it.
+    longest = settings.max_length - settings.prompt_length(timestamps=timestamps == "always")
     if longest < 1:
         raise ValueError(f"max_length of the settings must exceed the prompt's length; got {settings.max_length}.")
     if max_new_tokens is not None and not 1 <= max_new_tokens <= longest:
@@ -139,44 +146,46 @@ def transcribe(
     num_done = [0] * len(sounds)
     verify_states = []
     counts = Stats.zeros(len(sounds), 0 if draft is None else compiled_lengths(num_draft)[-1])
-    # First windows come first, so that an utterance's language is detected before its later windows are decoded.
-    queue = deque(sorted((start, i) for i, sound in enumerate(sounds) for start in sound.starts))
-    size = min(batch_size, len(queue))
-    while queue:
-        batch = [queue.popleft() for _ in range(_fitting(size, len(queue)))]
-        starts, rows = (np.array(column) for column in zip(*batch, strict=True))
-        features = np.stack([sounds[i].features(start) for start, i in batch])
-        states = encode(target.module, features)
-        model = decoder_model(target.module, states)
-        if settings.languages and any(languages[i] is None for i in rows):
-            for i, code in zip(rows, _detect(target, model, len(batch)), strict=True):
-                languages[i] = languages[i] or code
-        prompts = np.array([settings.prompt(language=languages[i], task=task, timestamps=timestamps) for i in rows])
-        result = generate(
-            streams.fold_in(keys[rows], jnp.asarray(starts)),
-            prompts,
-            target=model,
-            draft=_drafter(target, draft, features, states),
-            num_draft=num_draft,
-            max_new_tokens=max_new_tokens or longest,
-            sampling=sampling,
-            eos_token=settings.end_tokens,
-            verify_fn=verify_fn,
-            process_logits_fn=settings.rules(prompts.shape[1], timestamps=timestamps),
-        )
-        result = jax.device_get(result)
-        counts = _add(counts, result.stats, rows)
-        verify_states.append(result.verify_state)
-        for (start, i), tokens, length in zip(batch, result.tokens, result.lengths, strict=True):
-            tokens = tokens[prompts.shape[1] : length]
-            found, following = sounds[i].split(tokens[~np.isin(tokens, settings.end_tokens)], start)
-            pieces[i] += [(start, piece) for piece in found]
-            num_done[i] = min(start + config.num_frames, sounds[i].num_frames)
-            if following is not None:
-                num_done[i] = following
-                queue.append((following, i))
-        if progress_fn is not None:
-            progress_fn(_seconds(sum(num_done)), _seconds(sum(sound.num_frames for sound in sounds)))
+    for timed in (False, True):  # a batch has one kind of prompt
+        # First windows come first, so that an utterance's language is detected before its later windows are decoded.
+        ready = ((start, i) for i, sound in enumerate(sounds) if sound.timestamps == timed for start in sound.starts)
+        queue = deque(sorted(ready))
+        size = min(batch_size, len(queue))
+        while queue:
+            batch = [queue.popleft() for _ in range(_fitting(size, len(queue)))]
+            starts, rows = (np.array(column) for column in zip(*batch, strict=True))
+            features = np.stack([sounds[i].features(start) for start, i in batch])
+            states = encode(target.module, features)
+            model = decoder_model(target.module, states)
+            if settings.languages and any(languages[i] is None for i in rows):
+                for i, code in zip(rows, _detect(target, model, len(batch)), strict=True):
+                    languages[i] = languages[i] or code
+            prompts = np.array([settings.prompt(language=languages[i], task=task, timestamps=timed) for i in rows])
+            result = generate(
+                streams.fold_in(keys[rows], jnp.asarray(starts)),
+                prompts,
+                target=model,
+                draft=_drafter(target, draft, features, states),
+                num_draft=num_draft,
+                max_new_tokens=max_new_tokens or longest,
+                sampling=sampling,
+                eos_token=settings.end_tokens,
+                verify_fn=verify_fn,
+                process_logits_fn=settings.rules(prompts.shape[1], timestamps=timed),
+            )
+            result = jax.device_get(result)
+            counts = _add(counts, result.stats, rows)
+            verify_states.append(result.verify_state)
+            for (start, i), tokens, length in zip(batch, result.tokens, result.lengths, strict=True):
+                tokens = tokens[prompts.shape[1] : length]
+                found, following = sounds[i].split(tokens[~np.isin(tokens, settings.end_tokens)], start)
+                pieces[i] += [(start, piece) for piece in found]
+                num_done[i] = min(start + config.num_frames, sounds[i].num_frames)
+                if following is not None:
+                    num_done[i] = following
+                    queue.append((following, i))
+            if progress_fn is not None:
+                progress_fn(_seconds(sum(num_done)), _seconds(sum(sound.num_frames for sound in sounds)))
     transcripts = (_transcript(target, found, code) for found, code in zip(pieces, languages, strict=True))
     return Transcription(tuple(transcripts), counts, tuple(verify_states))
 
@@ -189,11 +198,14 @@ def check_pair(target: Speech, draft: Speech) -> None:
             raise ValueError(f"{name} of the drafter must be the target's, {ours}; got {theirs}.")
 
 
-def _sound(name: str, waveform: np.ndarray, target: Speech, timestamps: bool) -> FixedWindows | SlidingWindows:
-    waveform = checked(name, waveform)
-    if timestamps and target.settings.first_timestamp is not None:
-        return SlidingWindows(waveform, target.module.config, target.settings.first_timestamp)
-    return FixedWindows(waveform, target.module.config)
+def _sound(name: str, waveform: np.ndarray, target: Speech, timestamps: Timestamps) -> FixedWindows | SlidingWindows:
+    config, first_timestamp = target.module.config, target.settings.first_timestamp
+    fixed = FixedWindows(checked(name, waveform), config)
+    if first_timestamp is None or timestamps == "never":
+        return fixed
+    if timestamps == "auto" and fixed.num_frames <= config.num_frames:
+        return fixed
+    return SlidingWindows(waveform, config, first_timestamp)
 
 
 def _fitting(size: int, num_ready: int) -> int:

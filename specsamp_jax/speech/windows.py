@@ -30,9 +30,12 @@ class FixedWindows:
     """Adjacent windows, each with features of its own; the last is padded with silence.
 
     Attributes:
+      timestamps: Whether the text of a window must have timestamps: False.
       num_frames: Total frames of sound.
       starts: The first frame of each window that can be decoded now: all of them.
     """
+
+    timestamps = False
 
     def __init__(self, waveform: Float[np.ndarray, "N"], config: WhisperConfig):
         self._waveform, self._config = waveform, config
@@ -56,9 +59,12 @@ class SlidingWindows:
     Features are computed once for the whole sound; after its end they are 0.
 
     Attributes:
+      timestamps: Whether the text of a window must have timestamps: True.
       num_frames: Total frames of sound.
       starts: The first frame of each window that can be decoded now: the first window's.
     """
+
+    timestamps = True
 
     def __init__(self, waveform: Float[np.ndarray, "N"], config: WhisperConfig, first_timestamp: int):
         self._features = log_mel(waveform, config.num_mel_bins)

@@ -64,7 +64,7 @@ def test_each_segment_is_a_line_with_its_timestamps(run, sounds):
         target=load_speech(TARGET),
         draft=None,
         language="en",
-        timestamps=True,
+        timestamps="always",
         max_new_tokens=40,
     ).transcripts
     assert text.splitlines() == [f"[{s.start:.2f} - {s.end:.2f}] {s.text}" for s in transcript.segments]

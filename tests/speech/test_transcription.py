@@ -1,5 +1,6 @@
 """Transcripts equal those of the transformers library token by token, with any drafter or none."""
 
+import dataclasses
 import functools
 import inspect
 import json
@@ -74,7 +75,7 @@ def test_tokens_are_those_of_transformers(name):
 
 def test_long_audio_is_cut_at_the_timestamps_of_transformers():
     draft = speech("distilled")
-    result = transcribe(KEY, LONG, target=speech("multilingual"), draft=draft, language="en", timestamps=True)
+    result = transcribe(KEY, LONG, target=speech("multilingual"), draft=draft, language="en", timestamps="always")
     for transcript, theirs in zip(result.transcripts, generated("multilingual")["segments"], strict=True):
         ours = [(segment.start, segment.end) for segment in transcript.segments]
         np.testing.assert_allclose(ours, [(s["start"], s["end"]) for s in theirs], rtol=0, atol=1e-6)
@@ -82,6 +83,30 @@ def test_long_audio_is_cut_at_the_timestamps_of_transformers():
         rows = [s["tokens"][:-1] if min(s["tokens"][-2:]) >= 71 else s["tokens"] for s in theirs]
         assert transcript.tokens.tolist() == list(chain.from_iterable(rows))
     assert len({segment.end for segment in result.transcripts[0].segments}) > 3
+
+
+def test_timestamps_are_the_default_for_sounds_longer_than_a_window():
+    hear = functools.partial(
+        transcribe, KEY, target=speech("multilingual"), draft=None, language="en", max_new_tokens=12, batch_size=1
+    )
+    auto = hear([LONG[1], SHORT[0]])
+    assert tokens(auto) == [*tokens(hear([LONG[1]], timestamps="always")), *tokens(hear([SHORT[0]]))]
+    assert tokens(auto)[0][0] >= 71
+    assert [segment.start for segment in auto.transcripts[0].segments] != [0.0, 2.0]
+    assert auto.transcripts[1].segments[0][:2] == (0.0, 1.3)
+
+
+def test_adjacent_windows_are_for_sounds_of_a_window_and_checkpoints_without_timestamps():
+    target, long, exact = speech("multilingual"), LONG[1], LONG[0][:32_000]
+    without = target._replace(settings=dataclasses.replace(target.settings, no_timestamps_token=None))
+
+    def timed(sound, target, timestamps):
+        return transcription._sound("sound", sound, target, timestamps).timestamps
+
+    assert [timed(sound, target, "auto") for sound in (exact, long)] == [False, True]
+    assert [timed(sound, target, "always") for sound in (exact, long)] == [True, True]
+    assert [timed(sound, target, "never") for sound in (exact, long)] == [False, False]
+    assert not timed(long, without, "auto")
 
 
 def test_an_english_model_with_windows_of_30_seconds():
@@ -110,7 +135,7 @@ def test_windows_of_one_sound_are_transcribed_as_utterances():
     sounds = [waveform(6, 3.9), waveform(7, 1.1)]
     parts = [sounds[0][:32_000], sounds[1], sounds[0][32_000:]]
     seen = []
-    hear = functools.partial(transcribe, KEY, target=speech("multilingual"), draft=None)
+    hear = functools.partial(transcribe, KEY, target=speech("multilingual"), draft=None, timestamps="never")
     whole = hear(sounds, batch_size=1, progress_fn=lambda *seconds: seen.append([round(s, 6) for s in seconds]))
     assert seen == [[2.0, 5.0], [3.1, 5.0], [5.0, 5.0]]
     # The language detected in the first window is used in the second.
@@ -142,6 +167,7 @@ def test_a_sampled_text_depends_on_its_key_and_its_window_alone():
     hear = functools.partial(
         transcribe,
         target=speech("multilingual"),
+        timestamps="never",
         draft=speech("distilled"),
         language="en",
         sampling=SAMPLED,
@@ -186,6 +212,7 @@ def test_no_sounds_and_an_empty_sound_have_empty_transcripts():
         ({"max_new_tokens": 97}, "max_new_tokens must be from 1 to 96, the model's limit; got 97"),
         ({"max_new_tokens": 0}, "max_new_tokens must be from 1 to 96, the model's limit; got 0"),
         ({"sampling": ss.SamplingParams(np.zeros(3))}, "sampling must hold scalars"),
+        ({"timestamps": "yes"}, "timestamps must be one of auto, always, never; got 'yes'"),
         ({"batch_size": 0}, "batch_size must be at least 1; got 0"),
         ({"waveforms": [np.zeros(9, int)]}, "waveforms[0] must be a floating-point array of shape [N]"),
         ({"waveforms": [np.zeros(9, "f"), np.full(9, np.inf, "f")]}, "waveforms[1] must be finite"),
