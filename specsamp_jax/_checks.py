@@ -20,7 +20,7 @@ _ARRAYS = (jax.Array, np.ndarray, np.generic)
 Size = Any
 """A size: an int, or a symbolic dimension of `jax.export`."""
 
-_LARGEST = 2**31 - 1
+LARGEST = 2**31 - 1
 """The largest int32, in which token ids and counts are kept."""
 
 
@@ -75,7 +75,7 @@ def count(name: str, value: Any, lowest: int) -> None:
         raise ValueError(f"{name} must be a Python int of at least {lowest}; got {_describe(value)}.")
     if value < lowest:
         raise ValueError(f"{name} must be at least {lowest}; got {value}.")
-    if value > _LARGEST:
+    if value > LARGEST:
         raise ValueError(f"{name} must be below 2**31; got {value}.")
 
 
@@ -100,7 +100,7 @@ def real(name: str, value: Any, batch_size: Size, high: int | float, off: str) -
     """A number from 0 to `high`, or an array of them with shape [] or [B]. `off` explains 0 or `high` in the error."""
     _number(name, value, batch_size)
     # JAX converts a Python int to int32.
-    if isinstance(value, int) and value > _LARGEST:
+    if isinstance(value, int) and value > LARGEST:
         raise ValueError(f"{name} must be below 2**31 where it is a Python int; got {value}. Is it meant as a float?")
     _at_most(name, value, high, off)
 
@@ -110,7 +110,7 @@ def whole(name: str, value: Any, batch_size: Size, off: str) -> None:
     _number(name, value, batch_size)
     if isinstance(value, float) or (isinstance(value, _ARRAYS) and not _is(jnp.integer, value)):
         raise ValueError(f"{name} must be a whole number; got {_describe(value)}.")
-    _at_most(name, value, _LARGEST, off)
+    _at_most(name, value, LARGEST, off)
 
 
 def token_ids(name: str, value: Any, vocab_size: int) -> None:
@@ -130,10 +130,10 @@ def token_ids(name: str, value: Any, vocab_size: int) -> None:
 def int32(tokens: Any) -> jax.Array:
     """Token ids as int32. Ids beyond int32 are clipped to it, which no vocabulary contains."""
     if tokens.dtype.itemsize > 4 or tokens.dtype == np.uint32:
-        lowest = max(jnp.iinfo(tokens.dtype).min, -_LARGEST)
+        lowest = max(jnp.iinfo(tokens.dtype).min, -LARGEST)
         # JAX would cut NumPy's 64 bits to 32 before it clips them.
         numpy = isinstance(tokens, np.ndarray | np.generic)
-        tokens = np.clip(np.asarray(tokens), lowest, _LARGEST) if numpy else jnp.clip(tokens, lowest, _LARGEST)
+        tokens = np.clip(np.asarray(tokens), lowest, LARGEST) if numpy else jnp.clip(tokens, lowest, LARGEST)
     return jnp.asarray(tokens.astype(np.int32))
 
 
@@ -293,7 +293,7 @@ def end_tokens(eos_token: Any, vocab_size: int | None) -> None:
     """None, an id, or a sequence or one-axis array of ids; below V if `vocab_size` is not None."""
     if eos_token is None:
         return
-    highest = _LARGEST if vocab_size is None else vocab_size - 1
+    highest = LARGEST if vocab_size is None else vocab_size - 1
     message = f"eos_token must be None, a token id from 0 to {highest}, or several of them; got {{}}."
     several = isinstance(eos_token, Sequence) and not isinstance(eos_token, str | bytes)
     for value in eos_token if several else (eos_token,):
@@ -305,16 +305,6 @@ def end_tokens(eos_token: Any, vocab_size: int | None) -> None:
         ids = _concrete(value)
         if ids is not None and not np.all((ids >= 0) & (ids <= highest)):
             raise ValueError(message.format(ids))
-
-
-def draft_state(expected: Any, state: Any) -> None:
-    """A state with the structure of this drafter's cache."""
-    structure, found = jax.tree.structure(expected), jax.tree.structure(state)
-    if structure != found:
-        raise ValueError(
-            f"state.draft_state must be the drafter's own cache, {structure}; got {found}. "
-            "Was the state made by `init` with another `draft`?"
-        )
 
 
 def model_output(result: Any, tokens: Any) -> None:

@@ -1,11 +1,11 @@
 """Estimates the memory of a generation before it is compiled."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import jax
 
 from specsamp_jax._types import Model
+from specsamp_jax.decoding.memory import free_bytes, gigabytes, num_bytes
 
 _LONGEST_DRAFT = 32  # of `--num-draft`
 
@@ -41,28 +41,11 @@ def check(
     allowed = "" if max_length is None else f" The target was trained on texts of up to {max_length:,} tokens."
     raise ValueError(
         f"{batch_size} x {max_new_tokens:,} new tokens after prompts of up to {prompt_length:,} would take "
-        f"{_gigabytes(caches)} for the caches and {_gigabytes(scores)} for the attention scores of the prompts, and "
-        f"{_gigabytes(free)} are free.{allowed}"
+        f"{gigabytes(caches)} for the caches and {gigabytes(scores)} for the attention scores of the prompts, and "
+        f"{gigabytes(free)} are free.{allowed}"
     )
-
-
-def free_bytes() -> int | None:
-    """Returns the memory that is free where the models run; None if the device does not tell."""
-    statistics = jax.devices()[0].memory_stats()
-    if statistics and "bytes_limit" in statistics:
-        return statistics["bytes_limit"] - statistics.get("bytes_in_use", 0)
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return None
-    return next((1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")), None)
 
 
 def _cache_bytes(model: Model) -> int:
     """The bytes of a cache per row and position."""
-    cache = jax.eval_shape(lambda: model.init_cache_fn(1, 1))
-    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(cache))
-
-
-def _gigabytes(num_bytes: int) -> str:
-    return f"{num_bytes / 1e9:,.1f} GB"
+    return num_bytes(jax.eval_shape(lambda: model.init_cache_fn(1, 1)))

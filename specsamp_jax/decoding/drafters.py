@@ -237,8 +237,6 @@ def first_logits(
 
     The model reads each row's last two tokens: if a step accepts all its drafts, the last of them is not in the cache.
     """
-    expected = jax.eval_shape(lambda: model.init_cache_fn(*tokens.shape))
-    _checks.draft_state(expected, cache)
     positions = jnp.maximum(lengths[:, None] - jnp.array([2, 1]), 0)
     logits, cache = apply(model, jnp.take_along_axis(tokens, positions, 1), positions, cache)
     return logits[:, -1], cache

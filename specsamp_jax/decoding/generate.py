@@ -12,11 +12,11 @@ from jaxtyping import Array, Int
 
 from specsamp_jax import _checks
 from specsamp_jax._types import Generation, KeyLike, Model, SamplingParams, Stats
-from specsamp_jax.decoding import static
+from specsamp_jax.decoding import checks, static
 from specsamp_jax.decoding.drafters import Drafter, ProcessLogitsFn
 from specsamp_jax.decoding.num_draft import NumDraft, compiled_lengths, split
 from specsamp_jax.decoding.stateful_rule import VerifyFn
-from specsamp_jax.decoding.step import DecodeState, StepInfo, check_values, init, resolve, step
+from specsamp_jax.decoding.step import DecodeState, StepInfo, init, resolve, step
 from specsamp_jax.rules.verify import verify
 from specsamp_jax.sampling import streams
 
@@ -68,7 +68,8 @@ def generate(
       A `Generation`.
 
     Raises:
-      ValueError: An argument has a wrong shape, type or value.
+      ValueError: An argument has a wrong shape, type or value, or the text and the caches of `max_new_tokens` need
+        more memory than is free.
 
     Source: Leviathan et al. (2023, arXiv 2211.17192); the loop of Chen et al. (2023, arXiv 2302.01318).
 
@@ -192,7 +193,7 @@ def _prepare(
     drafter, num_draft = resolve(draft, num_draft)
     num_draft, costs = split(num_draft)
     sizes = {"num_draft": num_draft, "max_new_tokens": max_new_tokens}
-    check_values(prompt, prompt_lengths, eos_token, target, drafter, **sizes)
+    checks.values(prompt, prompt_lengths, eos_token, target, drafter, **sizes)
     data = target, drafter, traced, static.pad_end_tokens(eos_token), processor_data
     statics = {"fixed": fixed, "num_draft": num_draft, "verify_fn": verify_fn, "processor": processor}
     return keys, costs, data, statics
@@ -214,7 +215,7 @@ def _count(stats: Stats, info: StepInfo) -> Stats:
 
 
 def _generation(state: DecodeState, stats: Stats, length: int) -> Generation:
-    return Generation(state.tokens[:, :length], state.lengths, state.log_probs[:, :length], stats, state.verify_state)
+    return Generation(state.tokens[:, :length], state.lengths, state.log_probs, stats, state.verify_state)
 
 
 _STEP_STATICS = ("fixed", "num_draft", "verify_fn", "processor")

@@ -27,11 +27,17 @@ def prefill(model: Model, tokens: Int[Array, "B W"], max_length: int) -> Any:
     return _first_pass(model, tokens, max_length=max_length)[1]
 
 
+def output_shapes(model: Model, shape: tuple[int, int], max_length: int) -> tuple[Any, Any]:
+    """Shapes of logits of no tokens `[B, 0, V]` and of the cache, for prompts of this shape.
+
+    Traces the same function as `prefill`, which reuses it.
+    """
+    return _first_pass.eval_shape(model, jax.ShapeDtypeStruct(shape, jnp.int32), max_length=max_length)
+
+
 def vocab_size(model: Model, shape: tuple[int, int], max_length: int) -> int:
-    """V of the model's logits, for prompts of this shape. Traces the same function as `prefill`, which reuses it."""
-    tokens = jax.ShapeDtypeStruct(shape, jnp.int32)
-    logits, _ = _first_pass.eval_shape(model, tokens, max_length=max_length)
-    return logits.shape[-1]
+    """V of the model's logits, for prompts of this shape."""
+    return output_shapes(model, shape, max_length)[0].shape[-1]
 
 
 @functools.partial(jax.jit, static_argnames=("max_length",))

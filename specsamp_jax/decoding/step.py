@@ -13,9 +13,9 @@ from jaxtyping import Array, Bool, Float, Int
 
 from specsamp_jax import _checks
 from specsamp_jax._types import PAD_TOKEN, Draft, KeyLike, Model, SamplingParams
+from specsamp_jax.decoding import checks, memory
 from specsamp_jax.decoding import num_draft as num_draft_module
 from specsamp_jax.decoding.catch_up import catch_up
-from specsamp_jax.decoding.confidence import ConfidenceDrafter
 from specsamp_jax.decoding.drafters import Drafter, ModelDrafter, ProcessLogitsFn, append
 from specsamp_jax.decoding.keys import step_keys
 from specsamp_jax.decoding.model_call import apply, prefill, vocab_size
@@ -25,7 +25,9 @@ from specsamp_jax.rules.verify import verify
 
 
 class DecodeState(NamedTuple):
-    """State between steps. W = L + the longest draft length, because a step may draft beyond a row's limit.
+    """State between steps. L is P + `max_new_tokens`.
+
+    W = L + the longest draft length, because a step may draft beyond a row's limit.
 
     Attributes:
       tokens: The text of each row, then `PAD_TOKEN`.
@@ -44,7 +46,7 @@ class DecodeState(NamedTuple):
     lengths: Int[Array, "B"]
     limits: Int[Array, "B"]
     finished: Bool[Array, "B"]
-    log_probs: Float[Array, "B W"]
+    log_probs: Float[Array, "B L"]
     num_draft: Int[Array, "B"]
     target_cache: Any
     draft_state: Any
@@ -109,6 +111,7 @@ def init(
     # Columns past a prompt's length are fed as token 0: their cache entries are replaced before they are attended.
     fed = jnp.where(inside, prompt, 0).astype(jnp.int32)
     buffer_length = width + max_new_tokens + longest
+    memory.check(prompt, checks.models(target, drafter), max_new_tokens=max_new_tokens, longest_draft=longest)
     if not isinstance(prompt, Tracer):
         _checks.prompt_ids(prompt, prompt_lengths, vocab_size(target, (batch_size, width), buffer_length))
     tokens = jnp.pad(jnp.where(inside, fed, PAD_TOKEN), ((0, 0), (0, buffer_length - width)), constant_values=PAD_TOKEN)
@@ -119,7 +122,7 @@ def init(
         lengths=prompt_lengths,
         limits=prompt_lengths + max_new_tokens,
         finished=jnp.zeros((batch_size,), bool),
-        log_probs=jnp.zeros(tokens.shape, jnp.float32),
+        log_probs=jnp.zeros((batch_size, width + max_new_tokens), jnp.float32),
         num_draft=first_num_draft,
         target_cache=prefill(target, fed, buffer_length),
         draft_state=() if drafter is None else drafter.init(fed, buffer_length),
@@ -162,7 +165,9 @@ def step(
     drafter, num_draft = resolve(draft, num_draft)
     keys = step_keys(key, state.lengths, drafter, verify_fn)
     compiled = num_draft_module.compiled_lengths(num_draft)
-    buffer_length = state.tokens.shape[1] - compiled[-1]
+    buffer_length = state.log_probs.shape[1]
+    checks.widths(state.tokens, state.log_probs, compiled[-1])
+    checks.draft_state(drafter, state.draft_state, state.tokens)
 
     def process(tokens, lengths, logits):
         if process_logits_fn is None:
@@ -251,25 +256,6 @@ def resolve(draft: Model | Drafter | None, num_draft: NumDraft) -> tuple[Drafter
     if draft is None:
         return None, 0
     return ModelDrafter(draft) if isinstance(draft, Model) else draft, num_draft
-
-
-def check_values(
-    prompt: Any,
-    prompt_lengths: Any,
-    eos_token: Any,
-    target: Model,
-    drafter: Drafter | None,
-    *,
-    num_draft: NumDraft,
-    max_new_tokens: int,
-) -> None:
-    """Raises ValueError if ids are outside the target's vocabulary, or parameters of the drafter out of range."""
-    if isinstance(drafter, ModelDrafter | ConfidenceDrafter):
-        drafter.check(prompt.shape[0])
-    buffer_length = prompt.shape[1] + max_new_tokens + num_draft_module.compiled_lengths(num_draft)[-1]
-    size = vocab_size(target, prompt.shape, buffer_length)
-    _checks.prompt_ids(prompt, prompt_lengths, size)
-    _checks.end_tokens(eos_token, size)
 
 
 def eos_tokens(eos_token: int | Sequence[int] | Int[Array, "E"] | None) -> Int[Array, "E"]:

@@ -11,10 +11,13 @@ import pytest
 import tables
 
 import specsamp_jax as ss
+from specsamp_jax.decoding import memory
 
 pytestmark = pytest.mark.optimised(False)
 
 TARGET, DRAFT = tables.model(tables.table(0)), tables.model(tables.table(1))
+NO_CACHE = ss.Model(np.eye(4), lambda eye, tokens, positions, cache: (eye[tokens], cache), lambda *sizes: ())
+NARROW = ss.Model(DRAFT.params, DRAFT.apply_fn, lambda *sizes: tables.init_cache_fn(*sizes)[..., None])
 PROMPT = np.array([[1, 2, 3], [2, 0, 0], [3, 1, 0]])
 V = tables.VOCAB
 PROMPT_MESSAGE = f"prompt must hold token ids from 0 to V - 1 = {V - 1}, the target's vocabulary; got "
@@ -97,12 +100,69 @@ def test_padding_of_a_prompt_may_hold_any_ids():
     assert (result.tokens == expected.tokens).all()
 
 
-def test_a_state_of_another_drafter_raises_an_error():
-    models = {"target": TARGET, "num_draft": 2}
-    state = jax.eval_shape(functools.partial(ss.init, **models, draft=ss.NGramDrafter(), max_new_tokens=3), PROMPT)
-    for draft in (DRAFT, ss.ConfidenceDrafter(DRAFT)):
-        with pytest.raises(ValueError, match="Was the state made by `init` with another `draft`"):
-            jax.eval_shape(functools.partial(ss.step, **models, draft=draft), jax.random.key(0), state)
+@pytest.mark.parametrize(
+    ("first", "second", "message"),
+    [
+        ((None, 4), (NO_CACHE, 4), "state must have 4 columns in tokens [B, W] for drafts after those of log_probs"),
+        (
+            (ss.NGramDrafter(), 2),
+            (ss.NGramDrafter(), 3),
+            "got 2, of W = 8 and L = 6. Was the state made by `init` with",
+        ),
+        ((DRAFT, 2), (None, 2), "state must have 0 columns in tokens [B, W] for drafts"),
+        ((ss.NGramDrafter(), 2), (DRAFT, 2), "Was the state made by `init` with another `draft`?"),
+        (
+            (ss.NGramDrafter(), 2),
+            (ss.ConfidenceDrafter(DRAFT), 2),
+            "Was the state made by `init` with another `draft`?",
+        ),
+        ((DRAFT, 2), (ss.NGramDrafter(), 2), "state.draft_state must be the drafter's own, PyTreeDef(()); got"),
+        ((DRAFT, 2), (NARROW, 2), "state.draft_state must be the drafter's own, [(3, 8, 1)]; got [(3, 8)]."),
+    ],
+)
+def test_a_state_of_another_drafter_raises_an_error(first, second, message):
+    def run(key, prompt):
+        state = ss.init(prompt, target=TARGET, draft=first[0], num_draft=first[1], max_new_tokens=3)
+        return ss.step(key, state, target=TARGET, draft=second[0], num_draft=second[1])
+
+    with pytest.raises(ValueError, match=re.escape(message)):
+        jax.eval_shape(run, jax.random.key(0), PROMPT)
+
+
+@pytest.mark.parametrize("draft", [DRAFT, ss.ConfidenceDrafter(DRAFT)])
+def test_a_text_that_memory_cannot_hold_is_reported_before_it_is_allocated(monkeypatch, draft):
+    models = {"target": TARGET, "draft": draft, "num_draft": 2}
+    calls = (
+        functools.partial(ss.generate, jax.random.key(0)),
+        lambda prompt, **options: next(ss.stream(jax.random.key(0), prompt, **options)),
+        ss.init,
+    )
+    # Ids and log-probabilities of the state and of the result, and two caches of int32.
+    needed = 3 * (3 + 7 + 2) * (16 + 2 * 4)
+    asked = []
+
+    def free_bytes(platform):
+        asked.append(platform)
+        return needed - 1
+
+    monkeypatch.setattr(memory, "free_bytes", free_bytes)
+    for call in calls:
+        with pytest.raises(
+            ValueError, match=re.escape("max_new_tokens = 7 after prompts of 3 tokens, with drafts of 2")
+        ):
+            call(PROMPT, **models, max_new_tokens=7)
+    assert asked == [jax.default_backend()] * 3
+    # A program that is traced may run elsewhere.
+    jax.eval_shape(functools.partial(ss.init, **models, max_new_tokens=7), PROMPT)
+    for free in (needed, None):
+        monkeypatch.setattr(memory, "free_bytes", lambda platform, free=free: free)
+        memory.check(PROMPT, (TARGET, DRAFT), max_new_tokens=7, longest_draft=2)
+    monkeypatch.undo()
+    assert 10**8 < memory.free_bytes() < 10**14
+    with pytest.raises(
+        ValueError, match=re.escape("take 2,147,483,648 positions per row; positions must be below 2**31")
+    ):
+        jax.eval_shape(functools.partial(ss.init, **models, max_new_tokens=2**31 - 5), PROMPT)
 
 
 def test_init_and_step_look_at_ids_too():

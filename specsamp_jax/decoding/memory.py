@@ -1,0 +1,87 @@
+"""Memory of a generation, computed from shapes before anything is allocated."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.core import Tracer
+
+from specsamp_jax import _checks
+from specsamp_jax._types import Model
+from specsamp_jax.decoding.model_call import output_shapes
+
+_TOKEN_BYTES = 16
+"""Bytes per token of the text: an int32 id and a float32 log-probability, in the state and in a result."""
+
+
+def check(prompt: Any, models: Sequence[Model], *, max_new_tokens: int, longest_draft: int) -> None:
+    """Raises ValueError if the state of a generation cannot be indexed, or needs more memory than is free.
+
+    Counted are the text and the caches of the models, which any generation holds; activations are not. Free is the
+    memory of all devices of the platform that has the weights, because caches may be sharded. A traced prompt is not
+    compared with the memory of this machine: its program may run on another.
+
+    Args:
+      prompt: Token ids `[B, P]`.
+      models: The models that keep a cache.
+      max_new_tokens: Most tokens that a row may gain.
+      longest_draft: The longest draft of a step.
+    """
+    batch_size, width = prompt.shape
+    length = width + max_new_tokens + longest_draft
+    if isinstance(length, int) and length > _checks.LARGEST:
+        sizes = _describe(width, max_new_tokens, longest_draft)
+        raise ValueError(f"{sizes} take {length:,} positions per row; positions must be below 2**31.")
+    if isinstance(prompt, Tracer):
+        return
+    caches = sum(num_bytes(output_shapes(model, prompt.shape, length)[1]) for model in models)
+    text = _TOKEN_BYTES * batch_size * length
+    platform = _platform(models)
+    free = free_bytes(platform)
+    if free is None:
+        return
+    free *= 1 if platform == "cpu" else jax.device_count(platform)
+    if text + caches > free:
+        sizes = _describe(width, max_new_tokens, longest_draft)
+        raise ValueError(
+            f"{sizes} take {gigabytes(text)} for the text of {batch_size:,} rows and {gigabytes(caches)} for the "
+            f"caches, and {gigabytes(free)} are free. They are allocated before the first step."
+        )
+
+
+def free_bytes(platform: str | None = None) -> int | None:
+    """Returns the memory that is free on the first device of a platform (None: the default); None if not known."""
+    device = jax.local_devices(backend=platform)[0]
+    statistics = device.memory_stats()
+    if statistics and "bytes_limit" in statistics:
+        return statistics["bytes_limit"] - statistics.get("bytes_in_use", 0)
+    if device.platform != "cpu":
+        return None
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return None
+    return next((1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")), None)
+
+
+def num_bytes(shapes: Any) -> int:
+    """The bytes of arrays, or of shapes and dtypes."""
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))
+
+
+def gigabytes(count: int) -> str:
+    """Formats a number of bytes for a message."""
+    return f"{count / 1e9:,.1f} GB"
+
+
+def _describe(width: int, max_new_tokens: int, longest_draft: int) -> str:
+    return f"max_new_tokens = {max_new_tokens:,} after prompts of {width:,} tokens, with drafts of {longest_draft:,},"
+
+
+def _platform(models: Sequence[Model]) -> str:
+    """The platform that holds the weights; the default one if none is an array on a device."""
+    for leaf in jax.tree.leaves([model.params for model in models]):
+        if isinstance(leaf, jax.Array) and not isinstance(leaf, Tracer):
+            return next(iter(leaf.devices())).platform
+    return jax.default_backend()
