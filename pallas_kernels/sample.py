@@ -192,7 +192,10 @@ def _write_sums(part: Slice, weights_fn: Any, reference: Any, sums: Sums, tile_s
     count = len(part.tiles)
     for start in range(0, count, TILES_AT_ONCE):
         weights = [weights_fn(i) for i in range(start, min(start + TILES_AT_ONCE, count))]
-        scan.store_sums(tile_sums.at[pl.ds(start, len(weights))], scan.sum_vectors(weights, part.vec))
+        if len(weights) == 1:  # Mosaic stores no vector of one sum.
+            tile_sums[start] = jnp.sum(weights[0])
+        else:
+            scan.store_sums(tile_sums.at[pl.ds(start, len(weights))], scan.sum_vectors(weights, part.vec))
     for i in range(count):
         tile = i * part.num_blocks + part.block
         # Shared memory -> L2: one float32.

@@ -11,9 +11,10 @@ from jax import export
 from kernel_inputs import LOWERED
 
 import specsamp_jax as ss
-from pallas_kernels import config
+from pallas_kernels import config, slices
 from specsamp_jax._types import Draft, Filter, Uniforms
 from specsamp_jax.rules import kernels
+from specsamp_jax.sampling import kernels as sampling_kernels
 
 RULES = {
     "token": kernels.verify_token,
@@ -108,6 +109,18 @@ def step_arguments():
 
 
 @NO_GPU
+@pytest.mark.parametrize(
+    "num_tiles", [13, pytest.param(1, marks=pytest.mark.slow), pytest.param(3, marks=pytest.mark.slow)]
+)
+def test_sample_lowers_for_every_number_of_tiles_per_block(monkeypatch, num_tiles):
+    """Tiles are summed four at a time, and the last group may hold one tile: Whisper's vocabulary at B 256."""
+    monkeypatch.setattr(slices, "num_blocks", lambda *shape: 4)
+    vocab_size = 4 * 1024 * num_tiles - 1383
+    words, logits = arg(2, dtype=jnp.uint32), arg(8, vocab_size, dtype=jnp.bfloat16)
+    sample = functools.partial(sampling_kernels.sample, sampling=ss.SamplingParams(jnp.full(8, 0.7)))
+    assert launches(sample, (words, logits)) == 1
+
+
 @pytest.mark.parametrize("rule", [ss.verify, ss.verify_sigmoid])
 def test_one_implementation_for_each_platform_that_is_compiled_for(rule):
     def text(platform):
