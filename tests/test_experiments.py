@@ -1,6 +1,7 @@
 """The rules that the experiments compare, and the closed form of what they emit, against the oracle."""
 
 import functools
+import json
 import os
 import subprocess
 import sys
@@ -15,7 +16,11 @@ import numpy as np
 import oracle
 import pack
 import pytest
+import report
+import rows as page_rows
 import safetensors.numpy
+import score
+import settings
 import summarization_data
 from inputs import QUICK
 
@@ -196,6 +201,76 @@ def test_weights_of_four_bits_are_packed_without_loss(tmp_path):
     assert np.array_equal(found["matrix"], matrix)
     assert np.array_equal(found["vector"], vector)
     assert (tmp_path / "to" / "config.json").read_text() == "{}"
+
+
+# The page
+
+
+def table(tmp_path, rows, **about):
+    """A table of summaries with these rows."""
+    about = {
+        "models": "two models",
+        "metric": "rouge",
+        "groups": {"Debian": 9},
+        "all_texts": 9,
+        "machines": [],
+        **about,
+    }
+    rows = [*rows, {"kind": "trivial", "method": "trivial", "texts": 9, "quality": [9.0, 9.0, 9.0]}]
+    (tmp_path / "summarization.json").write_text(json.dumps({"about": about, "rows": rows}))
+    return page_rows.Table(tmp_path / "summarization.json")
+
+
+def texts(method, **values):
+    """A row of texts."""
+    numbers = {"texts": 9, "quality": [30.0, 30.0, 9.0], "tokens": 10.0, "calls": 5.0, "batch_calls": 6.0, "ms": 2.0}
+    return {"kind": "text", "method": method, "acceptance": [0.5], "accepted": 0.5, **numbers, **values}
+
+
+@pytest.mark.parametrize(
+    ("difference", "words"),
+    [
+        ([0.0, -1.0, 1.0], "equal within the margin"),
+        ([0.0, -1.1, 1.0], "not decided"),
+        ([-2.0, -3.0, -1.1], "worse by more than the margin"),
+        ([-1.0, -3.0, -0.1], "worse, perhaps within the margin"),
+        ([2.0, 1.1, 3.0], "better by more than the margin"),
+    ],
+)
+def test_a_verdict_compares_the_whole_interval_with_the_margin(tmp_path, difference, words):
+    row = texts("ours", difference=difference)
+    assert page_rows.verdict(table(tmp_path, [row]), row) == words
+
+
+def test_a_claim_without_its_row_says_that_it_is_not_measured(tmp_path):
+    rows = [texts("baseline"), texts("sigmoid 2e4", difference=[-9.0, -10.0, -8.0])]
+    text = report.page([table(tmp_path, rows, missing={"text": {}, "call": {"defaults": ["ours"]}})], ".")
+    assert "- Calls not measured yet: all." in text
+    assert "**Summarisation**\n\n- Not measured yet." in text.partition("## Is one call faster?")[2]
+    # Calls per text are there, the time of a call is not.
+    ratio = next(line for line in text.splitlines() if line.startswith("| sigmoid 2e4 / baseline ("))
+    assert ratio.endswith("| 5 | 8 | 1.00 | not measured yet | not measured yet |")
+
+
+def test_a_share_of_wall_time_needs_texts_and_calls_of_one_program(tmp_path):
+    calls = [{"kind": "call", "method": method, "us": 50.0} for method in ("baseline", "ours")]
+    rows = [texts("baseline"), texts("ours"), *calls]
+    found = table(tmp_path, rows, kernels={"text": False, "call": True})
+    baseline, ours = found.all("text")
+    assert baseline["share"] == pytest.approx(6 * 0.05 / 9 / 2)
+    assert "share" not in ours
+    assert "share" in table(tmp_path, rows).all("text")[1]
+
+
+def test_settings_without_a_row_are_listed(tmp_path, monkeypatch):
+    folder = tmp_path / "summarization"
+    folder.mkdir()
+    (folder / "task.json").write_text(json.dumps({"metric": "rouge", "references": []}))
+    wanted = [{"method": ("ours", "exact"), "top_k": (50,)}, {"method": ("ours",), "seed": (0, 1)}]
+    monkeypatch.setattr(settings, "BLOCKS", wanted)
+    names = [each.name for each in settings.expand(wanted) if each.method == "ours" and not each.seed]
+    (folder / "runs.jsonl").write_text("".join(json.dumps({"name": name}) + "\n" for name in names))
+    assert score.Tables(folder).missing("text") == {"top-k 50": ["exact"], "more seeds": ["ours"]}
 
 
 # The command

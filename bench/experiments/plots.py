@@ -1,7 +1,9 @@
-"""Plots of the experiments: times, quality against speed, and total variation."""
+"""Plots of the experiments: times of calls, differences of quality, and total variation."""
 
 from pathlib import Path
 from typing import Any
+
+from rows import EXACT_METHODS, MARGINS
 
 COLORS = {"exact": "#00796b", "sigmoid": "#d9730d", "calibrated": "#6a4fb3", "alone": "#6b7280"}
 
@@ -14,9 +16,23 @@ def color(method: str) -> str:
     return COLORS["exact"]
 
 
+QUESTIONS = {
+    "calls": "Is one call faster?",
+    "quality": "What does it cost in quality, at a fixed draft length, and at what acceptance?",
+    "laws": "What does it emit: the target's law, or the drafter's?",
+}
+"""The claim that each plot stands under."""
+
+HEIGHTS = {"calls": 4.6, "quality": 3.8, "laws": 4.6}
+
+
 def names(table: Any) -> dict[str, str]:
     """The plots of a table by file name, with their titles."""
-    found = {"calls": "Time of one sampling call", "quality": "Quality and tokens per call", "laws": "Emitted law"}
+    found = {
+        "calls": "Device time of one sampling call",
+        "quality": "Difference to the target alone",
+        "laws": "Emitted law",
+    }
     kinds = {"calls": "call", "quality": "text", "laws": "law"}
     return {f"experiments_{table.name}_{name}": title for name, title in found.items() if table.all(kinds[name])}
 
@@ -36,8 +52,8 @@ def draw(table: Any, folder: Path) -> None:
     }
     with plt.rc_context({**style, "svg.hashsalt": "specsamp", "font.family": "sans-serif"}):
         for name, title in names(table).items():
-            figure, axes = plt.subplots(figsize=(6.8, 3.6))
             kind = name.rpartition("_")[2]
+            figure, axes = plt.subplots(figsize=(6.8, HEIGHTS[kind]))
             {"calls": _calls, "quality": _quality, "laws": _laws}[kind](axes, table)
             axes.set_title(f"{title}: {table.about['models']}", fontsize=10, loc="left")
             figure.savefig(folder / f"{name}.svg", bbox_inches="tight", metadata={"Date": None})
@@ -50,35 +66,48 @@ def _calls(axes: Any, table: Any) -> None:
     methods = list(dict.fromkeys(method for found in rows.values() for method in found))
     height = 0.8 / max(len(rows), 1)
     for i, (size, found) in enumerate(rows.items()):
-        at = [j + height * i for j, method in enumerate(methods) if method in found]
         shown = [method for method in methods if method in found]
+        at = [methods.index(method) + height * i for method in shown]
         bars = [found[method]["us"] for method in shown]
-        axes.barh(
-            at, bars, height, color=[color(method) for method in shown], alpha=0.5 + 0.5 * i, label=f"{size} texts"
-        )
+        shade = 1 if i == len(rows) - 1 else 0.5
+        axes.barh(at, bars, height, color=[color(method) for method in shown], alpha=shade)
         for y, value in zip(at, bars, strict=True):
-            axes.text(value, y, f" {value:.0f} us, batch {size}", va="center", fontsize=8)
-    axes.set_yticks(range(len(methods)), methods)
+            axes.text(value, y, f" {value:.0f} us, {size} text{'s' * (size > 1)}", va="center", fontsize=7)
+    axes.set_yticks([i + height * (len(rows) - 1) / 2 for i in range(len(methods))], methods)
     axes.invert_yaxis()
     axes.set_xlabel("microseconds")
 
 
 def _quality(axes: Any, table: Any) -> None:
-    for method, row in table.methods("text"):
-        axes.plot(row["tokens_per_call"], row["quality"][0], "o", color=color(method))
-        axes.annotate(
-            method, (row["tokens_per_call"], row["quality"][0]), (4, 3), textcoords="offset points", fontsize=8
-        )
-    axes.set(xlabel="tokens per call", ylabel=f"{table.measure}, sampled, 5 drafts")
+    found = [(method, row) for method, row in table.methods("text") if "difference" in row]
+    margin = MARGINS[table.measure]
+    axes.axvspan(-margin, margin, color="#d5dbe1", lw=0)
+    for y, (method, row) in enumerate(found):
+        value, low, high = row["difference"]
+        axes.errorbar(value, y, xerr=[[value - low], [high - value]], fmt="o", ms=4, capsize=2, color=color(method))
+        drafts = f"{row['tokens_per_call']:.1f} tokens/call" if row["acceptance"] else ""
+        axes.text(1.01, y, drafts, transform=axes.get_yaxis_transform(), va="center", fontsize=8)
+    axes.set_yticks(range(len(found)), [method for method, _ in found])
+    axes.invert_yaxis()
+    better = "right" if table.measure == "ROUGE-L" else "left"
+    axes.set_xlabel(f"{table.measure}, points; {better} is better; grey: the margin named beforehand")
+
+
+BARS = {
+    "to_target": ("first token, to the target's law", COLORS["exact"]),
+    "to_draft": ("first token, to the drafter's law", COLORS["sigmoid"]),
+    "bonus_to_target": ("token after full acceptance, to the target's law", COLORS["alone"]),
+}
 
 
 def _laws(axes: Any, table: Any) -> None:
-    found = table.methods("law")
-    for shift, key, label in ((0, "to_target", "to the target's law"), (0.4, "to_draft", "to the drafter's law")):
-        at = [i + shift for i in range(len(found))]
-        shade = COLORS["exact"] if key == "to_target" else COLORS["sigmoid"]
-        axes.barh(at, [row[key] for _, row in found], 0.38, color=shade, label=label)
-    axes.set_yticks([i + 0.2 for i in range(len(found))], [method for method, _ in found])
+    found = [(method, row) for method, row in table.methods("law") if method not in EXACT_METHODS or method == "ours"]
+    for i, (key, (label, shade)) in enumerate(BARS.items()):
+        axes.barh(
+            [y + 0.27 * i for y in range(len(found))], [row[key] for _, row in found], 0.25, color=shade, label=label
+        )
+    labels = ["exact rules" if method == "ours" else method for method, _ in found]
+    axes.set_yticks([y + 0.27 for y in range(len(found))], labels)
     axes.invert_yaxis()
-    axes.legend(frameon=False)
-    axes.set_xlabel("total variation of the first emitted token")
+    axes.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.45, -0.14), fontsize=8)
+    axes.set(xlabel="total variation", xlim=(0, 1))

@@ -21,6 +21,9 @@ DEFAULT_SETTING = dict(DEFAULTS)
 DEFAULTS |= {"seeds": 1, "machine": 0, "empty": 0, "calibration": {}}
 """Values that a table leaves out."""
 
+PLAIN = {**DEFAULT_SETTING, "temperature": None}
+"""Settings of rows that are split by test set: the defaults, greedy or sampled."""
+
 WHERE = "models", "device", "cores", "jax", "python", "weights", "date"
 
 
@@ -42,6 +45,20 @@ def digits(value: float, number: int = 4) -> float:
     return float(f"{value:.{number}g}")
 
 
+def describe(row: dict[str, Any]) -> str:
+    """The settings of a row that are not the defaults, in words."""
+    parts = [
+        row["drafter"] if row["drafter"] != "model" else "",
+        "greedy" if row["temperature"] == 0 else "",
+        f"top-k {row['top_k']}" if row["top_k"] else "",
+        row["dtype"] if row["dtype"] != "float32" else "",
+        f"batch {row['batch_size']}" if row["batch_size"] != 8 else "",
+        row["num_draft"] if row["num_draft"] != "5" else "",
+        f"{row['seeds']} seeds" if row["seeds"] != 1 else "",
+    ]
+    return ", ".join(part for part in parts if part)
+
+
 class Tables:
     """The rows of one task, and the machines that they were computed on."""
 
@@ -50,6 +67,7 @@ class Tables:
         self.score_fn: Callable[..., metrics.Scores] = metrics.SCORERS[self.task["metric"]]
         self.machines: list[dict[str, Any]] = []
         self.rows: list[dict[str, Any]] = []
+        self.num_texts = len(self.task["references"])
 
     def machine(self, row: dict[str, Any]) -> int:
         """The index of a row's machine."""
@@ -67,6 +85,7 @@ class Tables:
         groups: dict[str, list[dict[str, Any]]] = {}
         for row in read(self.folder / "runs.jsonl"):
             groups.setdefault(row["name"].rpartition("|")[0], []).append(row)
+        self.num_texts = max(len(rows[0]["texts"]) for rows in groups.values())
         scores = {name: np.mean([self.scored(row["texts"]) for row in rows], 0) for name, rows in groups.items()}
         for name, rows in groups.items():
             found = setting(rows[0])
@@ -90,6 +109,11 @@ class Tables:
                 "ms": digits(1e3 * seconds / num_texts),
                 "empty": sum(not text for row in rows for text in row["texts"]),
             }
+            if len(drafted):
+                entry["accepted"] = digits(np.sum(accepted) / np.sum(drafted), 3)
+            if per_seed > 1:
+                times = [1e3 * row["seconds"] / num_texts for row in rows]
+                entry["ms_range"] = [digits(min(times)), digits(max(times))]
             decided = sum(row["calibration"].get("num_decided", 0) for row in rows)
             if decided:
                 mean, error = (sum(row["calibration"][k] for row in rows) / decided for k in ("sum_bound", "sum_error"))
@@ -100,16 +124,23 @@ class Tables:
                 other = other.replace("|n-grams|", "|model|")
                 if other in groups and name != other:
                     pair = scores[other][:num_texts]
-                    entry["difference"] = [digits(x, 3) for x in metrics.interval(scores[name], pair)]
+                    entry["difference"] = [digits(x) for x in metrics.interval(scores[name], pair)]
                     if entry["temperature"] == 0:
                         same = zip(rows[0]["texts"], groups[other][0]["texts"], strict=False)
                         entry["same"] = sum(a == b for a, b in same)
                     break
-            plain = {**found, "temperature": 1.0, "method": None} == {**DEFAULT_SETTING, "method": None}
+            settings = name.split("|", 1)[1]
+            if f"drafter alone|{settings}" in groups and not name.startswith(("target", "drafter")):
+                pair = scores[f"drafter alone|{settings}"]
+                entry["to_drafter"] = [digits(x) for x in metrics.interval(scores[name], pair)]
+            if entry["temperature"] == 0 and f"ours|{settings}" in groups:
+                same = zip(rows[0]["texts"], groups[f"ours|{settings}"][0]["texts"], strict=True)
+                entry["same_as_ours"] = sum(a == b for a, b in same)
+            plain = {**found, "temperature": None, "method": None} == {**PLAIN, "method": None}
             if plain and len(set(self.task["groups"])) > 1:
                 entry["groups"] = self.by_group(scores[name])
             self.rows.append({**entry, "machine": self.machine(rows[0])})
-        trivial = self.scored(self.task["trivial"])
+        trivial = self.scored(self.task["trivial"][: self.num_texts])
         quality = [digits(value) for value in metrics.percent(trivial)]
         self.rows.append({"kind": "trivial", "method": "trivial", "texts": len(trivial), "quality": quality})
 
@@ -125,17 +156,43 @@ class Tables:
             values = {key: digits(value) if isinstance(value, float) else value for key, value in values.items()}
             self.rows.append({"kind": kind, **setting(row), **values, "machine": self.machine(row)})
 
+    def missing(self, kind: str) -> dict[str, list[str]]:
+        """The settings that have no row of this kind, with their methods."""
+        import settings
+
+        blocks, file = {"text": (settings.BLOCKS, "runs.jsonl"), "call": (settings.CALLS, "calls.jsonl")}[kind]
+        names = {row["name"] for row in read(self.folder / file)}
+        found: dict[str, list[str]] = {}
+        for wanted in settings.expand(blocks):
+            if wanted.name not in names:
+                changed = {name: value for name, value in wanted._asdict().items() if name not in ("method", "seed")}
+                words = describe({**DEFAULTS, **changed}) or "defaults"
+                group = found.setdefault("more seeds" if wanted.seed else words, [])
+                if wanted.method not in group:
+                    group.append(wanted.method)
+        return found
+
     def write(self, path: Path) -> None:
         """One line per row."""
         about = {key: self.task[key] for key in ("models", "metric")} | {"machines": self.machines}
         training = caches.CACHE / self.folder.name.removesuffix("_quick") / "training.json"
         if training.exists() and "fixture" not in self.task["models"]:
-            about["training"] = json.loads(training.read_text())
-        sizes = {group: self.task["groups"].count(group) for group in sorted(set(self.task["groups"]))}
+            about["training"] = trained = json.loads(training.read_text())
+            # Folders of the machine are no part of the result.
+            options = trained.get("options", {}).items()
+            trained["options"] = {key: value for key, value in options if "/" not in value and value != "None"}
+        notes = self.folder / "notes.json"
+        if notes.exists():
+            about |= json.loads(notes.read_text())
+        if "fixture" not in self.task["models"]:
+            about["missing"] = {kind: self.missing(kind) for kind in ("text", "call")}
+        tested = self.task["groups"][: self.num_texts]
+        sizes = {group: tested.count(group) for group in sorted(set(tested))}
         kept = [{key: value for key, value in row.items() if DEFAULTS.get(key) != value} for row in self.rows]
         lines = ",\n".join(json.dumps(row, ensure_ascii=False, separators=(",", ":")) for row in kept)
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(f'{{"about":{json.dumps(about | {"groups": sizes})},\n"rows":[\n{lines}\n]}}\n')
+        about |= {"groups": sizes, "all_texts": len(self.task["groups"])}
+        path.write_text(f'{{"about":{json.dumps(about)},\n"rows":[\n{lines}\n]}}\n')
 
 
 def main() -> None:

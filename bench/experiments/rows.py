@@ -1,0 +1,139 @@
+"""The tables of a task as the page reads them: rows by method and settings, their labels, and numbers in words."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from score import DEFAULTS
+
+MARGINS = {"ROUGE-L": 1.0, "WER": 0.5}
+"""Differences to the target alone, in points, that count as none. Named before anything was run."""
+
+EXACT_METHODS = "baseline", "exact", "ours", "block"
+MISSING = "not measured yet"
+Row = dict[str, Any]
+
+
+class Table:
+    """The rows of a task, numbered by kind."""
+
+    def __init__(self, path: Path):
+        contents = json.loads(path.read_text())
+        self.name, self.about = path.stem, contents["about"]
+        self.title = {"asr": "Recognition", "summarization": "Summarisation"}[self.name]
+        self.rows: list[Row] = [{**DEFAULTS, **row} for row in contents["rows"]]
+        self.measure = {"rouge": "ROUGE-L", "wer": "WER"}[self.about["metric"]]
+        self.fixture = "fixture" in self.about["models"]
+        self.kernels: dict[str, bool] = self.about.get("kernels", {})
+        counts: dict[str, int] = {}
+        for row in self.rows:
+            counts[row["kind"]] = counts.get(row["kind"], 0) + 1
+            row["id"] = f"{self.name}-{row['kind']}-{counts[row['kind']]}"
+        for row in self.all("text"):
+            self._derive(row)
+
+    def _derive(self, row: Row) -> None:
+        """Adds what follows from a row of texts and from the time of its call: of one with 5 drafts by a model."""
+        row["tokens_per_call"] = row["tokens"] / row["calls"]
+        settings = {key: row[key] for key in ("temperature", "top_k", "dtype", "batch_size")}
+        call = self.find("call", row["method"], **settings)
+        if call:
+            row["call_us"], row["call_ms"] = call["us"], row["batch_calls"] * call["us"] / 1e3 / row["texts"]
+            # A share of wall time needs calls and texts that ran the same program.
+            if self.same_program(row):
+                row["share"] = row["call_ms"] / row["ms"]
+
+    def same_program(self, row: Row) -> bool:
+        """Whether the timed call of a row is the program that its texts ran: both with kernels, or a rule without."""
+        plain = row["method"] in ("baseline", "exact", "sigmoid as released") and not row["top_k"]
+        return plain or self.kernels.get("text", True) == self.kernels.get("call", True)
+
+    def find(self, kind: str, method: str, **settings: Any) -> Row | None:
+        """The row of a method with these settings and the defaults of the others, at any batch size for laws."""
+        wanted = {**DEFAULTS, **settings, "kind": kind, "method": method}
+        keys = "kind", "method", "drafter", "temperature", "top_k", "dtype", "batch_size", "num_draft"
+        found = [row for row in self.rows if "error" not in row and all(row.get(key) == wanted[key] for key in keys)]
+        if not found and self.fixture and "batch_size" not in settings:
+            return self.find(kind, method, **settings, batch_size=4)
+        return found[0] if found else None
+
+    def all(self, kind: str) -> list[Row]:
+        """All rows of a kind."""
+        return [row for row in self.rows if row["kind"] == kind]
+
+    def methods(self, kind: str, **settings: Any) -> list[tuple[str, Row]]:
+        """The methods that have a row of this kind with these settings, in the order of the page."""
+        order = ["target alone", "drafter alone", *EXACT_METHODS]
+        names = [*order, *(row["method"] for row in self.all(kind))]
+        return [(name, row) for name in dict.fromkeys(names) if (row := self.find(kind, name, **settings))]
+
+
+def short(name: str) -> str:
+    """The label of a row: S or A for the task, T, C or L for texts, calls or laws, and its number."""
+    task, kind, number = name.split("-")
+    return task[0].upper() + ("0" if kind == "trivial" else kind[0].upper() + number)
+
+
+def ref(*rows: Row) -> str:
+    """Links to rows."""
+    links = (f"[{short(row['id'])}](#{row['id']})" for row in rows)
+    return f"({', '.join(links)})"
+
+
+def cell(row: Row | None, text: str) -> str:
+    """A number that links to its row."""
+    return f"[{text}](#{row['id']})" if row else MISSING
+
+
+def line(cells: list[str]) -> str:
+    """A line of a table."""
+    return f"| {' | '.join(cells)} |"
+
+
+def grid(head: list[str], lines: list[list[str]]) -> list[str]:
+    """A table, with an empty line before and after it."""
+    return ["", line(head), line(["---"] * len(head)), *map(line, lines), ""]
+
+
+def signed(values: list[float]) -> str:
+    """A difference with its interval, in a table."""
+    value, low, high = values
+    return f"{value:+.2f} ({low:+.2f}, {high:+.2f})"
+
+
+def points(values: list[float]) -> str:
+    """A difference with its interval, in a sentence."""
+    value, low, high = values
+    return f"{value:+.2f} points ({low:+.2f} to {high:+.2f})"
+
+
+def change(new: float, old: float, less: str = "less") -> str:
+    """A relative change in words."""
+    percent = 100 * (new / old - 1)
+    return f"{abs(percent):.0f} % {less if percent < 0 else 'more'}"
+
+
+def span(values: list[float], form: str = ".0f") -> str:
+    """The smallest and the largest of some numbers."""
+    low, high = format(min(values), form), format(max(values), form)
+    return low if low == high else f"{low} to {high}"
+
+
+def verdict(table: Table, row: Row) -> str:
+    """The result of the equivalence test, with the margin named beforehand."""
+    _, low, high = row["difference"]
+    margin = MARGINS[table.measure]
+    if -margin <= low and high <= margin:
+        return "equal within the margin"
+    if low <= 0 <= high:
+        return "not decided"
+    word = "worse" if loses(table, row["difference"]) else "better"
+    return (
+        f"{word} by more than the margin" if min(abs(low), abs(high)) > margin else f"{word}, perhaps within the margin"
+    )
+
+
+def loses(table: Table, difference: list[float]) -> bool:
+    """Whether an interval lies on the side of worse quality: a higher ROUGE is better, a lower word error rate."""
+    _, low, high = difference
+    return high < 0 if table.measure == "ROUGE-L" else low > 0
