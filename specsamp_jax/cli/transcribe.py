@@ -13,7 +13,6 @@ from specsamp_jax.cli.folders import NGRAM, check_kind, check_option, draft_fold
 from specsamp_jax.cli.shared import (
     DTYPES,
     FOLDER,
-    FiniteRange,
     acceptance_line,
     check_target,
     say,
@@ -21,11 +20,12 @@ from specsamp_jax.cli.shared import (
     verbosity_options,
     warn_about_draft,
 )
+from specsamp_jax.cli.thresholds import sampling_options
 from specsamp_jax.cli.verification import make_rule, rule_options, warn_about_rule
 from specsamp_jax.decoding.drafters import Drafter, NGramDrafter
 from specsamp_jax.models.whisper.checkpoint import share_encoder
 from specsamp_jax.models.whisper.features import SAMPLE_RATE
-from specsamp_jax.speech import Segment, Speech, check_pair, load_speech, load_wav, transcribe
+from specsamp_jax.speech import Fallback, Segment, Speech, check_pair, load_speech, load_wav, transcribe
 
 
 @click.command("transcribe")
@@ -38,7 +38,7 @@ from specsamp_jax.speech import Segment, Speech, check_pair, load_speech, load_w
 @click.option(
     "--num-draft", type=click.IntRange(0, 32), default=5, show_default=True, help="Drafts per step; 0: no drafter."
 )
-@click.option("--temperature", type=FiniteRange(0), default=0.0, show_default=True, help="0 is greedy.")
+@sampling_options
 @rule_options
 @click.option("--batch-size", type=click.IntRange(1), default=8, show_default=True, help="Windows of 30 s at once.")
 @click.option("--max-new-tokens", type=click.IntRange(1), help="Most tokens per window. Default: the model's limit.")
@@ -56,7 +56,10 @@ def transcribe_command(
     task: str | None,
     timestamps: bool,
     num_draft: int,
-    temperature: float,
+    temperatures: tuple[float, ...],
+    compression_ratio_threshold: float | None,
+    logprob_threshold: float | None,
+    no_speech_threshold: float | None,
     rule: str,
     alpha: float | None,
     beta: float | None,
@@ -83,7 +86,8 @@ def transcribe_command(
         language=language,
         task=task,
         timestamps="always" if timestamps else "auto",
-        sampling=SamplingParams(temperature),
+        sampling=SamplingParams(temperatures[0]),
+        fallback=Fallback(temperatures[1:], compression_ratio_threshold, logprob_threshold, no_speech_threshold),
         max_new_tokens=max_new_tokens,
         batch_size=batch_size,
         verify_fn=verify_fn,
@@ -101,7 +105,9 @@ def transcribe_command(
             click.echo(name + line)
     length = sum(waveform.size for waveform in waveforms) / SAMPLE_RATE
     say(_summary(result.stats, length, seconds, models[1]))
-    warn_about_rule(rule, result.verify_states, is_greedy=temperature == 0)
+    if result.num_silent or result.num_again:
+        say(f"windows without speech: {result.num_silent}; decoded again at a higher temperature: {result.num_again}")
+    warn_about_rule(rule, result.verify_states, is_greedy=temperatures[0] == 0 and not result.num_again)
 
 
 def _load(target: Path, draft: str | None, dtype: str) -> tuple[Speech, Speech | Drafter | None]:

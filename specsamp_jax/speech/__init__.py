@@ -4,9 +4,10 @@ from specsamp_jax.speech.audio import load_wav as load_wav
 from specsamp_jax.speech.audio import resample as resample
 from specsamp_jax.speech.checkpoint import Speech as Speech
 from specsamp_jax.speech.checkpoint import load_speech as load_speech
-from specsamp_jax.speech.transcription import Segment as Segment
+from specsamp_jax.speech.fallback import Fallback as Fallback
+from specsamp_jax.speech.transcript import Segment as Segment
+from specsamp_jax.speech.transcript import Transcript as Transcript
+from specsamp_jax.speech.transcript import Transcription as Transcription
 from specsamp_jax.speech.transcription import Timestamps as Timestamps
-from specsamp_jax.speech.transcription import Transcript as Transcript
-from specsamp_jax.speech.transcription import Transcription as Transcription
 from specsamp_jax.speech.transcription import check_pair as check_pair
 from specsamp_jax.speech.transcription import transcribe as transcribe

@@ -2,77 +2,49 @@
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
-from specsamp_jax._types import Model, SamplingParams, Stats
+from specsamp_jax._types import Generation, Model, SamplingParams, Stats
 from specsamp_jax.decoding.drafters import Drafter
 from specsamp_jax.decoding.generate import generate
 from specsamp_jax.decoding.num_draft import NumDraft, compiled_lengths
 from specsamp_jax.decoding.stateful_rule import VerifyFn
 from specsamp_jax.models.whisper.checkpoint import share_encoder
-from specsamp_jax.models.whisper.features import HOP, SAMPLE_RATE, checked
+from specsamp_jax.models.whisper.features import checked
 from specsamp_jax.models.whisper.model import decoder_model, encode
 from specsamp_jax.rules.verify import verify
 from specsamp_jax.sampling import streams
 from specsamp_jax.speech.checkpoint import Speech
+from specsamp_jax.speech.fallback import AGAIN, KEEP, SILENT, Fallback, check, judge, mean_log_probs
+from specsamp_jax.speech.transcript import Transcription, join_pieces, seconds, text_of
 from specsamp_jax.speech.windows import FixedWindows, Piece, SlidingWindows
-
-
-class Segment(NamedTuple):
-    """The text of a span of time.
-
-    Attributes:
-      start: Seconds from the beginning of the sound.
-      end: Seconds from the beginning of the sound.
-      text: The text.
-    """
-
-    start: float
-    end: float
-    text: str
-
-
-class Transcript(NamedTuple):
-    """The text of an utterance.
-
-    Attributes:
-      text: The whole text.
-      segments: Its parts: between timestamps with timestamps, else one per window.
-      tokens: The generated tokens, including timestamps and without prompts and end tokens.
-      language: The code of the language, passed or detected; None for an English-only model.
-    """
-
-    text: str
-    segments: tuple[Segment, ...]
-    tokens: Int[np.ndarray, "n"]
-    language: str | None
-
-
-class Transcription(NamedTuple):
-    """The texts of all utterances, and the counts of the decoding loops.
-
-    Attributes:
-      transcripts: One per utterance.
-      stats: Sums over all batches of windows: steps, tokens emitted by each of N utterances, drafts verified and
-        accepted at each of K draft positions, and the flags of each utterance's degenerate rows.
-      verify_states: The state of the verification rule after each batch, its windows as rows; () where it has none.
-    """
-
-    transcripts: tuple[Transcript, ...]
-    stats: Stats
-    verify_states: tuple[Any, ...] = ()
-
 
 Timestamps = Literal["auto", "always", "never"]
 """Which sounds are decoded with timestamps: with "auto" those longer than one window."""
 
 ProgressFn = Callable[[float, float], None]
 """Called as `(seconds done, seconds in total)` after each batch of windows."""
+
+
+class _Window(NamedTuple):
+    """A window to decode.
+
+    Attributes:
+      start: Its first frame.
+      row: The index of its utterance.
+      attempt: How often it was decoded before.
+      states: The encoder's states, if it was.
+    """
+
+    start: int
+    row: int
+    attempt: int = 0
+    states: Float[Array, "1 S D"] | None = None
 
 
 def transcribe(
@@ -86,6 +58,7 @@ def transcribe(
     task: str | None = None,
     timestamps: Timestamps = "auto",
     sampling: SamplingParams = SamplingParams(temperature=0.0),
+    fallback: Fallback | None = None,
     max_new_tokens: int | None = None,
     batch_size: int = 8,
     verify_fn: VerifyFn = verify,
@@ -96,13 +69,14 @@ def transcribe(
     Up to `batch_size` windows, of one or several utterances, are decoded together; windows have 30 s in all published
     models. Without timestamps the windows of an utterance are adjacent, and words at their edges are lost. With
     timestamps each begins at the end of the last segment of the one before, so a batch holds one window per utterance.
-    Windows are decoded independently, and none is decoded again at a higher temperature.
+    Windows are decoded independently. With `fallback`, silent ones have no text, and doubtful ones are decoded again at
+    higher temperatures, so that the distribution is that of the procedure of Radford et al. (2022).
 
     If the drafter's encoder equals the target's, it runs once for both; see `share_encoder`.
 
     Args:
-      key: A key, or one per utterance. The draws of a window depend on its utterance's key and its start, not on the
-        batch.
+      key: A key, or one per utterance. The draws of a window depend on its utterance's key, its start and how often it
+        was decoded before, not on the batch.
       waveforms: Samples from -1 to 1, 16,000 per second; see `load_wav`.
       target: The model whose distribution is sampled.
       draft: A smaller Whisper with the same vocabulary; a drafter without speech, such as `NGramDrafter`; or None.
@@ -112,6 +86,7 @@ def transcribe(
       timestamps: "always": segments have times, and windows follow them. "never": windows are adjacent. "auto": like
         "always" for a sound longer than one window if the checkpoint has timestamps, else like "never".
       sampling: Scalars, applied to target and draft alike; greedy by default.
+      fallback: Thresholds and temperatures; `Fallback()` has the published ones. None: every window is decoded once.
       max_new_tokens: The most tokens of a window. None: as many as the model's positions allow.
       batch_size: The most windows at once. Smaller remainders are decoded in batches of half that size, a quarter, and
         so on, so that a step is compiled for few sizes.
@@ -135,6 +110,9 @@ def transcribe(
         raise ValueError(f"batch_size must be at least 1; got {batch_size}.")
     if any(np.ndim(value) for value in sampling):
         raise ValueError("sampling must hold scalars, because windows are not rows of a batch; got an array.")
+    if fallback is not None:
+        check(fallback, settings.no_speech_token)
+    temperatures = [sampling.temperature, *(fallback.temperatures if fallback is not None else ())]
     if isinstance(draft, Speech):
         check_pair(target, draft)
         share_encoder(target.module, draft.module)
@@ -145,49 +123,72 @@ def transcribe(
     pieces: list[list[tuple[int, Piece]]] = [[] for _ in sounds]
     num_done = [0] * len(sounds)
     verify_states = []
+    num_again = num_silent = 0
     counts = Stats.zeros(len(sounds), 0 if draft is None else compiled_lengths(num_draft)[-1])
     for timed in (False, True):  # a batch has one kind of prompt
         # First windows come first, so that an utterance's language is detected before its later windows are decoded.
         ready = ((start, i) for i, sound in enumerate(sounds) if sound.timestamps == timed for start in sound.starts)
-        queue = deque(sorted(ready))
+        queue = deque(_Window(start, i) for start, i in sorted(ready))
         size = min(batch_size, len(queue))
         while queue:
             batch = [queue.popleft() for _ in range(_fitting(size, len(queue)))]
-            starts, rows = (np.array(column) for column in zip(*batch, strict=True))
-            features = np.stack([sounds[i].features(start) for start, i in batch])
-            states = encode(target.module, features)
+            rows = np.array([window.row for window in batch])
+            features = np.stack([sounds[i].features(start) for start, i, *_ in batch])
+            states = _states(target, batch, features)
             model = decoder_model(target.module, states)
-            if settings.languages and any(languages[i] is None for i in rows):
-                for i, code in zip(rows, _detect(target, model, len(batch)), strict=True):
+            is_unknown = bool(settings.languages) and any(languages[i] is None for i in rows)
+            first_probs = _first_probs(model, settings.start_token, len(batch)) if is_unknown or fallback else None
+            if is_unknown and first_probs is not None:
+                for i, code in zip(rows, _detect(target, first_probs), strict=True):
                     languages[i] = languages[i] or code
             prompts = np.array([settings.prompt(language=languages[i], task=task, timestamps=timed) for i in rows])
+            rules = settings.rules(prompts.shape[1], timestamps=timed)
             result = generate(
-                streams.fold_in(keys[rows], jnp.asarray(starts)),
+                _window_keys(keys[rows], batch),
                 prompts,
                 target=model,
                 draft=_drafter(target, draft, features, states),
                 num_draft=num_draft,
                 max_new_tokens=max_new_tokens or longest,
-                sampling=sampling,
+                sampling=sampling._replace(temperature=jnp.array([temperatures[window.attempt] for window in batch])),
                 eos_token=settings.end_tokens,
                 verify_fn=verify_fn,
-                process_logits_fn=settings.rules(prompts.shape[1], timestamps=timed),
+                process_logits_fn=rules,
             )
             result = jax.device_get(result)
             counts = _add(counts, result.stats, rows)
             verify_states.append(result.verify_state)
-            for (start, i), tokens, length in zip(batch, result.tokens, result.lengths, strict=True):
-                tokens = tokens[prompts.shape[1] : length]
-                found, following = sounds[i].split(tokens[~np.isin(tokens, settings.end_tokens)], start)
+            texts = _texts(target, result, prompts.shape[1])
+            verdicts = [KEEP] * len(batch)
+            if fallback is not None and first_probs is not None:
+                log_probs = mean_log_probs(model, result.tokens, result.lengths, prompts.shape[1], rules)
+                no_speech = first_probs[:, settings.no_speech_token or 0]
+                shown = (text_of(target, tokens) for tokens in texts)
+                measures = zip(shown, log_probs.tolist(), no_speech.tolist(), strict=True)
+                verdicts = [judge(fallback, *measure) for measure in measures]
+                if fallback.no_speech_threshold is not None:
+                    empty = [sounds[window.row].is_empty(window.start) for window in batch]
+                    verdicts = [SILENT if e else verdict for e, verdict in zip(empty, verdicts, strict=True)]
+            for n, (window, tokens, verdict) in enumerate(zip(batch, texts, verdicts, strict=True)):
+                start, i = window.start, window.row
+                if verdict == AGAIN and window.attempt + 1 < len(temperatures):
+                    num_again += 1
+                    queue.appendleft(window._replace(attempt=window.attempt + 1, states=states[n : n + 1]))
+                    continue
+                num_silent += verdict == SILENT
+                found, following = sounds[i].split(tokens[:0] if verdict == SILENT else tokens, start)
                 pieces[i] += [(start, piece) for piece in found]
                 num_done[i] = min(start + config.num_frames, sounds[i].num_frames)
                 if following is not None:
                     num_done[i] = following
-                    queue.append((following, i))
+                    queue.append(_Window(following, i))
             if progress_fn is not None:
-                progress_fn(_seconds(sum(num_done)), _seconds(sum(sound.num_frames for sound in sounds)))
-    transcripts = (_transcript(target, found, code) for found, code in zip(pieces, languages, strict=True))
-    return Transcription(tuple(transcripts), counts, tuple(verify_states))
+                progress_fn(seconds(sum(num_done)), seconds(sum(sound.num_frames for sound in sounds)))
+    transcripts = [
+        join_pieces(target, sorted(found, key=lambda piece: piece[0]), code)
+        for found, code in zip(pieces, languages, strict=True)
+    ]
+    return Transcription(tuple(transcripts), counts, tuple(verify_states), num_again, num_silent)
 
 
 def check_pair(target: Speech, draft: Speech) -> None:
@@ -222,18 +223,47 @@ def _drafter(target: Speech, draft: Speech | Drafter | None, features: np.ndarra
     return decoder_model(draft.module, states if shared else encode(draft.module, features))
 
 
-def _detect(target: Speech, model: Model, batch_size: int) -> list[str]:
-    """The most probable language of each row, from the logits after the start token."""
+def _states(target: Speech, batch: Sequence[_Window], features: np.ndarray) -> Float[Array, "B S D"]:
+    """The encoder's states of each window; those of a window that is decoded again are kept in it."""
+    states = [
+        encode(target.module, features[n : n + 1]) if window.states is None else window.states
+        for n, window in enumerate(batch)
+    ]
+    return jnp.concatenate(states)
+
+
+def _window_keys(keys: Key[Array, "B"], batch: Sequence[_Window]) -> Key[Array, "B"]:
+    """Each utterance's key folded with the start of its window, after its attempt if that is not the first."""
+    attempts = np.array([window.attempt for window in batch])
+    if attempts.any():
+        # Starts are not negative: no window's first key is equal to the key of an attempt.
+        keys = jnp.where(attempts > 0, streams.fold_in(keys, jnp.asarray(-attempts)), keys)
+    return streams.fold_in(keys, jnp.array([window.start for window in batch]))
+
+
+def _texts(target: Speech, result: Generation, begin: int) -> list[Int[np.ndarray, "_"]]:
+    """The generated tokens of each row without end tokens."""
+    rows = zip(result.tokens, result.lengths, strict=True)
+    texts = [np.asarray(tokens[begin:length]) for tokens, length in rows]
+    return [tokens[~np.isin(tokens, target.settings.end_tokens)] for tokens in texts]
+
+
+def _detect(target: Speech, first_probs: Float[np.ndarray, "B V"]) -> list[str]:
+    """The most probable language of each row after the start token."""
     codes, tokens = zip(*target.settings.languages, strict=True)
-    start = jnp.full((batch_size, 1), target.settings.start_token)
-    best = np.argmax(np.asarray(_first_logits(model, start))[:, list(tokens)], axis=1)
+    best = np.argmax(first_probs[:, list(tokens)], axis=1)
     return [codes[i] for i in best]
 
 
+def _first_probs(model: Model, start_token: int, batch_size: int) -> Float[np.ndarray, "B V"]:
+    """The probabilities after the start token, before rules."""
+    return np.asarray(_softmax_of_first(model, jnp.full((batch_size, 1), start_token)))
+
+
 @jax.jit
-def _first_logits(model: Model, start: Int[Array, "B 1"]) -> Float[Array, "B V"]:
+def _softmax_of_first(model: Model, start: Int[Array, "B 1"]) -> Float[Array, "B V"]:
     logits, _ = model.apply_fn(model.params, start, jnp.zeros_like(start), model.init_cache_fn(start.shape[0], 1))
-    return logits[:, 0]
+    return jax.nn.softmax(logits[:, 0], axis=1)
 
 
 def _add(counts: Stats, new: Stats, rows: Int[np.ndarray, "B"]) -> Stats:
@@ -248,23 +278,3 @@ def _add(counts: Stats, new: Stats, rows: Int[np.ndarray, "B"]) -> Stats:
         counts.num_accepted + new.num_accepted,
         jnp.asarray(status),
     )
-
-
-def _transcript(target: Speech, pieces: list[tuple[int, Piece]], language: str | None) -> Transcript:
-    settings = target.settings
-    texts = []
-    for _, piece in pieces:
-        shown = (
-            piece.tokens if settings.first_timestamp is None else piece.tokens[piece.tokens < settings.first_timestamp]
-        )
-        texts.append(target.tokenizer.decode(shown.tolist(), skip_special_tokens=True))
-    segments = (
-        Segment(_seconds(start + piece.start), _seconds(start + piece.end), text.strip())
-        for (start, piece), text in zip(pieces, texts, strict=True)
-    )
-    tokens = np.concatenate([np.zeros(0, np.int32), *(piece.tokens for _, piece in pieces)])
-    return Transcript("".join(texts).strip(), tuple(segments), tokens, language)
-
-
-def _seconds(num_frames: int) -> float:
-    return num_frames * HOP / SAMPLE_RATE

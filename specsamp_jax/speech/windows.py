@@ -48,9 +48,14 @@ class FixedWindows:
         sound = self._waveform[start * HOP :][:size]
         return log_mel(np.pad(sound, (0, size - sound.size)), self._config.num_mel_bins)
 
+    def is_empty(self, start: int) -> bool:
+        """Whether the window that begins at frame `start` has no sound: all samples are equal."""
+        return bool(np.ptp(self._waveform[start * HOP :][: self._config.num_frames * HOP]) == 0)
+
     def split(self, tokens: Int[np.ndarray, "n"], start: int) -> tuple[list[Piece], int | None]:
-        """Returns the whole text as one piece, and None: no further window depends on it."""
-        return [Piece(0, min(self._config.num_frames, self.num_frames - start), tokens)], None
+        """Returns the whole text as one piece, or no piece for no text, and None: no further window depends on it."""
+        piece = Piece(0, min(self._config.num_frames, self.num_frames - start), tokens)
+        return [piece] if tokens.size else [], None
 
 
 class SlidingWindows:
@@ -76,6 +81,10 @@ class SlidingWindows:
         """Returns the features of the window that begins at frame `start`."""
         window = self._features[:, start : start + self._config.num_frames]
         return np.pad(window, ((0, 0), (0, self._config.num_frames - window.shape[1])))
+
+    def is_empty(self, start: int) -> bool:
+        """Whether the window that begins at frame `start` has no sound: its features are equal."""
+        return bool(np.ptp(self._features[:, start : start + self._config.num_frames]) == 0)
 
     def split(self, tokens: Int[np.ndarray, "n"], start: int) -> tuple[list[Piece], int | None]:
         """Returns the pieces of a window's text, and the first frame of the next window, or None."""

@@ -11,11 +11,12 @@ from whisper_fixture import FIXTURES, LONG, SHORT
 from specsamp_jax.cli import transcribe as transcribe_module
 from specsamp_jax.cli.pair import ASSETS
 from specsamp_jax.models import load_module, save_checkpoint
-from specsamp_jax.speech import load_speech, load_wav, transcribe
+from specsamp_jax.speech import Fallback, load_speech, load_wav, transcribe
 
 pytestmark = pytest.mark.optimised(False)
 
 TARGET, DRAFT = str(FIXTURES / "multilingual"), str(FIXTURES / "distilled")
+ONCE = ["--temperature", "0", "--no-speech-threshold", "off"]
 
 
 @pytest.fixture
@@ -32,7 +33,7 @@ def sounds(tmp_path):
 
 
 def test_text_goes_to_standard_output_and_all_else_to_standard_error(run, sounds):
-    status, text, told = run("transcribe", *sounds, "--target", TARGET, "--draft", DRAFT)
+    status, text, told = run("transcribe", *sounds, "--target", TARGET, "--draft", DRAFT, *ONCE)
     assert status == 0
     target = load_speech(TARGET)
     waveforms = [load_wav(path) for path in sounds]
@@ -50,7 +51,7 @@ def test_text_goes_to_standard_output_and_all_else_to_standard_error(run, sounds
 
 
 def test_each_segment_is_a_line_with_its_timestamps(run, sounds):
-    options = ["--target", TARGET, "--timestamps", "--language", "en", "--max-new-tokens", "40"]
+    options = ["--target", TARGET, "--timestamps", "--language", "en", "--max-new-tokens", "40", *ONCE]
     status, text, told = run("transcribe", sounds[1], *options, "--draft", "ngram", "--verify", "calibrated")
     assert status == 0
     assert "drafts are n-grams of the text" in told
@@ -75,10 +76,38 @@ def test_a_draft_length_of_0_means_no_drafter(monkeypatch, run, sounds):
     calls = []
     monkeypatch.setattr(transcribe_module, "load_speech", lambda path, dtype: calls.append(path) or load_speech(path))
     options = ["--target", TARGET, "--draft", DRAFT, "--num-draft", "0", "--language", "en", "--max-new-tokens", "4"]
+    options += ONCE
     status, _, told = run("transcribe", sounds[0], *options)
     assert status == 0
     assert [str(path) for path in calls] == [TARGET]
     assert "there is no drafter: the target decodes alone" in told
+
+
+@pytest.mark.parametrize(
+    ("options", "first", "fallback"),
+    [
+        ([], 0, Fallback()),
+        (["--temperature", "0.5"], 0.5, Fallback(temperatures=())),
+        (["--temperature", "0, 1", "--no-speech-threshold", "off"], 0, Fallback((1.0,), no_speech_threshold=None)),
+        (
+            ["--logprob-threshold", "-2", "--compression-ratio-threshold", "off"],
+            0,
+            Fallback(Fallback().temperatures, None, -2.0),
+        ),
+    ],
+)
+def test_windows_are_judged_by_the_published_thresholds_by_default(monkeypatch, run, sounds, options, first, fallback):
+    calls = []
+
+    def hear(*_, **arguments):
+        calls.append(arguments)
+        raise ValueError("enough")
+
+    monkeypatch.setattr(transcribe_module, "transcribe", hear)
+    assert run("transcribe", sounds[0], "--target", TARGET, *options)[0] == 2
+    ((chosen, sampling),) = [(call["fallback"], call["sampling"]) for call in calls]
+    assert sampling.temperature == first
+    assert chosen == fallback
 
 
 def test_a_drafter_with_another_encoder_is_reported(tmp_path, capsys):
@@ -102,6 +131,8 @@ def test_a_drafter_with_another_encoder_is_reported(tmp_path, capsys):
         ([FIXTURES, "--target", TARGET], "whisper must be a regular file, got a directory."),
         (["/dev/zero", "--target", TARGET], "/dev/zero must be a regular file, got a device."),
         (["SOUND", "--target", TARGET, "--temperature", "nan"], "'--temperature': nan is not a finite number."),
+        (["SOUND", "--target", TARGET, "--temperature", "0,x"], "'--temperature': 'x' is not a valid float"),
+        (["SOUND", "--target", TARGET, "--logprob-threshold", "nan"], "'nan' is not a finite number or 'off'."),
         (["SOUND", "--target", "nowhere"], "--target must be a folder, but there is no nowhere."),
         (
             ["SOUND", "--target", TARGET, "--draft", "nowhere"],

@@ -46,6 +46,11 @@ class WhisperSettings:
         """The token of 0.00 s; None if the checkpoint has no timestamps."""
         return None if self.no_timestamps_token is None else self.no_timestamps_token + 1
 
+    @property
+    def no_speech_token(self) -> int | None:
+        """The token of "no speech", the one before `no_timestamps_token`; None if the checkpoint has no timestamps."""
+        return None if self.no_timestamps_token is None else self.no_timestamps_token - 1
+
     def check(self, *, language: str | None, task: str | None, timestamps: bool) -> None:
         """Raises ValueError if the checkpoint does not support these options."""
         if timestamps and self.no_timestamps_token is None:
