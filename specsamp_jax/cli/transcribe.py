@@ -7,6 +7,7 @@ import click
 import jax
 import numpy as np
 
+from specsamp_jax._files import read_json
 from specsamp_jax._types import SamplingParams, Stats
 from specsamp_jax.cli.cache import cache_option
 from specsamp_jax.cli.folders import NGRAM, check_kind, check_option, draft_folder, loading
@@ -21,20 +22,32 @@ from specsamp_jax.cli.shared import (
     warn_about_draft,
 )
 from specsamp_jax.cli.thresholds import sampling_options
+from specsamp_jax.cli.transcripts import FORMATS, check_output, write_transcripts
 from specsamp_jax.cli.verification import make_rule, rule_options, warn_about_rule
 from specsamp_jax.decoding.drafters import Drafter, NGramDrafter
 from specsamp_jax.models.whisper.checkpoint import share_encoder
 from specsamp_jax.models.whisper.features import SAMPLE_RATE
-from specsamp_jax.speech import Fallback, Segment, Speech, check_pair, load_speech, load_wav, transcribe
+from specsamp_jax.models.whisper.model import WhisperConfig
+from specsamp_jax.models.whisper.settings import load_settings
+from specsamp_jax.speech import Fallback, Speech, check_pair, language_code, load_speech, load_wav, transcribe
 
 
 @click.command("transcribe")
 @click.argument("audio", nargs=-1, required=True, type=FOLDER)
 @click.option("--target", required=True, type=FOLDER, help="Folder of a Whisper checkpoint in Hugging Face's layout.")
 @click.option("--draft", help="Folder of a smaller Whisper with the same vocabulary, or 'ngram'. Default: no drafter.")
-@click.option("--language", help="A code such as en. Default: detected. Not for English-only models.")
+@click.option("--language", help="A code or name: en, en-US, English. Default: detected. Not for English-only models.")
 @click.option("--task", type=click.Choice(["transcribe", "translate"]), help="Not for English-only models.")
 @click.option("--timestamps", is_flag=True, help="Write one line per segment, with its times, for short sounds, too.")
+@click.option(
+    "--format",
+    "output_format",
+    type=click.Choice(FORMATS),
+    default=FORMATS[0],
+    show_default=True,
+    help="Text, subtitles, or a line of JSON per file with the times of segments.",
+)
+@click.option("--output-dir", type=FOLDER, help="Folder for a file per sound. Default: standard output.")
 @click.option(
     "--num-draft", type=click.IntRange(0, 32), default=5, show_default=True, help="Drafts per step; 0: no drafter."
 )
@@ -55,6 +68,8 @@ def transcribe_command(
     language: str | None,
     task: str | None,
     timestamps: bool,
+    output_format: str,
+    output_dir: Path | None,
     num_draft: int,
     temperatures: tuple[float, ...],
     compression_ratio_threshold: float | None,
@@ -74,6 +89,9 @@ def transcribe_command(
     """
     drafts = num_draft > 0 and draft is not None
     verify_fn = make_rule(rule, has_drafter=drafts, alpha=alpha, beta=beta)
+    check_output(output_format, audio, output_dir)
+    with_times = timestamps or output_format != "text"
+    language = _check_request(target, language, task, with_times)
     waveforms = [load_wav(path) for path in audio]
     models = _load(target, draft if num_draft else None, dtype)
     began = time.perf_counter()
@@ -85,7 +103,7 @@ def transcribe_command(
         num_draft=num_draft,
         language=language,
         task=task,
-        timestamps="always" if timestamps else "auto",
+        timestamps="always" if with_times else "auto",
         sampling=SamplingParams(temperatures[0]),
         fallback=Fallback(temperatures[1:], compression_ratio_threshold, logprob_threshold, no_speech_threshold),
         max_new_tokens=max_new_tokens,
@@ -97,17 +115,26 @@ def transcribe_command(
     check_target(result.stats, "file")
     warn_about_draft(result.stats)
     for path, transcript in zip(audio, result.transcripts, strict=True):
-        file = click.format_filename(path)  # the bytes of a file's name may be no text
         if transcript.language is not None and language is None:
-            say(f"{file}: the language is {transcript.language}")
-        name = f"{file}: " if len(audio) > 1 else ""
-        for line in map(_line, transcript.segments) if timestamps else [transcript.text]:
-            click.echo(name + line)
+            say(f"{click.format_filename(path)}: the language is {transcript.language}")
+    options = {"output_format": output_format, "with_times": with_times, "folder": output_dir}
+    write_transcripts(audio, result.transcripts, **options)
     length = sum(waveform.size for waveform in waveforms) / SAMPLE_RATE
     say(_summary(result.stats, length, seconds, models[1]))
     if result.num_silent or result.num_again:
         say(f"windows without speech: {result.num_silent}; decoded again at a higher temperature: {result.num_again}")
     warn_about_rule(rule, result.verify_states, is_greedy=temperatures[0] == 0 and not result.num_again)
+
+
+def _check_request(target: Path, language: str | None, task: str | None, timestamps: bool) -> str | None:
+    """Returns the code of the language, after a check of what the target supports, before anything large is read."""
+    check_option("--target", target)
+    check_kind("--target", target, speech=True)
+    config = WhisperConfig.from_dict(read_json(target / "config.json"))
+    settings = load_settings(target, config)
+    code = None if language is None else language_code(language, list(dict(settings.languages)))
+    settings.check(language=code, task=task, timestamps=timestamps)
+    return code
 
 
 def _load(target: Path, draft: str | None, dtype: str) -> tuple[Speech, Speech | Drafter | None]:
@@ -131,10 +158,6 @@ def _load(target: Path, draft: str | None, dtype: str) -> tuple[Speech, Speech |
             shared = f"the drafter's own encoder runs, too, because it is another: {difference} differs"
     say(f"loaded in {time.perf_counter() - began:.1f} s; {shared}")
     return speech, drafter
-
-
-def _line(segment: Segment) -> str:
-    return f"[{segment.start:.2f} - {segment.end:.2f}] {segment.text}"
 
 
 def _summary(stats: Stats, length: float, seconds: float, draft: Speech | Drafter | None) -> str:

@@ -5,6 +5,9 @@ from specsamp_jax.speech.audio import resample as resample
 from specsamp_jax.speech.checkpoint import Speech as Speech
 from specsamp_jax.speech.checkpoint import load_speech as load_speech
 from specsamp_jax.speech.fallback import Fallback as Fallback
+from specsamp_jax.speech.languages import language_code as language_code
+from specsamp_jax.speech.subtitles import to_srt as to_srt
+from specsamp_jax.speech.subtitles import to_vtt as to_vtt
 from specsamp_jax.speech.transcript import Segment as Segment
 from specsamp_jax.speech.transcript import Transcript as Transcript
 from specsamp_jax.speech.transcript import Transcription as Transcription

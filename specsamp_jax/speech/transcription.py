@@ -21,6 +21,7 @@ from specsamp_jax.rules.verify import verify
 from specsamp_jax.sampling import streams
 from specsamp_jax.speech.checkpoint import Speech
 from specsamp_jax.speech.fallback import AGAIN, KEEP, SILENT, Fallback, check, judge, mean_log_probs
+from specsamp_jax.speech.languages import language_code
 from specsamp_jax.speech.transcript import Transcription, join_pieces, seconds, text_of
 from specsamp_jax.speech.windows import FixedWindows, Piece, SlidingWindows
 
@@ -81,7 +82,8 @@ def transcribe(
       target: The model whose distribution is sampled.
       draft: A smaller Whisper with the same vocabulary; a drafter without speech, such as `NGramDrafter`; or None.
       num_draft: Tokens drafted a step.
-      language: A code such as "en". None: for each utterance, the most probable language of its first window.
+      language: A code or a name, as in `language_code`. None: for each utterance, the most probable language of its
+        first window.
       task: "transcribe" or "translate" (into English). None: "transcribe". English-only models accept neither.
       timestamps: "always": segments have times, and windows follow them. "never": windows are adjacent. "auto": like
         "always" for a sound longer than one window if the checkpoint has timestamps, else like "never".
@@ -99,6 +101,8 @@ def transcribe(
     settings, config = target.settings, target.module.config
     if timestamps not in get_args(Timestamps):
         raise ValueError(f"timestamps must be one of {', '.join(get_args(Timestamps))}; got {timestamps!r}.")
+    if language is not None:
+        language = language_code(language, list(dict(settings.languages)))
     settings.check(language=language, task=task, timestamps=timestamps == "always")
     # One limit for all windows: after the longer prompt, that without timestamps, unless no window has it.
     longest = settings.max_length - settings.prompt_length(timestamps=timestamps == "always")

@@ -1,17 +1,21 @@
 """`specsamp transcribe`: standard output, standard error, and the sentence that reports a wrong option."""
 
+import json
 import re
 import shutil
 import wave
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 from whisper_fixture import FIXTURES, LONG, SHORT
 
+from specsamp_jax._types import Stats
 from specsamp_jax.cli import transcribe as transcribe_module
 from specsamp_jax.cli.pair import ASSETS
 from specsamp_jax.models import load_module, save_checkpoint
-from specsamp_jax.speech import Fallback, load_speech, load_wav, transcribe
+from specsamp_jax.speech import Fallback, Segment, Transcript, Transcription, load_speech, load_wav, transcribe
 
 pytestmark = pytest.mark.optimised(False)
 
@@ -70,6 +74,40 @@ def test_each_segment_is_a_line_with_its_timestamps(run, sounds):
     ).transcripts
     assert text.splitlines() == [f"[{s.start:.2f} - {s.end:.2f}] {s.text}" for s in transcript.segments]
     assert text.startswith("[0.")
+
+
+def test_a_language_is_checked_before_the_weights_are_read(monkeypatch, run, sounds):
+    monkeypatch.setattr(transcribe_module, "load_speech", None)  # a call would be a TypeError
+    status, _, told = run("transcribe", sounds[0], "--target", TARGET, "--language", "frensh")
+    assert status == 2
+    assert "Did you mean 'french'" in told
+
+
+def test_subtitles_and_json_are_written_for_each_sound(monkeypatch, run, sounds, tmp_path):
+    heard = Transcript("One two.", (Segment(0.0, 1.0, "One"), Segment(1.0, 2.0, "two.")), np.zeros(0, np.int32), "en")
+    arguments = {}
+
+    def hear(_, waveforms, **options):
+        arguments.update(options)
+        counts = Stats(*map(jnp.zeros, ((), len(waveforms), 0, 0, len(waveforms))))
+        return Transcription((heard,) * len(waveforms), counts._replace(status=jnp.zeros(len(waveforms), int)))
+
+    monkeypatch.setattr(transcribe_module, "transcribe", hear)
+    options = ["--target", TARGET, "--language", "EN-us"]
+    srt = "1\n00:00:00,000 --> 00:00:01,000\nOne\n\n2\n00:00:01,000 --> 00:00:02,000\ntwo.\n"
+    assert run("transcribe", sounds[0], *options, "--format", "srt")[1] == srt
+    assert (arguments["language"], arguments["timestamps"]) == ("en", "always")
+    written = [json.loads(line) for line in run("transcribe", *sounds, *options, "--format", "json")[1].splitlines()]
+    assert [values["file"] for values in written] == list(map(str, sounds))
+    assert written[0]["segments"][1] == {"start": 1.0, "end": 2.0, "text": "two."}
+    folder = tmp_path / "new" / "folder"
+    status, text, _ = run("transcribe", *sounds, *options, "--format", "vtt", "--output-dir", folder)
+    assert (status, text) == (0, "")
+    assert sorted(path.name for path in folder.iterdir()) == ["first.vtt", "second.vtt"]
+    assert (folder / "first.vtt").read_text().startswith("WEBVTT\n\n00:00:00.000 --> 00:00:01.000\nOne\n")
+    run("transcribe", *sounds, *options, "--output-dir", folder)
+    assert (folder / "second.txt").read_text() == "One two.\n"
+    assert arguments["timestamps"] == "auto"
 
 
 def test_a_draft_length_of_0_means_no_drafter(monkeypatch, run, sounds):
@@ -144,6 +182,9 @@ def test_a_drafter_with_another_encoder_is_reported(tmp_path, capsys):
             "--target must hold a Whisper, got model_type 'llama'; `specsamp generate` is for text.",
         ),
         (["SOUND", "--target", TARGET, "--language", "xx"], "language must be one of de, en, fr, got 'xx'."),
+        (["SOUND", "--target", TARGET, "--language", "Englich"], "got 'Englich'. Did you mean 'english'"),
+        (["SOUND", "other.wav", "--target", TARGET, "--format", "srt"], "'--format srt' of several files needs '--out"),
+        (["SOUND", "SOUND", "--target", TARGET, "--output-dir", "."], "have the same name in '--output-dir'."),
         (["SOUND", "--target", TARGET, "--task", "sing"], "'sing' is not one of 'transcribe', 'translate'."),
         (
             ["SOUND", "--target", TARGET, "--verify", "block"],
