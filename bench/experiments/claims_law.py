@@ -20,8 +20,7 @@ def emitted(table: Table) -> list[str]:
         return []
     between = rows[0][2]
     out = [f"- Target and drafter are at a total variation of {between['between']:.2f} over {between['contexts']} "
-           f"real contexts "
-           f"{ref(between)}."]  # fmt: skip
+           f"real contexts {ref(between)}."]  # fmt: skip
     out += grid(
         ["first token of", "support", "to target", "to drafter", "after full acceptance, to target", "acceptance"],
         lines,
@@ -30,10 +29,9 @@ def emitted(table: Table) -> list[str]:
         if method == SIGMOID:
             near = "the target's law" if row["to_target"] < row["to_draft"] else "the drafter's law"
             out.append(f"- {f'Top-k {top_k}' if top_k else 'Full support'}: the first token of {method} is at "
-                       f"{row['to_target']:.2g} "
-                       f"from the target's law and {row['to_draft']:.2g} from the drafter's, so it follows {near}; "
-                       f"the token after "
-                       f"full acceptance is at {row['bonus_to_target']:.2g} from the target's {ref(row)}.")  # fmt: skip
+                       f"{row['to_target']:.2g} from the target's law and {row['to_draft']:.2g} from the drafter's, "
+                       f"so it follows {near}; the token after full acceptance is at {row['bonus_to_target']:.2g} "
+                       f"from the target's {ref(row)}.")  # fmt: skip
     return out
 
 
@@ -44,17 +42,15 @@ def widths(table: Table) -> list[str]:
         return []
     accepted, listed = [row["acceptance"] for _, row in rows], [row for _, row in rows]
     out = [f"- At beta - alpha of {', '.join(m.split()[1] for m, _ in rows)} around 0 the first draft is accepted "
-           f"with probability "
-           f"{min(accepted):.7g} to {max(accepted):.7g}, where an exact rule accepts {1 - listed[0]['between']:.2f} "
-           f"{ref(*listed)}: whatever is drafted passes, and which of these widths is taken does not "
-           f"matter."]  # fmt: skip
+           f"with probability {min(accepted):.7g} to {max(accepted):.7g}, where an exact rule accepts "
+           f"{1 - listed[0]['between']:.2f} {ref(*listed)}: whatever is drafted passes, and which of these widths is "
+           "taken does not matter."]  # fmt: skip
     exact = table.find("law", "calibrated exact")
     if exact:
         out.append("- With beta - alpha = 1 and alpha = 10 above each row's own log-normaliser the total variation "
-                   "to the target is "
-                   f"{exact['to_target']:.1g} {ref(exact)}. Of the choices here it is the only one that means "
-                   f"anything, and it "
-                   "needs the sum over the vocabulary that the sigmoid was to avoid.")  # fmt: skip
+                   f"to the target is {exact['to_target']:.1g} {ref(exact)}. Of the choices here it is the only one "
+                   "that means anything, and it needs the sum over the vocabulary that the sigmoid was to "
+                   "avoid.")  # fmt: skip
     return out
 
 
@@ -75,21 +71,17 @@ def calibrated(table: Table) -> list[str]:
                       cell(call, f"{call['us']:.1f}" if call else "")])  # fmt: skip
     if not lines:
         return []
-    out = grid(["method", "TV to target", "first draft accepted", "by an exact rule", "error of the estimate, "
-                                                                                      "nats", "mean bound on TV",
-                f"{table.measure} to target alone", "us per call, 8 texts"], lines)  # fmt: skip
+    head = ["method", "TV to target", "first draft accepted", "by an exact rule", "error of the estimate, nats"]
+    out = grid([*head, "mean bound on TV", f"{table.measure} to target alone", "us per call, 8 texts"], lines)
     law, row, call = table.find("law", "calibrated"), table.find("text", "calibrated"), table.find("call", "ours")
     if law and ours and row and "bound" in row:
         near = "target" if law["to_target"] < law["to_draft"] else "drafter"
         out.append(f"- Its law is nearer to the {near}'s, and its token after full acceptance is the target's own "
-                   f"{ref(law)}. But "
-                   f"a running mean misses the log-normalisers by {row['bound'][2]:.0f} nats on average, so that the "
-                   f"bound that "
-                   f"the loop reports, {row['bound'][0]:.2f} on average where 1 says nothing, is of no use "
-                   f"{ref(row)}. An estimate "
-                   "that does not read the row is not good enough: a negative result.")  # fmt: skip
+                   f"{ref(law)}. But a running mean misses the log-normalisers by {row['bound'][2]:.0f} nats on "
+                   f"average, so that the bound that the loop reports, {row['bound'][0]:.2f} on average where 1 says "
+                   f"nothing, is of no use {ref(row)}. An estimate that does not read the row is not good enough: a "
+                   "negative result.")  # fmt: skip
     if call and (slow := table.find("call", "calibrated")):
         out.append(f"- One call takes {slow['us'] / call['us']:.1f} times as long as ours; no kernel was written for "
-                   f"it "
-                   f"{ref(slow, call)}.")  # fmt: skip
+                   f"it {ref(slow, call)}.")  # fmt: skip
     return out

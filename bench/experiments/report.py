@@ -35,19 +35,16 @@ def findings(found: list[Table]) -> list[str]:
             by = [span([100 * (1 - new["us"] / old["us"]) for new, old in zip(rule, base, strict=True) if new and old])
                   for rule in (exact, released, ours, sigmoid)]  # fmt: skip
             out.append(f"- **One call is faster** ([{t.title.lower()}](#is-one-call-faster), 1 and 8 texts): against "
-                       f"the baseline "
-                       f"the exact method saves {by[0]} % and the sigmoid as released {by[1]} %, both compiled by "
-                       f"XLA. This package's "
-                       f"exact kernel saves {by[2]} %, its sigmoid kernel {by[3]} %: the kernel gains more than the "
-                       "approximation.")  # fmt: skip
+                       f"the baseline the exact method saves {by[0]} % and the sigmoid as released {by[1]} %, both "
+                       f"compiled by XLA. This package's exact kernel saves {by[2]} %, its sigmoid kernel {by[3]} %: "
+                       "the kernel gains more than the approximation.")  # fmt: skip
     laws = [(t, t.find("law", claims.SIGMOID), t.find("text", claims.SIGMOID)) for t in found if not t.fixture]
-    said = "; ".join(f"{t.title.lower()}: {law['acceptance']:.4f} accepted, {law['to_draft']:.0e} from the drafter's "
+    said = "; ".join(f"{t.title.lower()}: {law['acceptance']:.7g} accepted, {law['to_draft']:.0e} from the drafter's "
                      f"law, "
                      f"{law['bonus_to_target']:.2f} from the target's after full acceptance {ref(law)}"
                      for t, law, _ in laws if law)  # fmt: skip
-    out.append(f"- **The sigmoid emits what the drafter wrote**, and after five accepted drafts nearly any token: "
-               f"{said}. It makes "
-               "fewer calls because it does not decide.")  # fmt: skip
+    out.append("- **The sigmoid emits what the drafter wrote**, and after five accepted drafts nearly any token: "
+               f"{said}. It makes fewer calls because it does not decide.")  # fmt: skip
     said = "; ".join(f"{t.measure} {signed(row['difference'])} to the target alone, {signed(row['to_drafter'])} to "
                      f"the drafter "
                      f"alone {ref(row)}" for t, _, row in laws if row and "to_drafter" in row)  # fmt: skip
@@ -57,9 +54,8 @@ def findings(found: list[Table]) -> list[str]:
     )
     said = "; ".join(f"{law['to_target']:.2f} and {row['bound'][0]:.2f} {ref(law, row)}" for t in found if not t.fixture
                      if (law := t.find("law", "calibrated")) and (row := t.find("text", "calibrated")) and "bound" in row)  # fmt: skip
-    out.append(f"- **A calibrated sigmoid does not rescue it**: total variation to the target and mean bound that it "
-               f"reports: {said}. "
-               "What would make it exact is the sum it was to avoid.")  # fmt: skip
+    out.append("- **A calibrated sigmoid does not rescue it**: total variation to the target and mean bound that it "
+               f"reports: {said}. What would make it exact is the sum it was to avoid.")  # fmt: skip
     return ["", "## In short", "", *out]
 
 

@@ -153,7 +153,9 @@ class Tables:
         """Rows of another kind, as they are."""
         for row in read(self.folder / file):
             values = {key: value for key, value in row.items() if key not in (*WHERE, "name")}
-            values = {key: digits(value) if isinstance(value, float) else value for key, value in values.items()}
+            # An acceptance near 1 is told by its distance to 1.
+            kept = {key: 8 if key == "acceptance" else 4 for key in values}
+            values = {k: digits(value, kept[k]) if isinstance(value, float) else value for k, value in values.items()}
             self.rows.append({"kind": kind, **setting(row), **values, "machine": self.machine(row)})
 
     def missing(self, kind: str) -> dict[str, list[str]]:
