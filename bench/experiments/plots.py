@@ -23,6 +23,9 @@ QUESTIONS = {
 }
 """The claim that each plot stands under."""
 
+KERNELS = "ours", "sigmoid 2e3", "sigmoid 2e4", "sigmoid 2e5"
+"""The methods that have a GPU kernel here; XLA compiles the others."""
+
 HEIGHTS = {"calls": 4.6, "quality": 3.8, "laws": 4.6}
 
 
@@ -56,7 +59,7 @@ def draw(table: Any, folder: Path) -> None:
             figure, axes = plt.subplots(figsize=(6.8, HEIGHTS[kind]))
             {"calls": _calls, "quality": _quality, "laws": _laws}[kind](axes, table)
             axes.set_title(f"{title}: {table.about['models']}", fontsize=10, loc="left")
-            figure.savefig(folder / f"{name}.svg", bbox_inches="tight", metadata={"Date": None})
+            figure.savefig(folder / f"{name}.svg", bbox_inches="tight", pad_inches=0.15, metadata={"Date": None})
             plt.close(figure)
 
 
@@ -64,6 +67,8 @@ def _calls(axes: Any, table: Any) -> None:
     rows = {size: dict(table.methods("call", batch_size=size)) for size in (1, 4, 8)}
     rows = {size: found for size, found in rows.items() if found}
     methods = list(dict.fromkeys(method for found in rows.values() for method in found))
+    kernels = table.kernels.get("call", False)
+    labels = [f"{method} (kernel)" if kernels and method in KERNELS else method for method in methods]
     height = 0.8 / max(len(rows), 1)
     for i, (size, found) in enumerate(rows.items()):
         shown = [method for method in methods if method in found]
@@ -73,7 +78,7 @@ def _calls(axes: Any, table: Any) -> None:
         axes.barh(at, bars, height, color=[color(method) for method in shown], alpha=shade)
         for y, value in zip(at, bars, strict=True):
             axes.text(value, y, f" {value:.0f} us, {size} text{'s' * (size > 1)}", va="center", fontsize=7)
-    axes.set_yticks([i + height * (len(rows) - 1) / 2 for i in range(len(methods))], methods)
+    axes.set_yticks([i + height * (len(rows) - 1) / 2 for i in range(len(methods))], labels)
     axes.invert_yaxis()
     axes.set_xlabel("microseconds")
 

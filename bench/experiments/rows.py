@@ -10,6 +10,12 @@ MARGINS = {"ROUGE-L": 1.0, "WER": 0.5}
 """Differences to the target alone, in points, that count as none. Named before anything was run."""
 
 EXACT_METHODS = "baseline", "exact", "ours", "block"
+ORDER = (
+    *("target alone", "drafter alone", *EXACT_METHODS, "sigmoid 2e3", "sigmoid 2e4", "sigmoid 2e5"),
+    *("sigmoid as released", "calibrated", "calibrated +4", "calibrated unreported", "calibrated exact"),
+)
+"""The methods in the order of plots and tables."""
+
 MISSING = "not measured yet"
 Row = dict[str, Any]
 
@@ -63,8 +69,7 @@ class Table:
 
     def methods(self, kind: str, **settings: Any) -> list[tuple[str, Row]]:
         """The methods that have a row of this kind with these settings, in the order of the page."""
-        order = ["target alone", "drafter alone", *EXACT_METHODS]
-        names = [*order, *(row["method"] for row in self.all(kind))]
+        names = [*ORDER, *(row["method"] for row in self.all(kind))]
         return [(name, row) for name in dict.fromkeys(names) if (row := self.find(kind, name, **settings))]
 
 
