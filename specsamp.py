@@ -16,7 +16,7 @@ COMMANDS = {
     "demo": "Continue a held-out docstring, measure the gain, and check the distribution of the text.",
     "distill": "Train a drafter for your target on your data: texts, or sounds for a Whisper.",
     "generate": "Continue texts, or answer in a chat, with your own target and drafter or with the trained pair.",
-    "transcribe": "Transcribe WAV files, several at once.",
+    "transcribe": "Transcribe sound files, or all in a folder, several at once.",
 }
 """The subcommands, each with the first line of its help; `specsamp_jax.cli.NAME` holds the function `NAME_command`."""
 

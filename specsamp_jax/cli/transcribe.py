@@ -1,6 +1,7 @@
 """`specsamp transcribe`: writes text to standard output, and messages to standard error."""
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
@@ -29,7 +30,8 @@ from specsamp_jax.models.whisper.checkpoint import share_encoder
 from specsamp_jax.models.whisper.features import SAMPLE_RATE
 from specsamp_jax.models.whisper.model import WhisperConfig
 from specsamp_jax.models.whisper.settings import load_settings
-from specsamp_jax.speech import Fallback, Speech, check_pair, language_code, load_speech, load_wav, transcribe
+from specsamp_jax.speech import Fallback, Speech, check_pair, language_code, load_audio, load_speech, transcribe
+from specsamp_jax.speech.sound_files import find_sounds
 
 
 @click.command("transcribe")
@@ -83,16 +85,18 @@ def transcribe_command(
     dtype: str,
     seed: int,
 ) -> None:
-    """Transcribe WAV files, several at once.
+    """Transcribe sound files, or all in a folder, several at once.
 
-    The text is written to standard output, one line per file or segment, and messages to standard error.
+    WAV is read without further packages; FLAC, Ogg and MP3 need the extra specsamp[audio]. The text is written to
+    standard output, one line per file or segment, and messages to standard error.
     """
     drafts = num_draft > 0 and draft is not None
     verify_fn = make_rule(rule, has_drafter=drafts, alpha=alpha, beta=beta)
-    check_output(output_format, audio, output_dir)
+    files = _expand(audio)
+    check_output(output_format, files, output_dir)
     with_times = timestamps or output_format != "text"
     language = _check_request(target, language, task, with_times)
-    waveforms = [load_wav(path) for path in audio]
+    waveforms = [load_audio(path) for path in files]
     models = _load(target, draft if num_draft else None, dtype)
     began = time.perf_counter()
     result = transcribe(
@@ -109,21 +113,36 @@ def transcribe_command(
         max_new_tokens=max_new_tokens,
         batch_size=batch_size,
         verify_fn=verify_fn,
-        progress_fn=lambda done, total: say(f"{done:.1f} of {total:.1f} s done"),
+        progress_fn=lambda done, total: say(_progress(done, total, time.perf_counter() - began)),
     )
     seconds = time.perf_counter() - began
     check_target(result.stats, "file")
     warn_about_draft(result.stats)
-    for path, transcript in zip(audio, result.transcripts, strict=True):
+    for path, transcript in zip(files, result.transcripts, strict=True):
         if transcript.language is not None and language is None:
             say(f"{click.format_filename(path)}: the language is {transcript.language}")
     options = {"output_format": output_format, "with_times": with_times, "folder": output_dir}
-    write_transcripts(audio, result.transcripts, **options)
+    write_transcripts(files, result.transcripts, **options)
     length = sum(waveform.size for waveform in waveforms) / SAMPLE_RATE
     say(_summary(result.stats, length, seconds, models[1]))
     if result.num_silent or result.num_again:
         say(f"windows without speech: {result.num_silent}; decoded again at a higher temperature: {result.num_again}")
     warn_about_rule(rule, result.verify_states, is_greedy=temperatures[0] == 0 and not result.num_again)
+
+
+def _expand(paths: Sequence[Path]) -> list[Path]:
+    """Replaces each folder by its sound files, and says how many they are."""
+    files = find_sounds(paths)
+    for folder in filter(Path.is_dir, paths):
+        inside = sum(file.parent == folder for file in files)
+        say(f"{click.format_filename(folder)}: {inside} sound files of {len(list(folder.iterdir()))} entries")
+    return files
+
+
+def _progress(done: float, total: float, spent: float) -> str:
+    """The seconds of sound that are done, and the seconds of work that the others take at the same speed."""
+    left = f", about {spent / done * (total - done):.0f} s left" if 0 < done < total else ""
+    return f"{done:.1f} of {total:.1f} s done{left}"
 
 
 def _check_request(target: Path, language: str | None, task: str | None, timestamps: bool) -> str | None:

@@ -1,4 +1,4 @@
-"""Speech to text: reads WAV files, cuts them into windows, and transcribes them with a Whisper and a drafter."""
+"""Speech to text: reads sound files, cuts them into windows, and transcribes them with a Whisper and a drafter."""
 
 from specsamp_jax.speech.audio import load_wav as load_wav
 from specsamp_jax.speech.audio import resample as resample
@@ -6,6 +6,7 @@ from specsamp_jax.speech.checkpoint import Speech as Speech
 from specsamp_jax.speech.checkpoint import load_speech as load_speech
 from specsamp_jax.speech.fallback import Fallback as Fallback
 from specsamp_jax.speech.languages import language_code as language_code
+from specsamp_jax.speech.sound_files import load_audio as load_audio
 from specsamp_jax.speech.subtitles import to_srt as to_srt
 from specsamp_jax.speech.subtitles import to_vtt as to_vtt
 from specsamp_jax.speech.transcript import Segment as Segment

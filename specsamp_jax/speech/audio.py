@@ -34,10 +34,27 @@ def load_wav(path: str | os.PathLike[str]) -> Float[np.ndarray, "N"]:
       ValueError: There is no such file, it is no regular file, has another format, is cut off or holds no samples.
     """
     path = Path(path)
+    return parse_wav(path, read_sound(path))
+
+
+def read_sound(path: Path) -> bytes:
+    """Returns the content of a regular file of at most 4 GiB; raises ValueError if there is none."""
     try:
-        content = read_bytes(path, max_bytes=_MAX_BYTES)
+        return read_bytes(path, max_bytes=_MAX_BYTES)
     except FileNotFoundError:
         raise ValueError(f"{path} cannot be read: No such file or directory.") from None
+
+
+def check_rate(path: Path, rate: int) -> None:
+    """Raises ValueError if a sample rate is not in use anywhere."""
+    if not _LOWEST_RATE <= rate <= _HIGHEST_RATE:
+        raise ValueError(
+            f"{path} must have a sample rate from {_LOWEST_RATE:,} to {_HIGHEST_RATE:,} per second, got {rate:,}."
+        )
+
+
+def parse_wav(path: Path, content: bytes) -> Float[np.ndarray, "N"]:
+    """Returns the sound in the content of a WAV file, as `load_wav` does; `path` names it in errors."""
     if content[:4] != b"RIFF" or content[8:12] != b"WAVE":
         raise ValueError(f"{path} must be a WAV file, but does not begin as one; other formats can be converted to it.")
     chunks = _chunks(path, content)
@@ -59,10 +76,7 @@ def load_wav(path: str | os.PathLike[str]) -> Float[np.ndarray, "N"]:
             f"{path} must have frames of one sample per channel: got {num_channels} channels of {bits} bits in frames "
             f"of {frame_size} bytes."
         )
-    if not _LOWEST_RATE <= rate <= _HIGHEST_RATE:
-        raise ValueError(
-            f"{path} must have a sample rate from {_LOWEST_RATE:,} to {_HIGHEST_RATE:,} per second, got {rate:,}."
-        )
+    check_rate(path, rate)
     data = chunks[b"data"]
     if len(data) < frame_size:
         raise ValueError(

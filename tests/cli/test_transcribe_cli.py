@@ -12,6 +12,7 @@ import pytest
 from whisper_fixture import FIXTURES, LONG, SHORT
 
 from specsamp_jax._types import Stats
+from specsamp_jax.cli import shared
 from specsamp_jax.cli import transcribe as transcribe_module
 from specsamp_jax.cli.pair import ASSETS
 from specsamp_jax.models import load_module, save_checkpoint
@@ -110,6 +111,27 @@ def test_subtitles_and_json_are_written_for_each_sound(monkeypatch, run, sounds,
     assert arguments["timestamps"] == "auto"
 
 
+def test_a_folder_stands_for_its_sounds_and_the_time_left_is_shown(monkeypatch, run, sounds, tmp_path):
+    (tmp_path / "notes.txt").write_text("no sound")
+    heard = []
+
+    def hear(_, waveforms, *, progress_fn, **__):
+        heard.extend(waveforms)
+        progress_fn(0.5, 3.3)
+        progress_fn(3.3, 3.3)
+        raise ValueError("enough")
+
+    monkeypatch.setattr(transcribe_module, "transcribe", hear)
+    told = run("transcribe", tmp_path, "--target", TARGET)[2]
+    assert [len(waveform) for waveform in heard] == [len(load_wav(path)) for path in sounds]
+    assert f"{tmp_path}: 2 sound files of 3 entries" in told
+    assert re.search(r"0\.5 of 3\.3 s done, about \d+ s left", told)
+    assert "3.3 of 3.3 s done\n" in told
+    assert transcribe_module._progress(1.0, 4.0, 2.0) == "1.0 of 4.0 s done, about 6 s left"
+    monkeypatch.setattr(shared, "stdout_is_terminal", lambda: False)
+    assert "done" not in run("transcribe", tmp_path, "--target", TARGET)[2]
+
+
 def test_a_draft_length_of_0_means_no_drafter(monkeypatch, run, sounds):
     calls = []
     monkeypatch.setattr(transcribe_module, "load_speech", lambda path, dtype: calls.append(path) or load_speech(path))
@@ -166,7 +188,7 @@ def test_a_drafter_with_another_encoder_is_reported(tmp_path, capsys):
         ([], "Missing argument 'AUDIO...'."),
         (["SOUND"], "Missing option '--target'."),
         (["nowhere.wav", "--target", TARGET], "nowhere.wav cannot be read: No such file or directory."),
-        ([FIXTURES, "--target", TARGET], "whisper must be a regular file, got a directory."),
+        ([FIXTURES, "--target", TARGET], "whisper must hold sound files, whose names end with .wav, .flac, "),
         (["/dev/zero", "--target", TARGET], "/dev/zero must be a regular file, got a device."),
         (["SOUND", "--target", TARGET, "--temperature", "nan"], "'--temperature': nan is not a finite number."),
         (["SOUND", "--target", TARGET, "--temperature", "0,x"], "'--temperature': 'x' is not a valid float"),
