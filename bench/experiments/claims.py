@@ -276,7 +276,9 @@ def cost(table: Table) -> list[str]:
                 out.append(f"- The paper reports a slight loss, with its heuristic; here the heuristic is {MISSING}.")
         trivial = table.all("trivial")[0]
         if loses(table, 3 * [row["quality"][0] - trivial["quality"][0]]):
-            out.append(f"- It is worse than the trivial system, which has {trivial['quality'][0]:.1f} {ref(row, trivial)}.")
+            out.append(
+                f"- It is worse than the trivial system, which has {trivial['quality'][0]:.1f} {ref(row, trivial)}."
+            )
     n_grams = table.find("text", SIGMOID, drafter="n-grams")
     if n_grams and n_grams["quality"][0] > 100:
         out.append("- With n-grams, which often draft nothing, nearly every token comes from that flat law: "
