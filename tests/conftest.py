@@ -11,6 +11,7 @@ import numpy as np
 import oracle
 import pytest
 
+from specsamp_jax.decoding import costs
 from specsamp_jax.sampling import dispatch
 
 # `few` runs the same examples each time; `thorough` draws new ones.
@@ -23,6 +24,9 @@ hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "few"))
 # two blocks and the call itself would deadlock. XLA reads NPROC once, at its first use.
 os.environ.setdefault("NPROC", "8")
 
+# No test compares times: `measure_costs` takes its fewest rounds, in place of two seconds.
+costs._MOST_ROUNDS = costs._FEWEST_ROUNDS
+
 FALSE_ALARM = 1e-4
 """Probability that a chi-square test fails although the law holds. Keys are fixed, so results do not vary."""
 
@@ -30,16 +34,23 @@ FALSE_ALARM = 1e-4
 PATHS = re.compile(r"test_equals_(xla|numpy|the_oracle)(_filtered|_one_hot)?|test_early_exit_decides_the_same")
 
 
-WITHOUT_KERNELS = {"certificate", "cli", "decoding", "examples", "models", "speech", "test_docs.py", "test_train.py"}
+WITHOUT_KERNELS = {"certificate", "cli", "decoding", "examples", "models", "speech", "train"} | {
+    f"test_{name}.py" for name in ("docs", "examples", "experiments")
+}
 """Folders and files whose tests trace no GPU kernel: a program for a CPU drops it, after a fifth of the time."""
+
+LONG = {"test_docs.py", "test_examples.py", "test_experiments.py", "test_distill.py"}
+"""Files of 20 to 70 s at the end of the alphabet. They run first, so that no process is left with one at the end."""
 
 MAY_COMPILE_KERNELS = dispatch._may_compile_kernels
 
 
 def traces_kernels(item):
     """Whether a test traces the GPU kernels beside the plain JAX cores, as programs of users do."""
-    folder = item.path.relative_to(Path(__file__).parent).parts[0]
-    return folder not in WITHOUT_KERNELS or item.get_closest_marker("kernels") is not None
+    mark = item.get_closest_marker("kernels")
+    if mark is not None:
+        return mark.args != (False,)
+    return item.path.relative_to(Path(__file__).parent).parts[0] not in WITHOUT_KERNELS
 
 
 def is_optimised(item):
@@ -51,8 +62,8 @@ def is_optimised(item):
 @pytest.hookimpl(tryfirst=True)  # before tests are selected by their markers
 def pytest_collection_modifyitems(items):
     """Marks with `each_push` the first slow case of each test in `PATHS`, or of the file if it has no such test."""
-    items.sort(key=lambda item: (item.path, is_optimised(item), traces_kernels(item)))
-    slow = [item for item in items if item.get_closest_marker("slow") and "pallas_kernels" in item.path.parts]
+    items.sort(key=lambda item: (item.path.name not in LONG, item.path, is_optimised(item), traces_kernels(item)))
+    slow = [item for item in items if item.get_closest_marker("slow") and "interpreted" in item.fixturenames]
     paths = {(item.path, item.originalname): item for item in reversed(slow) if PATHS.fullmatch(item.originalname)}
     firsts = {item.path: item for item in reversed(slow)}
     with_paths = {path for path, _ in paths}

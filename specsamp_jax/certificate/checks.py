@@ -153,17 +153,20 @@ def _small(
 
     def one_batch(keys):
         draft_key, verify_key = keys
-        drafts, rows = jnp.zeros((BATCH, 0), jnp.int32), []
-        for i in range(law.NUM_DRAFT):
-            rows.append(logits_after(draft, drafts))
-            if draft_fn is None:
-                token = rows[i].argmax(-1)
-            else:
-                token, _ = draft_fn(jax.random.fold_in(draft_key, i) if i else draft_key, rows[i], sampling)
-            drafts = jnp.concatenate([drafts, token[:, None].astype(jnp.int32)], axis=1)
+
+        def one_draft(before, key):
+            row = jnp.asarray(draft)[before[:, 0], before[:, 1]]
+            token = row.argmax(-1) if draft_fn is None else draft_fn(key, row, sampling)[0]
+            token = token.astype(jnp.int32)
+            return jnp.stack([before[:, 1], token], axis=1), (token, row)
+
+        # A loop, so that `draft_fn` is compiled once. The first draft gets the key itself.
+        draft_keys = jnp.stack([jax.random.fold_in(draft_key, i) if i else draft_key for i in range(law.NUM_DRAFT)])
+        none = jnp.full((BATCH, 2), law.VOCAB, jnp.int32)
+        drafts, rows = (jnp.moveaxis(x, 0, 1) for x in lax.scan(one_draft, none, draft_keys)[1])
         p = jnp.stack([logits_after(target, drafts[:, :i]) for i in range(law.NUM_DRAFT + 1)], axis=1)
         shown = jnp.where(jnp.arange(law.NUM_DRAFT) < num_drafts[:, None], drafts, PAD_TOKEN)
-        proposal = Draft(shown) if draft_fn is None else Draft(shown, jnp.stack(rows, axis=1), sampling)
+        proposal = Draft(shown) if draft_fn is None else Draft(shown, rows, sampling)
         result: Verification = verify_fn(verify_key, p, proposal, sampling)
         return result.tokens, result.num_accepted, shown
 

@@ -28,12 +28,13 @@ def law(prompt, **sampling):
 @pytest.mark.parametrize(
     ("draft", "num_draft", "sampling"),
     [
-        (tables.model(DRAFT), 2, {}),
+        # "heuristic" drafts with the model without filters on each push, "more tokens" with another vocabulary.
+        pytest.param(tables.model(DRAFT), 2, {}, marks=pytest.mark.slow),
         (tables.model(DRAFT), 2, {"temperature": 0.8, "top_k": 3, "top_p": 0.85}),
         (ss.ModelDrafter(tables.model(DRAFT), ss.SamplingParams(temperature=0.5)), 2, {"min_p": 0.1}),
         (tables.model(DRAFT), ss.HeuristicNumDraft(2, lengths=(1, 3)), {}),
         (ss.NGramDrafter(), 2, {}),
-        (with_vocab_size(tables.model(DRAFT[:3, :3, :3]), tables.VOCAB), 2, {}),
+        pytest.param(with_vocab_size(tables.model(DRAFT[:3, :3, :3]), tables.VOCAB), 2, {}, marks=pytest.mark.slow),
         (with_vocab_size(tables.model(np.pad(DRAFT, (0, 2), constant_values=2.0)), tables.VOCAB), 2, {"top_p": 0.9}),
     ],
     ids=["model", "filtered", "colder drafter", "heuristic", "ngram", "fewer tokens", "more tokens"],

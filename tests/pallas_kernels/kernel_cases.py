@@ -13,7 +13,12 @@ ON_GPU = jax.default_backend() == "gpu"
 
 def random_case(seed, batch_size, num_draft, vocab_size, *, dtype=jnp.float32, kind="logits", **filters):
     """Arguments of a core: correlated logits, drafts sampled from the draft's filtered distribution."""
-    return random_inputs(jax.random.key(seed), batch_size, num_draft, vocab_size, dtype, kind, noise=1.0, **filters)
+
+    @jax.jit  # one program in place of dozens of small ones
+    def inputs(key):
+        return random_inputs(key, batch_size, num_draft, vocab_size, dtype, kind, noise=1.0, **filters)
+
+    return inputs(jax.random.key(seed))
 
 
 ALL_FILTERS = SamplingParams(

@@ -1,5 +1,7 @@
 """`verify` from its keys, filters included, as the GPU runs it: tokens of the plain JAX core, and few launches."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import kernel_cases as cases
@@ -27,7 +29,13 @@ def check(interpreted, monkeypatch):
 
     def check(key, target, sampling, draft, draft_sampling, rule="token", **constants):
         fn = {"token": ss.verify, "sigmoid": ss.verify_sigmoid}[rule]
-        expected = fn(key, target, draft._replace(sampling=draft_sampling), sampling, implementation="xla", **constants)
+
+        @jax.jit  # one program in place of hundreds of small ones
+        def core(key, target, draft):
+            draft = draft._replace(sampling=draft_sampling)
+            return fn(key, target, draft, sampling, implementation="xla", **constants)
+
+        expected = core(key, target, draft)
         from_keys = {"token": kernels.verify_token_from_keys, "sigmoid": kernels.verify_sigmoid_from_keys}[rule]
         with interpreted():
             words = streams.words(key, target.shape[0])
@@ -162,11 +170,26 @@ def sample_unfiltered(key, target, drafted, tokens, normalizers, sampling):
     return ss.sample(key, target[:, 0], ss.SamplingParams(0.7))
 
 
-@pytest.mark.parametrize(
-    ("step", "batch_size", "launches"),
-    [(verify, 8, 2), (verify, 64, 3), (verify_unfiltered, 8, 2), (sample, 8, 1), (sample_unfiltered, 64, 2)],
-)
-@pytest.mark.parametrize("arrays", [False, True])
+LAUNCHES = [(verify, 8, 2), (verify, 64, 3), (verify_unfiltered, 8, 2), (sample, 8, 1), (sample_unfiltered, 64, 2)]
+# Each step on every push, and numbers and arrays with filters.
+EACH_PUSH = {
+    (verify, 8): True,
+    (verify, 64): False,
+    (verify_unfiltered, 8): False,
+    (sample, 8): False,
+    (sample_unfiltered, 64): True,
+}
+
+
+def launch_cases():
+    cases = []
+    for arrays, (step, batch_size, launches) in itertools.product((False, True), LAUNCHES):
+        slow = EACH_PUSH[step, batch_size] != arrays
+        cases.append(pytest.param(step, batch_size, launches, arrays, marks=[pytest.mark.slow] if slow else []))
+    return cases
+
+
+@pytest.mark.parametrize(("step", "batch_size", "launches", "arrays"), launch_cases())
 def test_few_launches_and_neither_loop_nor_sort(step, batch_size, launches, arrays):
     text = program(step, arrays, batch_size)
     assert text.count("custom_call @mosaic_gpu") == launches

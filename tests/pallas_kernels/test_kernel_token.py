@@ -13,6 +13,8 @@ from specsamp_jax.rules import kernels, token
 
 pytestmark = pytest.mark.slow
 
+core = jax.jit(token.verify_token)
+
 
 @pytest.fixture
 def run(request, interpreted):
@@ -27,7 +29,7 @@ def run(request, interpreted):
 
 
 def check(run, args):
-    got, expected = run(*args), token.verify_token(*args)
+    got, expected = run(*args), core(*args)
     cases.assert_same(got, expected)
     return got
 
@@ -183,7 +185,7 @@ def test_residual_tokens_of_many_tiles(run):
 
 def test_an_unusable_normalizer_is_read(run):
     args = target, target_filter, draft, draft_filter, uniforms = cases.random_case(14, 3, 2, 2100, kind="normalizers")
-    expected = token.verify_token(*args)
+    expected = core(*args)
     normalizers = draft.log_normalizers.at[0, 0].set(jnp.nan).at[1, 1].set(jnp.inf).at[2].set(1e6)
     args = target, target_filter, draft._replace(log_normalizers=normalizers), draft_filter, uniforms
     cases.assert_same(run(*args), expected)
@@ -202,7 +204,7 @@ def run_early(interpreted):
 
 
 def check_early(run_early, args):
-    got, expected = run_early(*args), token.verify_token(*args)
+    got, expected = run_early(*args), core(*args)
     # Past the first rejection nothing was read, and acceptance reads 0.
     read = jnp.arange(args[2].tokens.shape[1]) <= expected.num_accepted[:, None]
     expected = expected._replace(accept_prob=jnp.where(read, expected.accept_prob, 0))

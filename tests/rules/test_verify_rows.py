@@ -10,6 +10,9 @@ from inputs import quick_jit
 
 import specsamp_jax as ss
 
+# Kernels are traced where they depend on what is tested: kinds of keys, maps and loops, types.
+pytestmark = pytest.mark.kernels(False)
+
 B, K = 8, 3
 
 step = jax.jit(ss.verify)
@@ -77,7 +80,7 @@ def assert_same_bits(result, expected, num_columns):
     ("vocab_size", "dtype", "filtered", "rows", "columns"),
     [
         (29, "bfloat16", False, [5, 0, 7], 2),
-        (1000, "float32", True, [3], 0),
+        pytest.param(1000, "float32", True, [3], 0, marks=pytest.mark.slow),
         (5000, "float32", False, [1], 2),
         (151_936, "float32", True, [0], 0),
         (151_936, "bfloat16", False, [0], 0),
@@ -144,6 +147,7 @@ def test_one_key_is_the_same_as_that_key_folded_with_each_row():
     assert_same_bits(quick_step(key, target, draft, None), quick_step(keys, target, draft, None), K)
 
 
+@pytest.mark.kernels
 def test_vmap_and_scan_are_loops():
     keys, target, draft = random_batch(29)
     draft = draft._replace(sampling=arrays(), log_normalizers=None)
@@ -167,7 +171,15 @@ def test_bfloat16_logits_are_what_they_are_in_float32():
 
 
 @pytest.mark.parametrize(
-    "dtype", ["float8_e4m3fn", "float8_e5m2", "float8_e4m3b11fnuz", "float8_e4m3fnuz", "float8_e5m2fnuz"]
+    "dtype",
+    [
+        "float8_e4m3fn",
+        "float8_e5m2",
+        *(
+            pytest.param(dtype, marks=pytest.mark.slow)
+            for dtype in ("float8_e4m3b11fnuz", "float8_e4m3fnuz", "float8_e5m2fnuz")
+        ),
+    ],
 )
 def test_float8_logits_are_what_they_are_in_bfloat16(dtype):
     keys, target, draft = random_batch(29)
@@ -183,6 +195,7 @@ def test_float8_logits_are_what_they_are_in_bfloat16(dtype):
         assert jnp.array_equal(fn(narrow[0][:, :K], narrow[1]), fn(wide[0][:, :K], wide[1]))
 
 
+@pytest.mark.kernels
 @pytest.mark.parametrize("impl", ["rbg", "unsafe_rbg", "raw", "raw rbg"])
 def test_keys_of_every_kind_leave_rows_alone(impl):
     """With one key per row, a row gives the same result at another index and in another batch."""
@@ -215,6 +228,7 @@ def test_drafted_ids_beyond_int32_are_outside_the_vocabulary(rule):
     assert results[0].accept_prob[0, 0] == 0
 
 
+@pytest.mark.kernels
 def test_float64_is_verified_in_float64():
     with jax.enable_x64(True):
         rng = np.random.default_rng(0)
@@ -235,6 +249,7 @@ def test_float64_is_verified_in_float64():
         assert np.all((token >= 0) & (token < 29))
 
 
+@pytest.mark.kernels
 def test_int8_draft_tokens_do_not_limit_the_emitted_tokens():
     keys, target, draft = random_batch(1000)
     result = quick_step(keys, target, ss.Draft(np.minimum(draft.tokens, 100).astype("int8"), draft.logits), None)
