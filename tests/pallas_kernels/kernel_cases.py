@@ -3,12 +3,16 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from kernel_inputs import random_inputs
 
 from specsamp_jax._types import SamplingParams
 
 ON_GPU = jax.default_backend() == "gpu"
 """Kernels are compiled where there is a GPU, else interpreted."""
+
+QUICK = pytest.mark.optimised(ON_GPU)
+"""The mark of tests whose interpreted kernels compile for longer than they run."""
 
 
 def random_case(seed, batch_size, num_draft, vocab_size, *, dtype=jnp.float32, kind="logits", **filters):

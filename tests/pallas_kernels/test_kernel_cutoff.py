@@ -12,7 +12,7 @@ import pytest
 from pallas_kernels import config, cutoffs, slices
 from pallas_kernels.limits import Limits
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, cases.QUICK]
 
 OFF = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
 MARGIN = 2e-6

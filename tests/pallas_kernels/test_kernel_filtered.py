@@ -12,6 +12,8 @@ from pallas_kernels import config, slices
 from specsamp_jax.rules import kernels
 from specsamp_jax.sampling import streams
 
+pytestmark = [cases.QUICK, pytest.mark.kernels(False)]  # the inputs and the core trace no kernel
+
 SHIPPED = ss.SamplingParams(0.7, 20, 0.8)
 ARRAYS = ss.SamplingParams(
     temperature=jnp.array([0.7, 0.0, 1.0]),
@@ -49,10 +51,15 @@ def check(interpreted, monkeypatch):
 def make(seed, batch_size=3, num_draft=1, vocab_size=2100, dtype=jnp.float32, sampling=None, kind="normalizers"):
     """A key, target logits, and drafts sampled from logits of their own."""
     keys = jax.random.split(jax.random.key(seed), 4)
-    target = 3 * jax.random.normal(keys[0], (batch_size, num_draft + 1, vocab_size))
-    logits = (target[:, :-1] + jax.random.normal(keys[1], (batch_size, num_draft, vocab_size))).astype(dtype)
-    drawn = [ss.sample(jax.random.fold_in(keys[2], i), logits[:, i], sampling) for i in range(num_draft)]
-    tokens, normalizers = (jnp.stack(part, axis=1) for part in zip(*drawn, strict=True))
+
+    @jax.jit
+    def draw(keys):
+        target = 3 * jax.random.normal(keys[0], (batch_size, num_draft + 1, vocab_size))
+        logits = (target[:, :-1] + jax.random.normal(keys[1], (batch_size, num_draft, vocab_size))).astype(dtype)
+        drawn = [ss.sample(jax.random.fold_in(keys[2], i), logits[:, i], sampling) for i in range(num_draft)]
+        return target, logits, *(jnp.stack(part, axis=1) for part in zip(*drawn, strict=True))
+
+    target, logits, tokens, normalizers = draw(keys)
     if kind == "one_hot":
         return keys[3], target.astype(dtype), ss.Draft(tokens)
     return keys[3], target.astype(dtype), ss.Draft(tokens, logits, None, normalizers if kind == "normalizers" else None)
@@ -189,6 +196,7 @@ def launch_cases():
     return cases
 
 
+@pytest.mark.kernels
 @pytest.mark.parametrize(("step", "batch_size", "launches", "arrays"), launch_cases())
 def test_few_launches_and_neither_loop_nor_sort(step, batch_size, launches, arrays):
     text = program(step, arrays, batch_size)

@@ -13,7 +13,7 @@ import specsamp_jax as ss
 from pallas_kernels import config, random, slices
 from specsamp_jax.sampling import kernels, streams
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, cases.QUICK]
 
 SAMPLING = ss.SamplingParams(
     temperature=jnp.array([0.7, 1.0, 0.0, 1.3, 1.0, 0.7]),

@@ -11,7 +11,7 @@ from pallas_kernels.config import Config
 from specsamp_jax._types import DEGENERATE_DRAFT, DEGENERATE_TARGET, Draft, Filter, Uniforms
 from specsamp_jax.rules import kernels, sigmoid
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, cases.QUICK]
 
 
 @pytest.fixture

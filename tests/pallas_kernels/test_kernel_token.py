@@ -11,7 +11,7 @@ from pallas_kernels.config import Config
 from specsamp_jax._types import DEGENERATE_DRAFT, DEGENERATE_TARGET, EMPTY_RESIDUAL, Draft, Filter, Uniforms
 from specsamp_jax.rules import kernels, token
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, cases.QUICK]
 
 core = jax.jit(token.verify_token)
 
