@@ -22,11 +22,14 @@ def check_file(path: Path, *, max_bytes: int | None = None) -> int:
 
     Raises:
       FileNotFoundError: There is no such file.
-      ValueError: It is no regular file, is too large, or cannot be looked at.
+      ValueError: It is no regular file, is too large, cannot be looked at, or is a link to a file that does not exist.
     """
     try:
         status = path.stat()
     except FileNotFoundError:
+        # An optional file is not missing if its name is there, as in a cache of links that was downloaded in part.
+        if path.is_symlink():
+            raise ValueError(f"{path} is a link to {str(path.readlink())!r}, which does not exist.") from None
         raise
     except (OSError, ValueError) as error:  # ValueError: the name holds a null byte
         reason = error.strerror if isinstance(error, OSError) else error

@@ -6,6 +6,7 @@ import re
 import pytest
 
 from specsamp_jax import _files
+from specsamp_jax.models import load_generation_config
 
 
 @pytest.mark.parametrize(
@@ -15,6 +16,7 @@ from specsamp_jax import _files
         (os.mkfifo, "must be a regular file, got a FIFO"),
         (lambda path: path.symlink_to("/dev/zero"), "must be a regular file, got a device"),
         (lambda path: path.symlink_to(path), "cannot be read: Too many levels of symbolic links"),
+        (lambda path: path.symlink_to("nowhere"), "is a link to 'nowhere', which does not exist"),
         (lambda path: path.write_bytes(b"0123456789"), "must have at most 9 bytes, got 10"),
         (lambda path: path.symlink_to("/proc/cpuinfo"), "must have at most 9 bytes, and has more"),
     ],
@@ -83,3 +85,13 @@ def test_settings_have_the_types_and_ranges_asked_for(tmp_path, kind, good, bad)
         assert len(str(refusal.value)) < len(str(tmp_path)) + 200
     for values in ({}, {"a": None}):
         assert _files.read_setting(values, "a", kind, source=tmp_path, default=7) == 7
+
+
+def test_an_optional_file_that_is_a_broken_link_is_not_taken_for_missing(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    assert _files.read_json(tmp_path / "generation_config.json", required=False) == {}
+    (tmp_path / "generation_config.json").symlink_to("blob")
+    with pytest.raises(ValueError, match="is a link to 'blob', which does not exist"):
+        _files.read_json(tmp_path / "generation_config.json", required=False)
+    with pytest.raises(ValueError, match="is a link to 'blob', which does not exist"):
+        load_generation_config(tmp_path)

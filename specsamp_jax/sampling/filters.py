@@ -27,7 +27,8 @@ def call_unfiltered_if_off(fn: Callable[..., Any], *samplings: SamplingParams | 
     """Returns `fn(*samplings)`, by a program without filters if no parameter changes the logits of any row.
 
     The scale alone costs a CPU a third of a row's logsumexp. A row has the same bits in both programs if its filters
-    are off: a scale of 1 is exact, and a row without a cutoff keeps the sum over all of it.
+    are off: a scale of 1 is exact, and a row without a cutoff keeps the sum over all of it. The branch that is not run
+    still costs a CPU about 30 microseconds of a call of `verify`, for any vocabulary.
 
     Args:
       fn: A function of sampling parameters, each None for no filter. Its results have the same types with any of them.

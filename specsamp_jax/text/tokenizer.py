@@ -145,7 +145,7 @@ def _special_tokens(file: Path) -> dict[str, str]:
 def _chat_templates(path: Path) -> dict[str, str]:
     """Templates by name: those in files of their own, else those in a JSON file."""
     files = {file.stem: file for file in sorted((path / "additional_chat_templates").glob("*.jinja"))}
-    if (path / "chat_template.jinja").exists():
+    if os.path.lexists(path / "chat_template.jinja"):
         files["default"] = path / "chat_template.jinja"
     if files:
         return {name: read_text(file) for name, file in files.items()}

@@ -43,7 +43,7 @@ def read_tokenizer(file: Path) -> Tokenizer:
     try:
         _check(values)
         tokenizer = no_panic(Tokenizer.from_str, text)
-    except Exception as error:  # the library raises nothing narrower
+    except Exception as error:  # `_check` reads values of any type
         raise ValueError(f"{file} is no tokenizer: {error}.") from error
     # A saved tokenizer may truncate or pad texts to the length used in training.
     tokenizer.no_truncation()
@@ -52,12 +52,12 @@ def read_tokenizer(file: Path) -> Tokenizer:
 
 
 def no_panic(function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
-    """Returns the result of a function of the `tokenizers` library; a panic in it is raised as ValueError."""
+    """Returns the result of a function of the `tokenizers` library; its errors and panics are raised as ValueError."""
     try:
         return function(*arguments, **options)
     except BaseException as error:
-        # The class derives from BaseException and cannot be imported.
-        if type(error).__name__ != "PanicException":
+        # The library raises `Exception` itself. The class of panics derives from BaseException and cannot be imported.
+        if type(error) is not Exception and type(error).__name__ != "PanicException":
             raise
         raise ValueError(f"the tokenizers library failed on it: {error}") from error
 

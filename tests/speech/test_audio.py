@@ -73,6 +73,7 @@ def test_files_from_the_standard_library_and_from_a_pipe_are_read(tmp_path):
         (riff(7, 8, b"ulaw"), "must be PCM of 8, 16, 24 or 32 bits or floats of 32 or 64, got format 7 of 8 bits"),
         (riff(1, 16, b"", channels=0), "must have frames of one sample per channel: got 0 channels"),
         (riff(3, 32, np.array([0, np.nan], "<f4").tobytes()), "must be finite, but holds NaN or infinity"),
+        (riff(3, 64, np.array([0, 1e300], "<f8").tobytes()), "must be finite, but holds NaN or infinity"),
     ],
 )
 def test_a_file_that_holds_no_sound_raises_an_error(tmp_path, content, sentence):

@@ -233,6 +233,12 @@ def test_a_panic_of_the_tokenizer_becomes_an_exception(folder):
         loaded.encode("the")
 
 
+def test_an_unknown_token_without_a_replacement_is_reported(folder):
+    change_tokenizer(folder, model={"type": "Unigram", "vocab": [], "unk_id": None})
+    with pytest.raises(ValueError, match="the tokenizers library failed on it: Encountered an unknown token"):
+        load_tokenizer(folder).encode("the")
+
+
 @pytest.mark.parametrize(
     ("values", "sentence"),
     [

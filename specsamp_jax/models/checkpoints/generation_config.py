@@ -96,7 +96,7 @@ def load_generation_config(path: str | os.PathLike[str], *, ignore: Collection[s
     check_folder(Path(path), "path")
     file, config_file = Path(path) / _FILE, Path(path) / "config.json"
     greedy = SamplingParams(temperature=0.0)
-    if not file.exists():
+    if not os.path.lexists(file):
         config = read_json(config_file)
         return GenerationConfig(greedy, () if "eos_token_id" in ignore else _end_tokens(config, config_file, config))
     accepted = {*_HARMLESS.split(), *_SAMPLING, *LogitsSettings._fields}

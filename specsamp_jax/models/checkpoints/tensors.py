@@ -86,9 +86,11 @@ def read_headers(folder: Path) -> dict[str, Stored]:
             raise ValueError(f"{index} must name files beside it, got {file!r}.")
     stored = {}
     for file in names:
-        if not (folder / file).exists():
+        try:
+            check_file(folder / file)
+        except FileNotFoundError:
             first = next(name for name, listed in files.items() if listed == file)
-            raise ValueError(f"{index} says that {first} is in {file}, but there is no {folder / file}.")
+            raise ValueError(f"{index} says that {first} is in {file}, but there is no {folder / file}.") from None
         header = _read_header(folder / file)
         for name in header:
             if files.get(name) != file:

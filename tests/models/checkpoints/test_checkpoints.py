@@ -260,6 +260,15 @@ def test_index_with_files_elsewhere(sharded, file):
     refuses(sharded, f"must name files beside it, got {file!r}.")
 
 
+@pytest.mark.parametrize(
+    ("file", "reason"),
+    [("x" * 300, "cannot be read: File name too long."), ("a\0b", "cannot be read: embedded null byte.")],
+)
+def test_index_with_an_impossible_name(sharded, file, reason):
+    change_index(sharded, lambda places: places.update(dict.fromkeys(places, file)))
+    refuses(sharded, reason)
+
+
 def test_index_with_a_directory(sharded):
     (sharded / "folder").mkdir()
     change_index(sharded, lambda places: places.update({"model.norm.weight": "folder"}))
