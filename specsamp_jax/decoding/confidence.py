@@ -49,7 +49,8 @@ class ConfidenceDrafter:
       >>> model = ss.Model(table, bigrams, lambda batch_size, max_length: ())
       >>> models = {"target": model, "draft": ss.ConfidenceDrafter(model, 0.5)}
       >>> state = ss.init(jnp.array([[1]]), **models, num_draft=4, max_new_tokens=8)
-      >>> _, info = ss.step(jax.random.key(0), state, **models, num_draft=4)
+      >>> step = jax.jit(lambda key, state: ss.step(key, state, **models, num_draft=4))
+      >>> _, info = step(jax.random.key(0), state)
       >>> info.num_drafted.tolist()
       [3]
     """
