@@ -234,6 +234,7 @@ def test_a_row_is_refilled_by_indexing_after_an_exported_step(loop):
         jax.eval_shape(unexported, jax.random.key(0), state._replace(verify_state=()))
 
 
+@pytest.mark.optimised(True)  # runs for longer than it compiles
 def test_generate_returns_the_state_and_a_large_margin_is_exact(assert_law):
     options = {"max_new_tokens": 3, **MODELS, "verify_fn": ss.CalibratedRule(margin=3.0)}
     prompt = [1, 2, 1]
