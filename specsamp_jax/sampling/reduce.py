@@ -39,9 +39,14 @@ def row_sum(values: Array, vocab_size: int) -> Array:
     """
     if vocab_size < SMALL:
         return _fold(jnp.add, values, 0)
-    size = values.shape[-1]
-    chunks = num_chunks(size)
-    return _fold(jnp.add, values.reshape(*values.shape[:-1], chunks, size // chunks).sum(-1), 0)
+
+    def by_chunks(values):
+        size = values.shape[-1]
+        chunks = num_chunks(size)
+        return _fold(jnp.add, values.reshape(*values.shape[:-1], chunks, size // chunks).sum(-1), 0)
+
+    # On a TPU, chunks that are no multiple of a vector would be written to memory.
+    return lax.platform_dependent(values, tpu=lambda values: values.sum(-1), default=by_chunks)
 
 
 def row_max(values: Array, vocab_size: int) -> Array:

@@ -70,7 +70,7 @@ def step_with_model_drafter(keys, target_logits, draft, sampling):
     table = jnp.sin(jnp.arange(V * V, dtype=jnp.float32)).reshape(V, V)
     model = ss.Model(table, lambda table, tokens, positions, cache: (table[tokens], cache), lambda *_: ())
     drafter = ss.ModelDrafter(model)
-    state = ss.init(jnp.maximum(draft.tokens, 0), target=model, draft=drafter, max_new_tokens=8)
+    state = ss.init(jnp.maximum(draft.tokens, 0), target=model, draft=drafter, num_draft=2, max_new_tokens=8)
     state, info = ss.step(keys, state, target=model, draft=drafter, num_draft=2, sampling=sampling)
     return state.tokens, info.num_accepted
 
