@@ -189,3 +189,25 @@ def _finite(text: str) -> float:
 def _file_kind(mode: int) -> str:
     kinds = ((stat.S_ISDIR, "directory"), (stat.S_ISFIFO, "FIFO"), (stat.S_ISSOCK, "socket"))
     return next((name for check_fn, name in kinds if check_fn(mode)), "device")
+
+
+def check_format(folder: Path, config: Mapping[str, Any]) -> None:
+    """Raises ValueError if a folder holds weights in a format of other programs: quantized, or of CTranslate2.
+
+    Args:
+      folder: The folder.
+      config: Its config.json.
+    """
+    quantization = config.get("quantization_config")
+    if quantization:
+        method = quantization.get("quant_method") if isinstance(quantization, Mapping) else None
+        by = f" by {brief(method)}" if method else ""
+        raise ValueError(
+            f"{folder} holds quantized weights{by}, which cannot be loaded; use the folder of the same model without "
+            "quantization."
+        )
+    if "model_type" not in config and (folder / "model.bin").exists() and not any(folder.glob("*.safetensors")):
+        raise ValueError(
+            f"{folder} looks like a model that was converted for CTranslate2 (model.bin), which cannot be loaded; "
+            "use the folder in Hugging Face's layout from which it was converted."
+        )

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import jax
 
-from specsamp_jax._files import brief, check_folder, read_json
+from specsamp_jax._files import brief, check_folder, check_format, read_json
 from specsamp_jax.cli.shared import doing
 
 NGRAM = "ngram"
@@ -46,14 +46,17 @@ def draft_folder(draft: str | None) -> Path | None:
 
 
 def check_kind(option: str, folder: Path | None, *, speech: bool) -> None:
-    """Raises ValueError if a folder holds a model of the other subcommand: a Whisper, or one of text.
+    """Raises ValueError if a folder holds a model of the other subcommand, a Whisper or one of text, or another format.
 
     Args:
       option: The option, for the error.
       folder: The folder. None, a missing config.json or one without `model_type` passes: the loader complains.
       speech: Whether a Whisper is needed.
     """
-    config = {} if folder is None else read_json(folder / "config.json", required=False)
+    if folder is None:
+        return
+    config = read_json(folder / "config.json", required=False)
+    check_format(folder, config)
     kind = config.get("model_type")
     if not kind or (kind == _WHISPER) == speech:
         return

@@ -10,7 +10,7 @@ from flax import nnx
 from small_llama import SIZES
 
 from specsamp_jax.models import Gemma2Config, GemmaConfig, Llama, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
-from specsamp_jax.models.rotary import LinearScaling, Llama3Scaling, rotary_angles
+from specsamp_jax.models.rotary import LinearScaling, Llama3Scaling, YarnScaling, rotary_angles
 
 LLAMA3 = {
     "factor": 8,
@@ -96,6 +96,27 @@ def test_the_scaled_rotation_angles_of_llama3():
     np.testing.assert_allclose(np.ravel(sine), np.sin([1, 0.1, 0.01 * (fast + (1 - fast) / 8), 0.001 / 8]), rtol=1e-6)
 
 
+def test_the_scaled_rotation_angles_of_yarn():
+    # Frequencies of transformers 5.24.0 for theta 10^4 and 16 features.
+    scaling = YarnScaling(8.0, 2048, beta_fast=16.0, beta_slow=2.0, attention_factor=1.25)
+    cosine, sine = rotary_angles(jnp.array([[1]]), 16, 1e4, scaling)
+    expected = np.array([1.0, 0.3162278, 0.1, 0.02239947, 0.004166666, 0.0003952847, 0.000125, 3.952847e-05])
+    np.testing.assert_allclose(np.ravel(sine), 1.25 * np.sin(expected), rtol=1e-6)
+    np.testing.assert_allclose(np.ravel(cosine), 1.25 * np.cos(expected), rtol=1e-6)
+
+
+def test_yarn_as_qwen_publishes_it():
+    published = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768, "attention_factor": None}
+    config = Qwen2Config.from_dict({"model_type": "qwen2", **SIZES, "rope_scaling": published})
+    assert config.rope_scaling == YarnScaling(4.0, 32768)
+    np.testing.assert_allclose(config.rope_scaling.amplitude, 1.1386294)
+    assert Qwen2Config.from_dict(config.to_dict()) == config
+    with pytest.raises(ValueError, match="must not hold mscale"):
+        Qwen2Config.from_dict({"model_type": "qwen2", **SIZES, "rope_scaling": {**published, "mscale": 1.0}})
+    with pytest.raises(ValueError, match="must be above beta_slow"):
+        YarnScaling(4.0, 32768, beta_fast=1.0)
+
+
 def test_settings_that_published_configs_leave_out_have_defaults():
     sizes = {key: value for key, value in SIZES.items() if key not in ("head_dim", "rope_theta", "rms_norm_eps")}
     gemma = GemmaConfig.from_dict({**PUBLISHED, **sizes, "model_type": "gemma", "hidden_act": "gelu"})
@@ -115,7 +136,7 @@ def test_settings_that_published_configs_leave_out_have_defaults():
 @pytest.mark.parametrize(
     ("family", "changes", "sentence"),
     [
-        (LlamaConfig, {"rope_scaling": {"type": "yarn", "factor": 2.0}}, "rope_type must be one of 'default', 'li"),
+        (LlamaConfig, {"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "rope_type must be one of 'default', 'li"),
         (LlamaConfig, {"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "got 'dynamic'; other scalings are n"),
         (LlamaConfig, {"rope_scaling": {"type": "linear"}}, "rope scaling 'linear' must hold factor, got {}."),
         (LlamaConfig, {"rope_scaling": {"type": "linear", "factor": 0}}, "factor of rope scaling 'linear' must be"),

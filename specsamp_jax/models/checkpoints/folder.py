@@ -15,7 +15,7 @@ import safetensors.numpy
 from flax import nnx
 from jax.typing import DTypeLike
 
-from specsamp_jax._files import OBJECT, TEXT, TEXT_LIST, brief, check_folder, read_json, read_setting
+from specsamp_jax._files import OBJECT, TEXT, TEXT_LIST, brief, check_folder, check_format, read_json, read_setting
 from specsamp_jax._types import Model
 from specsamp_jax.models.adapters import from_nnx
 from specsamp_jax.models.checkpoints.slots import Slot, check_present, check_shapes, fill
@@ -142,6 +142,7 @@ def load_module(path: str | os.PathLike[str], *, dtype: DTypeLike | None = None)
     path = Path(path)
     check_folder(path, "path")
     values = read_json(path / _CONFIG)
+    check_format(path, values)
     _check_types(values, path / _CONFIG)
     family = FAMILIES.get(values.get("model_type") or "")
     if family is None:

@@ -285,3 +285,21 @@ def test_all_shards_are_checked_before_any_is_read(sharded, monkeypatch):
     (sharded / "config.json").write_text((sharded / "config.json").read_text().replace("61", "62"))
     monkeypatch.setattr(Stored, "mapped", lambda self: pytest.fail("a tensor was read"))
     refuses(sharded, "model.embed_tokens.weight must have shape (62, 24) by the config, got (61, 24)")
+
+
+@pytest.mark.parametrize(
+    ("config", "sentence"),
+    [
+        ({"model_type": "qwen2", "quantization_config": {"quant_method": "awq"}}, "quantized weights by 'awq', which"),
+        (
+            {"model_type": "llama", "quantization_config": {"bits": 4}},
+            "holds quantized weights, which",
+        ),
+        ({"bos_token": "<s>"}, "looks like a model that was converted for CTranslate2"),
+    ],
+)
+def test_formats_of_other_programs_are_named(tmp_path, config, sentence):
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "model.bin").write_bytes(b"\6")
+    with pytest.raises(ValueError, match=re.escape(sentence)):
+        load_checkpoint(tmp_path)
