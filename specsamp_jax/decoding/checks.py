@@ -8,8 +8,7 @@ from jaxtyping import Array, Float, Int
 from specsamp_jax import _checks
 from specsamp_jax._types import Model
 from specsamp_jax.decoding import memory
-from specsamp_jax.decoding.confidence import ConfidenceDrafter
-from specsamp_jax.decoding.drafters import Drafter, ModelDrafter, NGramDrafter
+from specsamp_jax.decoding.drafters import Drafter, NGramDrafter, SamplingDrafter
 from specsamp_jax.decoding.model_call import vocab_size
 from specsamp_jax.decoding.num_draft import NumDraft, compiled_lengths
 
@@ -25,7 +24,7 @@ def values(
     max_new_tokens: int,
 ) -> None:
     """Ids in the target's vocabulary, parameters of the drafter in their range, and a text that memory can hold."""
-    if isinstance(drafter, ModelDrafter | ConfidenceDrafter):
+    if isinstance(drafter, SamplingDrafter):
         drafter.check(prompt.shape[0])
     longest = compiled_lengths(num_draft)[-1]
     memory.check(prompt, models(target, drafter), max_new_tokens=max_new_tokens, longest_draft=longest)
@@ -36,7 +35,7 @@ def values(
 
 def models(target: Model, drafter: Drafter | None) -> list[Model]:
     """The models that run; a drafter of a user's own type may have more."""
-    return [target, *([drafter.model] if isinstance(drafter, ModelDrafter | ConfidenceDrafter) else [])]
+    return [target, *([drafter.model] if isinstance(drafter, SamplingDrafter) else [])]
 
 
 def widths(tokens: Int[Array, "B W"], log_probs: Float[Array, "B L"], longest_draft: int) -> None:
@@ -52,7 +51,7 @@ def widths(tokens: Int[Array, "B W"], log_probs: Float[Array, "B L"], longest_dr
 
 def draft_state(drafter: Drafter | None, state: Any, tokens: Int[Array, "B W"]) -> None:
     """A state of this drafter, by structure and shapes. That of a user's own type of drafter is not checked."""
-    if isinstance(drafter, ModelDrafter | ConfidenceDrafter):
+    if isinstance(drafter, SamplingDrafter):
         expected = jax.eval_shape(lambda: drafter.model.init_cache_fn(*tokens.shape))
     elif drafter is None or isinstance(drafter, NGramDrafter):
         expected = ()

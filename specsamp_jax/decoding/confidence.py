@@ -7,25 +7,18 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
-from jaxtyping import Array, Bool, Int, Key
+from jaxtyping import Array, Bool
 
 from specsamp_jax import _checks
-from specsamp_jax._types import PAD_TOKEN, CoupledNoise, Draft, Filter, Model, SamplingParams
-from specsamp_jax.decoding.drafters import (
-    ProcessLogitsFn,
-    SampleFn,
-    draw_next,
-    first_logits,
-    sample_at_position,
-    sample_independent,
-)
-from specsamp_jax.decoding.model_call import apply, prefill
+from specsamp_jax._types import PAD_TOKEN, Draft, Filter, Model, SamplingParams
+from specsamp_jax.decoding.drafters import SampleFn, SamplingDrafter, draw_next, first_logits
+from specsamp_jax.decoding.model_call import apply
 from specsamp_jax.sampling import rows as dist
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class ConfidenceDrafter:
+class ConfidenceDrafter(SamplingDrafter):
     """Drafts with a smaller model up to and including the first token of low probability.
 
     The draft of a row ends after the first token whose probability is below `threshold`. That token is kept:
@@ -62,47 +55,7 @@ class ConfidenceDrafter:
     def check(self, batch_size: int) -> None:
         """Raises ValueError if a parameter is out of its range."""
         _checks.real("draft.threshold", self.threshold, batch_size, 1, "0 never stops")
-        if self.sampling is not None:
-            _checks.sampling("draft.sampling", self.sampling, batch_size)
-
-    def init(self, tokens: Int[Array, "B W"], max_length: int) -> Any:
-        """The model's cache, filled with the prompts."""
-        return prefill(self.model, tokens, max_length)
-
-    def read(self, state: Any, tokens: Int[Array, "B T"], positions: Int[Array, "B T"]) -> Any:
-        """The cache after these tokens."""
-        return apply(self.model, tokens, positions, state)[1]
-
-    def propose(
-        self,
-        key: Key[Array, "B"],
-        state: Any,
-        tokens: Int[Array, "B W"],
-        lengths: Int[Array, "B"],
-        *,
-        num_draft: int,
-        sampling: SamplingParams,
-        process_logits_fn: ProcessLogitsFn,
-    ) -> tuple[Draft, Any]:
-        """Proposes up to `num_draft` tokens per row, with the logits they were sampled from."""
-        options = {"num_draft": num_draft, "sampling": sampling, "process_logits_fn": process_logits_fn}
-        return self._propose(sample_independent, key, state, tokens, lengths, **options)
-
-    def propose_coupled(
-        self,
-        key: Key[Array, "B"],
-        state: Any,
-        tokens: Int[Array, "B W"],
-        lengths: Int[Array, "B"],
-        *,
-        num_draft: int,
-        sampling: SamplingParams,
-        process_logits_fn: ProcessLogitsFn,
-    ) -> tuple[Draft, Any]:
-        """Like `propose`, with draws of `sample_coupled`; `key` is the same in all steps of a text."""
-        options = {"num_draft": num_draft, "sampling": sampling, "process_logits_fn": process_logits_fn}
-        proposal, state = self._propose(sample_at_position, key, state, tokens, lengths, **options)
-        return proposal._replace(noise=CoupledNoise()), state
+        super().check(batch_size)
 
     def _propose(
         self, sample_fn: SampleFn, key, state, tokens, lengths, *, num_draft, sampling, process_logits_fn

@@ -83,18 +83,11 @@ class DraftsCoupled(Protocol):
         ...
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class ModelDrafter:
-    """Drafts with a smaller model, token by token.
-
-    Attributes:
-      model: The model; its vocabulary is the target's.
-      sampling: Temperature and filters for the model's logits. None: those of the target.
-    """
+class SamplingDrafter:
+    """Base of the drafters that sample from a `model`; they differ in `_propose`, which takes a `SampleFn` first."""
 
     model: Model
-    sampling: SamplingParams | None = None
+    sampling: SamplingParams | None
 
     def check(self, batch_size: int) -> None:
         """Raises ValueError if a parameter is out of its range."""
@@ -120,7 +113,7 @@ class ModelDrafter:
         sampling: SamplingParams,
         process_logits_fn: ProcessLogitsFn,
     ) -> tuple[Draft, Any]:
-        """Samples `num_draft` tokens per row one after the other, and keeps the logits they were sampled from."""
+        """Samples at most `num_draft` tokens per row one by one, and keeps the logits they were sampled from."""
         options = {"num_draft": num_draft, "sampling": sampling, "process_logits_fn": process_logits_fn}
         return self._propose(sample_independent, key, state, tokens, lengths, **options)
 
@@ -139,6 +132,25 @@ class ModelDrafter:
         options = {"num_draft": num_draft, "sampling": sampling, "process_logits_fn": process_logits_fn}
         proposal, state = self._propose(sample_at_position, key, state, tokens, lengths, **options)
         return proposal._replace(noise=CoupledNoise()), state
+
+    def _propose(
+        self, sample_fn: SampleFn, key, state, tokens, lengths, *, num_draft, sampling, process_logits_fn
+    ) -> tuple[Draft, Any]:
+        raise NotImplementedError
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class ModelDrafter(SamplingDrafter):
+    """Drafts with a smaller model, token by token.
+
+    Attributes:
+      model: The model; its vocabulary is the target's.
+      sampling: Temperature and filters for the model's logits. None: those of the target.
+    """
+
+    model: Model
+    sampling: SamplingParams | None = None
 
     def _propose(
         self, sample_fn: SampleFn, key, state, tokens, lengths, *, num_draft, sampling, process_logits_fn
