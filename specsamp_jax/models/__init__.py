@@ -13,6 +13,8 @@ from specsamp_jax.models.config import DecoderConfig as DecoderConfig
 from specsamp_jax.models.gemma import Gemma as Gemma
 from specsamp_jax.models.gemma import Gemma2 as Gemma2
 from specsamp_jax.models.gemma import Gemma2Config as Gemma2Config
+from specsamp_jax.models.gemma import Gemma3 as Gemma3
+from specsamp_jax.models.gemma import Gemma3Config as Gemma3Config
 from specsamp_jax.models.gemma import GemmaConfig as GemmaConfig
 from specsamp_jax.models.llama import Llama as Llama
 from specsamp_jax.models.llama import LlamaConfig as LlamaConfig

@@ -27,6 +27,7 @@ _FULL, _SLIDING = "full_attention", "sliding_attention"
 _OPTIONAL = (
     "sliding_window",
     "layer_types",
+    "rope_local_base_freq",
     "query_pre_attn_scalar",
     "attn_logit_softcapping",
     "final_logit_softcapping",
@@ -37,7 +38,7 @@ _OPTIONAL = (
 class DecoderConfig:
     """Sizes of a decoder-only transformer, named as in Hugging Face's config.json.
 
-    Each family has a subclass with its `model_type` and its defaults. The last five fields exist in some families
+    Each family has a subclass with its `model_type` and its defaults. The last six fields exist in some families
     only; in the others they must be None.
 
     Attributes:
@@ -55,6 +56,7 @@ class DecoderConfig:
       rope_scaling: Scaling of the rotary frequencies; None: no scaling.
       sliding_window: Tokens that a layer with a window attends, itself included. None: all tokens before it.
       layer_types: "sliding_attention" or "full_attention" for each layer. None: the family's pattern.
+      rope_local_base_freq: Base of the rotary frequencies, unscaled, in layers with a window. None: as in other layers.
       query_pre_attn_scalar: Scores are divided by its square root. None: by that of `head_dim`.
       attn_logit_softcapping: Soft cap of the attention scores. None: no cap.
       final_logit_softcapping: Soft cap of the logits. None: no cap.
@@ -80,6 +82,7 @@ class DecoderConfig:
     _: dataclasses.KW_ONLY
     sliding_window: int | None = None
     layer_types: tuple[str, ...] | None = None
+    rope_local_base_freq: float | None = None
     query_pre_attn_scalar: int | None = None
     attn_logit_softcapping: float | None = None
     final_logit_softcapping: float | None = None
@@ -122,9 +125,18 @@ class DecoderConfig:
     @property
     def windows(self) -> tuple[int | None, ...]:
         """Number of tokens that each layer attends, itself included; None: all tokens before it."""
+        return tuple(self.sliding_window if kind == _SLIDING else None for kind in self._layer_kinds())
+
+    @property
+    def ropes(self) -> tuple[tuple[float, Scaling | None], ...]:
+        """Base of the rotary frequencies, and their scaling, for each layer."""
+        everywhere = self.rope_theta, self.rope_scaling
+        local = everywhere if self.rope_local_base_freq is None else (self.rope_local_base_freq, None)
+        return tuple(local if kind == _SLIDING else everywhere for kind in self._layer_kinds())
+
+    def _layer_kinds(self) -> list[str]:
         types = self.layer_types or self.family.layer_types
-        repeated = (types[i % len(types)] for i in range(self.num_hidden_layers))
-        return tuple(self.sliding_window if kind == _SLIDING else None for kind in repeated)
+        return [types[i % len(types)] for i in range(self.num_hidden_layers)]
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the contents of Hugging Face's config.json for this model."""

@@ -41,9 +41,9 @@ class Attention(nnx.Module):
         bias = config.family.qkv_bias
         self.qkv = linear(hidden, qkv_width, bias=bias, stddev=INIT_STDDEV, rngs=rngs, **kwargs)
         self.out = linear(width, hidden, stddev=_residual_stddev(config), rngs=rngs, **kwargs)
-        kwargs["eps"] = config.rms_norm_eps
-        self.query_norm = RMSNorm(config.head_size, **kwargs) if config.family.head_norms else None
-        self.key_norm = RMSNorm(config.head_size, **kwargs) if config.family.head_norms else None
+        has_norms = config.family.head_norms
+        self.query_norm = _norm(config, config.head_size, **kwargs) if has_norms else None
+        self.key_norm = _norm(config, config.head_size, **kwargs) if has_norms else None
 
     def __call__(
         self,
@@ -92,9 +92,10 @@ class Block(nnx.Module):
     """
 
     def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs, **kwargs: Any):
-        self.attention_norm, self.mlp_norm = _norm(config, **kwargs), _norm(config, **kwargs)
-        self.post_attention_norm = _norm(config, **kwargs) if config.family.post_norms else None
-        self.post_mlp_norm = _norm(config, **kwargs) if config.family.post_norms else None
+        size = config.hidden_size
+        self.attention_norm, self.mlp_norm = _norm(config, size, **kwargs), _norm(config, size, **kwargs)
+        self.post_attention_norm = _norm(config, size, **kwargs) if config.family.post_norms else None
+        self.post_mlp_norm = _norm(config, size, **kwargs) if config.family.post_norms else None
         self.attention = Attention(config, rngs=rngs, **kwargs)
         self.mlp = MLP(config, rngs=rngs, **kwargs)
 
@@ -145,7 +146,7 @@ class Decoder(nnx.Module):
             **kwargs,
         )
         self.blocks = nnx.List([Block(config, rngs=rngs, **kwargs) for _ in range(config.num_hidden_layers)])
-        self.norm = _norm(config, **kwargs)
+        self.norm = _norm(config, config.hidden_size, **kwargs)
 
     @property
     def init_cache_fn(self) -> CacheSpec:
@@ -171,7 +172,7 @@ class Decoder(nnx.Module):
         if config.family.scaled_embeddings:
             # The factor is rounded to the dtype, as it was in training.
             x = x * jnp.asarray(config.hidden_size**0.5, x.dtype)
-        angles = rotary_angles(positions, config.head_size, config.rope_theta, config.rope_scaling)
+        angles = {rope: rotary_angles(positions, config.head_size, *rope) for rope in dict.fromkeys(config.ropes)}
         if cache is None:
             order, num_slots = jnp.arange(tokens.shape[1])[None], tokens.shape[1]
         else:
@@ -179,16 +180,16 @@ class Decoder(nnx.Module):
         masks = {window: causal_mask(order, num_slots, window)[:, None] for window in set(config.windows)}
         written = []
         caches = (None,) * len(self.blocks) if cache is None else cache
-        for block, window, layer_cache in zip(self.blocks, config.windows, caches, strict=True):
-            x, layer_cache = block(x, positions, angles, masks[window], layer_cache)
+        for block, rope, window, layer_cache in zip(self.blocks, config.ropes, config.windows, caches, strict=True):
+            x, layer_cache = block(x, positions, angles[rope], masks[window], layer_cache)
             written.append(layer_cache)
         logits, cap = self.vocabulary.logits(self.norm(x)), config.final_logit_softcapping
         logits = logits if cap is None else cap * jnp.tanh(logits / cap)
         return logits, None if cache is None else tuple(written)
 
 
-def _norm(config: DecoderConfig, **kwargs: Any) -> RMSNorm:
-    return RMSNorm(config.hidden_size, eps=config.rms_norm_eps, offset=config.family.norm_offset, **kwargs)
+def _norm(config: DecoderConfig, num_features: int, **kwargs: Any) -> RMSNorm:
+    return RMSNorm(num_features, eps=config.rms_norm_eps, offset=config.family.norm_offset, **kwargs)
 
 
 def _residual_stddev(config: DecoderConfig) -> float:

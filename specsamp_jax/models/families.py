@@ -21,7 +21,7 @@ class Family(NamedTuple):
       qkv_bias: Whether queries, keys and values have biases.
       head_norms: Whether the query and key of each head are normed before they are rotated.
       post_norms: Whether the outputs of attention and MLP are normed before they are added to the residual stream.
-      norm_offset: Added to the weight of each norm over the residual stream.
+      norm_offset: Added to the weight of each norm.
       scaled_embeddings: Whether embeddings are multiplied by the square root of `hidden_size`.
       activation_fn: Activation of the MLP's gate.
     """
@@ -95,6 +95,26 @@ FAMILIES = {
             }
         ),
         layer_types=("sliding_attention", "full_attention"),
+        post_norms=True,
+        norm_offset=1.0,
+        scaled_embeddings=True,
+        activation_fn=jax.nn.gelu,
+    ),
+    "gemma3_text": Family(
+        "Gemma3ForCausalLM",
+        # transformers reads no soft cap of the scores; files state the pattern of layers that is the default.
+        required={**_GEMMA, "attn_logit_softcapping": (None,), "sliding_window_pattern": (6,)},
+        settings=frozenset(
+            {
+                "sliding_window",
+                "layer_types",
+                "rope_local_base_freq",
+                "query_pre_attn_scalar",
+                "final_logit_softcapping",
+            }
+        ),
+        layer_types=("sliding_attention",) * 5 + ("full_attention",),
+        head_norms=True,
         post_norms=True,
         norm_offset=1.0,
         scaled_embeddings=True,

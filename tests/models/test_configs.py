@@ -1,5 +1,6 @@
 """config.json of each family, in its old and its new form: settings that are read, and settings that raise errors."""
 
+import dataclasses
 import json
 import re
 
@@ -9,7 +10,16 @@ import pytest
 from flax import nnx
 from small_llama import SIZES
 
-from specsamp_jax.models import Gemma2Config, GemmaConfig, Llama, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
+from specsamp_jax.models import (
+    Gemma2Config,
+    Gemma3Config,
+    GemmaConfig,
+    Llama,
+    LlamaConfig,
+    MistralConfig,
+    Qwen2Config,
+    Qwen3Config,
+)
 from specsamp_jax.models.rotary import LinearScaling, Llama3Scaling, YarnScaling, rotary_angles
 
 LLAMA3 = {
@@ -18,7 +28,7 @@ LLAMA3 = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 8192,
 }
-FAMILIES = [LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config, GemmaConfig, Gemma2Config]
+FAMILIES = [LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config, GemmaConfig, Gemma2Config, Gemma3Config]
 PUBLISHED = {"architectures": ["X"], "torch_dtype": "bfloat16", "transformers_version": "4.31.0", "use_cache": True}
 
 
@@ -34,6 +44,7 @@ def test_round_trip_through_json(family):
         {"sliding_window": 8},
         {"layer_types": ("full_attention", "full_attention")},
         {"query_pre_attn_scalar": 8},
+        {"rope_local_base_freq": 8.0},
         {"attn_logit_softcapping": 5.0},
         {"final_logit_softcapping": 5.0},
     ],
@@ -43,7 +54,8 @@ def test_a_setting_of_another_family_is_refused(setting):
     with pytest.raises(ValueError, match=f"{name} must be None, for 'llama' does not have it, got"):
         LlamaConfig(**SIZES, **setting)
     assert name not in LlamaConfig(**SIZES).to_dict()
-    assert getattr(Gemma2Config(**SIZES, **setting), name) == setting[name]
+    family = Gemma3Config if name == "rope_local_base_freq" else Gemma2Config
+    assert getattr(family(**SIZES, **setting), name) == setting[name]
 
 
 def test_a_config_of_another_family_is_refused():
@@ -124,6 +136,11 @@ def test_settings_that_published_configs_leave_out_have_defaults():
     gemma2 = Gemma2Config.from_dict({**PUBLISHED, **sizes, "model_type": "gemma2", "cache_implementation": "hybrid"})
     assert (gemma2.attn_logit_softcapping, gemma2.final_logit_softcapping) == (50.0, 30.0)
     assert gemma2.windows == (4096, None)
+    gemma3 = Gemma3Config.from_dict({**PUBLISHED, **sizes, "model_type": "gemma3_text", "sliding_window_pattern": 6})
+    assert gemma3.ropes == ((10_000.0, None),) * 2
+    gemma3 = dataclasses.replace(gemma3, num_hidden_layers=7, rope_scaling=LinearScaling(8.0))
+    assert gemma3.ropes[4:] == ((10_000.0, None), (1_000_000.0, LinearScaling(8.0)), (10_000.0, None))
+    assert gemma3.windows[4:] == (4096, None, 4096)
     qwen2 = Qwen2Config.from_dict(
         {**PUBLISHED, **sizes, "model_type": "qwen2", "sliding_window": 32768, "max_window_layers": 1,
          "use_sliding_window": False}
@@ -170,6 +187,13 @@ def test_settings_that_published_configs_leave_out_have_defaults():
         (GemmaConfig, {"hidden_act": "silu"}, "hidden_act must be 'gelu_pytorch_tanh', got 'silu'"),
         (GemmaConfig, {"use_bidirectional_attention": True}, "use_bidirectional_attention must be None, got True"),
         (Gemma2Config, {"layer_types": ["full_attention"]}, "layer_types must be one of full_attention and sliding_at"),
+        (Gemma3Config, {"attn_logit_softcapping": 50.0}, "attn_logit_softcapping must be None, got 50.0"),
+        (Gemma3Config, {"sliding_window_pattern": 4}, "sliding_window_pattern must be 6, got 4; this is not support"),
+        (
+            Gemma3Config,
+            {"rope_parameters": {"sliding_attention": {"rope_type": "linear", "factor": 2.0, "rope_theta": 5.0}}},
+            "rope_parameters must hold full_attention and sliding_attention, the latter without scaling, got",
+        ),
         (Gemma2Config, {"sliding_window": 0}, "sliding_window must be above 0, got 0."),
     ],
 )  # fmt: skip

@@ -29,7 +29,7 @@ pytestmark = pytest.mark.optimised(False)
 ROOT = Path(__file__).parents[2]
 FIXTURES = fixture_files.FIXTURES / "decoders"
 PEERS_PYTHON = ROOT / ".venv-peers" / "bin" / "python"  # made by bench/peers/make_env.sh
-NAMES = ["llama", "llama_tied", "llama_linear", "llama3", "mistral", "qwen2", "qwen3", "gemma", "gemma2"]
+NAMES = ["llama", "llama_tied", "llama_linear", "llama3", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3"]
 
 TRANSFORMERS = """
 import sys, numpy, torch, transformers
@@ -95,7 +95,7 @@ def test_logits_of_drafts_at_each_rows_own_position_after_rejected_ones(name):
     ("name", "drafter"),
     [(name, "first layer") for name in ("llama", "qwen3", "gemma2")]
     # On a push, the logits of these families are compared, after rejected drafts too.
-    + [pytest.param(name, "first layer", marks=pytest.mark.slow) for name in ("llama3", "qwen2", "gemma")]
+    + [pytest.param(name, "first layer", marks=pytest.mark.slow) for name in ("llama3", "qwen2", "gemma", "gemma3")]
     + [("gemma2", "nobody")],
 )
 def test_greedy_text(name, drafter):
@@ -115,7 +115,7 @@ def first_layer(name):
     """A smaller model: the first layers of the target."""
     module = load_module(FIXTURES / name)
     changes = {"num_hidden_layers": 1}
-    if module.config.model_type == "gemma2":
+    if module.config.layer_types is not None:
         changes["layer_types"] = module.config.layer_types[:1]
     smaller = type(module)(dataclasses.replace(module.config, **changes), rngs=nnx.Rngs(0))
     module.blocks = nnx.List([module.blocks[0]])
@@ -135,6 +135,10 @@ def first_layer(name):
         ("gemma2", {"attn_logit_softcapping": None}),
         ("gemma2", {"final_logit_softcapping": None}),
         ("gemma2", {"query_pre_attn_scalar": 8}),
+        ("gemma3", {"rope_local_base_freq": 500.0}),
+        ("gemma3", {"rope_local_base_freq": None}),
+        ("gemma3", {"rope_scaling": None}),
+        ("gemma3", {"layer_types": ("full_attention", "sliding_attention", "full_attention")}),
     ],
 )
 def test_each_setting_changes_the_logits_by_more_than_the_tolerance(name, changes):

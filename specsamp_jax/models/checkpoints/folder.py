@@ -22,7 +22,7 @@ from specsamp_jax.models.checkpoints.slots import Slot, check_present, check_sha
 from specsamp_jax.models.checkpoints.tensors import Stored, read_headers
 from specsamp_jax.models.config import DecoderConfig
 from specsamp_jax.models.decoder import Decoder, checkpoint_layout
-from specsamp_jax.models.gemma import Gemma, Gemma2, Gemma2Config, GemmaConfig
+from specsamp_jax.models.gemma import Gemma, Gemma2, Gemma2Config, Gemma3, Gemma3Config, GemmaConfig
 from specsamp_jax.models.llama import Llama, LlamaConfig, Mistral, MistralConfig
 from specsamp_jax.models.qwen import Qwen2, Qwen2Config, Qwen3, Qwen3Config
 from specsamp_jax.models.whisper import checkpoint as whisper_checkpoint
@@ -72,6 +72,7 @@ FAMILIES = {
     "qwen3": Family(Qwen3Config, Qwen3, checkpoint_layout, _decoder_layers),
     "gemma": Family(GemmaConfig, Gemma, checkpoint_layout, _decoder_layers),
     "gemma2": Family(Gemma2Config, Gemma2, checkpoint_layout, _decoder_layers),
+    "gemma3_text": Family(Gemma3Config, Gemma3, checkpoint_layout, _decoder_layers),
     "whisper": Family(WhisperConfig, Whisper, whisper_checkpoint.checkpoint_layout, _whisper_layers, _whisper_computed),
 }
 """The families by `model_type` of config.json."""
@@ -174,7 +175,8 @@ def _check_types(values: Mapping[str, Any], file: Path) -> None:
         rope = read_setting(values, name, OBJECT, source=file, default={})
         for kind in ("rope_type", "type"):
             read_setting(rope, kind, TEXT, source=file)
-        _check_numbers(rope, file)
+        for part in (rope, *(value for value in rope.values() if isinstance(value, dict))):
+            _check_numbers(part, file)
     _check_numbers(values, file)
 
 

@@ -166,7 +166,8 @@ def test_other_architecture(saved):
     file.write_text(json.dumps({**json.loads(file.read_text()), "model_type": "mamba"}))
     refuses(
         saved,
-        "model_type must be one of 'llama', 'mistral', 'qwen2', 'qwen3', 'gemma', 'gemma2', 'whisper', got 'mamba'",
+        "model_type must be one of 'llama', 'mistral', 'qwen2', 'qwen3', 'gemma', 'gemma2', 'gemma3_text', 'whisper', "
+        "got 'mamba'",
     )
 
 
