@@ -85,6 +85,12 @@ def test_the_closed_form_of_the_calibrated_rule_is_the_oracles(error):
     np.testing.assert_allclose(accept[0], oracle.calibrated_accept(z_p[0], q, estimate[0], offset), atol=1e-9)
 
 
+def test_the_acceptance_of_the_coupled_rule_is_the_oracles():
+    z_p, z_q = (law.keep_top_k(rows[:2].astype(float), 4) for rows in (Z_P, Z_Q))
+    expected = [oracle.coupled_acceptance(*map(oracle.distribution, pair)) for pair in zip(z_p, z_q, strict=True)]
+    np.testing.assert_allclose(law.acceptance("coupled", z_p, z_q), expected, atol=1e-9)
+
+
 def test_a_filtered_token_is_never_emitted_but_by_the_released_code():
     z_p, z_q = (law.keep_top_k(rows[:2].astype(float), 2) for rows in (Z_P, Z_Q))
     for method, leaks in {"ours": False, "sigmoid 20000.0": False, "sigmoid as released": True}.items():
@@ -259,7 +265,28 @@ def test_a_share_of_wall_time_needs_texts_and_calls_of_one_program(tmp_path):
     baseline, ours = found.all("text")
     assert baseline["share"] == pytest.approx(6 * 0.05 / 9 / 2)
     assert "share" not in ours
-    assert "share" in table(tmp_path, rows).all("text")[1]
+    as_data = {**calls[1], "method": "ours" + settings.AS_DATA}
+    assert "share" in table(tmp_path, [*rows, as_data]).all("text")[1]
+
+
+def test_the_calls_of_a_text_are_those_with_parameters_as_data(tmp_path):
+    names = ("ours", "ours" + settings.AS_DATA)
+    calls = [{"kind": "call", "method": name, "us": us} for name, us in zip(names, (50.0, 80.0), strict=True)]
+    (row,) = table(tmp_path, [texts("ours"), *calls]).all("text")
+    assert (row["call_us"], row["loop_us"]) == (50, 80)
+    assert row["share"] == pytest.approx(6 * 0.08 / 9 / 2)
+
+
+def test_parts_of_a_file_are_read_as_one_and_in_the_order_of_the_settings(tmp_path):
+    for name, methods_of_part in {"runs": ["ours", "exact"], "runs-0": ["baseline"], "runs-10": ["ours"]}.items():
+        rows = [{"name": settings.Setting(method).name, "from": name} for method in methods_of_part]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = score.in_order(score.read(tmp_path / "runs.jsonl"), [{"method": ("baseline", "ours", "exact")}])
+    assert [(row["name"].split("|")[0], row["from"]) for row in found] == [
+        ("baseline", "runs-0"),
+        ("ours", "runs-10"),
+        ("exact", "runs"),
+    ]
 
 
 def test_settings_without_a_row_are_listed(tmp_path, monkeypatch):

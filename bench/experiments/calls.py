@@ -1,4 +1,8 @@
-"""Times one sampling call of each rule, from the key, on real logits; and its memory, as the compiler counts it."""
+"""Times one sampling call of each rule, from the key, on real logits; and its memory, as the compiler counts it.
+
+Sampling parameters are numbers, as a caller of `verify` writes them, or arrays, as the decoding loop passes them: then
+a row may be greedy, and a call is the program that the texts run.
+"""
 
 import concurrent.futures
 import functools
@@ -12,8 +16,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from locks import Lock
 from methods import CALIBRATED, FUNCTIONS
-from settings import Setting
+from settings import AS_DATA, Setting
 
 import specsamp_jax as ss
 
@@ -28,17 +33,19 @@ def _draw(dtype: str, temperature: float, top_k: int) -> Any:
 
     @jax.jit
     def draw(key, target, draft):
+        size = len(target)
         target, draft = target.astype(dtype), draft.astype(dtype)
         keys = jax.random.split(key, draft.shape[1])
         tokens, normalizers = zip(*(ss.sample(k, draft[:, i], sampling) for i, k in enumerate(keys)), strict=True)
         estimates = jax.nn.logsumexp(target[:, 0].astype(jnp.float32), axis=-1)
-        return key, target, jnp.stack(tokens, 1), draft, jnp.stack(normalizers, 1), estimates
+        arrays = jnp.full(size, temperature, jnp.float32), jnp.full(size, top_k, jnp.int32)
+        return key, target, jnp.stack(tokens, 1), draft, jnp.stack(normalizers, 1), estimates, arrays
 
     return draw
 
 
 def inputs(setting: Setting, logits: tuple[np.ndarray, np.ndarray], num_sets: int) -> list[tuple[Any, ...]]:
-    """Sets of a key, target logits, a draft, and estimates of log-normalisers, which calibrated rules read.
+    """Sets of a key, target logits, a draft, estimates of log-normalisers for calibrated rules, and parameters.
 
     Logits are those of consecutive rows of real texts, drafts are sampled from the drafter's.
     """
@@ -49,20 +56,25 @@ def inputs(setting: Setting, logits: tuple[np.ndarray, np.ndarray], num_sets: in
 
 
 def compiled(setting: Setting, example: tuple[Any, ...]) -> Any:
-    """The compiled call, with parameters that are numbers."""
-    sampling = ss.SamplingParams(setting.temperature, setting.top_k)
+    """The compiled call."""
+    method = setting.method.removesuffix(AS_DATA)
 
-    def call(key, target, tokens, draft, normalizers, estimates):
+    def call(key, target, tokens, draft, normalizers, estimates, arrays):
+        sampling = ss.SamplingParams(setting.temperature, setting.top_k)
+        if method != setting.method:
+            temperature, top_k = arrays
+            # A filter that is off is not in the loop's program either.
+            sampling = ss.SamplingParams(temperature, top_k if setting.top_k else 0)
         arguments = key, target, ss.Draft(tokens, draft, sampling, normalizers), sampling
-        if setting.method in CALIBRATED:
-            rule = CALIBRATED[setting.method]
+        if method in CALIBRATED:
+            rule = CALIBRATED[method]
             result, state = rule(*arguments, rule.init(len(tokens))._replace(log_normalizer=estimates))
             return result.tokens, result.num_accepted, state
-        if setting.method == "calibrated unreported":
+        if method == "calibrated unreported":
             log_normalizers = jnp.broadcast_to(estimates[:, None], tokens.shape)
             result = ss.verify_calibrated(*arguments, log_normalizers=log_normalizers)
         else:
-            result = FUNCTIONS[setting.method](*arguments)
+            result = FUNCTIONS[method](*arguments)
         return result.tokens, result.num_accepted
 
     return jax.jit(call).lower(*example).compile()
@@ -80,20 +92,26 @@ def measure_host(fn: Any, sets: list[Any], rounds: int) -> dict[str, float]:
     return {"us": round(1e6 * statistics.median(times), 1)}
 
 
-def measure(settings: list[Setting], logits: tuple[np.ndarray, np.ndarray], report_fn: Any) -> None:
-    """Calls `report_fn(setting, row)` for each setting: device time by the profiler on a GPU, else the host's."""
+def measure(settings: list[Setting], logits: tuple[np.ndarray, np.ndarray], report_fn: Any, lock: Lock) -> None:
+    """Calls `report_fn(setting, row)` for each setting: device time by the profiler on a GPU, else the host's.
+
+    Programs are compiled under the shared lock, times are taken under the exclusive one.
+    """
     gpu = jax.default_backend() == "gpu"
     place = functools.partial(inputs, logits=logits, num_sets=1)
     pool = concurrent.futures.ThreadPoolExecutor(os.cpu_count())
-    programs = {setting: pool.submit(lambda s: compiled(s, place(s)[0]), setting) for setting in settings}
     # Compiling also runs kernels on the GPU, so that nothing is measured meanwhile.
-    concurrent.futures.wait(programs.values())
+    with lock.shared():
+        programs = {setting: pool.submit(lambda s: compiled(s, place(s)[0]), setting) for setting in settings}
+        concurrent.futures.wait(programs.values())
     for setting, future in programs.items():
         try:
             program = future.result()
             size = sum(x[0].size for x in logits) * setting.batch_size * jnp.dtype(setting.dtype).itemsize
-            sets = inputs(setting, logits, timings.num_sets(size) if gpu else 4)
-            times = timings.measure(program, sets, max(2, 24 // len(sets))) if gpu else measure_host(program, sets, 5)
+            with lock.exclusive():
+                sets = inputs(setting, logits, timings.num_sets(size) if gpu else 4)
+                rounds = max(2, 24 // len(sets))
+                times = timings.measure(program, sets, rounds) if gpu else measure_host(program, sets, 5)
         except Exception as error:
             report_fn(setting, {"error": f"{type(error).__name__}: {str(error)[:200]}"})
             continue

@@ -2,11 +2,15 @@
 
     python bench/experiments/evaluate.py TASK [--quick] [--stage STAGE] [--seconds S] [--texts N] [--dtype DTYPE]
 
-TASK is `summarization` or `asr`. The stages, in order: `contexts` saves logits of target and drafter on real contexts,
-`laws` computes what each rule emits from them, `calls` times one call on them, `runs` generates the texts. Without
---stage all run. Rows go to raw/ in the folder of `caches.CACHE`, one JSON line each; `score.py` makes tables of them.
-With `--part i/n`, `runs` generates the rows of every n-th program from the i-th on, into runs-i.jsonl, so that n GPUs
-share the rows.
+TASK is `summarization`, `asr` or `qwen`. The stages, in order: `contexts` saves logits of target and drafter on real
+contexts, `laws` computes what each rule emits from them, `calls` times one call on them, `runs` generates the texts.
+Without --stage all run. Rows go to raw/ in the folder of `caches.CACHE`, one JSON line each; `score.py` makes tables of
+them.
+
+Processes share the work: with `--part i/n`, `runs` generates the rows of every n-th program from the i-th on, into
+runs-i.jsonl, and `calls` times every n-th call, into calls-i.jsonl. Those on one GPU name one file with `--lock`, so
+that one measures at a time. Programs are traced and lowered in Python, one at a time in a process: for the kernels of
+this package that takes longer than to compile them, and four processes per GPU keep it short.
 """
 
 import argparse
@@ -30,6 +34,7 @@ import numpy as np
 import runs
 import settings
 import tasks
+from locks import Lock
 
 NUM_CONTEXTS, NUM_ROWS = 200, 6
 QUICK_TEXTS = 4
@@ -96,7 +101,7 @@ def run_laws(rows: Rows, wanted: list[settings.Setting], folder: Path, where: di
             show(i + 1, len(missing), f"laws: {setting.name}")
 
 
-def run_calls(rows: Rows, wanted: list[settings.Setting], folder: Path, where: dict[str, Any]) -> None:
+def run_calls(rows: Rows, wanted: list[settings.Setting], folder: Path, where: dict[str, Any], lock: Lock) -> None:
     """The stage `calls`."""
     missing = [setting for setting in wanted if setting.name not in rows.names]
 
@@ -104,13 +109,22 @@ def run_calls(rows: Rows, wanted: list[settings.Setting], folder: Path, where: d
         rows.add(setting.name, {**row, **where})
         show(missing.index(setting) + 1, len(missing), f"calls: {setting.name} {row.get('us', row)}")
 
-    calls.measure(missing, load_contexts(folder), keep)
+    calls.measure(missing, load_contexts(folder), keep, lock)
 
 
 def run_texts(
-    rows: Rows, wanted: list[settings.Setting], task: tasks.Task, num_texts: int, seconds: float, where: dict[str, Any]
+    rows: Rows,
+    wanted: list[settings.Setting],
+    task: tasks.Task,
+    num_texts: int,
+    seconds: float,
+    where: dict[str, Any],
+    lock: Lock,
 ) -> None:
-    """The stage `runs`: compiles all programs side by side, then runs the settings one after the other."""
+    """The stage `runs`: compiles all programs side by side, then runs the settings one after the other.
+
+    Programs that take more than half of the time are run last.
+    """
     start = time.monotonic()
     task.prepare_fn(num_texts)
     missing = [setting for setting in wanted if setting.name not in rows.names]
@@ -118,24 +132,23 @@ def run_texts(
     for setting in missing:
         programs.setdefault(runs.program(setting), setting)
     pool = concurrent.futures.ThreadPoolExecutor(os.cpu_count())
-    futures = {key: pool.submit(runs.warm_up, setting, task) for key, setting in programs.items()}
-    concurrent.futures.wait(futures.values(), timeout=seconds / 2)
-    show(sum(f.done() for f in futures.values()), len(futures), f"programs compiled, {time.monotonic() - start:.0f} s")
-    for future in futures.values():
-        future.cancel()
-    for i, setting in enumerate(missing):
-        future = futures[runs.program(setting)]
-        if time.monotonic() - start > seconds:
-            print(f"out of time: {len(missing) - i} rows are left", file=sys.stderr)
+    with lock.shared():
+        futures = {key: pool.submit(runs.warm_up, setting, task) for key, setting in programs.items()}
+        done, _ = concurrent.futures.wait(futures.values(), timeout=seconds / 2)
+    show(len(done), len(futures), f"programs compiled, {time.monotonic() - start:.0f} s")
+    for i, setting in enumerate(sorted(missing, key=lambda s: futures[runs.program(s)] not in done)):
+        left = seconds - (time.monotonic() - start)
+        try:
+            futures[runs.program(setting)].result(max(left, 0))
+        except TimeoutError:
+            print(f"out of time: {len(missing) - i} rows are left, first {setting.name}", file=sys.stderr)
             break
-        if future.cancelled():
-            print(f"not compiled in time: {setting.name}", file=sys.stderr)
-            continue
-        if error := future.exception():
+        except Exception as error:
             print(f"failed: {setting.name}: {type(error).__name__}: {str(error)[:300]}", file=sys.stderr)
             continue
         most = num_texts if setting.batch_size > 1 else min(num_texts, FEWER_TEXTS)
-        texts, num_tokens, counts = runs.run(setting, task, most - most % setting.batch_size)
+        with lock.exclusive():
+            texts, num_tokens, counts = runs.run(setting, task, most - most % setting.batch_size)
         row = {"setting": setting._asdict(), **counts._asdict(), "num_tokens": num_tokens, "texts": texts}
         rows.add(setting.name, {**row, **where})
         show(i + 1, len(missing), f"runs: {setting.name} {counts.seconds:.1f} s")
@@ -162,13 +175,15 @@ def describe(task: tasks.Task) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Runs a task's experiments.")
-    parser.add_argument("task", choices=("summarization", "asr"))
+    parser.add_argument("task", choices=("summarization", "asr", "qwen"))
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--stage", choices=("contexts", "laws", "calls", "runs"))
     parser.add_argument("--seconds", type=float, default=1e9)
     parser.add_argument("--texts", type=int)
     parser.add_argument("--dtype")
     parser.add_argument("--part", default="0/1")
+    parser.add_argument("--seeds", type=int, help="leaves out the rows with more seeds than this")
+    parser.add_argument("--lock", type=Path)
     options = parser.parse_args()
 
     folder = caches.CACHE / "raw" / (options.task + ("_quick" if options.quick else ""))
@@ -180,7 +195,9 @@ def main() -> None:
     # Whole batches only: a row of padding would be counted.
     num_texts -= num_texts % (4 if options.quick else 8)
     blocks = settings.QUICK if options.quick else settings.BLOCKS
-    wanted = settings.expand(blocks)
+    if options.task == "qwen":
+        blocks = importlib.import_module("qwen").blocks()
+    wanted = [each for each in settings.expand(blocks) if each.seed < (options.seeds or each.seed + 1)]
     called, law_rows = settings.expand(settings.CALLS), settings.expand(settings.LAWS)
     if options.quick:
         chosen = "baseline", "ours", "sigmoid 2e4"
@@ -191,12 +208,13 @@ def main() -> None:
         save_contexts(task, folder, min(num_texts, NUM_CONTEXTS))
     if stage in (None, "laws"):
         run_laws(Rows(file("laws.jsonl")), law_rows, folder, where)
+    part, parts = map(int, options.part.split("/"))
+    suffix, lock = ".jsonl" if parts == 1 else f"-{part}.jsonl", Lock(options.lock)
     if stage in (None, "calls"):
-        run_calls(Rows(file("calls.jsonl")), called, folder, where)
+        run_calls(Rows(file(f"calls{suffix}")), called[part::parts], folder, where, lock)
     if stage in (None, "runs"):
-        part, parts = map(int, options.part.split("/"))
-        name = "runs.jsonl" if parts == 1 else f"runs-{part}.jsonl"
-        run_texts(Rows(file(name)), share(wanted, part, parts), task, num_texts, options.seconds, where)
+        rows, mine = Rows(file(f"runs{suffix}")), share(wanted, part, parts)
+        run_texts(rows, mine, task, num_texts, options.seconds, where, lock)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """The law of the first token that each rule emits, exactly, from logits in float64: no sampling.
 
 A draft x comes from q and is accepted with probability a(x); else the token comes from the residual r. The law is
-`q a + (1 - sum q a) r`. Block verification of one draft is the token rule.
+`q a + (1 - sum q a) r`. Block verification of one draft is the token rule. The coupled rule has another law of a: its
+mean is in closed form too.
 """
 
 import methods
@@ -78,10 +79,27 @@ def bonus(method: str, z_p: Rows) -> Rows:
 def acceptance(method: str, z_p: Rows, z_q: Rows) -> Float[np.ndarray, "N"]:
     """The probability that the first draft is accepted."""
     q = softmax(z_q)
+    if method == "coupled":
+        return coupled_acceptance(softmax(z_p), q)
     if method in methods.EXACT:
         return (q * _ratio(softmax(z_p), q)).sum(-1)
     scores = _released_scores if method == "sigmoid as released" else lambda z: _scores(z, _width(method))
     return (q * _ratio(scores(z_p), scores(z_q))).sum(-1)
+
+
+def coupled_acceptance(p: Rows, q: Rows) -> Float[np.ndarray, "N"]:
+    """The probability that `argmax(log p + G)` equals `argmax(log q + G)`, with one Gumbel noise G in both.
+
+    Token v is both with probability 1 / sum_w max(p_w / p_v, q_w / q_v): w loses to v under p and under q. Sorted by
+    p / q, the terms after v are p_w / p_v and those before it q_w / q_v.
+    """
+    with np.errstate(divide="ignore", invalid="ignore"):
+        order = np.argsort(np.where(q > 0, p / q, np.inf), axis=-1)
+        p, q = (np.take_along_axis(x, order, axis=-1) for x in (p, q))
+        from_here = np.cumsum(p[:, ::-1], axis=-1)[:, ::-1]
+        before = np.cumsum(q, axis=-1) - q
+        share = 1 / (from_here / p + before / q)
+    return np.where((p > 0) & (q > 0), share, 0).sum(-1)
 
 
 def _width(method: str) -> float:

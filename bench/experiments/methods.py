@@ -138,6 +138,7 @@ FUNCTIONS: dict[str, Callable[..., ss.Verification]] = {
     "exact": verify_exact,
     "ours": ss.verify,
     "block": ss.verify_block,
+    "coupled": ss.verify_coupled,
     **{f"sigmoid {width:.0e}".replace("+0", ""): _sigmoid(width) for width in WIDTHS},
     "sigmoid as released": verify_released,
 }
@@ -146,5 +147,5 @@ FUNCTIONS: dict[str, Callable[..., ss.Verification]] = {
 VERIFY_FNS: dict[str, VerifyFn] = {**FUNCTIONS, **CALIBRATED}
 """Each rule by its name in the tables."""
 
-EXACT = "baseline", "exact", "ours", "block"
+EXACT = "baseline", "exact", "ours", "block", "coupled"
 """The rules that sample the target's law."""

@@ -11,6 +11,7 @@ from pathlib import Path
 import caches
 import claims
 import plots
+from claims_qwen import zero_shot
 from rows import MISSING, Row, Table, line, loses, ref, short, signed, span, verdict
 from score import describe
 
@@ -162,13 +163,15 @@ def tables(table: Table) -> list[str]:
     return lines
 
 
-def page(found: list[Table], images: str) -> str:
+def page(tables_of_tasks: list[Table], images: str) -> str:
     """The page, with links to plots that begin with `images`."""
+    others = [table for table in tables_of_tasks if table.name == "qwen"]
+    found = [table for table in tables_of_tasks if table.name != "qwen"]
     intro = (Path(__file__).parent / "introduction.md").read_text()
     lines = ["<!-- Written by bench/experiments/report.py from bench/experiments/results. -->", ""]
     before, _, after = intro.partition("## How it was done")
     lines += [before.rstrip(), *findings(found), "", "## How it was done", "", after.strip()]
-    for table in found:
+    for table in [*found, *others]:
         lines += ["", f"**{table.title}**", "", *setting(table)]
     for title, claim_fn in claims.CLAIMS:
         lines += ["", f"## {title}"]
@@ -183,7 +186,10 @@ def page(found: list[Table], images: str) -> str:
             }
             for name, text in shown.items():
                 lines += ["", f"![{text}]({images}/{name}.svg)"]
-    for table in found:
+    for table in others:
+        lines += ["", "## Does a larger vocabulary and a model without training change the picture?", ""]
+        lines += zero_shot(table)
+    for table in [*found, *others]:
         lines += ["", f"## Rows: {table.title.lower()}", "", *tables(table)]
         if "training" in table.about:
             lines += ["", "Training: " + ", ".join(f"{key} {value}" for key, value in trained(table).items()) + "."]
@@ -208,7 +214,8 @@ def main() -> None:
     images = options.out or ROOT / "docs" / "images"
     images.mkdir(parents=True, exist_ok=True)
     for table in found:
-        plots.draw(table, images)
+        if table.name != "qwen":
+            plots.draw(table, images)
     if options.out:
         (options.out / "REPORT.md").write_text(page(found, "."))
         print(options.out / "REPORT.md")

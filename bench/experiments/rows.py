@@ -5,17 +5,19 @@ from pathlib import Path
 from typing import Any
 
 from score import DEFAULTS
+from settings import AS_DATA
 
 MARGINS = {"ROUGE-L": 1.0, "WER": 0.5}
 """Differences to the target alone, in points, that count as none. Named before anything was run."""
 
-EXACT_METHODS = "baseline", "exact", "ours", "block"
+EXACT_METHODS = "baseline", "exact", "ours", "block", "coupled"
 ORDER = (
     *("target alone", "drafter alone", *EXACT_METHODS, "sigmoid 2e3", "sigmoid 2e4", "sigmoid 2e5"),
     *("sigmoid as released", "calibrated", "calibrated +4", "calibrated unreported", "calibrated exact"),
 )
 """The methods in the order of plots and tables."""
 
+TITLES = {"asr": "Recognition", "summarization": "Summarisation", "qwen": "Qwen"}
 MISSING = "not measured yet"
 Row = dict[str, Any]
 
@@ -26,7 +28,7 @@ class Table:
     def __init__(self, path: Path):
         contents = json.loads(path.read_text())
         self.name, self.about = path.stem, contents["about"]
-        self.title = {"asr": "Recognition", "summarization": "Summarisation"}[self.name]
+        self.title = TITLES[self.name]
         self.rows: list[Row] = [{**DEFAULTS, **row} for row in contents["rows"]]
         self.measure = {"rouge": "ROUGE-L", "wer": "WER"}[self.about["metric"]]
         self.fixture = "fixture" in self.about["models"]
@@ -44,15 +46,22 @@ class Table:
         settings = {key: row[key] for key in ("temperature", "top_k", "dtype", "batch_size")}
         call = self.find("call", row["method"], **settings)
         if call:
-            row["call_us"], row["call_ms"] = call["us"], row["batch_calls"] * call["us"] / 1e3 / row["texts"]
+            row["call_us"] = call["us"]
+        loop = self.find("call", row["method"] + AS_DATA, **settings) or call
+        if loop:
+            row["loop_us"], row["call_ms"] = loop["us"], row["batch_calls"] * loop["us"] / 1e3 / row["texts"]
             # A share of wall time needs calls and texts that ran the same program.
-            if self.same_program(row):
+            if (row["drafter"], row["num_draft"]) == ("model", "5") and self.same_program(row, loop):
                 row["share"] = row["call_ms"] / row["ms"]
 
-    def same_program(self, row: Row) -> bool:
-        """Whether the timed call of a row is the program that its texts ran: both with kernels, or a rule without."""
+    def same_program(self, row: Row, call: Row) -> bool:
+        """Whether a timed call is the program that a row's texts ran.
+
+        Both must have run with kernels, and the call with parameters that are data; or the rule has no kernel.
+        """
         plain = row["method"] in ("baseline", "exact", "sigmoid as released") and not row["top_k"]
-        return plain or self.kernels.get("text", True) == self.kernels.get("call", True)
+        kernels = self.kernels.get("text", True) == self.kernels.get("call", True)
+        return plain or (kernels and call["method"].endswith(AS_DATA))
 
     def find(self, kind: str, method: str, **settings: Any) -> Row | None:
         """The row of a method with these settings and the defaults of the others, at any batch size for laws."""
@@ -69,7 +78,7 @@ class Table:
 
     def methods(self, kind: str, **settings: Any) -> list[tuple[str, Row]]:
         """The methods that have a row of this kind with these settings, in the order of the page."""
-        names = [*ORDER, *(row["method"] for row in self.all(kind))]
+        names = [*ORDER, *(row["method"] for row in self.all(kind) if not row["method"].endswith(AS_DATA))]
         return [(name, row) for name in dict.fromkeys(names) if (row := self.find(kind, name, **settings))]
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import caches
 import metrics
 import numpy as np
+import settings
 
 FIELDS = "method", "drafter", "temperature", "top_k", "dtype", "batch_size", "num_draft"
 DEFAULTS = {"drafter": "model", "temperature": 1.0, "top_k": 0, "dtype": "float32", "batch_size": 8, "num_draft": "5"}
@@ -28,8 +29,20 @@ WHERE = "models", "device", "cores", "jax", "python", "weights", "date"
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """The rows of a file of JSON lines; none if it is missing."""
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    """The rows of a file of JSON lines, and of its parts NAME-0.jsonl, NAME-1.jsonl ...; of those of one name the last.
+
+    Their order is that of the first file, then of the parts.
+    """
+    parts = sorted(path.parent.glob(f"{path.stem}-*.jsonl"), key=lambda part: int(part.stem.rpartition("-")[2]))
+    files = [part for part in (path, *parts) if part.exists()]
+    rows = (json.loads(line) for file in files for line in file.read_text(encoding="utf-8").splitlines())
+    return list({row["name"]: row for row in rows}.values())
+
+
+def in_order(rows: list[dict[str, Any]], blocks: list[dict[str, tuple]]) -> list[dict[str, Any]]:
+    """The rows in the order of their settings in the blocks; others follow as they are."""
+    order = {each.name: i for i, each in enumerate(settings.expand(blocks))}
+    return sorted(rows, key=lambda row: order.get(row["name"], len(order)))
 
 
 def setting(row: dict[str, Any]) -> dict[str, Any]:
@@ -83,7 +96,7 @@ class Tables:
     def add_texts(self) -> None:
         """Rows of kind "text"."""
         groups: dict[str, list[dict[str, Any]]] = {}
-        for row in read(self.folder / "runs.jsonl"):
+        for row in in_order(read(self.folder / "runs.jsonl"), settings.BLOCKS):
             groups.setdefault(row["name"].rpartition("|")[0], []).append(row)
         self.num_texts = max(len(rows[0]["texts"]) for rows in groups.values())
         scores = {name: np.mean([self.scored(row["texts"]) for row in rows], 0) for name, rows in groups.items()}
@@ -129,12 +142,12 @@ class Tables:
                         same = zip(rows[0]["texts"], groups[other][0]["texts"], strict=False)
                         entry["same"] = sum(a == b for a, b in same)
                     break
-            settings = name.split("|", 1)[1]
-            if f"drafter alone|{settings}" in groups and not name.startswith(("target", "drafter")):
-                pair = scores[f"drafter alone|{settings}"]
+            others = name.split("|", 1)[1]
+            if f"drafter alone|{others}" in groups and not name.startswith(("target", "drafter")):
+                pair = scores[f"drafter alone|{others}"]
                 entry["to_drafter"] = [digits(x) for x in metrics.interval(scores[name], pair)]
-            if entry["temperature"] == 0 and f"ours|{settings}" in groups:
-                same = zip(rows[0]["texts"], groups[f"ours|{settings}"][0]["texts"], strict=True)
+            if entry["temperature"] == 0 and f"ours|{others}" in groups:
+                same = zip(rows[0]["texts"], groups[f"ours|{others}"][0]["texts"], strict=True)
                 entry["same_as_ours"] = sum(a == b for a, b in same)
             plain = {**found, "temperature": None, "method": None} == {**PLAIN, "method": None}
             if plain and len(set(self.task["groups"])) > 1:
@@ -151,7 +164,7 @@ class Tables:
 
     def add(self, kind: str, file: str) -> None:
         """Rows of another kind, as they are."""
-        for row in read(self.folder / file):
+        for row in in_order(read(self.folder / file), settings.CALLS):
             values = {key: value for key, value in row.items() if key not in (*WHERE, "name")}
             # An acceptance near 1 is told by its distance to 1.
             kept = {key: 8 if key == "acceptance" else 4 for key in values}
@@ -160,8 +173,6 @@ class Tables:
 
     def missing(self, kind: str) -> dict[str, list[str]]:
         """The settings that have no row of this kind, with their methods."""
-        import settings
-
         blocks, file = {"text": (settings.BLOCKS, "runs.jsonl"), "call": (settings.CALLS, "calls.jsonl")}[kind]
         names = {row["name"] for row in read(self.folder / file)}
         found: dict[str, list[str]] = {}
@@ -186,7 +197,7 @@ class Tables:
         notes = self.folder / "notes.json"
         if notes.exists():
             about |= json.loads(notes.read_text())
-        if "fixture" not in self.task["models"]:
+        if "fixture" not in self.task["models"] and self.folder.name in ("asr", "summarization"):
             about["missing"] = {kind: self.missing(kind) for kind in ("text", "call")}
         tested = self.task["groups"][: self.num_texts]
         sizes = {group: tested.count(group) for group in sorted(set(tested))}
@@ -199,7 +210,7 @@ class Tables:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Makes the tables of a task.")
-    parser.add_argument("task", choices=("summarization", "asr"))
+    parser.add_argument("task", choices=("summarization", "asr", "qwen"))
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--out", type=Path, default=None)
     options = parser.parse_args()

@@ -48,6 +48,8 @@ SIGMOIDS = tuple(name for name in methods.VERIFY_FNS if name.startswith("sigmoid
 CALIBRATED = tuple(methods.CALIBRATED)
 RULES = *methods.EXACT, *SIGMOIDS, *CALIBRATED
 MAIN = "baseline", "ours", "sigmoid 2e4", "calibrated"
+AS_DATA = ", parameters as data"
+"""Ends the name of a method whose call is timed with sampling parameters that are arrays, as in the decoding loop."""
 
 BLOCKS: list[dict[str, tuple]] = [
     # Quality and acceptance of every rule, greedy and sampled, at a fixed draft length. The checkpoints' own parameters
@@ -55,7 +57,8 @@ BLOCKS: list[dict[str, tuple]] = [
     {"method": ("target alone", "ours", "exact", "baseline"), "temperature": (0.0, 1.0)},
     {"method": SIGMOIDS},
     {"method": ("sigmoid 2e4", "drafter alone"), "temperature": (0.0,)},
-    {"method": ("drafter alone", *CALIBRATED, "block")},
+    {"method": ("drafter alone", *CALIBRATED, "block", "coupled")},
+    {"method": ("block", "coupled"), "temperature": (0.0,)},
     # Filtered support: a sigmoid scores what is filtered out 0.
     {"method": ("target alone", *RULES, "drafter alone"), "top_k": (50,)},
     # The paper's draft length.
@@ -68,8 +71,8 @@ BLOCKS: list[dict[str, tuple]] = [
     # A drafter without a model.
     {"method": ("ours", "sigmoid 2e4"), "drafter": ("n-grams",), "temperature": (1.0, 0.0)},
     # More seeds, for narrower intervals of what is sampled.
-    {"method": ("target alone", "ours", "exact", "baseline", "sigmoid 2e4", *CALIBRATED), "seed": (1, 2, 3)},
-    {"method": ("target alone", "ours", "exact", "baseline", *CALIBRATED), "seed": tuple(range(4, 16))},
+    {"method": ("target alone", *methods.EXACT, "sigmoid 2e4", *CALIBRATED), "seed": (1, 2, 3)},
+    {"method": ("target alone", *methods.EXACT, *CALIBRATED), "seed": tuple(range(4, 16))},
 ]
 """Unlisted settings have the defaults of `Setting`."""
 
@@ -79,8 +82,24 @@ QUICK: list[dict[str, tuple]] = [
 ]
 """The runs of `run.sh --quick`."""
 
+QWEN: list[dict[str, tuple]] = [
+    {"method": ("target alone",), "temperature": (0.0, 1.0)},
+    {"method": ("ours",), "drafter": ("n-grams",), "temperature": (0.0, 1.0)},
+    {"method": ("sigmoid 2e4",), "drafter": ("n-grams",)},
+]
+"""The runs of Qwen2.5-Coder, which answers without training, with drafts by n-grams."""
+
+QWEN_PAIR: list[dict[str, tuple]] = [
+    {"method": ("target alone", "ours", "drafter alone"), "temperature": (0.0, 1.0)},
+    {"method": ("sigmoid 2e4", "baseline")},
+]
+"""The runs of a large Qwen2.5-Coder with a small one as its drafter."""
+
 CALLS: list[dict[str, tuple]] = [
     {"method": (*RULES, "calibrated unreported"), "batch_size": (8, 1)},
+    {"method": tuple(f"{rule}{AS_DATA}" for rule in RULES), "batch_size": (8, 1)},
+    {"method": tuple(f"{rule}{AS_DATA}" for rule in (*MAIN, "exact")), "top_k": (50,)},
+    {"method": tuple(f"{rule}{AS_DATA}" for rule in (*MAIN, "exact")), "temperature": (0.0,)},
     {"method": (*MAIN, "exact"), "dtype": ("bfloat16",), "batch_size": (8, 1)},
     {"method": (*MAIN, "exact"), "top_k": (50,), "batch_size": (8, 1)},
     {"method": (*MAIN, "exact"), "temperature": (0.0,), "batch_size": (8, 1)},

@@ -1,17 +1,18 @@
 """Summarisation: the synopsis of a Debian package from its long description.
 
-The target is SmolLM2-135M-Instruct, fine-tuned by `train_summarization.py`, which also distils the drafter. Qwen2.5
-answers through its chat template, without training: `SPECSAMP_QWEN=TARGET_FOLDER:DRAFTER_FOLDER` chooses it.
+The target is SmolLM2-135M-Instruct, fine-tuned by `train_summarization.py`, which also distils the drafter.
 """
 
+import functools
 import itertools
-import os
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import summarization_data as data
 from tasks import Task, pad
 
+import specsamp_jax as ss
 from specsamp_jax import models
 from specsamp_jax.cli import pair as fixture
 from specsamp_jax.cli.docstrings import held_out_docstrings
@@ -26,7 +27,6 @@ TRIVIAL_WORDS = 8
 """Words of the trivial system: as many as the median synopsis has."""
 
 ASK = "\nSummary:"
-REQUEST = "Summarize this description of a software package in one line of at most ten words, without its name:\n\n"
 TARGET, DRAFTER = data.FOLDER / "target", data.FOLDER / "drafter"
 
 
@@ -48,25 +48,21 @@ def end_token(tokenizer: CheckpointTokenizer) -> int:
     return tokenizer.eos_token
 
 
-def make_task(dtype: str | None = None) -> Task:
-    """The task on the held-out pairs, with the models that were trained or that `SPECSAMP_QWEN` names."""
-    pairs = data.read()["test"]
-    chat = os.environ.get("SPECSAMP_QWEN")
-    target_folder, draft_folder = map(Path, chat.split(":")) if chat else (TARGET, DRAFTER)
-    tokenizer = load_tokenizer(target_folder)
-    end = end_token(tokenizer)
-    if chat:
-        asks = [[{"role": "user", "content": REQUEST + pair.description}] for pair in pairs]
-        prompts = [tokenizer.encode_chat(messages) for messages in asks]
-    else:
-        prompts = [prompt_tokens(tokenizer, pair.description) for pair in pairs]
+def build(
+    name: str,
+    words: str,
+    tokenizer: CheckpointTokenizer,
+    prompt_fn: Callable[[str], list[int]],
+    pair: tuple[ss.Model, ss.Model],
+) -> Task:
+    """The task on the held-out pairs, with prompts of descriptions by `prompt_fn`; `words` name the models."""
+    pairs, end = data.read()["test"], end_token(tokenizer)
+    prompts = [prompt_fn(pair.description) for pair in pairs]
     answers = [answer_tokens(tokenizer, pair.synopsis, end) for pair in pairs]
-    target, draft = (load_checkpoint(folder, dtype=dtype) for folder in (target_folder, draft_folder))
-    draft = models.with_vocab_size(draft, models.vocab_size(target))
     padded, lengths = pad(prompts, 0)
     return Task(
-        name="summarization",
-        models="Qwen2.5-Coder, zero-shot" if chat else "SmolLM2-135M fine-tuned, distilled drafter",
+        name=name,
+        models=words,
         metric="rouge",
         ids=[pair.name for pair in pairs],
         groups=["Debian"] * len(pairs),
@@ -78,10 +74,24 @@ def make_task(dtype: str | None = None) -> Task:
         max_new_tokens=MAX_NEW_TOKENS,
         end_tokens=(end,),
         processor=None,
-        models_fn=lambda index: (target, draft),
+        models_fn=lambda index: pair,
         prepare_fn=lambda num_texts: None,
         decode=lambda tokens: tokenizer.decode(tokens).strip(),
     )
+
+
+def load_pair(target: Path, drafter: Path, dtype: str | None) -> tuple[ss.Model, ss.Model]:
+    """The models in two folders, the drafter with the target's vocabulary size."""
+    large, small = (load_checkpoint(folder, dtype=dtype) for folder in (target, drafter))
+    return large, models.with_vocab_size(small, models.vocab_size(large))
+
+
+def make_task(dtype: str | None = None) -> Task:
+    """The task with the models that `train_summarization.py` trained."""
+    tokenizer = load_tokenizer(TARGET)
+    prompt_fn = functools.partial(prompt_tokens, tokenizer)
+    words = "SmolLM2-135M fine-tuned, distilled drafter"
+    return build("summarization", words, tokenizer, prompt_fn, load_pair(TARGET, DRAFTER, dtype))
 
 
 def make_fixture(num_texts: int) -> Task:
