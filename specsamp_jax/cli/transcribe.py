@@ -42,6 +42,11 @@ from specsamp_jax.speech.sound_files import find_sounds
 @click.option("--task", type=click.Choice(["transcribe", "translate"]), help="Not for English-only models.")
 @click.option("--timestamps", is_flag=True, help="Write one line per segment, with its times, for short sounds, too.")
 @click.option(
+    "--word-timestamps",
+    is_flag=True,
+    help="Times of each word, too: a line per word, or what the format has for words.",
+)
+@click.option(
     "--format",
     "output_format",
     type=click.Choice(FORMATS),
@@ -70,6 +75,7 @@ def transcribe_command(
     language: str | None,
     task: str | None,
     timestamps: bool,
+    word_timestamps: bool,
     output_format: str,
     output_dir: Path | None,
     num_draft: int,
@@ -94,8 +100,8 @@ def transcribe_command(
     verify_fn = make_rule(rule, has_drafter=drafts, alpha=alpha, beta=beta)
     files = _expand(audio)
     check_output(output_format, files, output_dir)
-    with_times = timestamps or output_format != "text"
-    language = _check_request(target, language, task, with_times)
+    with_times = timestamps or word_timestamps or output_format != "text"
+    language = _check_request(target, language, task, with_times, word_timestamps)
     waveforms = [load_audio(path) for path in files]
     models = _load(target, draft if num_draft else None, dtype)
     began = time.perf_counter()
@@ -107,7 +113,7 @@ def transcribe_command(
         num_draft=num_draft,
         language=language,
         task=task,
-        timestamps="always" if with_times else "auto",
+        timestamps="word" if word_timestamps else "always" if with_times else "auto",
         sampling=SamplingParams(temperatures[0]),
         fallback=Fallback(temperatures[1:], compression_ratio_threshold, logprob_threshold, no_speech_threshold),
         max_new_tokens=max_new_tokens,
@@ -121,8 +127,14 @@ def transcribe_command(
     for path, transcript in zip(files, result.transcripts, strict=True):
         if transcript.language is not None and language is None:
             say(f"{click.format_filename(path)}: the language is {transcript.language}")
-    options = {"output_format": output_format, "with_times": with_times, "folder": output_dir}
-    write_transcripts(files, result.transcripts, **options)
+    write_transcripts(
+        files,
+        result.transcripts,
+        output_format=output_format,
+        with_times=with_times,
+        word_times=word_timestamps,
+        folder=output_dir,
+    )
     length = sum(waveform.size for waveform in waveforms) / SAMPLE_RATE
     say(_summary(result.stats, length, seconds, models[1]))
     if result.num_silent or result.num_again:
@@ -145,7 +157,9 @@ def _progress(done: float, total: float, spent: float) -> str:
     return f"{done:.1f} of {total:.1f} s done{left}"
 
 
-def _check_request(target: Path, language: str | None, task: str | None, timestamps: bool) -> str | None:
+def _check_request(
+    target: Path, language: str | None, task: str | None, timestamps: bool, word_timestamps: bool
+) -> str | None:
     """Returns the code of the language, after a check of what the target supports, before anything large is read."""
     check_option("--target", target)
     check_kind("--target", target, speech=True)
@@ -153,6 +167,8 @@ def _check_request(target: Path, language: str | None, task: str | None, timesta
     settings = load_settings(target, config)
     code = None if language is None else language_code(language, list(dict(settings.languages)))
     settings.check(language=code, task=task, timestamps=timestamps)
+    if word_timestamps:
+        settings.heads(config)
     return code
 
 

@@ -3,10 +3,11 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import click
 
-from specsamp_jax.speech import Segment, Transcript, to_srt, to_vtt
+from specsamp_jax.speech import Segment, Transcript, Word, to_srt, to_vtt
 
 FORMATS = ("text", "srt", "vtt", "json")
 
@@ -32,6 +33,7 @@ def write_transcripts(
     *,
     output_format: str,
     with_times: bool,
+    word_times: bool,
     folder: Path | None,
 ) -> None:
     """Writes each transcript to standard output, or to a file with the sound's name and the format's suffix.
@@ -41,12 +43,15 @@ def write_transcripts(
       transcripts: One per sound.
       output_format: A name in `FORMATS`.
       with_times: Whether a text has one line per segment, with its times.
+      word_times: Whether a text has one line per word instead, with its times, and JSON the words of each segment.
       folder: The folder, created if it is missing. None: standard output.
     """
     for file, transcript in zip(files, transcripts, strict=True):
         name = click.format_filename(file)  # the bytes of a file's name may be no text
         prefix = f"{name}: " if len(files) > 1 and folder is None and output_format == "text" else ""
-        lines = "".join(prefix + line + "\n" for line in _lines(name, transcript, output_format, with_times))
+        lines = "".join(
+            prefix + line + "\n" for line in _lines(name, transcript, output_format, with_times, word_times)
+        )
         if folder is None:
             click.echo(lines, nl=False)
             continue
@@ -55,16 +60,23 @@ def write_transcripts(
         (folder / f"{file.stem}.{suffix}").write_text(lines, encoding="utf-8")
 
 
-def _lines(name: str, transcript: Transcript, output_format: str, with_times: bool) -> list[str]:
+def _lines(name: str, transcript: Transcript, output_format: str, with_times: bool, word_times: bool) -> list[str]:
     if output_format == "json":
-        segments = [segment._asdict() for segment in transcript.segments]
+        segments = [_values(segment, word_times) for segment in transcript.segments]
         values = {"file": name, "language": transcript.language, "text": transcript.text, "segments": segments}
         return [json.dumps(values, ensure_ascii=False)]
     if output_format in ("srt", "vtt"):
         write = to_srt if output_format == "srt" else to_vtt
         return write(transcript.segments).splitlines()
+    if word_times:
+        return [_line(word) for segment in transcript.segments for word in segment.words]
     return list(map(_line, transcript.segments)) if with_times else [transcript.text]
 
 
-def _line(segment: Segment) -> str:
-    return f"[{segment.start:.2f} - {segment.end:.2f}] {segment.text}"
+def _values(segment: Segment, word_times: bool) -> dict[str, Any]:
+    values = {"start": segment.start, "end": segment.end, "text": segment.text}
+    return {**values, "words": [word._asdict() for word in segment.words]} if word_times else values
+
+
+def _line(span: Segment | Word) -> str:
+    return f"[{span.start:.2f} - {span.end:.2f}] {span.text.strip()}"

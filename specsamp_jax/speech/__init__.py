@@ -15,3 +15,4 @@ from specsamp_jax.speech.transcript import Transcription as Transcription
 from specsamp_jax.speech.transcription import Timestamps as Timestamps
 from specsamp_jax.speech.transcription import check_pair as check_pair
 from specsamp_jax.speech.transcription import transcribe as transcribe
+from specsamp_jax.speech.words import Word as Word

@@ -9,6 +9,7 @@ from specsamp_jax._types import Stats
 from specsamp_jax.models.whisper.features import HOP, SAMPLE_RATE
 from specsamp_jax.speech.checkpoint import Speech
 from specsamp_jax.speech.windows import Piece
+from specsamp_jax.speech.words import Word, timed_words
 
 
 class Segment(NamedTuple):
@@ -18,11 +19,13 @@ class Segment(NamedTuple):
       start: Seconds from the beginning of the sound.
       end: Seconds from the beginning of the sound.
       text: The text.
+      words: Its words with their times, if `transcribe` was asked for them.
     """
 
     start: float
     end: float
     text: str
+    words: tuple[Word, ...] = ()
 
 
 class Transcript(NamedTuple):
@@ -72,11 +75,24 @@ def join_pieces(target: Speech, pieces: list[tuple[int, Piece]], language: str |
     """Returns the transcript of pieces, each with the first frame of its window."""
     texts = [text_of(target, piece.tokens) for _, piece in pieces]
     segments = (
-        Segment(seconds(start + piece.start), seconds(start + piece.end), text.strip())
+        Segment(
+            seconds(start + piece.start),
+            seconds(start + piece.end),
+            text.strip(),
+            _words(target, start, piece, language),
+        )
         for (start, piece), text in zip(pieces, texts, strict=True)
     )
     tokens = np.concatenate([np.zeros(0, np.int32), *(piece.tokens for _, piece in pieces)])
     return Transcript("".join(texts).strip(), tuple(segments), tokens, language)
+
+
+def _words(target: Speech, start: int, piece: Piece, language: str | None) -> tuple[Word, ...]:
+    if piece.edges is None:
+        return ()
+    end_token = target.settings.end_tokens[0]
+    options = {"end_token": end_token, "language": language, "offset": seconds(start)}
+    return timed_words(target.tokenizer, piece.tokens, piece.edges, **options)
 
 
 def seconds(num_frames: int) -> float:

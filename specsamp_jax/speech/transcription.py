@@ -23,10 +23,11 @@ from specsamp_jax.speech.checkpoint import Speech
 from specsamp_jax.speech.fallback import AGAIN, KEEP, SILENT, Fallback, check, judge, mean_log_probs
 from specsamp_jax.speech.languages import language_code
 from specsamp_jax.speech.transcript import Transcription, join_pieces, seconds, text_of
-from specsamp_jax.speech.windows import FixedWindows, Piece, SlidingWindows
+from specsamp_jax.speech.windows import STEP, FixedWindows, Piece, SlidingWindows, with_edges
+from specsamp_jax.speech.word_times import token_edges
 
-Timestamps = Literal["auto", "always", "never"]
-"""Which sounds are decoded with timestamps: with "auto" those longer than one window."""
+Timestamps = Literal["auto", "always", "never", "word"]
+"""Which sounds are decoded with timestamps: with "auto" those longer than one window. "word": all, with word times."""
 
 ProgressFn = Callable[[float, float], None]
 """Called as `(seconds done, seconds in total)` after each batch of windows."""
@@ -86,7 +87,8 @@ def transcribe(
         first window.
       task: "transcribe" or "translate" (into English). None: "transcribe". English-only models accept neither.
       timestamps: "always": segments have times, and windows follow them. "never": windows are adjacent. "auto": like
-        "always" for a sound longer than one window if the checkpoint has timestamps, else like "never".
+        "always" for a sound longer than one window if the checkpoint has timestamps, else like "never". "word": like
+        "always", and segments have words with times, of which more in `token_edges`; the decoder reads each text again.
       sampling: Scalars, applied to target and draft alike; greedy by default.
       fallback: Thresholds and temperatures; `Fallback()` has the published ones. None: every window is decoded once.
       max_new_tokens: The most tokens of a window. None: as many as the model's positions allow.
@@ -103,9 +105,11 @@ def transcribe(
         raise ValueError(f"timestamps must be one of {', '.join(get_args(Timestamps))}; got {timestamps!r}.")
     if language is not None:
         language = language_code(language, list(dict(settings.languages)))
-    settings.check(language=language, task=task, timestamps=timestamps == "always")
+    always = timestamps in ("always", "word")
+    settings.check(language=language, task=task, timestamps=always)
+    heads = settings.heads(config) if timestamps == "word" else ()
     # One limit for all windows: after the longer prompt, that without timestamps, unless no window has it.
-    longest = settings.max_length - settings.prompt_length(timestamps=timestamps == "always")
+    longest = settings.max_length - settings.prompt_length(timestamps=always)
     if longest < 1:
         raise ValueError(f"max_length of the settings must exceed the prompt's length; got {settings.max_length}.")
     if max_new_tokens is not None and not 1 <= max_new_tokens <= longest:
@@ -173,6 +177,18 @@ def transcribe(
                 if fallback.no_speech_threshold is not None:
                     empty = [sounds[window.row].is_empty(window.start) for window in batch]
                     verdicts = [SILENT if e else verdict for e, verdict in zip(empty, verdicts, strict=True)]
+            edges = None
+            if timestamps == "word":
+                num_frames = np.array([sounds[i].num_frames - start for start, i, *_ in batch])
+                edges = token_edges(
+                    model,
+                    result.tokens,
+                    result.lengths,
+                    np.minimum(num_frames // STEP, config.max_source_positions),
+                    begin=prompts.shape[1],
+                    heads=heads,
+                    filter_width=config.median_filter_width,
+                )
             for n, (window, tokens, verdict) in enumerate(zip(batch, texts, verdicts, strict=True)):
                 start, i = window.start, window.row
                 if verdict == AGAIN and window.attempt + 1 < len(temperatures):
@@ -181,6 +197,7 @@ def transcribe(
                     continue
                 num_silent += verdict == SILENT
                 found, following = sounds[i].split(tokens[:0] if verdict == SILENT else tokens, start)
+                found = with_edges(found, edges[n]) if edges is not None else found
                 pieces[i] += [(start, piece) for piece in found]
                 num_done[i] = min(start + config.num_frames, sounds[i].num_frames)
                 if following is not None:

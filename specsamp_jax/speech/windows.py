@@ -19,11 +19,14 @@ class Piece(NamedTuple):
       start: The first frame, counted from the start of the window.
       end: The frame after the last.
       tokens: The tokens of the text, including timestamps.
+      edges: Start and end of each token in seconds, counted from the start of the window; see `token_edges`. None: not
+        computed.
     """
 
     start: int
     end: int
     tokens: Int[np.ndarray, "n"]
+    edges: Float[np.ndarray, "m"] | None = None
 
 
 class FixedWindows:
@@ -61,7 +64,8 @@ class FixedWindows:
 class SlidingWindows:
     """Windows that each begin at the end of the last complete piece of the window before.
 
-    Features are computed once for the whole sound; after its end they are 0.
+    Features are computed once for the whole sound; after its end they are 0. A sound of at most one window is padded
+    with silence first, as in `FixedWindows`: both are those of transformers.
 
     Attributes:
       timestamps: Whether the text of a window must have timestamps: True.
@@ -72,9 +76,10 @@ class SlidingWindows:
     timestamps = True
 
     def __init__(self, waveform: Float[np.ndarray, "N"], config: WhisperConfig, first_timestamp: int):
-        self._features = log_mel(waveform, config.num_mel_bins)
+        missing = max(0, config.num_frames * HOP - waveform.size)
+        self._features = log_mel(np.pad(waveform, (0, missing)), config.num_mel_bins)
         self._config, self._first_timestamp = config, first_timestamp
-        self.num_frames = self._features.shape[1]
+        self.num_frames = -(-waveform.size // HOP) if missing else self._features.shape[1]
         self.starts = [0] if self.num_frames else []
 
     def features(self, start: int) -> Float[np.ndarray, "M F"]:
@@ -92,6 +97,14 @@ class SlidingWindows:
         pieces, advance = split(tokens, num_frames, self._first_timestamp)
         following = start + advance
         return pieces, following if following < self.num_frames else None
+
+
+def with_edges(pieces: list[Piece], edges: Float[np.ndarray, "_"]) -> list[Piece]:
+    """Returns the pieces of a window's text, in order from its first token, with the times of their tokens."""
+    ends = np.cumsum([piece.tokens.size for piece in pieces])
+    return [
+        piece._replace(edges=edges[end - piece.tokens.size : end + 1]) for piece, end in zip(pieces, ends, strict=True)
+    ]
 
 
 def split(tokens: Int[np.ndarray, "n"], num_frames: int, first_timestamp: int) -> tuple[list[Piece], int]:

@@ -16,7 +16,7 @@ from specsamp_jax.cli import shared
 from specsamp_jax.cli import transcribe as transcribe_module
 from specsamp_jax.cli.pair import ASSETS
 from specsamp_jax.models import load_module, save_checkpoint
-from specsamp_jax.speech import Fallback, Segment, Transcript, Transcription, load_speech, load_wav, transcribe
+from specsamp_jax.speech import Fallback, Segment, Transcript, Transcription, Word, load_speech, load_wav, transcribe
 
 pytestmark = pytest.mark.optimised(False)
 
@@ -109,6 +109,38 @@ def test_subtitles_and_json_are_written_for_each_sound(monkeypatch, run, sounds,
     run("transcribe", *sounds, *options, "--output-dir", folder)
     assert (folder / "second.txt").read_text() == "One two.\n"
     assert arguments["timestamps"] == "auto"
+
+
+@pytest.mark.parametrize(
+    ("output_format", "expected"),
+    [
+        ("text", "[0.10 - 0.50] One\n[0.50 - 0.98] two.\n"),
+        (
+            "srt",
+            "1\n00:00:00,100 --> 00:00:00,500\n<u>One</u> two.\n\n2\n00:00:00,500 --> 00:00:00,980\nOne <u>two.</u>\n",
+        ),
+        (
+            "json",
+            '{"file": "FILE", "language": "en", "text": "One two.", "segments": [{"start": 0.0, "end": 1.0, "text": '
+            '"One two.", "words": [{"start": 0.1, "end": 0.5, "text": " One"}, {"start": 0.5, "end": 0.98, "text": '
+            '" two."}]}]}\n',
+        ),
+    ],
+)
+def test_times_of_words_in_each_format(monkeypatch, run, sounds, output_format, expected):
+    words = (Word(0.1, 0.5, " One"), Word(0.5, 0.98, " two."))
+    heard = Transcript("One two.", (Segment(0.0, 1.0, "One two.", words),), np.zeros(0, np.int32), "en")
+    arguments = {}
+
+    def hear(_, waveforms, **options):
+        arguments.update(options)
+        counts = Stats(*map(jnp.zeros, ((), len(waveforms), 0, 0, len(waveforms))))
+        return Transcription((heard,) * len(waveforms), counts._replace(status=jnp.zeros(len(waveforms), int)))
+
+    monkeypatch.setattr(transcribe_module, "transcribe", hear)
+    command = ["transcribe", sounds[0], "--target", TARGET, "--language", "en", "--word-timestamps"]
+    assert run(*command, "--format", output_format)[1] == expected.replace("FILE", str(sounds[0]))
+    assert arguments["timestamps"] == "word"
 
 
 def test_a_folder_stands_for_its_sounds_and_the_time_left_is_shown(monkeypatch, run, sounds, tmp_path):

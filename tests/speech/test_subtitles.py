@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from specsamp_jax.speech import Segment, language_code, to_srt, to_vtt
+from specsamp_jax.speech import Segment, Word, language_code, to_srt, to_vtt
 
 
 def test_cues_are_numbered_in_order_and_do_not_overlap():
@@ -34,6 +34,15 @@ def test_a_web_track_has_a_header_points_and_escaped_text():
         "WEBVTT\n\n00:00:00.500 --> 00:00:01.000\na &lt; b --&gt; c &amp; d\n"
     )
     assert to_vtt([]) == "WEBVTT\n"
+
+
+def test_words_are_underlined_in_turn_until_the_next_one_begins():
+    words = (Word(0.5, 0.8, " a"), Word(1.0, 1.5, " <b>"))
+    spoken = [Segment(0.0, 2.0, "a <b>", words), Segment(2.0, 3.0, "c")]
+    assert to_vtt(spoken) == (
+        "WEBVTT\n\n00:00:00.500 --> 00:00:01.000\n<u>a</u> &lt;b&gt;\n"
+        "\n00:00:01.000 --> 00:00:01.500\na <u>&lt;b&gt;</u>\n\n00:00:02.000 --> 00:00:03.000\nc\n"
+    )
 
 
 CODES = ["de", "en", "zh", "my", "haw", "ht"]

@@ -212,7 +212,7 @@ def test_no_sounds_and_an_empty_sound_have_empty_transcripts():
         ({"max_new_tokens": 97}, "max_new_tokens must be from 1 to 96, the model's limit; got 97"),
         ({"max_new_tokens": 0}, "max_new_tokens must be from 1 to 96, the model's limit; got 0"),
         ({"sampling": ss.SamplingParams(np.zeros(3))}, "sampling must hold scalars"),
-        ({"timestamps": "yes"}, "timestamps must be one of auto, always, never; got 'yes'"),
+        ({"timestamps": "yes"}, "timestamps must be one of auto, always, never, word; got 'yes'"),
         ({"batch_size": 0}, "batch_size must be at least 1; got 0"),
         ({"waveforms": [np.zeros(9, int)]}, "waveforms[0] must be a floating-point array of shape [N]"),
         ({"waveforms": [np.zeros(9, "f"), np.full(9, np.inf, "f")]}, "waveforms[1] must be finite"),

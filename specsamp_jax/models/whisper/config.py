@@ -29,6 +29,7 @@ class WhisperConfig:
       decoder_ffn_dim: Features between the matrices of its MLP.
       max_source_positions: Encoder states of a window; each covers two frames of 10 ms.
       max_target_positions: Length of the longest text, its prompt included.
+      median_filter_width: States in the median filter of word times; odd.
 
     Raises:
       ValueError: Sizes that do not fit together.
@@ -47,6 +48,7 @@ class WhisperConfig:
     decoder_ffn_dim: int = 1536
     max_source_positions: int = 1500
     max_target_positions: int = 448
+    median_filter_width: int = 7
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
@@ -58,6 +60,9 @@ class WhisperConfig:
                 raise ValueError(f"{name} must divide d_model = {self.d_model}, got {getattr(self, name)}.")
         if self.d_model % 2:
             raise ValueError(f"d_model must be even, because its positions are sines and cosines, got {self.d_model}.")
+
+        if self.median_filter_width % 2 == 0:
+            raise ValueError(f"median_filter_width must be odd, got {self.median_filter_width}.")
 
     @property
     def num_frames(self) -> int:

@@ -38,12 +38,19 @@ def attend(
     query: Float[Array, "B T N D"], attended: KeysValues, mask: Bool[Array, "B 1 T S"] | None = None
 ) -> Float[Array, "B T F"]:
     """Returns scaled dot-product attention with the heads concatenated; the softmax is computed in float32."""
-    scores = jnp.einsum("btnd,bnds->bnts", query, attended.keys, preferred_element_type=jnp.float32)
+    weights = attention_weights(query, attended.keys, mask).astype(query.dtype)
+    return jnp.einsum("bnts,bnds->btnd", weights, attended.values).reshape(*query.shape[:2], -1)
+
+
+def attention_weights(
+    query: Float[Array, "B T N D"], keys: Float[Array, "B N D S"], mask: Bool[Array, "B 1 T S"] | None = None
+) -> Float[Array, "B N T S"]:
+    """Returns the weight of each position for each query, float32; they sum to 1 over S."""
+    scores = jnp.einsum("btnd,bnds->bnts", query, keys, preferred_element_type=jnp.float32)
     scores = scores * query.shape[-1] ** -0.5
     if mask is not None:
         scores = jnp.where(mask, scores, -jnp.inf)
-    weights = jax.nn.softmax(scores, axis=-1).astype(query.dtype)
-    return jnp.einsum("bnts,bnds->btnd", weights, attended.values).reshape(*query.shape[:2], -1)
+    return jax.nn.softmax(scores, axis=-1)
 
 
 class PartlyBiasedLinear(nnx.Module):
@@ -147,7 +154,14 @@ class CrossAttention(nnx.Module):
 
     def __call__(self, x: Float[Array, "B T F"], cross: KeysValues) -> Float[Array, "B T F"]:
         """Returns the output, to be added to `x`."""
-        return self.out(attend(self.query(x).reshape(*x.shape[:2], self.num_heads, -1), cross))
+        return self.out(attend(self._queries(x), cross))
+
+    def weights(self, x: Float[Array, "B T F"], cross: KeysValues) -> Float[Array, "B N T S"]:
+        """Returns the weight of each state for each token, float32."""
+        return attention_weights(self._queries(x), cross.keys)
+
+    def _queries(self, x: Float[Array, "B T F"]) -> Float[Array, "B T N D"]:
+        return self.query(x).reshape(*x.shape[:2], self.num_heads, -1)
 
 
 class MLP(nnx.Module):

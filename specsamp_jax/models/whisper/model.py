@@ -7,6 +7,7 @@ whose parameters hold each layer's keys and values of it, so that a decoding loo
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -54,9 +55,12 @@ class DecoderBlock(nnx.Module):
     ) -> tuple[Float[Array, "B T F"], LayerCache | None]:
         """Returns the residual stream after this layer, and the layer's cache."""
         attended, written = self.attention(self.attention_norm(x), positions, mask, cache)
-        x = x + attended
+        return self.finish(x + attended, cross), written
+
+    def finish(self, x: Float[Array, "B T F"], cross: KeysValues) -> Float[Array, "B T F"]:
+        """Returns the residual stream after this layer from the one after its self-attention."""
         x = x + self.cross(self.cross_norm(x), cross)
-        return x + self.mlp(self.mlp_norm(x)), written
+        return x + self.mlp(self.mlp_norm(x))
 
 
 class Encoder(nnx.Module):
@@ -110,14 +114,35 @@ class Decoder(nnx.Module):
           cross: Keys and values from `read`.
           cache: Cache from the model's `init_cache_fn` or an earlier call; as in `Llama`.
         """
-        embedded = self.positions[...].at[positions].get(mode="clip", wrap_negative_indices=False)
-        x = self.vocabulary.embed(tokens) + embedded.astype(self.dtype)
+        x = self._embed(tokens, positions)
         mask = causal_mask(positions, cache[0].keys.shape[1])[:, None]
         written = []
         for block, layer_cross, layer_cache in zip(self.blocks, cross, cache, strict=True):
             x, layer_cache = block(x, positions, mask, layer_cross, layer_cache)
             written.append(layer_cache)
         return self.vocabulary.logits(self.norm(x)), tuple(written)
+
+    def cross_weights(
+        self, tokens: Int[Array, "B T"], cross: tuple[KeysValues, ...], heads: Sequence[tuple[int, int]]
+    ) -> Float[Array, "B H T S"]:
+        """Returns the weights of `cross_attention`; `tokens` have the positions from 0 on."""
+        positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+        x, mask = self._embed(tokens, positions), causal_mask(positions, tokens.shape[1])[:, None]
+        weights: dict[tuple[int, int], Array] = {}
+        last = max(layer for layer, _ in heads)
+        for i, (block, layer_cross) in enumerate(zip(self.blocks, cross, strict=True)):
+            x = x + block.attention(block.attention_norm(x), mask=mask)[0]
+            if any(layer == i for layer, _ in heads):
+                layer_weights = block.cross.weights(block.cross_norm(x), layer_cross)
+                weights |= {(i, head): layer_weights[:, head] for layer, head in heads if layer == i}
+            if i == last:  # later layers change no weights
+                break
+            x = block.finish(x, layer_cross)
+        return jnp.stack([weights[head] for head in heads], axis=1)
+
+    def _embed(self, tokens: Int[Array, "B T"], positions: Int[Array, "B T"]) -> Float[Array, "B T F"]:
+        embedded = self.positions[...].at[positions].get(mode="clip", wrap_negative_indices=False)
+        return self.vocabulary.embed(tokens) + embedded.astype(self.dtype)
 
 
 class Whisper(nnx.Module):
@@ -206,6 +231,23 @@ def decoder_model(module: Whisper, states: Float[Array, "B S F"]) -> Model:
     return Model(params, _DecoderCall(graphdef), spec)
 
 
+def cross_attention(
+    model: Model, tokens: Int[Array | np.ndarray, "B T"], *, heads: tuple[tuple[int, int], ...]
+) -> Float[Array, "B H T S"]:
+    """Returns the weights of each window's states for each token of a text, float32; they sum to 1 over S.
+
+    The decoder reads whole texts at once, without a cache.
+
+    Args:
+      model: A model from `decoder_model`.
+      tokens: Texts with their prompts; an id outside the vocabulary, such as padding, is read as in `Decoder`.
+      heads: Layer and head of each of the H weights, from 0 on; at least one.
+    """
+    if not isinstance(model.apply_fn, _DecoderCall):
+        raise ValueError(f"model must come from decoder_model, got apply_fn = {model.apply_fn!r}.")
+    return _cross_weights(model.apply_fn.graphdef, model.params, tokens, heads)
+
+
 @dataclasses.dataclass(frozen=True)
 class _DecoderCall:
     """`(params, tokens, positions, cache) -> (logits, cache)`; equal for decoders of equal structure."""
@@ -219,6 +261,11 @@ class _DecoderCall:
 @functools.partial(jax.jit, static_argnums=0)
 def _encode(graphdef, params, features):
     return nnx.merge(graphdef, params)(features)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 3))
+def _cross_weights(graphdef, params, tokens, heads):
+    return nnx.merge(graphdef, params["decoder"]).cross_weights(tokens, params["cross"], heads)
 
 
 @functools.partial(jax.jit, static_argnums=0)

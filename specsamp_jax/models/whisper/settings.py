@@ -29,6 +29,7 @@ class WhisperSettings:
       tasks: Name and token of each task; empty for an English-only checkpoint.
       max_initial_timestamp_index: See `TimestampRules`.
       max_length: The longest text, including its prompt.
+      alignment_heads: Layer and head of each cross-attention that follows the sound; see `heads`.
     """
 
     start_token: int
@@ -40,6 +41,7 @@ class WhisperSettings:
     tasks: tuple[tuple[str, int], ...]
     max_initial_timestamp_index: int | None
     max_length: int
+    alignment_heads: tuple[tuple[int, int], ...] | None
 
     @property
     def first_timestamp(self) -> int | None:
@@ -50,6 +52,25 @@ class WhisperSettings:
     def no_speech_token(self) -> int | None:
         """The token of "no speech", the one before `no_timestamps_token`; None if the checkpoint has no timestamps."""
         return None if self.no_timestamps_token is None else self.no_timestamps_token - 1
+
+    def heads(self, config: WhisperConfig) -> tuple[tuple[int, int], ...]:
+        """Returns layer and head of each cross-attention for word times.
+
+        Those of `alignment_heads`; where they are missing, all in the last half of the layers.
+
+        Raises:
+          ValueError: A head that the model does not have. A drafter may hold the list of its target.
+        """
+        layers, heads = config.decoder_layers, config.decoder_attention_heads
+        if self.alignment_heads is None:
+            return tuple((layer, head) for layer in range(layers // 2, layers) for head in range(heads))
+        for layer, head in self.alignment_heads:
+            if layer >= layers or head >= heads:
+                raise ValueError(
+                    f"alignment_heads in {_FILE} must be pairs of a layer below {layers} and a head below {heads}, by "
+                    f"the config; got [{layer}, {head}]. The list may be that of another model."
+                )
+        return self.alignment_heads
 
     def check(self, *, language: str | None, task: str | None, timestamps: bool) -> None:
         """Raises ValueError if the checkpoint does not support these options."""
@@ -152,4 +173,18 @@ def load_settings(path: str | os.PathLike[str], config: WhisperConfig) -> Whispe
         tasks=tasks,
         max_initial_timestamp_index=max_initial,
         max_length=min(max_length, longest),
+        alignment_heads=_alignment_heads(values.get("alignment_heads"), file),
     )
+
+
+def _alignment_heads(value: Any, file: Path) -> tuple[tuple[int, int], ...] | None:
+    if value is None:
+        return None
+    if not isinstance(value, list) or not value:
+        raise ValueError(f"alignment_heads in {file} must be a list of pairs of numbers, got {brief(value)}.")
+    for pair in value:
+        if not isinstance(pair, list) or [type(index) for index in pair] != [int, int] or min(pair) < 0:
+            raise ValueError(
+                f"alignment_heads in {file} must be pairs of a layer and a head from 0 on, got {brief(pair)}."
+            )
+    return tuple((layer, head) for layer, head in value)
