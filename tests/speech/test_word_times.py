@@ -90,7 +90,7 @@ def test_weights_sum_to_1_and_depend_on_earlier_tokens_alone():
     np.testing.assert_allclose(changed[:, :, :9], weights[:, :, :9], atol=1e-6)
     assert np.abs(changed - weights).max() > 0.01
     with pytest.raises(ValueError, match="model must come from decoder_model"):
-        inspect.unwrap(cross_attention)(model._replace(apply_fn=len), tokens, heads=heads)
+        inspect.unwrap(cross_attention)(dataclasses.replace(model, apply_fn=len), tokens, heads=heads)
 
 
 def test_texts_that_end_early_or_have_no_token():
