@@ -64,8 +64,8 @@ def program(setting: Setting) -> tuple[Any, ...]:
 
 
 def warm_up(setting: Setting, task: Task) -> None:
-    """Compiles the program of a setting: runs it for no step."""
-    jax.block_until_ready(_generate(np.int32(0), setting, task, np.arange(setting.batch_size)))
+    """Compiles the program of a setting and runs it once: a GPU may compile kernels when they are first launched."""
+    jax.block_until_ready(_generate(ALL_STEPS, setting, task, np.arange(setting.batch_size)))
 
 
 def run(setting: Setting, task: Task, num_texts: int) -> tuple[list[str], list[int], Counts]:
