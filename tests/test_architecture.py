@@ -15,7 +15,8 @@ import specsamp_jax as ss
 ROOT = Path(__file__).parent.parent
 LAYERS = [
     {"_types", "_files"},
-    {"_checks"},
+    {"_checks", "_gguf"},
+    {"_hub"},
     {"sampling"},
     {"rules"},
     {"decoding"},
@@ -80,6 +81,8 @@ def test_imports_go_down_only(path):
         ("tokenizers", {"text", "speech", "cli"}),
         ("jinja2", {"text"}),
         ("click", {"cli"}),
+        ("gguf", set()),
+        ("huggingface_hub", set()),
         ("pallas_kernels", {"_types", "sampling", "rules"}),
     ],
 )

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from specsamp_jax import train
 from specsamp_jax._files import check_folder, read_json
 from specsamp_jax.cli.cache import cache_option
+from specsamp_jax.cli.folders import find_option
 from specsamp_jax.cli.shared import FOLDER, FiniteRange, say, seed_option, talks, verbosity_options
 from specsamp_jax.models import DecoderConfig
 from specsamp_jax.models.decoder import Decoder
@@ -80,7 +81,8 @@ def distill_command(
     DATA are text files (or folders with .txt and .md files) for a decoder, and WAV files (or folders) for a Whisper,
     which needs no transcripts: the target's own are used. `--draft OUT` of the other commands loads the result.
     """
-    check_folder(target, "--target")
+    target = find_option("--target", target)
+    check_folder(target, "--target")  # a GGUF file has no files to copy for the drafter
     if steps is not None and minutes is not None:
         raise ValueError("--steps or --minutes must be given, and not both.")
     options = train.Options(

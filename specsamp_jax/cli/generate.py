@@ -24,10 +24,12 @@ from specsamp_jax.sampling.streams import row_keys
 
 @click.command("generate")
 @click.option(
-    "--target", type=FOLDER, help="Folder of a checkpoint in Hugging Face's layout. Default: the trained pair."
+    "--target",
+    type=FOLDER,
+    help="Folder of a checkpoint, GGUF file, or id on the Hugging Face hub. Default: the trained pair.",
 )
-@click.option("--draft", help="Folder of a smaller checkpoint with the same tokens, or 'ngram'. Default: no drafter.")
-@click.option("--tokenizer", type=FOLDER, help="Folder of the tokenizer. Default: the target's.")
+@click.option("--draft", help="A smaller checkpoint with the same tokens, or 'ngram'. Default: no drafter.")
+@click.option("--tokenizer", type=FOLDER, help="Checkpoint with the tokenizer. Default: the target's.")
 @click.option("--prompt", "texts", type=Text(), multiple=True, help="A text to continue. Several are one batch.")
 @click.option("--prompt-file", "files", type=FOLDER, multiple=True, help="A file with a text to continue; - is stdin.")
 @click.option("--prompts", "lists", type=FOLDER, multiple=True, help="A file with a text per line, or JSON in .jsonl.")

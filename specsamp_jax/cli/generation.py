@@ -4,9 +4,10 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import NamedTuple
 
-from specsamp_jax._files import read_json, read_setting, whole_number
+from specsamp_jax._files import read_setting, whole_number
+from specsamp_jax._gguf import is_gguf
 from specsamp_jax._types import Model
-from specsamp_jax.cli.folders import NGRAM, check_kind, check_option, draft_folder, loading
+from specsamp_jax.cli.folders import NGRAM, check_kind, draft_folder, find_option, loading
 from specsamp_jax.cli.pair import ASSETS
 from specsamp_jax.decoding.drafters import Drafter, NGramDrafter
 from specsamp_jax.models import (
@@ -16,6 +17,7 @@ from specsamp_jax.models import (
     vocab_size,
     with_vocab_size,
 )
+from specsamp_jax.models.checkpoints.folder import read_config
 from specsamp_jax.text import CheckpointTokenizer, check_vocabularies, load_tokenizer
 
 
@@ -49,12 +51,14 @@ def load(
     dtype: str | None = None,
     ignore: Collection[str] = (),
 ) -> Setup:
-    """Returns the models in the folders `target` and `draft` with their tokenizer.
+    """Returns the models `target` and `draft` with their tokenizer.
+
+    Each of the three may be a checkpoint's folder, a GGUF file, or the id of a model of the Hugging Face hub.
 
     Args:
-      target: A checkpoint's folder. None: the trained pair that comes with the package.
-      draft: A checkpoint's folder, `NGRAM`, or None for the target alone (with the trained pair: its drafter).
-      tokenizer: The folder of the tokenizer of both. None: the target's.
+      target: The target. None: the trained pair that comes with the package.
+      draft: The drafter, `NGRAM`, or None for the target alone (with the trained pair: its drafter).
+      tokenizer: The tokenizer of both. None: the target's.
       dtype: The dtype of the computation. None: the dtype of the files; with the trained pair, float32.
       ignore: Settings of the target's generation_config.json to leave out.
 
@@ -64,25 +68,25 @@ def load(
     if target is None:
         target, tokenizer = ASSETS / "target", ASSETS
         draft, dtype = draft or str(ASSETS / "drafter"), dtype or "float32"
-    check_option("--target", target)
-    check_option("--tokenizer", tokenizer)
+    target = find_option("--target", target)
+    tokenizer = target if tokenizer is None else find_option("--tokenizer", tokenizer)
     drafter_folder = draft_folder(draft)
     check_kind("--target", target, speech=False)
     check_kind("--draft", drafter_folder, speech=False)
     notes = []
     # Small files are read first, so that mistakes are found before gigabytes are read.
-    text = load_tokenizer(tokenizer or target)
+    text = load_tokenizer(tokenizer)
     config = load_generation_config(target, ignore=ignore)
     if not config.eos_token and text.eos_token is not None:
         config = config._replace(eos_token=(text.eos_token,))
-    if drafter_folder is not None and tokenizer is None:
-        if (drafter_folder / "tokenizer.json").exists():
+    if drafter_folder is not None and tokenizer == target:
+        if is_gguf(drafter_folder) or (drafter_folder / "tokenizer.json").exists():
             check_vocabularies(text.tokenizer, load_tokenizer(drafter_folder).tokenizer)
         else:
             notes.append(f"{drafter_folder} has no tokenizer.json: its tokens are assumed to be the target's")
     with loading(target):
         model = load_checkpoint(target, dtype=dtype)
-    max_length, num_heads = _read_sizes(target / "config.json")
+    max_length, num_heads = _read_sizes(target)
     if drafter_folder is None:
         if draft is None:
             notes.append("there is no drafter: the target decodes alone")
@@ -92,12 +96,12 @@ def load(
         drafter, size = load_checkpoint(drafter_folder, dtype=dtype), vocab_size(model)
     if vocab_size(drafter) != size:
         notes.append(f"the target has {size} logits and the draft {vocab_size(drafter)}: the draft's are made to fit")
-    heads = (num_heads, _read_sizes(drafter_folder / "config.json")[1])
+    heads = (num_heads, _read_sizes(drafter_folder)[1])
     return Setup(model, with_vocab_size(drafter, size), text, config, max_length, heads, notes)
 
 
-def _read_sizes(file: Path) -> tuple[int | None, int]:
-    """The longest text and the attention heads of a model whose config.json was accepted."""
-    config = read_json(file)
-    max_length = read_setting(config, "max_position_embeddings", whole_number(1), source=file)
-    return max_length, read_setting(config, "num_attention_heads", whole_number(1), source=file)
+def _read_sizes(path: Path) -> tuple[int | None, int]:
+    """The longest text and the attention heads of a model whose config was accepted."""
+    config = read_config(path)
+    max_length = read_setting(config, "max_position_embeddings", whole_number(1), source=path)
+    return max_length, read_setting(config, "num_attention_heads", whole_number(1), source=path)

@@ -11,7 +11,7 @@ import numpy as np
 from specsamp_jax._files import read_json
 from specsamp_jax._types import SamplingParams, Stats
 from specsamp_jax.cli.cache import cache_option
-from specsamp_jax.cli.folders import NGRAM, check_kind, check_option, draft_folder, loading
+from specsamp_jax.cli.folders import NGRAM, check_kind, draft_folder, find_option, loading
 from specsamp_jax.cli.shared import (
     DTYPES,
     FOLDER,
@@ -100,6 +100,7 @@ def transcribe_command(
     verify_fn = make_rule(rule, has_drafter=drafts, alpha=alpha, beta=beta)
     files = _expand(audio)
     check_output(output_format, files, output_dir)
+    target = find_option("--target", target)
     with_times = timestamps or word_timestamps or output_format != "text"
     language = _check_request(target, language, task, with_times, word_timestamps)
     waveforms = [load_audio(path) for path in files]
@@ -161,7 +162,6 @@ def _check_request(
     target: Path, language: str | None, task: str | None, timestamps: bool, word_timestamps: bool
 ) -> str | None:
     """Returns the code of the language, after a check of what the target supports, before anything large is read."""
-    check_option("--target", target)
     check_kind("--target", target, speech=True)
     config = WhisperConfig.from_dict(read_json(target / "config.json"))
     settings = load_settings(target, config)
@@ -174,7 +174,6 @@ def _check_request(
 
 def _load(target: Path, draft: str | None, dtype: str) -> tuple[Speech, Speech | Drafter | None]:
     began = time.perf_counter()
-    check_option("--target", target)
     folder = draft_folder(draft)
     check_kind("--target", target, speech=True)
     check_kind("--draft", folder, speech=True)

@@ -1,4 +1,4 @@
-"""Tokenizers and chat templates of checkpoints in Hugging Face's layout."""
+"""Tokenizers and chat templates of checkpoints: folders in Hugging Face's layout, and GGUF files."""
 
 import dataclasses
 import os
@@ -8,8 +8,11 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from specsamp_jax._files import BOOLEAN, Kind, check_folder, read_json, read_setting, read_text
+from specsamp_jax._files import BOOLEAN, Kind, read_json, read_setting, read_text
+from specsamp_jax._gguf import is_gguf, read_gguf
+from specsamp_jax._hub import find_checkpoint
 from specsamp_jax.text.chat import render_chat
+from specsamp_jax.text.gguf_tokenizer import build_tokenizer
 from specsamp_jax.text.tokenizer_file import no_panic, read_tokenizer
 
 _TOKENIZER = "tokenizer.json"
@@ -26,7 +29,7 @@ class CheckpointTokenizer:
       special_tokens: The text of each special token, by role (`bos_token`, `eos_token`, `unk_token`, ...).
       add_bos_token: Whether `encode` adds `bos_token`, because `tokenizer` does not add it itself.
       chat_templates: Jinja templates by name; an unnamed one is "default".
-      path: The folder that it was read from, for error messages.
+      path: The folder or file that it was read from, for error messages.
     """
 
     tokenizer: Tokenizer
@@ -89,12 +92,12 @@ class CheckpointTokenizer:
 
     def _not_empty(self, tokens: list[int], what: str) -> list[int]:
         if not tokens:
-            raise ValueError(f"{what} has no token by {self.path / _TOKENIZER}; at least one is needed.")
+            raise ValueError(f"{what} has no token by the tokenizer of {self.path}; at least one is needed.")
         return tokens
 
 
 def load_tokenizer(path: str | os.PathLike[str]) -> CheckpointTokenizer:
-    """Returns the tokenizer in the folder `path`.
+    """Returns the tokenizer in the folder or GGUF file `path`.
 
     Special tokens and templates are read from `tokenizer_config.json`, if it exists. Templates in files of their own
     (`chat_template.jinja`, `additional_chat_templates`) take precedence. Whether a text begins with a special token
@@ -102,7 +105,8 @@ def load_tokenizer(path: str | os.PathLike[str]) -> CheckpointTokenizer:
     transformers 5.
 
     Args:
-      path: A folder with `tokenizer.json`.
+      path: A folder with `tokenizer.json`; a GGUF file, whose tokenizer is a byte-level BPE or SentencePiece's; or,
+        where no such folder is, the id of a model of the Hugging Face hub.
 
     Raises:
       ValueError: A file is missing, broken or no regular file, or holds a value of the wrong type.
@@ -113,8 +117,10 @@ def load_tokenizer(path: str | os.PathLike[str]) -> CheckpointTokenizer:
       >>> tokenizer.encode("Return the"), tokenizer.decode([0, 843, 269])
       ([0, 843, 269], 'Return the')
     """
-    path = Path(path)
-    check_folder(path, "path")
+    path = find_checkpoint(path)
+    if is_gguf(path):
+        tokenizer, special, templates = build_tokenizer(read_gguf(path))
+        return CheckpointTokenizer(tokenizer, special, False, templates, path)
     if not (path / _TOKENIZER).exists():
         if (path / "tokenizer.model").exists():
             raise ValueError(

@@ -162,7 +162,7 @@ def assert_complains(result, sentence):
             ("generate", "--prompt", "a", "--target", WHISPER),
             "--target must hold a model of text, got a Whisper; `specsamp transcribe` is for speech.",
         ),
-        (("generate", "--prompt", "a", "--target", CHATML), "--target must be a folder, got the file"),
+        (("generate", "--prompt", "a", "--target", CHATML), "--target must be a folder or a GGUF file, got the file"),
         (("generate", "--chat", "b"), "must hold the chat template 'default'; it holds none."),
         (("dance",), "No such command 'dance'."),
         (("generate", "--prompt", "a", "--temperature", "nan"), "'--temperature': nan is not a finite number."),

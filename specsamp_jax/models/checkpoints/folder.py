@@ -1,4 +1,4 @@
-"""Checkpoints in Hugging Face's layout: a folder with config.json and safetensors files."""
+"""Checkpoints: a folder in Hugging Face's layout, with config.json and safetensors files, or a GGUF file."""
 
 import collections
 import json
@@ -15,9 +15,12 @@ import safetensors.numpy
 from flax import nnx
 from jax.typing import DTypeLike
 
-from specsamp_jax._files import OBJECT, TEXT, TEXT_LIST, brief, check_folder, check_format, read_json, read_setting
+from specsamp_jax._files import OBJECT, TEXT, TEXT_LIST, brief, check_format, read_json, read_setting
+from specsamp_jax._gguf import is_gguf, read_gguf
+from specsamp_jax._hub import find_checkpoint
 from specsamp_jax._types import Model
 from specsamp_jax.models.adapters import from_nnx
+from specsamp_jax.models.checkpoints import gguf_config, gguf_tensors
 from specsamp_jax.models.checkpoints.slots import Slot, check_present, check_shapes, fill
 from specsamp_jax.models.checkpoints.tensors import Stored, read_headers
 from specsamp_jax.models.config import DecoderConfig
@@ -114,7 +117,7 @@ def save_checkpoint(path: str | os.PathLike[str], module: Any, *, dtype: DTypeLi
 
 
 def load_checkpoint(path: str | os.PathLike[str], *, dtype: DTypeLike | None = None) -> Model:
-    """Returns the decoder-only model that the folder `path` holds, ready to decode.
+    """Returns the decoder-only model that the folder or GGUF file `path` holds, ready to decode.
 
     The weights are read by memory map, each parameter into a buffer that becomes the parameter itself on a CPU. Peak
     memory is therefore the model plus its largest parameter: 13.5 GB and 0.26 GB for Llama 2 7B in bfloat16, which
@@ -122,9 +125,10 @@ def load_checkpoint(path: str | os.PathLike[str], *, dtype: DTypeLike | None = N
 
     Args:
       path: A folder with `config.json` of a model type in `FAMILIES`, and `model.safetensors`, or its shards with
-        `model.safetensors.index.json`.
-      dtype: The dtype of the parameters and of the computation. None: each parameter keeps its dtype in the file, and
-        the computation uses the dtype of most of the weights.
+        `model.safetensors.index.json`; or a GGUF file of an architecture in `gguf_config.MODEL_TYPES`, for which the
+        extra `gguf` must be installed; or, where no such folder is, the id of a model of the Hugging Face hub.
+      dtype: The dtype of the parameters and of the computation. None: each parameter keeps its dtype in the file
+        (bfloat16 if it is quantized there), and the computation uses the dtype of most of the weights.
 
     Raises:
       ValueError: A file is missing, broken, no regular file or of another architecture; the config holds a setting
@@ -139,23 +143,20 @@ def load_checkpoint(path: str | os.PathLike[str], *, dtype: DTypeLike | None = N
 
 
 def load_module(path: str | os.PathLike[str], *, dtype: DTypeLike | None = None) -> Any:
-    """Returns the module that the folder `path` holds, such as a `Llama`; otherwise like `load_checkpoint`."""
-    path = Path(path)
-    check_folder(path, "path")
-    values = read_json(path / _CONFIG)
-    check_format(path, values)
-    _check_types(values, path / _CONFIG)
+    """Returns the module that `path` holds, such as a `Llama`; otherwise like `load_checkpoint`."""
+    path = find_checkpoint(path)
+    values, source = read_config(path), path if is_gguf(path) else path / _CONFIG
     family = FAMILIES.get(values.get("model_type") or "")
     if family is None:
         families = ", ".join(map(repr, FAMILIES))
         raise ValueError(
-            f"model_type must be one of {families}, got {brief(values.get('model_type'))} in {path / _CONFIG}; "
+            f"model_type must be one of {families}, got {brief(values.get('model_type'))} in {source}; "
             "other families cannot be loaded."
         )
     config = family.config.from_dict(values)
-    stored = read_headers(path)
+    stored = gguf_tensors.read_tensors(read_gguf(path), values) if is_gguf(path) else read_headers(path)
     for setting, prefix, num_layers in family.num_layers(config):
-        _check_layers(path / _CONFIG, setting, num_layers, prefix, stored)
+        _check_layers(source, setting, num_layers, prefix, stored)
     computed = family.computed(config)
     check_present(computed, stored)
     check_shapes(computed, stored)
@@ -165,6 +166,14 @@ def load_module(path: str | os.PathLike[str], *, dtype: DTypeLike | None = None)
     module = nnx.eval_shape(lambda: family.module(config, dtype=compute, param_dtype=compute, rngs=nnx.Rngs(0)))
     fill(list(family.layout(module)), stored, dtype)
     return module
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """Returns the settings of config.json in a folder, or those that a GGUF file states, with their types checked."""
+    values = gguf_config.read_config(read_gguf(path)) if is_gguf(path) else read_json(path / _CONFIG)
+    check_format(path, values)
+    _check_types(values, path if is_gguf(path) else path / _CONFIG)
+    return values
 
 
 def _check_types(values: Mapping[str, Any], file: Path) -> None:
@@ -186,7 +195,7 @@ def _check_numbers(values: Mapping[str, Any], file: Path) -> None:
             raise ValueError(f"{name} in {file} must be a number of at most 2**53 in size, got {brief(value)}.")
 
 
-def _check_layers(file: Path, setting: str, num_layers: int, prefix: str, stored: Mapping[str, Stored]) -> None:
+def _check_layers(file: Path, setting: str, num_layers: int, prefix: str, stored: Mapping[str, Any]) -> None:
     """Compares a number of layers with the tensors stored, before a layer is built: building many takes forever."""
     layer = re.compile(re.escape(prefix) + r"(\d{1,9})\.")
     indices = {int(found[1]) for found in map(layer.match, stored) if found}
@@ -197,7 +206,7 @@ def _check_layers(file: Path, setting: str, num_layers: int, prefix: str, stored
         )
 
 
-def _most_common(stored: dict[str, Stored]) -> np.dtype:
+def _most_common(stored: Mapping[str, Stored | gguf_tensors.Quantized]) -> np.dtype:
     """The dtype of most of the weights; float64 counts as float32."""
     counts = collections.Counter()
     for entry in stored.values():

@@ -8,9 +8,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Array, Int
 
-from specsamp_jax._files import BOOLEAN, brief, check_folder, number, read_json, read_setting, whole_number
+from specsamp_jax._files import BOOLEAN, brief, number, read_json, read_setting, whole_number
+from specsamp_jax._gguf import is_gguf, read_gguf
+from specsamp_jax._hub import find_checkpoint
 from specsamp_jax._types import SamplingParams
 from specsamp_jax.decoding.drafters import ProcessLogitsFn
+from specsamp_jax.models.checkpoints import gguf_config
 from specsamp_jax.models.checkpoints.logits_settings import (
     LogitsSettings,
     leave_out,
@@ -82,10 +85,11 @@ def load_generation_config(path: str | os.PathLike[str], *, ignore: Collection[s
     """Returns the settings in generation_config.json of the folder `path`, read as transformers reads them.
 
     Without `do_sample` decoding is greedy and the sampling parameters of the file are not applied; with it, a missing
-    `top_k` is 50. A folder without the file is greedy, and its end tokens are `eos_token_id` of config.json.
+    `top_k` is 50. A folder without the file is greedy, and its end tokens are `eos_token_id` of config.json. A GGUF
+    file is greedy, too; its end tokens are those that it states, and special tokens that are known to end a turn.
 
     Args:
-      path: The folder.
+      path: The folder, the GGUF file, or the id of a model of the Hugging Face hub.
       ignore: Settings to leave out, whatever their values.
 
     Raises:
@@ -93,9 +97,11 @@ def load_generation_config(path: str | os.PathLike[str], *, ignore: Collection[s
         config.json; or a setting that would change the distribution is unknown or not supported, such as beam
         search. `process_logits_fn` of `generate` can implement such a setting.
     """
-    check_folder(Path(path), "path")
-    file, config_file = Path(path) / _FILE, Path(path) / "config.json"
-    greedy = SamplingParams(temperature=0.0)
+    path, greedy = find_checkpoint(path), SamplingParams(temperature=0.0)
+    if is_gguf(path):
+        config = gguf_config.read_config(read_gguf(path))
+        return GenerationConfig(greedy, () if "eos_token_id" in ignore else _end_tokens(config, path, config))
+    file, config_file = path / _FILE, path / "config.json"
     if not os.path.lexists(file):
         config = read_json(config_file)
         return GenerationConfig(greedy, () if "eos_token_id" in ignore else _end_tokens(config, config_file, config))

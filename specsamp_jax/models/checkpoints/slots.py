@@ -10,6 +10,7 @@ import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 
+from specsamp_jax.models.checkpoints.gguf_tensors import Quantized
 from specsamp_jax.models.checkpoints.tensors import Stored
 from specsamp_jax.models.layers import Vocabulary
 
@@ -44,7 +45,7 @@ def vocabulary_layout(vocabulary: Vocabulary, embedding: str, head: str) -> Iter
     yield Slot(vocabulary.head, {embedding if vocabulary.embedding is None else head: shape}, transposed=True)
 
 
-def check(slots: Sequence[Slot], stored: Mapping[str, Stored]) -> None:
+def check(slots: Sequence[Slot], stored: Mapping[str, Stored | Quantized]) -> None:
     """Checks that a checkpoint holds the tensors of all slots, and no others.
 
     Also allowed are `rotary_emb.inv_freq`, and `lm_head.weight` or `proj_out.weight` if no slot has it because the
@@ -61,7 +62,7 @@ def check(slots: Sequence[Slot], stored: Mapping[str, Stored]) -> None:
     check_shapes(shapes, stored)
 
 
-def check_present(names: Iterable[str], stored: Mapping[str, Stored]) -> None:
+def check_present(names: Iterable[str], stored: Mapping[str, Stored | Quantized]) -> None:
     """Raises ValueError if a checkpoint lacks a tensor."""
     folder = next((entry.path.parent for entry in stored.values()), "The checkpoint")
     for name in names:
@@ -69,7 +70,7 @@ def check_present(names: Iterable[str], stored: Mapping[str, Stored]) -> None:
             raise ValueError(f"{folder} must hold the tensor {name}, which is missing.")
 
 
-def check_shapes(shapes: Mapping[str, tuple[int, ...]], stored: Mapping[str, Stored]) -> None:
+def check_shapes(shapes: Mapping[str, tuple[int, ...]], stored: Mapping[str, Stored | Quantized]) -> None:
     """Raises ValueError if a stored tensor has another shape, or is not floating point."""
     for name, shape in shapes.items():
         entry = stored[name]
@@ -79,16 +80,17 @@ def check_shapes(shapes: Mapping[str, tuple[int, ...]], stored: Mapping[str, Sto
             raise ValueError(f"{name} must be floating point, got {entry.dtype} in {entry.path}.")
 
 
-def fill(slots: Sequence[Slot], stored: Mapping[str, Stored], dtype: DTypeLike | None) -> None:
+def fill(slots: Sequence[Slot], stored: Mapping[str, Stored | Quantized], dtype: DTypeLike | None) -> None:
     """Checks all slots, then sets their parameters one after the other.
 
-    Each parameter is copied from the mapped file into a host buffer, tensor by tensor, and from there to the device.
+    Each parameter is copied from the mapped file into a host buffer, tensor by tensor (dequantized in a
+    GGUF file), and from there to the device.
     On a CPU the buffer becomes the parameter; elsewhere it is freed. Peak memory is the loaded parameters, one
     parameter more, and the pages of one tensor.
 
     Args:
       slots: The parameters; their values are not read.
-      stored: The result of `read_headers`.
+      stored: The result of `read_headers` or `read_tensors`.
       dtype: The dtype of the parameters. None: the dtype in the file, with float32 for float64, and the wider dtype if
         the tensors of a parameter differ.
 
@@ -100,7 +102,7 @@ def fill(slots: Sequence[Slot], stored: Mapping[str, Stored], dtype: DTypeLike |
         slot.param.set_value(jax.block_until_ready(jax.device_put(_host_buffer(slot, stored, dtype))))
 
 
-def _host_buffer(slot: Slot, stored: Mapping[str, Stored], dtype: DTypeLike | None) -> np.ndarray:
+def _host_buffer(slot: Slot, stored: Mapping[str, Stored | Quantized], dtype: DTypeLike | None) -> np.ndarray:
     entries = [stored[name] for name in slot.tensors]
     if dtype is None:
         dtype = jnp.result_type(*(entry.kept_dtype for entry in entries))
