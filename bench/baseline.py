@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+from experiments.paper import lay_out
 from jaxtyping import Array, Float, Int, Key
 
 
@@ -15,7 +16,6 @@ def verify_baseline(
 
     Computes both softmaxes, then the residuals of all K rows, then samples from one row per sequence.
     """
-    num_draft = draft_tokens.shape[1]
     accept_key, sample_key = jax.random.split(key)
     p, q = jax.nn.softmax(target_logits), jax.nn.softmax(draft_logits)
 
@@ -30,8 +30,4 @@ def verify_baseline(
     rows = jnp.concatenate([residual, p[:, -1:]], axis=1)
     row = jnp.take_along_axis(rows, num_accepted[:, None, None], axis=1)[:, 0]
     last = jax.random.categorical(sample_key, jnp.log(row))
-
-    position = jnp.arange(num_draft + 1)
-    drafts = jnp.pad(draft_tokens, ((0, 0), (0, 1)))
-    tokens = jnp.where(position < num_accepted[:, None], drafts, -1)
-    return jnp.where(position == num_accepted[:, None], last[:, None], tokens), num_accepted
+    return lay_out(draft_tokens, num_accepted, last), num_accepted

@@ -14,6 +14,7 @@ import numpy as np
 import timing
 from decoding import MAX_NEW_TOKENS, NUM_DRAFT, PROMPT_LENGTH
 from flax import nnx
+from gpu import results
 
 from specsamp_jax import models
 
@@ -114,7 +115,7 @@ def table_lines(cases: list[Case]) -> list[str]:
                 row += [f"{rate(result[name]):.0f}" for name in (assisted, generate)]
                 row.append(f"{result[assisted]['times_reference']['median']:.2f} x")
             rows.append(row + [""] * (len(header) - len(row)))
-        lines += [f"## Batch {batch_size}", "", *timing.table(header, rows), ""]
+        lines += [f"## Batch {batch_size}", "", *results.table(header, rows), ""]
     return lines
 
 

@@ -10,6 +10,7 @@ import click
 import decoding
 import timing
 from decoding import MAX_NEW_TOKENS, NUM_DRAFT
+from gpu import results
 
 REFERENCE = "speculative"
 GOAL = 3.0  # tokens per second at batch 1, relative to transformers' assisted generation
@@ -51,7 +52,7 @@ def batch_lines(batch_size: int, result: dict[str, Any]) -> list[str]:
     ]
     parts = [[name, f"{1e6 * seconds:.0f}"] for name, seconds in result["parts"].items()]
     parts += [[f"one step, {name}", f"{1e6 * step_seconds(result, name):.0f}"] for name in (REFERENCE, "target_alone")]
-    tables = timing.table(header, rows), timing.table(["part", "us"], parts)
+    tables = results.table(header, rows), results.table(["part", "us"], parts)
     return [f"## Batch {batch_size}", "", *tables[0], "", *tables[1], ""]
 
 
@@ -94,18 +95,18 @@ def main(batch_sizes: tuple[int, ...], rounds: int, out: Path | None) -> None:
     pair = decoding.load_pair()
     peers = timing.Peers() if timing.Peers.are_installed() else None
     watch = timing.Watch(*([peers.pid] if peers else []))
-    results = {batch_size: compare(pair, peers, batch_size, rounds=rounds) for batch_size in batch_sizes}
+    found = {batch_size: compare(pair, peers, batch_size, rounds=rounds) for batch_size in batch_sizes}
     about["others"] = watch.others()
     if peers:
         about["peers"] = peers.about
         peers.close()
     lines = ["# Decoding", "", *timing.environment_lines(about), "", *NOTES.splitlines(), ""]
-    if 1 in results:
-        lines += [*goal_lines(results[1]), ""]
-    for batch_size, result in results.items():
+    if 1 in found:
+        lines += [*goal_lines(found[1]), ""]
+    for batch_size, result in found.items():
         lines += batch_lines(batch_size, result)
     rows = []
-    for batch_size, result in results.items():
+    for batch_size, result in found.items():
         labels = {"batch_size": batch_size}
         rows += [timing.result_row({**labels, "contender": n}, entry) for n, entry in result["contenders"].items()]
         rows += [{**labels, "part": name, "seconds": seconds} for name, seconds in result["parts"].items()]

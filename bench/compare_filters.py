@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import timing
+from gpu import results
 
 import specsamp_jax as ss
 
@@ -100,7 +101,7 @@ def main(rounds: int, burst: int, batch_sizes: tuple[int, ...], out: Path | None
         f"`verify`, {shapes}: medians over rounds. The ratio is to the time of `verify` without filters.",
         "",
     ]
-    lines += timing.table(["case", "ms", "time over no filter"], cells)
+    lines += results.table(["case", "ms", "time over no filter"], cells)
     timing.write(out or timing.RESULTS / f"filters_{about['platform']}", about, rows, lines)
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import timing
 import verification
 from cases import CASES, Case
+from gpu import results
 from peers import tpu_inference
 
 FLOOR = "read_once"
@@ -83,18 +84,18 @@ def case_lines(name: str, result: dict[str, Any]) -> list[str]:
             ]
         )
     header = ["contender", "ms", "p10 to p90", "time", "GB/s", "share of floor", "accepted"]
-    return [f"## {name}", "", *timing.table(header, rows), ""]
+    return [f"## {name}", "", *results.table(header, rows), ""]
 
 
-def goal_lines(results: dict[str, Any]) -> list[str]:
+def goal_lines(found: dict[str, Any]) -> list[str]:
     """Markdown table of goals and measured speed-ups."""
     rows = []
     for (case, peer), goal in GOALS.items():
-        entry = results.get(case, {}).get("contenders", {}).get(peer)
+        entry = found.get(case, {}).get("contenders", {}).get(peer)
         if entry:
             times = entry["times_reference"]["median"]
             rows.append([f"{case} against {peer}", f"{goal} x", f"{times:.2f} x", "yes" if times >= goal else "no"])
-    return [*timing.table(["faster than", "goal", "measured", "met"], rows), ""] if rows else []
+    return [*results.table(["faster than", "goal", "measured", "met"], rows), ""] if rows else []
 
 
 NOTES = """\

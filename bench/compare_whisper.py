@@ -12,6 +12,7 @@ import jax
 import numpy as np
 import timing
 from flax import nnx
+from gpu import results
 
 import specsamp_jax as ss
 from specsamp_jax.decoding.stats import accepted_by_position
@@ -183,7 +184,7 @@ def batch_lines(title: str, result: dict[str, Any]) -> list[str]:
     ]
     header = ["contender", "tokens/s", "p10 to p90", f"time over {REFERENCE}", "tokens per step", "same tokens"]
     accepted = " ".join(f"{rate:.2f}" for rate in result[REFERENCE]["accepted"])
-    return [f"## {title}", "", *timing.table(header, rows), "", f"Accepted by position: {accepted}.", ""]
+    return [f"## {title}", "", *results.table(header, rows), "", f"Accepted by position: {accepted}.", ""]
 
 
 NOTES = f"""\

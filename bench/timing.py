@@ -189,12 +189,6 @@ def environment_lines(about: dict[str, Any]) -> list[str]:
     ]
 
 
-def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    """A Markdown table whose first column is aligned to the left."""
-    lines = ["| " + " | ".join(cells) + " |" for cells in (header, *rows)]
-    return [lines[0], "|---|" + "---:|" * (len(header) - 1), *lines[1:]]
-
-
 def result_row(labels: dict[str, Any], entry: dict[str, Any]) -> dict[str, Any]:
     """Returns one contender's result as a flat row: labels, seconds, time relative to the reference, other fields.
 

@@ -22,9 +22,14 @@ def finish(
     last = (running <= uniforms.emit[:, :1] * running[:, -1:]).sum(-1)
     # u times the total can round up to the total.
     last = jnp.minimum(last, running.shape[-1] - 1)
+    return lay_out(tokens, num_accepted, last), num_accepted
+
+
+def lay_out(tokens: Int[Array, "B K"], num_accepted: Int[Array, "B"], last: Int[Array, "B"]) -> Int[Array, "B K1"]:
+    """The accepted drafts of each row, then its last token, then -1."""
     position = jnp.arange(tokens.shape[1] + 1)
     emitted = jnp.where(position < num_accepted[:, None], jnp.pad(tokens, ((0, 0), (0, 1))), -1)
-    return jnp.where(position == num_accepted[:, None], last[:, None], emitted), num_accepted
+    return jnp.where(position == num_accepted[:, None], last[:, None], emitted)
 
 
 def take(rows: Float[Array, "B R V"], row: Int[Array, "B"]) -> Float[Array, "B V"]:

@@ -71,15 +71,21 @@ def random_inputs(
     logits = logits.astype(dtype)
     target_filter = make_filter(target, sampling)
     draft_filter = make_filter(logits if num_draft else target[:, :0], draft_sampling)
-    filtered = filtered_logits(logits, draft_filter)
-    tokens = jax.random.categorical(keys[2], filtered).astype(jnp.int32)
+    draft = sampled_draft(keys[2], logits, filtered_logits(logits, draft_filter))
     uniforms = Uniforms(
         jax.random.uniform(keys[3], (batch_size, num_draft)), jax.random.uniform(keys[4], (batch_size, 2))
     )
-    normalizers = jax.nn.logsumexp(filtered, axis=-1) if kind == "normalizers" else None
+    if kind != "normalizers":
+        draft = draft._replace(log_normalizers=None)
     if kind == "one_hot":
-        logits, draft_filter = None, Filter()
-    return target, target_filter, Draft(tokens, logits, None, normalizers), draft_filter, uniforms
+        draft, draft_filter = Draft(draft.tokens), Filter()
+    return target, target_filter, draft, draft_filter, uniforms
+
+
+def sampled_draft(key, logits, filtered):
+    """A draft with these logits, its tokens sampled from `filtered`, whose normalizers it hands over."""
+    tokens = jax.random.categorical(key, filtered).astype(jnp.int32)
+    return Draft(tokens, logits, None, jax.nn.logsumexp(filtered, axis=-1))
 
 
 make = functools.partial(jax.jit, static_argnames=NAMES)(random_inputs)

@@ -22,6 +22,7 @@ import paper
 import results
 import timings
 from flax import nnx
+from kernel_inputs import sampled_draft
 
 import specsamp_jax as ss
 from specsamp_jax import models
@@ -151,9 +152,7 @@ def verification_sets(vocab_size: int, batch_size: int) -> list[tuple]:
         shape = batch_size, NUM_DRAFT + 1, vocab_size
         target, logits = (LOGIT_STDDEV * jax.random.normal(k, shape) for k in keys[:2])
         logits = logits[:, 1:]
-        tokens = jax.random.categorical(keys[2], logits).astype(jnp.int32)
-        draft = ss.Draft(tokens, logits, None, jax.nn.logsumexp(logits, axis=-1))
-        return jax.random.split(keys[3], batch_size), target, draft
+        return jax.random.split(keys[3], batch_size), target, sampled_draft(keys[2], logits, logits)
 
     return [make(jax.random.key(i)) for i in range(timings.num_sets(size))]
 
@@ -196,14 +195,14 @@ def table(about: dict[str, Any], rows: list[dict[str, Any]]) -> str:
         "",
         "    " + about["command"],
         "",
-        "| pair | B | tokens a step | verification by | step, ms | verification, us | launches | share |",
-        "|---|---:|---:|---|---:|---:|---:|---:|",
     ]
+    header = ["pair", "B", "tokens a step", "verification by", "step, ms", "verification, us", "launches", "share"]
+    body = []
     for row in rows:
         cells = [row["pair"], row["B"], f"{row['tokens_a_step']:.2f}", row["verification"], f"{row['step_ms']:.2f}"]
         cells += [f"{row['verification_us']:.1f}", row["launches"] or "", f"{100 * row['share']:.1f} %"]
-        lines.append("| " + " | ".join(map(str, cells)) + " |")
-    return "\n".join(lines) + "\n"
+        body.append(cells)
+    return "\n".join([*lines, *results.table(header, body, left=(0, 3))]) + "\n"
 
 
 def main() -> None:

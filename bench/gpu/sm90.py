@@ -19,6 +19,8 @@ import sys
 import tempfile
 from typing import Any
 
+import results
+
 ABOUT = """JAX {}; compiled for sm_90a without a GPU. One row per kernel: of two launches the first reads
 all rows, a chunk a block. Instructions an element of a chunk: from its loads without masks to its sum, the
 two reductions over the block included, over the elements of a thread. A group: the tiles of what emits that
@@ -222,12 +224,14 @@ def main():
         disassembler.chmod(0o755)
         print(ABOUT.format(jax.__version__))
         header = ["registers", "spilled", "stack", "instructions", "loads", "per element", "group loads", "per weight"]
-        names = [*header[:4], "loads of a chunk", "an element", "loads of a group", "a logit"]
-        print("| kernel | " + " | ".join(names) + " |")
-        print("|---" * (len(header) + 1) + "|")
-        for name, fn, args, elements in cases():
-            for row in describe(fn, args, elements, compile_fn, folder, disassembler):
-                print(f"| {name} | " + " | ".join(str(row[h]) for h in header) + " |", flush=True)
+        names = ["kernel", *header[:4], "loads of a chunk", "an element", "loads of a group", "a logit"]
+        rows = (
+            [name, *(row[h] for h in header)]
+            for name, fn, args, elements in cases()
+            for row in describe(fn, args, elements, compile_fn, folder, disassembler)
+        )
+        for line in results.table(names, rows, left=range(len(names))):
+            print(line, flush=True)
 
 
 if __name__ == "__main__":

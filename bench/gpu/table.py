@@ -43,12 +43,6 @@ def floor_bytes(batch_size, num_draft, vocab_size, dtype, kind, name="kernel"):
     return batch_size * rows * vocab_size * ITEM_SIZES[dtype]
 
 
-def markdown(header, rows):
-    yield "| " + " | ".join(header) + " |"
-    yield "|" + "---:|" * len(header)
-    yield from ("| " + " | ".join(map(str, row)) + " |" for row in rows)
-
-
 def tables(about, rows):
     """The lines of the page."""
     by_point = {tuple(point): found for *point, found in rows}
@@ -62,12 +56,12 @@ def tables(about, rows):
         floor = 1e6 * floor_bytes(*point) / about["copy"]
         times = f"{found['kernel'][0] / floor:.2f}" if "kernel" in found else ""
         lines.append([v, b, kind, f"{floor:.1f}", times, *cells])
-    yield from markdown(["V", "B", "draft", "floor", "times floor", *NAMES], lines)
+    yield from results.table(["V", "B", "draft", "floor", "times floor", *NAMES], lines, left=())
     yield ""
     yield "Other kernels and blocks per sequence:"
     yield ""
     others = [[*point, n, f"{found[n][0]:.1f}"] for point, found in by_point.items() for n in found if n not in NAMES]
-    yield from markdown(["B", "K", "V", "dtype", "draft", "kernel", "us"], others)
+    yield from results.table(["B", "K", "V", "dtype", "draft", "kernel", "us"], others, left=())
     for flags, host in about["host"].items():
         yield ""
         yield f"Back to back, by the host's clock, {flags}:"
