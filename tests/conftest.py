@@ -10,6 +10,7 @@ import jax
 import numpy as np
 import oracle
 import pytest
+import small_pair
 
 from specsamp_jax.decoding import costs
 from specsamp_jax.sampling import dispatch
@@ -34,8 +35,9 @@ FALSE_ALARM = 1e-4
 PATHS = re.compile(r"test_equals_(xla|numpy|the_oracle)(_filtered|_one_hot)?|test_early_exit_decides_the_same")
 
 
-WITHOUT_KERNELS = {"certificate", "cli", "decoding", "examples", "models", "speech", "train"} | {
-    f"test_{name}.py" for name in ("docs", "examples", "experiments")
+WITHOUT_KERNELS = {
+    *("certificate", "cli", "decoding", "examples", "models", "rules", "sampling", "speech", "train"),
+    *(f"test_{name}.py" for name in ("docs", "examples", "experiments", "export", "properties")),
 }
 """Folders and files whose tests trace no GPU kernel: a program for a CPU drops it, after a fifth of the time."""
 
@@ -93,6 +95,21 @@ def assert_law():
         assert p_value > FALSE_ALARM
 
     return assert_law
+
+
+@pytest.fixture(scope="session")
+def _one_layer_folder(tmp_path_factory):
+    return small_pair.write(tmp_path_factory.mktemp("pair"), num_layers=1)
+
+
+@pytest.fixture
+def one_layer_pair(_one_layer_folder, monkeypatch):
+    """The folder of the trained pair with one layer per model, which takes the place of the whole pair."""
+    from specsamp_jax.cli import generation, pair
+
+    for module in (pair, generation):
+        monkeypatch.setattr(module, "ASSETS", _one_layer_folder)
+    return _one_layer_folder
 
 
 def pytest_collection_finish():

@@ -7,7 +7,6 @@ import pytest
 from specsamp_jax.certificate import checks
 from specsamp_jax.certificate.models import certify_models
 from specsamp_jax.cli import certify
-from specsamp_jax.cli.pair import ASSETS
 
 pytestmark = pytest.mark.optimised(False)
 
@@ -64,9 +63,10 @@ def test_wrong_options_are_told(run, options, message):
     assert message in errors
 
 
-def test_two_checkpoints_are_certified(run, monkeypatch):
+def test_two_checkpoints_are_certified(run, monkeypatch, one_layer_pair):
     monkeypatch.setattr(certify, "certify_models", functools.partial(certify_models, num_batches=2))
-    folders = "--target", ASSETS / "target", "--draft", ASSETS / "drafter", "--tokenizer", ASSETS
+    target, drafter = (one_layer_pair / name for name in ("target", "drafter"))
+    folders = "--target", target, "--draft", drafter, "--tokenizer", one_layer_pair
     status, text, _ = run("certify", *folders, "--prompt", "Return the", "--dtype", "float32")
     assert status == 0
     assert "of the first drafts accepted, sum min(p, q) is" in text

@@ -61,7 +61,7 @@ def alone(folders, prompts, max_new_tokens):
 # Continuing texts
 
 
-def test_a_prompt_is_continued_by_the_trained_pair_and_the_seed_decides(run):
+def test_a_prompt_is_continued_by_the_pair_in_the_package_and_the_seed_decides(run, one_layer_pair):
     prompt = "Return the"
     options = ("--prompt", prompt, "--max-new-tokens", "12", "--top-k", "40", "--num-draft", "2")
     status, text, progress = run("generate", *options)
@@ -371,7 +371,7 @@ def test_a_drafter_s_vocabulary_is_changed_only_if_it_differs(folders):
 # The demo
 
 
-def test_the_demo_shows_a_text_a_race_and_a_check(run, monkeypatch):
+def test_the_demo_shows_a_text_a_race_and_a_check(run, monkeypatch, one_layer_pair):
     monkeypatch.setattr(demo_checks, "NUM_CHECKED", 1024)
     monkeypatch.setattr(demo_checks, "NUM_PROMPTS", 2)
     monkeypatch.setattr(draft_length, "LENGTHS", (0, 1))
@@ -383,7 +383,8 @@ def test_the_demo_shows_a_text_a_race_and_a_check(run, monkeypatch):
     assert speculative
     assert float(alone[2]) == 1.0
     assert 1.0 <= float(speculative[2]) <= 5
-    assert float(speculative[1]) > 0.5 * float(alone[1])
+    # With one layer the drafter costs as much as the target.
+    assert float(speculative[1]) > 0.2 * float(alone[1])
     assert re.search(r"a step without drafts takes [\d.]+ ms; steps of 1 drafts [\d.]+ times as long", text)
     assert re.search(r"\d+% of its steps drafted", text)
     assert re.search(r"Speculation was [\d.]+ times as fast as the target alone", text)

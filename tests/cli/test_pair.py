@@ -54,7 +54,7 @@ def test_acceptance_on_held_out_docstrings(pair, prompts):
     assert 0.49 < acceptance < 0.67
 
 
-@pytest.mark.parametrize("draft", ["model", "ngram"])
+@pytest.mark.parametrize("draft", ["model", pytest.param("ngram", marks=pytest.mark.slow)])
 def test_greedy_speculative_text_is_greedy_target_text(pair, prompts, draft):
     drafter = pair.drafter if draft == "model" else ss.NGramDrafter()
     speculative = generate(0, prompts, pair, drafter, 0.0)

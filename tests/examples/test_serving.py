@@ -50,7 +50,7 @@ def test_no_requests():
     assert list(serving.serve([], num_rows=2, max_prompt=2, max_new_tokens=2, **models)) == []
 
 
-def test_the_example_runs(capsys):
+def test_the_example_runs(capsys, one_layer_pair):
     serving.main()
     lines = capsys.readouterr().out.splitlines()
     assert sorted(line.split(":")[0] for line in lines) == list("012345")
