@@ -54,41 +54,43 @@ def test_a_cut_after_the_unsure_token_is_exact_and_one_before_it_is_not():
     assert oracle.chi_square(biased, np.array([0.55, 0.45])) > FALSE_ALARM
 
 
-def proposals(threshold, sampling):
-    """Drafts of 64 rows, by `ConfidenceDrafter` and by `ModelDrafter`."""
+@pytest.fixture(scope="module")
+def proposals():
+    """Drafts of 64 rows, every second one greedy: by `ModelDrafter`, and by `ConfidenceDrafter` for two thresholds."""
     model = tables.model(tables.table(5))
     tokens = np.random.default_rng(0).integers(tables.VOCAB, size=(64, 3))
     text = jnp.pad(jnp.asarray(tokens, jnp.int32), ((0, 0), (0, 5)), constant_values=-1)
-    results = []
-    for drafter in (ss.ConfidenceDrafter(model, threshold), ss.ModelDrafter(model)):
-        options = {"num_draft": 5, "sampling": sampling, "process_logits_fn": lambda tokens, lengths, logits: logits}
-        keys, lengths = jax.random.split(jax.random.key(1), 64), jnp.full(64, 3, jnp.int32)
+    sampling = ss.SamplingParams(np.array([1, 0] * 32, "f"))
+    options = {"num_draft": 5, "sampling": sampling, "process_logits_fn": lambda tokens, lengths, logits: logits}
 
-        @jax.jit
-        def propose(keys, drafter=drafter, options=options, lengths=lengths):
-            state = drafter.init(jnp.asarray(tokens, jnp.int32), 8)
-            return drafter.propose(keys, state, text, lengths, **options)[0]
+    @jax.jit
+    def propose(keys, drafter):
+        state = drafter.init(jnp.asarray(tokens, jnp.int32), 8)
+        return drafter.propose(keys, state, text, jnp.full(64, 3, jnp.int32), **options)[0]
 
-        results.append(propose(keys))
-    return results
+    keys = jax.random.split(jax.random.key(1), 64)
+    drafters = ss.ModelDrafter(model), ss.ConfidenceDrafter(model, 0.5), ss.ConfidenceDrafter(model, 0.0)
+    return [jax.device_get(propose(keys, drafter)) for drafter in drafters]
 
 
-@pytest.mark.parametrize("sampling", [ss.SamplingParams(), ss.SamplingParams(0.0)], ids=["sampled", "greedy"])
-def test_drafts_are_those_of_the_model_up_to_the_first_unsure_token(sampling):
-    ours, whole = proposals(0.5, sampling)
-    probs = jnp.take_along_axis(jax.nn.softmax(whole.logits), whole.tokens[..., None], axis=-1)[..., 0]
+def test_drafts_are_those_of_the_model_up_to_the_first_unsure_token(proposals):
+    whole, ours, _ = proposals
+    probs = np.take_along_axis(jax.nn.softmax(whole.logits), whole.tokens[..., None], axis=-1)[..., 0]
     # The probability is the model's own also where the draft is greedy.
     lengths = [1 + next((i for i, p in enumerate(row) if p < 0.5), 4) for row in probs.tolist()]
-    assert 1 in lengths
-    assert 5 in lengths
+    for rows in (lengths[::2], lengths[1::2]):  # sampled, greedy
+        assert 1 in rows
+        assert 5 in rows
     for row, length in enumerate(lengths):
         assert ours.tokens[row].tolist() == [*whole.tokens[row, :length].tolist(), *[-1] * (5 - length)]
         assert (ours.logits[row, :length] == whole.logits[row, :length]).all()
         assert (ours.log_normalizers[row, :length] == whole.log_normalizers[row, :length]).all()
+    assert (whole.tokens == whole.logits.argmax(-1))[1::2].all()
+    assert not (whole.tokens == whole.logits.argmax(-1))[::2].all()
 
 
-def test_a_threshold_of_zero_never_stops():
-    ours, whole = proposals(0.0, ss.SamplingParams())
+def test_a_threshold_of_zero_never_stops(proposals):
+    whole, _, ours = proposals
     assert (ours.tokens == whole.tokens).all()
 
 

@@ -16,6 +16,9 @@ from specsamp_jax.models import with_vocab_size
 NUM_SAMPLES, NUM_NEW = 40_000, 3
 FALSE_ALARM = 1e-4
 TARGET, DRAFT = tables.table(3, 1.0), tables.table(4, 1.0)
+FILTERS = {"temperature": 0.8, "top_k": 3, "top_p": 0.85}
+COLDER = ss.ModelDrafter(tables.model(DRAFT), ss.SamplingParams(temperature=0.5))
+WIDER = with_vocab_size(tables.model(np.pad(DRAFT, (0, 2), constant_values=2.0)), tables.VOCAB)
 
 
 def law(prompt, **sampling):
@@ -28,16 +31,34 @@ def law(prompt, **sampling):
 @pytest.mark.parametrize(
     ("draft", "num_draft", "sampling"),
     [
-        # "heuristic" drafts with the model without filters on each push, "more tokens" with another vocabulary.
-        pytest.param(tables.model(DRAFT), 2, {}, marks=pytest.mark.slow),
-        (tables.model(DRAFT), 2, {"temperature": 0.8, "top_k": 3, "top_p": 0.85}),
-        (ss.ModelDrafter(tables.model(DRAFT), ss.SamplingParams(temperature=0.5)), 2, {"min_p": 0.1}),
-        (tables.model(DRAFT), ss.HeuristicNumDraft(2, lengths=(1, 3)), {}),
-        (ss.NGramDrafter(), 2, {}),
-        pytest.param(with_vocab_size(tables.model(DRAFT[:3, :3, :3]), tables.VOCAB), 2, {}, marks=pytest.mark.slow),
-        (with_vocab_size(tables.model(np.pad(DRAFT, (0, 2), constant_values=2.0)), tables.VOCAB), 2, {"top_p": 0.9}),
+        # On each push two programs with all of them: filters, a drafter of another temperature or vocabulary, and
+        # draft lengths that change. test_processors has n-grams.
+        (WIDER, 2, FILTERS),
+        (COLDER, ss.HeuristicNumDraft(2, lengths=(1, 3)), {"min_p": 0.1}),
+        *(
+            pytest.param(*options, marks=pytest.mark.slow)
+            for options in (
+                (tables.model(DRAFT), 2, {}),
+                (tables.model(DRAFT), 2, FILTERS),
+                (COLDER, 2, {"min_p": 0.1}),
+                (tables.model(DRAFT), ss.HeuristicNumDraft(2, lengths=(1, 3)), {}),
+                (ss.NGramDrafter(), 2, {}),
+                (with_vocab_size(tables.model(DRAFT[:3, :3, :3]), tables.VOCAB), 2, {}),
+                (WIDER, 2, {"top_p": 0.9}),
+            )
+        ),
     ],
-    ids=["model", "filtered", "colder drafter", "heuristic", "ngram", "fewer tokens", "more tokens"],
+    ids=[
+        "more tokens, filtered",
+        "colder drafter, heuristic",
+        "model",
+        "filtered",
+        "colder drafter",
+        "heuristic",
+        "ngram",
+        "fewer tokens",
+        "more tokens",
+    ],
 )
 def test_the_loop_emits_the_targets_law(draft, num_draft, sampling):
     prompt = [1, 2, 1, 2, 1]
@@ -64,7 +85,7 @@ def test_the_loop_emits_the_targets_law(draft, num_draft, sampling):
 def test_the_law_while_the_draft_length_follows_the_past():
     """Each sample is a batch of its own, so that its draft lengths follow its own accepted drafts."""
     num_new, prompt = 4, [1, 2, 1, 2, 1]
-    rule = ss.GoodputNumDraft((1.0, 1.45, 1.6), (0, 1, 2), hysteresis=0.0, memory=1.0, prior=0.5)
+    rule = ss.GoodputNumDraft((1.0, 1.45), (0, 1), hysteresis=0.0, memory=1.0, prior=0.5)
     models = {"target": tables.model(TARGET), "draft": tables.model(DRAFT), "num_draft": rule}
 
     @jax.jit
@@ -76,7 +97,7 @@ def test_the_law_while_the_draft_length_follows_the_past():
             return ss.step(key, state, **models)[0], (state.lengths[0], state.num_draft[0])
 
         state, (lengths, num_draft) = lax.scan(advance, state, length=num_new)
-        return state.tokens[0, len(prompt) : -2], lengths, num_draft
+        return state.tokens[0, len(prompt) : -1], lengths, num_draft
 
     tokens, lengths, num_draft = map(np.asarray, sample(jax.random.split(jax.random.key(5), 20_000)))
     expected = oracle.target_law(

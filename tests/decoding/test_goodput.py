@@ -122,7 +122,13 @@ def steps(rule, draft, num_steps):
     return items
 
 
-@pytest.mark.parametrize("drafter", [ss.ModelDrafter, functools.partial(ss.ConfidenceDrafter, threshold=0.0)])
+@pytest.mark.parametrize(
+    "drafter",
+    [
+        ss.ModelDrafter,
+        pytest.param(functools.partial(ss.ConfidenceDrafter, threshold=0.0), marks=pytest.mark.slow, id="confidence"),
+    ],
+)
 def test_a_drafter_reads_the_tokens_of_steps_without_drafts(drafter):
     """A table model remembers the text: after a gap it drafts from a wrong row, and its draft is rejected."""
     rule = ss.GoodputNumDraft((1.0, 1.9, 99.0), LENGTHS, prior=0.1, probe_share=1.0)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tables
+from inputs import quick_jit
 
 import specsamp_jax as ss
 
@@ -27,10 +28,14 @@ def no_cache(batch_size, max_length):
     return ()
 
 
+def look_up(logits, tokens, positions, cache):
+    return logits[tokens], cache
+
+
 def counting(factor=1.0):
     """A model that counts: each token is followed by the next number."""
     logits = jnp.where(jnp.roll(jnp.eye(VOCAB), 1, axis=1), 99.0, -99.0) * factor
-    return ss.Model(logits, lambda z, tokens, positions, cache: (z[tokens], cache), no_cache)
+    return ss.Model(logits, look_up, no_cache)
 
 
 def started(prompt, finished, **options):
@@ -47,18 +52,20 @@ def test_an_end_token_after_the_limit_is_ignored():
 
 
 def test_a_finished_row_is_counted_nowhere_and_keeps_its_draft_length():
-    spoilt = counting(np.nan)
-    options = {"target": spoilt, "draft": counting(), "num_draft": HEURISTIC}
-    state, info = step(started([[0], [0]], [True, False], draft=counting(), num_draft=HEURISTIC), **options)
+    state = started([[0], [0]], [True, False], draft=counting(), num_draft=HEURISTIC)
+
+    @quick_jit
+    def step(target, draft):
+        return ss.step(KEY, state, target=target, draft=draft, num_draft=HEURISTIC)
+
+    _, info = step(counting(np.nan), counting())
     assert info.status.tolist() == [0, ss.DEGENERATE_TARGET]
-    options["target"] = counting()
-    state, info = step(started([[0], [0]], [True, False], draft=counting(), num_draft=HEURISTIC), **options)
+    _, info = step(counting(), counting())
     assert info.num_drafted.tolist() == info.num_accepted.tolist() == [0, 3]
     assert info.num_tokens.tolist() == [0, 4]
     # Of two rows that reject, one has ended.
-    rejecting = {**options, "draft": counting(-1.0)}
-    state, _ = step(started([[0], [0]], [True, False], draft=counting(), num_draft=HEURISTIC), **rejecting)
-    assert state.num_draft.tolist() == [3, 2]
+    after, _ = step(counting(), counting(-1.0))
+    assert after.num_draft.tolist() == [3, 2]
 
 
 def test_a_finished_row_asks_for_no_long_step():

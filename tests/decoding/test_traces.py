@@ -110,6 +110,8 @@ def test_a_pytree_is_data(make):
         if i == 0:
             first = model.num_traces
     assert model.num_traces == first
+    if isinstance(make(only(0)), jax.tree_util.Partial):
+        return  # Where it goes does not depend on its kind.
     drafted = ss.generate(
         KEYS,
         PROMPT,
@@ -156,4 +158,4 @@ class Stateless:
 
 def test_functions_and_objects_without_attributes_are_taken():
     for processor in (Stateless(), Stateless().__call__, functools.partial(add, 0.0), lambda t, n, logits: logits):
-        Counted().generate(process_logits_fn=processor)
+        jax.eval_shape(lambda processor=processor: Counted().generate(process_logits_fn=processor))
