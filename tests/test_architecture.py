@@ -194,6 +194,8 @@ def compiled(rule, num_draft, *, dtype="float32", sampling=None, normalizers=Fal
     return lowered.compile(QUICK)
 
 
+@pytest.mark.newest_jax
+@pytest.mark.kernels(False)
 @pytest.mark.parametrize(
     ("rule", "options"),
     [

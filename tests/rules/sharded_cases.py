@@ -124,15 +124,23 @@ def assert_same(result, expected):
 
 
 EXPLICIT, AUTOMATIC = AxisType.Explicit, AxisType.Auto
+# Bits are compared at the level of fewer optimisations, too.
+QUICK = pytest.mark.optimised(False)
+# One case with explicit axes and all under shard_map trace the kernels.
+pytestmark = pytest.mark.kernels
+NO_KERNELS = pytest.mark.kernels(False)
 
 
 @pytest.mark.parametrize(
     ("fn", "name", "which", "kind"),
     [
         (verify, "rows", "both", EXPLICIT),
-        (verify, "all", "both", AUTOMATIC),
-        (sample, "rows", "both", EXPLICIT),
-        *((fn, "none", "both", EXPLICIT) for fn in (verify_sigmoid, verify_block)),
+        pytest.param(verify, "all", "both", AUTOMATIC, marks=NO_KERNELS),
+        pytest.param(sample, "rows", "both", EXPLICIT, marks=NO_KERNELS),
+        *(
+            pytest.param(fn, "none", "both", EXPLICIT, marks=[QUICK, NO_KERNELS])
+            for fn in (verify_sigmoid, verify_block)
+        ),
         slow(verify, "rows", "batch", EXPLICIT),
         slow(verify, "none", "vocabulary", EXPLICIT),
         *(slow(fn, "rows", "both", AUTOMATIC) for fn in (verify, sample)),
@@ -152,12 +160,13 @@ def test_bits_are_those_of_one_device(fn, name, which, kind):
 def test_without_jit():
     mesh = jax.make_mesh((8,), ("x",))
     arguments = put(inputs(), mesh, SHARDED["batch"])
-    expected = sample(*inputs(), SAMPLINGS["rows"])
-    assert_same(sample(*arguments, SAMPLINGS["rows"]), expected)
+    expected = sample(*inputs(), SAMPLINGS["warm"])
+    assert_same(sample(*arguments, SAMPLINGS["warm"]), expected)
     with jax.set_mesh(mesh):
-        assert_same(sample(*arguments, SAMPLINGS["rows"]), expected)
+        assert_same(sample(*arguments, SAMPLINGS["warm"]), expected)
 
 
+@NO_KERNELS
 def test_one_key_for_all_rows_and_a_draft_and_parameters_that_alone_are_sharded():
     mesh = jax.make_mesh((8,), ("x",))
     _, target_logits, draft = inputs()
@@ -172,17 +181,18 @@ def test_one_key_for_all_rows_and_a_draft_and_parameters_that_alone_are_sharded(
     assert jax.typeof(result.tokens).sharding.spec[0] == "x"
 
 
+@QUICK
 @pytest.mark.parametrize(
     ("fn", "name"),
     [
-        *((verify, name) for name in ("all", "greedy", "rows")),
-        *((fn, "none") for fn in (verify_sigmoid, verify_block, verify_one_hot, verify_with_normalizers)),
-        (sample, "all"),
-        (coupled, "none"),
+        # A step samples drafts too.
         (step_with_model_drafter, "warm"),
-        *(slow(verify, name) for name in ("none", "warm", "top_k", "top_p", "min_p")),
+        (verify, "rows"),
+        *((fn, "none") for fn in (verify_sigmoid, verify_block, coupled)),
+        *(slow(verify, name) for name in ("none", "warm", "top_k", "top_p", "min_p", "all", "greedy")),
+        *(slow(fn, "none") for fn in (verify_one_hot, verify_with_normalizers)),
         *(slow(fn, "rows") for fn in (verify_sigmoid, verify_block, verify_one_hot)),
-        *(slow(sample, name) for name in ("none", "top_k", "greedy", "rows")),
+        *(slow(sample, name) for name in ("none", "top_k", "greedy", "rows", "all")),
     ],
 )
 def test_it_runs_under_shard_map_over_the_batch(fn, name):
@@ -198,6 +208,7 @@ def test_it_runs_under_shard_map_over_the_batch(fn, name):
     assert_same(result, on_one_device(fn, name))
 
 
+@QUICK
 def test_inputs_without_elements_under_shard_map():
     mesh = jax.make_mesh((8,), ("x",), axis_types=(AxisType.Auto,))
     keys, target_logits, draft = inputs()
@@ -207,6 +218,7 @@ def test_inputs_without_elements_under_shard_map():
     assert_same(mapped(keys, target_logits, draft), jax.jit(ss.verify)(keys, target_logits, draft))
 
 
+@QUICK
 def test_a_step_without_end_tokens_under_shard_map():
     mesh = jax.make_mesh((8,), ("x",), axis_types=(AxisType.Auto,))
     keys, _, draft = inputs()
@@ -215,6 +227,7 @@ def test_a_step_without_end_tokens_under_shard_map():
     assert_same(jax.jit(mapped)(*arguments), jax.jit(step_with_end_tokens)(*arguments))
 
 
+@QUICK
 def test_replicated_inputs_under_shard_map():
     mesh = jax.make_mesh((8,), ("x",), axis_types=(AxisType.Auto,))
     keys, target_logits, draft = inputs()
@@ -249,11 +262,13 @@ def long_rows_on_one_device(name):
     return jax.jit(lambda *args: verify(*args, SAMPLINGS[name]))(*inputs(LONG))
 
 
+@NO_KERNELS
 @pytest.mark.parametrize(
     ("which", "kind", "name"),
     [
         ("batch", EXPLICIT, "warm"),
-        *(("vocabulary", kind, "warm") for kind in (EXPLICIT, AUTOMATIC)),
+        ("vocabulary", AUTOMATIC, "warm"),
+        slow("vocabulary", EXPLICIT, "warm"),
         slow("batch", AUTOMATIC, "warm"),
         slow("vocabulary", EXPLICIT, "none"),
     ],
@@ -281,8 +296,13 @@ def sharded_row(vocab_size, num_devices):
     return row, jax.device_put(row, NamedSharding(mesh, P(None, "x")))
 
 
-@pytest.mark.parametrize("num_devices", [2, 4, 8])
-@pytest.mark.parametrize("vocab_size", SHIPPED)
+@pytest.mark.parametrize(
+    ("vocab_size", "num_devices"),
+    [
+        *((vocab_size, 8) for vocab_size in SHIPPED),
+        *(slow(vocab_size, num_devices) for vocab_size in SHIPPED for num_devices in (2, 4)),
+    ],
+)
 def test_the_sums_of_tiles_send_a_few_tiles_and_have_the_bits_of_one_device(vocab_size, num_devices):
     row, sharded = sharded_row(vocab_size, num_devices)
     compiled = jax.jit(tile_sums).lower(sharded).compile()

@@ -151,7 +151,16 @@ def masked(rows, setting):
     )
 
 
-@pytest.mark.parametrize("setting", [{**OFF, "temperature": 0.7}, {**OFF, "top_k": 2}, {**OFF, "top_p": 0.7}])
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {**OFF, "temperature": 0.7, "top_k": 3, "top_p": 0.9},
+        *(
+            pytest.param({**OFF, **each}, marks=pytest.mark.slow)
+            for each in ({"temperature": 0.7}, {"top_k": 2}, {"top_p": 0.7})
+        ),
+    ],
+)
 def test_filtered_rows_follow_the_papers_law(assert_law, setting):
     tokens, q = emitted(ALPHA, BETA, setting)
     z_p, z_q = (masked(rows.astype(float), setting) for rows in (Z_P, Z_Q))

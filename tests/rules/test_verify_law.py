@@ -99,9 +99,17 @@ def step(key, setting, draft_setting=None, stop=None):
     return emitted, completed(keys, emitted, sampling)
 
 
-@pytest.fixture(params=["one key", "one key per row"])
-def key(request):
-    return jax.random.key(0) if request.param == "one key" else jax.random.split(jax.random.key(1), NUM_DRAWS)
+def make_key(kind):
+    return jax.random.key(0) if kind == "one key" else jax.random.split(jax.random.key(1), NUM_DRAWS)
+
+
+# Each kind of key and each setting on every push, all pairs with the slow tests.
+KEYS_AND_SETTINGS = [
+    pytest.param("one key", OFF, id="one key, plain"),
+    pytest.param("one key per row", FILTERED, id="one key per row, filtered"),
+    pytest.param("one key", FILTERED, id="one key, filtered", marks=pytest.mark.slow),
+    pytest.param("one key per row", OFF, id="one key per row, plain", marks=pytest.mark.slow),
+]
 
 
 @pytest.fixture
@@ -117,9 +125,9 @@ def assert_exact(assert_law):
     return assert_exact
 
 
-@pytest.mark.parametrize("setting", [OFF, FILTERED], ids=["plain", "filtered"])
-def test_sampled_drafts(assert_exact, key, setting):
-    assert_exact(key, setting, setting)
+@pytest.mark.parametrize(("kind", "setting"), KEYS_AND_SETTINGS)
+def test_sampled_drafts(assert_exact, kind, setting):
+    assert_exact(make_key(kind), setting, setting)
 
 
 @pytest.mark.parametrize(
@@ -129,7 +137,7 @@ def test_drafts_with_other_sampling_parameters_than_the_target(assert_exact, set
     assert_exact(jax.random.key(3), setting, draft_setting)
 
 
-@pytest.mark.parametrize("stop", range(V))
+@pytest.mark.parametrize("stop", [1, *(pytest.param(stop, marks=pytest.mark.slow) for stop in (0, 2, 3))])
 def test_sampled_drafts_that_end_early(assert_law, stop):
     emitted, all_tokens = step(jax.random.key(2), OFF, OFF, stop)
     first = np.asarray(emitted[:, 0])
@@ -137,9 +145,9 @@ def test_sampled_drafts_that_end_early(assert_law, stop):
     assert_law(all_tokens, oracle.target_law(law_of(TARGET, OFF), K + 1))
 
 
-@pytest.mark.parametrize("setting", [OFF, FILTERED], ids=["plain", "filtered"])
-def test_deterministic_drafts(assert_law, key, setting):
-    emitted, all_tokens = step(key, setting)
+@pytest.mark.parametrize(("kind", "setting"), KEYS_AND_SETTINGS)
+def test_deterministic_drafts(assert_law, kind, setting):
+    emitted, all_tokens = step(make_key(kind), setting)
     p = law_of(TARGET, setting)
     assert_law(emitted, oracle.speculative_law(p, lambda prefix: oracle.one_hot(CERTAIN[len(prefix)], V), K))
     assert_law(all_tokens, oracle.target_law(p, K + 1))

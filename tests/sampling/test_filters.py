@@ -111,7 +111,7 @@ def test_every_combination_agrees_with_the_oracle(kind):
         assert_probs(result, row, setting)
 
 
-@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, pytest.param(jnp.float16, marks=pytest.mark.slow)])
 def test_narrow_logits_are_full_of_ties_and_neighbours(dtype):
     # Every start of a run of neighbours, so that the largest of them is now even, now odd.
     rows = []
@@ -174,8 +174,9 @@ def test_values_out_of_range_that_no_check_could_see_have_a_result_too():
 def test_min_p_that_is_no_share_samples_as_if_it_were_off(min_p):
     keys = jax.random.split(jax.random.key(0), B)
     logits = jnp.tile(KINDS["normal"], (B, 1))
-    sampled = jax.jit(ss.sample)(keys, logits, ss.SamplingParams(min_p=jnp.full(B, min_p)))
-    expected = jax.jit(ss.sample)(keys, logits, ss.SamplingParams(min_p=jnp.zeros(B)))
+    sample = quick_jit(ss.sample)
+    sampled = sample(keys, logits, ss.SamplingParams(min_p=jnp.full(B, min_p)))
+    expected = sample(keys, logits, ss.SamplingParams(min_p=jnp.zeros(B)))
     assert len(set(sampled[0].tolist())) > 5
     assert jax.tree.all(jax.tree.map(lambda a, b: (a == b).all(), sampled, expected))
 
@@ -293,7 +294,7 @@ LONG_SETTINGS = [
 ]
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, pytest.param(jnp.float16, marks=pytest.mark.slow)])
 def test_rows_longer_than_the_list_of_the_largest_agree_with_the_oracle(dtype):
     logits = jnp.asarray(np.append(long_rows(), np.full((1, 5003), np.nan, np.float32), axis=0), dtype)
 

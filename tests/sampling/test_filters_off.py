@@ -77,7 +77,14 @@ def decide(rule, keys, target, logits, sampling):
 
 
 @pytest.mark.parametrize(
-    ("rule", "vocab_size"), [("verify", 29), ("verify", 8_193), ("sigmoid", 1), ("sigmoid", 2), ("sample", 1000)]
+    ("rule", "vocab_size"),
+    [
+        ("verify", 8_193),
+        ("sigmoid", 2),
+        ("sample", 1000),
+        pytest.param("verify", 29, marks=pytest.mark.slow),
+        pytest.param("sigmoid", 1, marks=pytest.mark.slow),
+    ],
 )
 def test_a_row_has_the_same_bits_in_both_programs(rule, vocab_size):
     rng = np.random.default_rng(vocab_size)

@@ -11,6 +11,8 @@ from specsamp_jax.sampling.cutoff import largest_logits, largest_threshold
 from specsamp_jax.sampling.filters import make_filter
 from specsamp_jax.sampling.mesh_axes import vary_like
 
+pytestmark = pytest.mark.kernels
+
 V = 300  # more than are sorted
 
 
