@@ -20,7 +20,7 @@ from specsamp_jax._gguf import is_gguf, read_gguf
 from specsamp_jax._hub import find_checkpoint
 from specsamp_jax._types import Model
 from specsamp_jax.models.adapters import from_nnx
-from specsamp_jax.models.checkpoints import gguf_config, gguf_tensors
+from specsamp_jax.models.checkpoints import gemma3, gguf_config, gguf_tensors
 from specsamp_jax.models.checkpoints.slots import Slot, check_present, check_shapes, fill
 from specsamp_jax.models.checkpoints.tensors import Stored, read_headers
 from specsamp_jax.models.config import DecoderConfig
@@ -154,7 +154,7 @@ def load_module(path: str | os.PathLike[str], *, dtype: DTypeLike | None = None)
             "other families cannot be loaded."
         )
     config = family.config.from_dict(values)
-    stored = gguf_tensors.read_tensors(read_gguf(path), values) if is_gguf(path) else read_headers(path)
+    stored = _read_tensors(path, values)
     for setting, prefix, num_layers in family.num_layers(config):
         _check_layers(source, setting, num_layers, prefix, stored)
     computed = family.computed(config)
@@ -168,10 +168,19 @@ def load_module(path: str | os.PathLike[str], *, dtype: DTypeLike | None = None)
     return module
 
 
+def _read_tensors(path: Path, values: Mapping[str, Any]) -> Mapping[str, Stored | gguf_tensors.Quantized]:
+    if is_gguf(path):
+        return gguf_tensors.read_tensors(read_gguf(path), values)
+    stored = read_headers(path)
+    return gemma3.text_tensors(stored) if values["model_type"] == gemma3.TEXT_TYPE else stored
+
+
 def read_config(path: Path) -> dict[str, Any]:
     """Returns the settings of config.json in a folder, or those that a GGUF file states, with their types checked."""
     values = gguf_config.read_config(read_gguf(path)) if is_gguf(path) else read_json(path / _CONFIG)
     check_format(path, values)
+    if values.get("model_type") == gemma3.TYPE:
+        values = gemma3.text_settings(values, path / _CONFIG)
     _check_types(values, path if is_gguf(path) else path / _CONFIG)
     return values
 
