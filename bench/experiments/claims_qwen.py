@@ -2,6 +2,9 @@
 
 from rows import MARGINS, Table, grid, ref, signed, verdict
 
+QWEN = "qwen", "pair"
+"""The tasks of Qwen2.5-Coder: one model with drafts by n-grams, and a large model with a small one."""
+
 
 def zero_shot(table: Table) -> list[str]:
     """Lines on quality, drafts and equality with few texts."""

@@ -186,9 +186,9 @@ def main() -> None:
     parser.add_argument("--lock", type=Path)
     options = parser.parse_args()
 
-    folder = caches.CACHE / "raw" / (options.task + ("_quick" if options.quick else ""))
-    folder.mkdir(parents=True, exist_ok=True)
     task = make_task(options.task, quick=options.quick, dtype=options.dtype)
+    folder = caches.CACHE / "raw" / (task.name + ("_quick" if options.quick else ""))
+    folder.mkdir(parents=True, exist_ok=True)
     (folder / "task.json").write_text(json.dumps(describe(task), ensure_ascii=False))
     where, stage = about(task, options.dtype), options.stage
     num_texts = min(options.texts or len(task.ids), QUICK_TEXTS if options.quick else len(task.ids))

@@ -1,6 +1,7 @@
 """Summarisation by Qwen2.5-Coder-Instruct through its chat template, without training.
 
-`SPECSAMP_QWEN=TARGET_FOLDER` names a target whose drafts come from n-grams, `TARGET_FOLDER:DRAFTER_FOLDER` a pair.
+`SPECSAMP_QWEN=TARGET_FOLDER` names a target whose drafts come from n-grams, `TARGET_FOLDER:DRAFTER_FOLDER` a pair. Rows
+of a pair are kept as those of the task `pair`.
 """
 
 import json
@@ -51,4 +52,4 @@ def make_task(dtype: str | None = None) -> Task:
     def prompt_fn(description: str) -> list[int]:
         return tokenizer.encode_chat([{"role": "user", "content": REQUEST + description[:LONGEST]}])
 
-    return build("qwen", words, tokenizer, prompt_fn, pair)
+    return build("pair" if drafter else "qwen", words, tokenizer, prompt_fn, pair)

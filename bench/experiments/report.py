@@ -11,7 +11,7 @@ from pathlib import Path
 import caches
 import claims
 import plots
-from claims_qwen import zero_shot
+from claims_qwen import QWEN, zero_shot
 from rows import MISSING, Row, Table, line, loses, ref, short, signed, span, verdict
 from score import describe
 
@@ -165,8 +165,8 @@ def tables(table: Table) -> list[str]:
 
 def page(tables_of_tasks: list[Table], images: str) -> str:
     """The page, with links to plots that begin with `images`."""
-    others = [table for table in tables_of_tasks if table.name == "qwen"]
-    found = [table for table in tables_of_tasks if table.name != "qwen"]
+    others = [table for table in tables_of_tasks if table.name in QWEN]
+    found = [table for table in tables_of_tasks if table.name not in QWEN]
     intro = (Path(__file__).parent / "introduction.md").read_text()
     lines = ["<!-- Written by bench/experiments/report.py from bench/experiments/results. -->", ""]
     before, _, after = intro.partition("## How it was done")
@@ -186,9 +186,10 @@ def page(tables_of_tasks: list[Table], images: str) -> str:
             }
             for name, text in shown.items():
                 lines += ["", f"![{text}]({images}/{name}.svg)"]
+    if others:
+        lines += ["", "## Do models without training change the picture?"]
     for table in others:
-        lines += ["", "## Does a larger vocabulary and a model without training change the picture?", ""]
-        lines += zero_shot(table)
+        lines += ["", f"**{table.title}**", "", *zero_shot(table)]
     for table in [*found, *others]:
         lines += ["", f"## Rows: {table.title.lower()}", "", *tables(table)]
         if "training" in table.about:
@@ -214,7 +215,7 @@ def main() -> None:
     images = options.out or ROOT / "docs" / "images"
     images.mkdir(parents=True, exist_ok=True)
     for table in found:
-        if table.name != "qwen":
+        if table.name not in QWEN:
             plots.draw(table, images)
     if options.out:
         (options.out / "REPORT.md").write_text(page(found, "."))

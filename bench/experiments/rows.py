@@ -17,7 +17,7 @@ ORDER = (
 )
 """The methods in the order of plots and tables."""
 
-TITLES = {"asr": "Recognition", "summarization": "Summarisation", "qwen": "Qwen"}
+TITLES = {"asr": "Recognition", "summarization": "Summarisation", "qwen": "Qwen, n-grams", "pair": "Qwen, a pair"}
 MISSING = "not measured yet"
 Row = dict[str, Any]
 

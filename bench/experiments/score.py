@@ -210,7 +210,7 @@ class Tables:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Makes the tables of a task.")
-    parser.add_argument("task", choices=("summarization", "asr", "qwen"))
+    parser.add_argument("task", choices=("summarization", "asr", "qwen", "pair"))
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--out", type=Path, default=None)
     options = parser.parse_args()

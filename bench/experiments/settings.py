@@ -90,8 +90,9 @@ QWEN: list[dict[str, tuple]] = [
 """The runs of Qwen2.5-Coder, which answers without training, with drafts by n-grams."""
 
 QWEN_PAIR: list[dict[str, tuple]] = [
-    {"method": ("target alone", "ours", "drafter alone"), "temperature": (0.0, 1.0)},
-    {"method": ("sigmoid 2e4", "baseline")},
+    {"method": ("ours", "target alone"), "temperature": (0.0, 1.0)},
+    {"method": ("sigmoid 2e4", "drafter alone")},
+    {"method": ("block", "coupled", "drafter alone"), "temperature": (0.0, 1.0)},
 ]
 """The runs of a large Qwen2.5-Coder with a small one as its drafter."""
 
