@@ -15,8 +15,10 @@ def zero_shot(table: Table) -> list[str]:
     ]
     said = "; ".join(f"{name} {row['quality'][0]:.1f} {ref(row)}" for name, row in alone if row)
     if said:
+        best = max(row["quality"][0] for _, row in alone if row)
+        better = "" if best > trivial["quality"][0] else " Without training it does not beat that system."
         out.append(f"- {table.measure} of the target alone: {said}. The trivial system has {trivial['quality'][0]:.1f} "
-                   f"{ref(trivial)}.")  # fmt: skip
+                   f"{ref(trivial)}.{better}")  # fmt: skip
     lines = []
     for row in table.all("text"):
         if row["method"] == "target alone":
