@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tokenizers import Tokenizer, decoders, models
 from whisper_fixture import FIXTURES, LONG, SHORT, module
 from whisper_inputs import SPOKEN_FRAMES, spoken_states, spoken_tokens
 
@@ -170,3 +171,12 @@ def test_words_are_split_at_spaces_and_joined_with_their_punctuation():
     encoded = tokenizer.encode("he's well-off, é?").ids
     assert [word.text for word in split_words(tokenizer, encoded, "en")] == ["he", "'s", " well", "-off,", " é?"]
     assert split_words(tokenizer, [], "en") == []
+
+
+def test_opening_punctuation_belongs_to_the_word_after_it():
+    spelled = [" Say", " (", '"', "yes", "!", '"', " -", " no", ")."]
+    ids = {text: i for i, text in enumerate(dict.fromkeys(spelled))}
+    tokenizer = Tokenizer(models.WordLevel(ids))
+    tokenizer.decoder = decoders.Fuse()
+    words = split_words(tokenizer, [ids[text] for text in spelled], None)
+    assert [tuple(word) for word in words] == [(" Say", 0, 1), (' ("yes!"', 1, 6), (" - no).", 6, 9)]
