@@ -91,6 +91,7 @@ class Model:
       again replaces its entry, so undoing a rejected draft costs nothing.
     - Mask: a token at position s attends to the slots 0 to s of its own row, those of the same call included.
       Slots after s may hold rejected drafts.
+    - The cache that `apply_fn` returns has the structure, shapes and dtypes of the one that it was given.
     - Finished rows keep running on valid tokens and positions; their results are dropped.
     - Every leaf of the cache, and of `DecodeState`, has the batch first: a row is refilled by indexing all leaves.
     - Between steps the caller may set `limits`, `finished` and `num_draft` of the state.
@@ -120,7 +121,8 @@ class Stats(NamedTuple):
     Attributes:
       num_steps: Steps of the loop.
       num_emitted: Tokens emitted by each row.
-      num_drafted: Drafts verified at each draft position, over rows and steps.
+      num_drafted: Drafts verified at each draft position, over rows and steps, without those after an end token or a
+        limit.
       num_accepted: Drafts accepted at each draft position, over rows and steps.
       status: The flags of `Verification.status` that each row has had in any step.
     """

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from specsamp_jax import _checks
+from specsamp_jax._files import brief
 from specsamp_jax._types import Model
 
 
@@ -19,6 +20,7 @@ def apply(model: Model, tokens: Int[Array, "B T"], positions: Int[Array, "B T"],
     """
     result = model.apply_fn(model.params, tokens, positions, cache)
     _checks.model_output(result, tokens)
+    _check_cache(cache, result[1])
     return result[0], result[1]
 
 
@@ -47,3 +49,17 @@ def _first_pass(model: Model, tokens: Int[Array, "B W"], *, max_length: int) -> 
     positions = jnp.broadcast_to(jnp.arange(width), tokens.shape)
     logits, cache = apply(model, tokens, positions, model.init_cache_fn(batch_size, max_length))
     return logits[:, :0], cache
+
+
+def _check_cache(cache: Any, returned: Any) -> None:
+    """Raises ValueError if a returned cache has another structure, shape or dtype than the one before."""
+    expected = "apply_fn must return a cache like the one that it was given, because steps run in a loop"
+    before, after = jax.tree.structure(cache), jax.tree.structure(returned)
+    if before != after:
+        raise ValueError(f"{expected}; it was given {brief(before)} and returned {brief(after)}.")
+    for (path, old), new in zip(jax.tree.leaves_with_path(cache), jax.tree.leaves(returned), strict=True):
+        was, became = jax.typeof(old), jax.typeof(new)
+        if was.shape != became.shape or was.dtype != became.dtype:
+            raise ValueError(
+                f"{expected}; cache{jax.tree_util.keystr(path)} was {was.str_short()} and became {became.str_short()}."
+            )

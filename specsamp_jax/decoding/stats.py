@@ -1,7 +1,23 @@
-"""Rates from the counts of a decoding loop."""
+"""Counts of a decoding loop, and rates from them."""
 
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Array, Int
+
+
+def drafts_in_text(
+    num_drafted: Int[Array, "B"], num_accepted: Int[Array, "B"], num_new: Int[Array, "B"]
+) -> tuple[Int[Array, "B"], Int[Array, "B"]]:
+    """Returns how many of a step's drafts were made for the text, and how many of those were accepted.
+
+    A draft after an end token, or beyond a limit, could not become part of the text, whatever the rule said of it.
+
+    Args:
+      num_drafted: Drafts that were verified.
+      num_accepted: Drafts that were accepted.
+      num_new: Tokens that each row kept.
+    """
+    return jnp.where(num_new <= num_accepted, num_new, num_drafted), jnp.minimum(num_accepted, num_new)
 
 
 def accepted_by_position(num_drafted: Int[np.ndarray, "K"], num_accepted: Int[np.ndarray, "K"]) -> list[float]:

@@ -21,6 +21,7 @@ from specsamp_jax.decoding.keys import step_keys
 from specsamp_jax.decoding.model_call import apply, prefill, vocab_size
 from specsamp_jax.decoding.num_draft import NumDraft
 from specsamp_jax.decoding.stateful_rule import VerifyFn, apply_rule, start_rule
+from specsamp_jax.decoding.stats import drafts_in_text
 from specsamp_jax.rules.verify import verify
 
 
@@ -60,7 +61,8 @@ class StepInfo(NamedTuple):
     Attributes:
       tokens: The tokens that each row gained, then `PAD_TOKEN`; none in rows that were finished before.
       num_tokens: Number of tokens that each row gained.
-      num_drafted: Drafts that were verified, 0 in rows that were finished before.
+      num_drafted: Drafts that were verified, 0 in rows that were finished before. Drafts after an end token or the
+        limit are in neither count.
       num_accepted: Drafts that were accepted, 0 in rows that were finished before.
       status: As in `Verification`.
     """
@@ -247,7 +249,8 @@ def step(
         verify_state=verify_state,
     )
     gained = jnp.where(jnp.arange(tokens.shape[1]) < num_new[:, None], tokens, PAD_TOKEN)
-    counted = (jnp.where(active, count, 0) for count in (num_drafted, num_accepted, status))
+    kept = drafts_in_text(num_drafted, num_accepted, num_new)
+    counted = (jnp.where(active, count, 0) for count in (*kept, status))
     return new_state, StepInfo(gained, num_new, *counted)
 
 

@@ -149,8 +149,8 @@ def test_statistics_count_what_happened():
     assert (stats.num_emitted == result.lengths - PROMPT_LENGTHS).all()
     assert (stats.num_accepted <= stats.num_drafted).all()
     assert (np.diff(stats.num_accepted) <= 0).all()
-    # A row takes at most 12 steps, and drafts at three positions in each.
-    assert stats.num_drafted[0] == stats.num_drafted[2] <= 36
+    # A row takes at most 12 steps, and drafts at three positions in each, but not beyond its limit.
+    assert 36 >= stats.num_drafted[0] >= stats.num_drafted[1] >= stats.num_drafted[2] > 0
     assert 12 / 4 <= stats.num_steps <= 12
     alone = generate(jax.random.key(5), PROMPT, draft=None)
     assert alone.stats.num_steps == 12

@@ -32,6 +32,12 @@ def returning(order):
 LOGITS_ALONE = returning(lambda logits, cache: logits)
 SWAPPED = returning(lambda logits, cache: (cache, logits))
 WHOLE = returning(lambda logits, cache: (logits.astype(int), cache))
+NESTING = ss.Model(np.eye(V), lambda eye, tokens, positions, cache: (eye[tokens], (cache,)), lambda *sizes: ())
+LENGTHENING = ss.Model(
+    np.eye(V),
+    lambda eye, tokens, positions, cache: (eye[tokens], {"seen": jnp.pad(cache["seen"], (0, 1))}),
+    lambda *sizes: {"seen": jnp.zeros(3)},
+)
 
 WRONG = [
     ({"prompt": PROMPT + 2**33}, PROMPT_MESSAGE + "8589934593. Does the tokenizer belong to this model?"),
@@ -74,6 +80,13 @@ WRONG = [
     ),
     ({"target": SWAPPED}, "its first item is int32[3, 9]. Are logits and cache swapped?"),
     ({"draft": SWAPPED}, "its first item is int32[3, 9]. Are logits and cache swapped?"),
+    (
+        {"target": NESTING},
+        "apply_fn must return a cache like the one that it was given, because steps run in a loop; it was given "
+        "PyTreeDef(()) and returned PyTreeDef(((),)).",
+    ),
+    ({"target": LENGTHENING}, "cache['seen'] was float32[3] and became float32[4]."),
+    ({"draft": LENGTHENING}, "cache['seen'] was float32[3] and became float32[4]."),
     ({"target": WHOLE}, "logits of apply_fn must be of a floating-point type; got int32[3, 3, 4]."),
 ]
 

@@ -29,3 +29,18 @@ def test_a_degenerate_row_is_reported_to_the_caller_of_the_loop():
     first, *_, last = (item.stats.status.tolist() for item in ss.stream(*arguments, **options))
     assert first == [0, 0]
     assert last == [0, ss.DEGENERATE_TARGET]
+
+
+@pytest.mark.parametrize(
+    ("options", "tokens"), [({"eos_token": 3}, [1, 2, 3]), ({"max_new_tokens": 2}, [1, 2, 3]), ({}, [1, 2, 3, 4, 5])]
+)
+def test_drafts_after_an_end_token_or_the_limit_are_not_counted(options, tokens):
+    def numbers(table, tokens, positions, cache):
+        return table[tokens], cache
+
+    model = ss.Model(jnp.where(jnp.eye(8, k=1), 9.0, -90.0), numbers, lambda batch_size, max_length: ())
+    options = {"max_new_tokens": 4, "sampling": ss.SamplingParams(0.0), **options}
+    result = ss.generate(jax.random.key(0), jnp.array([[1]]), target=model, draft=model, num_draft=4, **options)
+    assert result.tokens[0, : result.lengths[0]].tolist() == tokens
+    counts = [int(i + 1 < len(tokens)) for i in range(4)]  # every draft of the text, accepted
+    assert result.stats.num_accepted.tolist() == result.stats.num_drafted.tolist() == counts
