@@ -76,13 +76,14 @@ def test_generate_and_step_survive_the_round_trip():
     generate = functools.partial(ss.generate, max_new_tokens=5, **options)
     result = write(generate, keys, prompt).call(keys, prompt)
     assert isinstance(result, ss.Generation)
-    assert (result.tokens == generate(keys, prompt).tokens).all()
-    state = ss.init(prompt, max_new_tokens=5, **options)
-    step = functools.partial(ss.step, **options)
-    after, info = write(step, keys, state).call(keys, state)
-    assert isinstance(after, ss.DecodeState)
+    state = jax.jit(functools.partial(ss.init, max_new_tokens=5, **options))(prompt)
+    step = jax.jit(write(functools.partial(ss.step, **options), keys, state).call)
+    while not state.finished.all():
+        state, info = step(keys, state)
+    assert isinstance(state, ss.DecodeState)
     assert isinstance(info, ss.StepInfo)
-    assert (after.tokens == jax.jit(step)(keys, state)[0].tokens).all()
+    # Written step by step, the text is that of `generate`; test_generate compares both without a round trip.
+    assert (result.tokens == state.tokens[:, : result.tokens.shape[1]]).all()
 
 
 @pytest.mark.optimised(False)

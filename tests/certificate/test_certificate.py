@@ -115,6 +115,7 @@ def test_our_exact_rules_pass(rule, few_draws):
     assert {check.name for check in certificate.checks} >= {"sampled", "filtered", "greedy rows", "large", "acceptance"}
 
 
+@pytest.mark.slow
 @pytest.mark.optimised(True)
 def test_the_coupled_rule_passes_where_its_drafts_have_the_same_noise():
     certificate = ss.certify(ss.verify_coupled, draft_fn=ss.sample_coupled, checks=["same key"])
@@ -264,10 +265,9 @@ def test_filters_of_the_certificate_equal_the_oracle():
 # Models, table, plot
 
 
-def test_two_models_pass_with_an_exact_rule_and_fail_with_the_sigmoid():
+def test_two_models_fail_with_the_sigmoid():
+    """tests/cli/test_certify_cli.py has two that pass."""
     target, draft = tables.model(tables.table(3)), tables.model(tables.table(4))
-    certificate = certify_models(target, draft, [1, 2], num_batches=8)
-    assert certificate.passed, str(certificate)
     wrong = certify_models(target, draft, [1, 2], num_batches=8, verify_fn=ss.verify_sigmoid)
     assert failed(wrong) == {"first token", "acceptance"}
 

@@ -47,6 +47,7 @@ def tiny(monkeypatch, tmp_path):
     return tmp_path
 
 
+@pytest.mark.slow
 def test_the_recipe_makes_a_pair_that_loads_and_reports_its_acceptance(tiny):
     arguments = ["--data", str(tiny), "--out", str(tiny / "out"), "--scale", "0.0001"]
     train_pair.main(arguments, standalone_mode=False)

@@ -213,7 +213,7 @@ def test_every_parameter_has_a_gradient(llama, tokens):
         logits, _ = module(tokens, straight())
         return -jnp.take_along_axis(jax.nn.log_softmax(logits[:, :-1]), tokens[:, 1:, None], -1).mean()
 
-    for path, gradient in jax.tree_util.tree_leaves_with_path(nnx.to_pure_dict(nnx.grad(loss)(llama))):
+    for path, gradient in jax.tree_util.tree_leaves_with_path(nnx.to_pure_dict(nnx.jit(nnx.grad(loss))(llama))):
         assert np.isfinite(gradient).all(), path
         assert np.abs(gradient).max() > 1e-5, path
 

@@ -156,6 +156,7 @@ def test_bits_are_those_of_one_device(fn, name, which, kind):
         assert all(jax.typeof(leaf).sharding.spec[0] == SHARDED[which][0] for leaf in jax.tree.leaves(result))
 
 
+@pytest.mark.slow
 @pytest.mark.optimised(False)
 def test_without_jit():
     mesh = jax.make_mesh((8,), ("x",))
@@ -166,6 +167,7 @@ def test_without_jit():
         assert_same(sample(*arguments, SAMPLINGS["warm"]), expected)
 
 
+@QUICK
 @NO_KERNELS
 def test_one_key_for_all_rows_and_a_draft_and_parameters_that_alone_are_sharded():
     mesh = jax.make_mesh((8,), ("x",))

@@ -336,7 +336,9 @@ def test_loops_of_the_filters_on_a_gpu_without_kernels(sampling, num_loops):
     assert [cutoff.max_steps(t) for t in (jnp.bfloat16, jnp.float32, jnp.float64)] == [16, 24, 40]
 
 
+@pytest.mark.slow
 def test_filters_run_inside_shard_map_and_vmap():
+    """Without a rule around them: sharded_cases and test_verify_rows have rules on each push."""
     logits = jnp.asarray(long_rows()[:2])[:, None]
     params = as_arrays([LONG_SETTINGS[5], LONG_SETTINGS[7]])
     expected = quick_jit(make_filter)(logits, params).cutoff

@@ -80,8 +80,8 @@ def decide(rule, keys, target, logits, sampling):
     ("rule", "vocab_size"),
     [
         ("verify", 8_193),
-        ("sigmoid", 2),
-        ("sample", 1000),
+        pytest.param("sigmoid", 2, marks=pytest.mark.optimised(False)),
+        pytest.param("sample", 1000, marks=pytest.mark.optimised(False)),
         pytest.param("verify", 29, marks=pytest.mark.slow),
         pytest.param("sigmoid", 1, marks=pytest.mark.slow),
     ],

@@ -50,7 +50,9 @@ def tokens(result):
     return [transcript.tokens.tolist() for transcript in result.transcripts]
 
 
-@pytest.mark.parametrize("name", DRAFTERS)
+@pytest.mark.parametrize(
+    "name", ["distilled", *(pytest.param(name, marks=pytest.mark.slow) for name in ("alone", "n-grams"))]
+)
 def test_tokens_are_those_of_transformers(name):
     """Three utterances of 0.7 to 2 seconds: up to 96 tokens each; some end earlier."""
     drafter = DRAFTERS[name]()
