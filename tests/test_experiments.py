@@ -263,11 +263,12 @@ def test_a_claim_without_its_row_says_that_it_is_not_measured(tmp_path):
 def test_a_share_of_wall_time_needs_texts_and_calls_of_one_program(tmp_path):
     calls = [{"kind": "call", "method": method, "us": 50.0} for method in ("baseline", "ours")]
     rows = [texts("baseline"), texts("ours"), *calls]
-    found = table(tmp_path, rows, kernels={"text": False, "call": True})
+    calls_on = [*rows[:2], *({**call, "machine": 1} for call in calls)]
+    found = table(tmp_path, calls_on, machines=[{"kernels": "off"}, {"kernels": "on"}])
     baseline, ours = found.all("text")
     assert baseline["share"] == pytest.approx(6 * 0.05 / 9 / 2)
     assert "share" not in ours
-    as_data = {**calls[1], "method": "ours" + settings.AS_DATA}
+    as_data = {**calls[1], "method": "ours" + settings.AS_DATA, "machine": 0}
     assert "share" in table(tmp_path, [*rows, as_data]).all("text")[1]
 
 

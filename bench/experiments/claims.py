@@ -237,7 +237,7 @@ def gain(table: Table) -> list[str]:
         said = ", ".join(f"{m} {r['ms']:.1f}" for m, r in walls)
         once = "" if ours and "ms_range" in ours else " These are single runs, whose noise is not known."
         paid = change(walls[1][1]["ms"], walls[0][1]["ms"])
-        kernels = "on" if table.kernels.get("text", True) else "off"
+        kernels = "on" if all(table.kernels(row) for _, row in walls) else "off"
         out.append(f"- Wall time in ms per text, kernels {kernels}: {said} {ref(*(r for _, r in walls))}: ours "
                    f"takes {paid} than the target alone.{once}")  # fmt: skip
     return out

@@ -11,7 +11,7 @@ def emitted(table: Table) -> list[str]:
     lines, rows = [], []
     for top_k in (0, 50):
         for method, row in table.methods("law", top_k=top_k):
-            if method in EXACT_METHODS and method != "ours":
+            if method in EXACT_METHODS and method not in ("ours", "coupled"):
                 continue
             keys = "to_target", "to_draft", "bonus_to_target", "acceptance"
             lines.append([cell(row, method), f"top-k {top_k}" if top_k else "full", *(f"{row[k]:.2g}" for k in keys)])
@@ -25,6 +25,11 @@ def emitted(table: Table) -> list[str]:
         ["first token of", "support", "to target", "to drafter", "after full acceptance, to target", "acceptance"],
         lines,
     )
+    ours, coupled = (table.find("law", m) for m in ("ours", "coupled"))
+    if ours and coupled:
+        out.append(f"- The coupled rule accepts {coupled['acceptance']:.2f} of first drafts where the token rule accepts "
+                   f"{ours['acceptance']:.2f} {ref(coupled, ours)}: that the text does not depend on the drafter costs "
+                   "drafts.")  # fmt: skip
     for method, top_k, row in rows:
         if method == SIGMOID:
             near = "the target's law" if row["to_target"] < row["to_draft"] else "the drafter's law"

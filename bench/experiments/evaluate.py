@@ -68,6 +68,7 @@ def about(task: tasks.Task, dtype: str | None) -> dict[str, Any]:
         "jax": jax.__version__,
         "python": platform.python_version(),
         "weights": dtype or "as stored",
+        "kernels": "on" if device.platform == "gpu" else "off",
         "date": datetime.date.today().isoformat(),
     }
 
@@ -131,7 +132,7 @@ def run_texts(
     programs: dict[Any, settings.Setting] = {}
     for setting in missing:
         programs.setdefault(runs.program(setting), setting)
-    pool = concurrent.futures.ThreadPoolExecutor(os.cpu_count())
+    pool = concurrent.futures.ThreadPoolExecutor(calls.THREADS)
     with lock.shared():
         futures = {key: pool.submit(runs.warm_up, setting, task) for key, setting in programs.items()}
         done, _ = concurrent.futures.wait(futures.values(), timeout=seconds / 2)

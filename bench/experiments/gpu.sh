@@ -14,6 +14,8 @@ python=${PYTHON:-python3}
 export PYTHONPATH=.${PYTHONPATH:+:$PYTHONPATH}
 processes=4 lock=$(mktemp)
 export XLA_PYTHON_CLIENT_MEM_FRACTION=.2
+# Each process would start a thread per core in NumPy's products, which spin while they wait for each other.
+export OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 quiet() { grep -v "^[IWE][0-9][0-9][0-9][0-9] "; }
 evaluate() { timeout -k 5 $((seconds - SECONDS - 10)) \
   "$python" bench/experiments/evaluate.py "$task" "${options[@]}" "$@" 2>&1 | quiet; }

@@ -67,7 +67,7 @@ def _calls(axes: Any, table: Any) -> None:
     rows = {size: dict(table.methods("call", batch_size=size)) for size in (1, 4, 8)}
     rows = {size: found for size, found in rows.items() if found}
     methods = list(dict.fromkeys(method for found in rows.values() for method in found))
-    kernels = table.kernels.get("call", False)
+    kernels = any(table.kernels(row) for row in table.all("call"))
     labels = [f"{method} (kernel)" if kernels and method in KERNELS else method for method in methods]
     height = 0.8 / max(len(rows), 1)
     for i, (size, found) in enumerate(rows.items()):

@@ -32,7 +32,6 @@ class Table:
         self.rows: list[Row] = [{**DEFAULTS, **row} for row in contents["rows"]]
         self.measure = {"rouge": "ROUGE-L", "wer": "WER"}[self.about["metric"]]
         self.fixture = "fixture" in self.about["models"]
-        self.kernels: dict[str, bool] = self.about.get("kernels", {})
         counts: dict[str, int] = {}
         for row in self.rows:
             counts[row["kind"]] = counts.get(row["kind"], 0) + 1
@@ -54,14 +53,18 @@ class Table:
             if (row["drafter"], row["num_draft"]) == ("model", "5") and self.same_program(row, loop):
                 row["share"] = row["call_ms"] / row["ms"]
 
+    def kernels(self, row: Row) -> bool:
+        """Whether a row was computed with this package's GPU kernels."""
+        return dict(enumerate(self.about["machines"])).get(row["machine"], {}).get("kernels") == "on"
+
     def same_program(self, row: Row, call: Row) -> bool:
         """Whether a timed call is the program that a row's texts ran.
 
         Both must have run with kernels, and the call with parameters that are data; or the rule has no kernel.
         """
         plain = row["method"] in ("baseline", "exact", "sigmoid as released") and not row["top_k"]
-        kernels = self.kernels.get("text", True) == self.kernels.get("call", True)
-        return plain or (kernels and call["method"].endswith(AS_DATA))
+        on = [self.kernels(each) for each in (row, call)]
+        return plain or (on[0] == on[1] and call["method"].endswith(AS_DATA))
 
     def find(self, kind: str, method: str, **settings: Any) -> Row | None:
         """The row of a method with these settings and the defaults of the others, at any batch size for laws."""

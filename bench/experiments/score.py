@@ -25,7 +25,7 @@ DEFAULTS |= {"seeds": 1, "machine": 0, "empty": 0, "calibration": {}}
 PLAIN = {**DEFAULT_SETTING, "temperature": None}
 """Settings of rows that are split by test set: the defaults, greedy or sampled."""
 
-WHERE = "models", "device", "cores", "jax", "python", "weights", "date"
+WHERE = "models", "device", "cores", "jax", "python", "weights", "kernels", "date"
 
 
 def read(path: Path) -> list[dict[str, Any]]:
@@ -84,7 +84,7 @@ class Tables:
 
     def machine(self, row: dict[str, Any]) -> int:
         """The index of a row's machine."""
-        found = {name: row[name] for name in WHERE}
+        found = {name: row[name] for name in WHERE if name in row}
         if found not in self.machines:
             self.machines.append(found)
         return self.machines.index(found)
@@ -103,12 +103,11 @@ class Tables:
         for name, rows in groups.items():
             found = setting(rows[0])
             num_texts, per_seed = len(rows[0]["texts"]), len(rows)
-            calls, row_calls, seconds, tokens = (
-                sum(each) / per_seed
-                for each in zip(
-                    *((r["calls"], r["row_calls"], r["seconds"], sum(r["num_tokens"])) for r in rows), strict=True
-                )
-            )
+            # Seeds that were run with the kernels off count for quality and acceptance, and not for times.
+            timed = [row for row in rows if row.get("kernels") == "on"] or rows
+            calls, seconds = (sum(row[key] for row in timed) / len(timed) for key in ("calls", "seconds"))
+            row_calls = sum(row["row_calls"] for row in rows) / per_seed
+            tokens = sum(sum(row["num_tokens"]) for row in rows) / per_seed
             drafted, accepted = (np.sum([row[key] for row in rows], 0) for key in ("drafted", "accepted"))
             entry = {"kind": "text", **found, "seeds": per_seed, "texts": num_texts}
             # Acceptance at a position, given that all drafts before it were accepted.
@@ -124,8 +123,8 @@ class Tables:
             }
             if len(drafted):
                 entry["accepted"] = digits(np.sum(accepted) / np.sum(drafted), 3)
-            if per_seed > 1:
-                times = [1e3 * row["seconds"] / num_texts for row in rows]
+            if len(timed) > 1:
+                times = [1e3 * row["seconds"] / num_texts for row in timed]
                 entry["ms_range"] = [digits(min(times)), digits(max(times))]
             decided = sum(row["calibration"].get("num_decided", 0) for row in rows)
             if decided:
@@ -152,7 +151,7 @@ class Tables:
             plain = {**found, "temperature": None, "method": None} == {**PLAIN, "method": None}
             if plain and len(set(self.task["groups"])) > 1:
                 entry["groups"] = self.by_group(scores[name])
-            self.rows.append({**entry, "machine": self.machine(rows[0])})
+            self.rows.append({**entry, "machine": self.machine(timed[0])})
         trivial = self.scored(self.task["trivial"][: self.num_texts])
         quality = [digits(value) for value in metrics.percent(trivial)]
         self.rows.append({"kind": "trivial", "method": "trivial", "texts": len(trivial), "quality": quality})
