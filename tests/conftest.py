@@ -41,8 +41,11 @@ WITHOUT_KERNELS = {
 }
 """Folders and files whose tests trace no GPU kernel: a program for a CPU drops it, after a fifth of the time."""
 
-LONG = {f"test_{name}.py" for name in ("distill", "docs", "examples", "experiments", "properties")}
-"""Files of 20 to 70 s at the end of the alphabet. They run first, so that no process is left with one at the end."""
+LONG = {
+    f"test_{name}.py"
+    for name in ("distill", "docs", "examples", "experiments", "export", "fresh_process", "losses", "properties")
+}
+"""Files of 5 to 70 s at the end of the alphabet. They run first, so that no process is left with one at the end."""
 
 MAY_COMPILE_KERNELS = dispatch._may_compile_kernels
 

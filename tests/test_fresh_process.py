@@ -50,7 +50,7 @@ draft = ss.Draft(jnp.zeros((1, 1), int), logits[:, :1])
 sampling = ss.SamplingParams(0.7, 5)
 jax.jit(ss.sample)(jax.random.key(0), logits[:, 0], sampling)
 for rule in (ss.verify, ss.verify_sigmoid):
-    jax.jit(rule)(jax.random.key(0), logits, draft, sampling)
+    jax.jit(rule).lower(jax.random.key(0), logits, draft, sampling)
     try:
         rule(jax.random.key(0), logits, draft, implementation="pallas")
     except NotImplementedError as error:
