@@ -28,8 +28,8 @@ def emitted(table: Table) -> list[str]:
     ours, coupled = (table.find("law", m) for m in ("ours", "coupled"))
     if ours and coupled:
         out.append(f"- The coupled rule accepts {coupled['acceptance']:.2f} of first drafts where the token rule "
-                   f"accepts {ours['acceptance']:.2f} {ref(coupled, ours)}: that the text does not depend on the drafter costs "
-                   "drafts.")  # fmt: skip
+                   f"accepts {ours['acceptance']:.2f} {ref(coupled, ours)}: that the text does not depend on the "
+                   "drafter costs drafts.")  # fmt: skip
     for method, top_k, row in rows:
         if method == SIGMOID:
             near = "the target's law" if row["to_target"] < row["to_draft"] else "the drafter's law"
