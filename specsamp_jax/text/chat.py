@@ -86,7 +86,8 @@ def render_chat(
             "The chat template cannot be rendered: it is nested too deeply or calls itself forever."
         ) from None
     except (jinja2.TemplateError, ArithmeticError, LookupError, MemoryError, TypeError, ValueError) as error:
-        raise ValueError(f"The chat template refuses this conversation: {error}") from error
+        reason = str(error) or type(error).__name__  # MemoryError has no text
+        raise ValueError(f"The chat template refuses this conversation: {reason}") from error
 
 
 def _joined(pieces: Iterator[str]) -> str:

@@ -6,6 +6,7 @@ they do not bound the time of each operation. See docs/guides/trust.md.
 
 import functools
 import re
+import types
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
@@ -48,6 +49,7 @@ class BoundedEnvironment(sandbox.ImmutableSandboxedEnvironment):
         """Returns the result of an operator, if it is not too large."""
         if operator == "%" and isinstance(left, str):
             _check_format(left)
+            _check_length(left.count("%") * _longest(right))
         elif operator == "*":
             for value, times in ((left, right), (right, left)):
                 if isinstance(value, Sequence) and isinstance(times, int):
@@ -65,14 +67,24 @@ class BoundedEnvironment(sandbox.ImmutableSandboxedEnvironment):
             arguments = (_counted(context, arguments[0]), *arguments[1:])
         elif function is not self.globals["range"]:  # which has a bound of its own
             _check_arguments(arguments, options)
+            if isinstance(function, types.BuiltinMethodType) and isinstance(function.__self__, str):
+                _check_growth(function.__name__, function.__self__, arguments)
         return bounded(super().call(context, function, *arguments, **options))
 
     def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
         """Returns what replaces `str.format` of a text, after a check of the text's widths."""
         wrapper = super().wrap_str_format(value)
-        if wrapper is not None:
-            _check_format(value.__self__)
-        return wrapper
+        if wrapper is None:
+            return None
+        text = value.__self__
+        _check_format(text)
+
+        @functools.wraps(wrapper)
+        def checked(*arguments: Any, **options: Any) -> str:
+            _check_length(text.count("{") * _longest(*arguments, options))
+            return wrapper(*arguments, **options)
+
+        return checked
 
 
 def bounded(value: Any) -> Any:
@@ -127,9 +139,50 @@ def _bounded_filter(name: str, function: Callable[..., Any]) -> Callable[..., An
         _check_arguments(rest, options)
         if name == "format":
             _check_format(str(value))
+            _check_length(str(value).count("%") * _longest(*rest, options))
+        elif name == "join":
+            # What a generator yields cannot be measured before it is read.
+            items = value if isinstance(value, Sequence | Mapping) else _read(value)
+            arguments = (*arguments[:1], items, *rest) if passes_context else (items, *rest)
+            _check_growth("join", str((*rest, *options.values(), "")[0]), (items,))
+        elif name in ("replace", "indent"):
+            _check_growth(name, str(value), (*rest, *options.values()))
         return bounded(function(*arguments, **options))
 
     return wrapper
+
+
+def _check_growth(name: str, text: str, arguments: Sequence[Any]) -> None:
+    """Checks operations of a text whose result may be far longer than all that they take, before they run."""
+    if name == "join" and arguments and isinstance(arguments[0], Sequence | Mapping):
+        items = arguments[0]
+        _check_length(len(text) * len(items) + sum(len(item) for item in items if isinstance(item, str)))
+    elif name == "replace" and len(arguments) >= 2 and isinstance(arguments[0], str):
+        _check_length(text.count(arguments[0]) * len(str(arguments[1])))
+    elif name == "indent" and arguments:
+        width = arguments[0]
+        _check_length((text.count("\n") + 1) * (len(width) if isinstance(width, str) else int(width)))
+    elif name == "expandtabs":
+        _check_length(text.count("\t") * int(arguments[0] if arguments else 8))
+
+
+def _read(items: Iterable[Any]) -> list[Any]:
+    """The items as a list, whose texts together are not too long."""
+    found, length = [], 0
+    for item in items:
+        length += len(item) if isinstance(item, str) else 1
+        _check_length(length)
+        found.append(item)
+    return found
+
+
+def _longest(*values: Any) -> int:
+    """The length of the longest text among values, and within those that are collections."""
+    texts = [value for value in values if isinstance(value, str)]
+    for value in values:
+        inside = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
+        texts += [text for text in inside if isinstance(text, str)]
+    return max(map(len, texts), default=0)
 
 
 def _check_arguments(arguments: Iterable[Any], options: Mapping[str, Any]) -> None:
