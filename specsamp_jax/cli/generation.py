@@ -4,8 +4,8 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import NamedTuple
 
-from specsamp_jax._files import read_setting, whole_number
-from specsamp_jax._gguf import is_gguf
+from specsamp_jax._files import brief, read_setting, whole_number
+from specsamp_jax._gguf import is_gguf, read_gguf
 from specsamp_jax._types import Model
 from specsamp_jax.cli.folders import NGRAM, check_kind, draft_folder, find_option, loading
 from specsamp_jax.cli.pair import ASSETS
@@ -77,6 +77,8 @@ def load(
     # Small files are read first, so that mistakes are found before gigabytes are read.
     text = load_tokenizer(tokenizer)
     config = load_generation_config(target, ignore=ignore)
+    if is_gguf(target) and (advice := _sampling_advice(target)):
+        notes.append(f"{target} recommends {advice}, which is not applied: give the options that you want")
     if not config.eos_token and text.eos_token is not None:
         config = config._replace(eos_token=(text.eos_token,))
     if drafter_folder is not None and tokenizer == target:
@@ -98,6 +100,13 @@ def load(
         notes.append(f"the target has {size} logits and the draft {vocab_size(drafter)}: the draft's are made to fit")
     heads = (num_heads, _read_sizes(drafter_folder)[1])
     return Setup(model, with_vocab_size(drafter, size), text, config, max_length, heads, notes)
+
+
+def _sampling_advice(path: Path) -> str:
+    """The sampling settings in the metadata of a GGUF file, in words; they are meant for llama.cpp's samplers."""
+    prefix = "general.sampling."
+    stated = {key: value for key, value in read_gguf(path).metadata.items() if key.startswith(prefix)}
+    return ", ".join(f"{key.removeprefix(prefix)} = {brief(value)}" for key, value in stated.items())
 
 
 def _read_sizes(path: Path) -> tuple[int | None, int]:
