@@ -258,8 +258,15 @@ def test_completed_texts_have_the_targets_law():
 
 def test_filters_of_the_certificate_equal_the_oracle():
     logits = law.table(3, 2.0).reshape(-1, law.VOCAB)
-    setting = {"temperature": 0.8, "top_k": 3, "top_p": 0.9, "min_p": 0.1}
-    np.testing.assert_allclose(law.probs(logits, **setting), [oracle.distribution(row, **setting) for row in logits])
+    # One filter at a time, for together the others remove what one would.
+    for setting in (
+        {"temperature": 0.8, "top_k": 3, "top_p": 0.9, "min_p": 0.1},
+        {"top_k": 2},
+        {"top_p": 0.6},
+        {"min_p": 0.3},
+    ):
+        expected = [oracle.distribution(row, **setting) for row in logits]
+        np.testing.assert_allclose(law.probs(logits, **setting), expected)
 
 
 # Models, table, plot
