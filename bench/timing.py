@@ -148,7 +148,7 @@ class Watch:
         ticks = os.sysconf("SC_CLK_TCK")
         user, nice, system, _, _, *rest = map(int, Path("/proc/stat").read_text().split(maxsplit=9)[1:9])
         stats = (Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split() for pid in self._pids)
-        own = sum(int(fields[11]) + int(fields[12]) for fields in stats)
+        own = sum(sum(map(int, fields[11:15])) for fields in stats)  # children that ended included
         return time.perf_counter(), (user + nice + system + sum(rest) - own) / ticks
 
     def others(self) -> float:

@@ -1,0 +1,245 @@
+"""Speed, start and memory of real checkpoints beside transformers: writes results/real_cpu.{json,md}.
+
+python bench/compare_real.py --models FOLDER
+"""
+
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import click
+import numpy as np
+import timing
+
+from specsamp_jax.models.whisper.features import SAMPLE_RATE
+from specsamp_jax.speech import load_wav
+from specsamp_jax.text import load_tokenizer
+
+NGRAM, WHISPER = "ngram", "whisper-base"
+SOUNDS, NUM_SOUNDS = Path("/usr/share/pocketsphinx/test/data/librivox"), 3
+DTYPES = ("bfloat16", "float32")
+MESSAGES = (
+    "Write a Python function that returns the n-th Fibonacci number, with a docstring and tests.",
+    "Write a Python class for a stack with push, pop and peek, and explain each method.",
+    "Explain step by step how binary search works, then write it in Python.",
+)
+
+
+class Case(NamedTuple):
+    """A checkpoint to run.
+
+    Attributes:
+      name: Its name on the page.
+      folder: Its folder in `--models`.
+      drafter: The folder of its drafter, `ngram`, or None.
+    """
+
+    name: str
+    folder: str
+    drafter: str | None
+
+
+CASES = {
+    "smollm2": Case("SmolLM2-135M-Instruct", "smollm2", NGRAM),
+    "qwen-0.5b": Case("Qwen2.5-Coder-0.5B-Instruct", "qwen-0.5b", NGRAM),
+    "qwen-1.5b": Case("Qwen2.5-Coder-1.5B-Instruct", "qwen-1.5b", "qwen-0.5b"),
+    WHISPER: Case("Whisper base", WHISPER, None),
+}
+
+
+class Worker:
+    """A process that holds the models of one system."""
+
+    def __init__(self, system: str, python: Path, specification: dict[str, Any]):
+        self.system = system
+        file = Path(__file__).parent / "real" / ("ours.py" if system == "specsamp" else "theirs.py")
+        specification = specification | {"began": time.time()}
+        command = [python, file, json.dumps(specification)]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.loaded = self._answer()
+
+    def run(self, index: int, *, assisted: bool = False) -> dict[str, Any]:
+        """Decodes one input."""
+        return self.ask(index=index, assisted=assisted)
+
+    def ask(self, **request: Any) -> dict[str, Any]:
+        """Sends a request and returns the answer."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps(request) + "\n")
+        self._process.stdin.flush()
+        return self._answer()
+
+    def _answer(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"The process of {self.system} ended; see its messages above.")
+        return json.loads(line)
+
+    def close(self) -> None:
+        """Ends the process."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait()
+
+
+def read_once(folder: Path) -> None:
+    """Reads the weights into the page cache, so that no system loads from a cold disk."""
+    for file in folder.glob("*.safetensors"):
+        with file.open("rb") as opened:
+            while opened.read(1 << 24):
+                pass
+
+
+def compare(case: Case, specification: dict[str, Any], pythons: dict[str, Path], rounds: int) -> list[dict[str, Any]]:
+    """Returns the rows of one checkpoint in one dtype."""
+    models = Path(specification["models"])
+    specification = specification | {"target": str(models / case.folder)}
+    for folder in {case.folder, case.drafter} - {None, NGRAM}:
+        read_once(models / str(folder))
+    labels = {"model": case.name, "dtype": specification["dtype"]}
+    with tempfile.TemporaryDirectory() as cache:
+        specification["cache"] = cache
+        # transformers loads first: its peak while it loads is not beside our weights.
+        workers = {"transformers": Worker("transformers", pythons["transformers"], specification)}
+        firsts = {"transformers": workers["transformers"].run(0)}
+        cold = Worker("specsamp", pythons["specsamp"], specification)
+        compiling = cold.run(0)
+        cold.close()
+        workers["specsamp"] = Worker("specsamp", pythons["specsamp"], specification)
+        firsts["specsamp"] = workers["specsamp"].run(0)
+        rows = measure(workers, len(specification["inputs"]), rounds, assisted=False)
+        for system, row in rows.items():
+            loaded, decoding = workers[system].loaded, row["seconds"]
+            row |= {"load_seconds": loaded["seconds"], "load_over_weights": loaded["over_weights"]}
+            row |= {"start_seconds": loaded["seconds"] + firsts[system]["seconds"] - decoding}
+        first = cold.loaded["seconds"] + compiling["seconds"] - rows["specsamp"]["seconds"]
+        rows["specsamp"] |= {"first_start_seconds": first, "first_over_weights": compiling["over_weights"]}
+        result = [labels | {"drafter": None, "system": system} | row for system, row in rows.items()]
+        if case.drafter is not None:
+            for worker in workers.values():
+                worker.ask(drafter=case.drafter if case.drafter == NGRAM else str(models / case.drafter))
+                worker.run(0, assisted=True)
+            rows = measure(workers, len(specification["inputs"]), rounds, assisted=True)
+            result += [labels | {"drafter": case.drafter, "system": system} | row for system, row in rows.items()]
+        for worker in workers.values():
+            worker.close()
+    return result
+
+
+def measure(workers: dict[str, Worker], num_inputs: int, rounds: int, *, assisted: bool) -> dict[str, dict[str, Any]]:
+    """Runs the systems in turns on each input, and returns medians over rounds and inputs."""
+    runs: dict[str, list[dict[str, Any]]] = {system: [] for system in workers}
+    for i in range(rounds * num_inputs):
+        for system in list(workers)[:: 1 if i % 2 else -1]:
+            time.sleep(timing.SETTLE_SECONDS)
+            runs[system].append(workers[system].run(i % num_inputs, assisted=assisted))
+    rows = {}
+    for system, made in runs.items():
+        num_tokens = [len(run["tokens"]) for run in made]
+        rates = [num / run["seconds"] for num, run in zip(num_tokens, made, strict=True)]
+        ratios = [
+            other["seconds"] / run["seconds"] for other, run in zip(runs["transformers"], runs[system], strict=True)
+        ]
+        rows[system] = {
+            "tokens_per_second": statistics.median(rates),
+            "best_tokens_per_second": max(rates),
+            "times_transformers": statistics.median(ratios),
+            "cpu_ms_per_token": 1e3 * sum(run["cpu"] for run in made) / sum(num_tokens),
+            "tokens_per_pass": sum(num_tokens) / sum(run["passes"] for run in made),
+            "seconds": statistics.median(run["seconds"] for run in made),
+            "over_weights": made[-1]["over_weights"],
+        }
+    pairs = list(zip(runs["specsamp"], runs["transformers"], strict=True))[:num_inputs]
+    rows["specsamp"]["same_texts"] = sum(a["tokens"] == b["tokens"] for a, b in pairs) / num_inputs
+    return rows
+
+
+def specifications(
+    models: Path, names: Sequence[str], max_new_tokens: int, folder: Path
+) -> Iterator[tuple[Case, dict]]:
+    """Yields each checkpoint with what its workers need; sounds become arrays in `folder`."""
+    for name in names:
+        case = CASES[name]
+        if name == WHISPER:
+            kind, inputs = "speech", []
+            for i, file in enumerate(sorted(SOUNDS.glob("*.wav"))[:NUM_SOUNDS]):
+                np.save(folder / f"{i}.npy", load_wav(file)[: 30 * SAMPLE_RATE])
+                inputs.append(str(folder / f"{i}.npy"))
+        else:
+            kind, tokenizer = "text", load_tokenizer(models / case.folder)
+            inputs = [tokenizer.encode_chat([{"role": "user", "content": message}]) for message in MESSAGES]
+        yield case, {"kind": kind, "models": str(models), "inputs": inputs, "max_new_tokens": max_new_tokens}
+
+
+def lines(about: dict[str, Any], rows: Sequence[dict[str, Any]]) -> list[str]:
+    """Markdown of the results."""
+    speed, start = [], []
+    for row in rows:
+        label = f"{row['model']}, {row['dtype']}" + (f", drafts of {row['drafter']}" if row["drafter"] else "")
+        cells = [label, row["system"], f"{row['tokens_per_second']:.1f}", f"{row['times_transformers']:.2f} x"]
+        cells += [f"{row['cpu_ms_per_token']:.0f}", f"{row['tokens_per_pass']:.2f}", f"{row['over_weights']:.2f}"]
+        speed.append(cells)
+        if "start_seconds" in row:
+            first = f"{row['first_start_seconds']:.1f}" if "first_start_seconds" in row else ""
+            cells = [label, row["system"], f"{row['load_seconds']:.1f}", f"{row['start_seconds']:.1f}", first]
+            start.append([*cells, f"{row['load_over_weights']:.2f}"])
+    header = ["checkpoint", "system", "tokens/s", "speed over transformers", "CPU ms per token", "tokens per pass"]
+    starts = [
+        "checkpoint",
+        "system",
+        "loaded after s",
+        "first text after s",
+        "with an empty cache",
+        "peak over weights",
+    ]
+    return [
+        "# Real checkpoints",
+        "",
+        *timing.environment_lines(about),
+        "",
+        *timing.table([*header, "peak over weights"], speed),
+        "",
+        *timing.table(starts, start),
+    ]
+
+
+@click.command()
+@click.option("--models", required=True, type=click.Path(path_type=Path, exists=True), help="Folder of fetch.sh.")
+@click.option("--model", "names", multiple=True, type=click.Choice(list(CASES)), default=list(CASES))
+@click.option("--dtype", "dtypes", multiple=True, type=click.Choice(DTYPES), default=DTYPES)
+@click.option("--rounds", default=2, help="Runs of each input.")
+@click.option("--max-new-tokens", default=64)
+@click.option("--peers", default=timing.PEERS_PYTHON, type=click.Path(path_type=Path), help="Python with transformers.")
+@click.option("--out", default=timing.RESULTS / "real_cpu", type=click.Path(path_type=Path), help="Without suffix.")
+def main(
+    models: Path,
+    names: tuple[str, ...],
+    dtypes: tuple[str, ...],
+    rounds: int,
+    max_new_tokens: int,
+    peers: Path,
+    out: Path,
+) -> None:
+    about, rows, watch = timing.environment(), [], timing.Watch()
+    pythons = {"specsamp": Path(sys.executable), "transformers": peers}
+    question = "import torch, transformers as t; print(torch.__version__, t.__version__)"
+    versions = subprocess.run([peers, "-c", question], check=True, capture_output=True, text=True).stdout.split()
+    about["peers"] = {"versions": dict(zip(("torch", "transformers"), versions, strict=True))}
+    with tempfile.TemporaryDirectory() as folder:
+        for case, specification in specifications(models.absolute(), names, max_new_tokens, Path(folder)):
+            for dtype in dtypes:
+                rows += compare(case, specification | {"dtype": dtype}, pythons, rounds)
+                print(f"{case.name}, {dtype}: done", file=sys.stderr, flush=True)
+    about["others"] = watch.others()
+    timing.write(out, about, rows, lines(about, rows))
+
+
+if __name__ == "__main__":
+    main()
