@@ -5,9 +5,11 @@ RMSNorm, rotary positions, grouped-query attention (Ainslie et al., 2023, arXiv 
 gate and up. Checkpoints keep them apart. `families` lists the differences between families.
 """
 
+import functools
 from collections.abc import Iterator
 from typing import Any, ClassVar
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
@@ -181,11 +183,17 @@ class Decoder(nnx.Module):
         written = []
         caches = (None,) * len(self.blocks) if cache is None else cache
         for block, rope, window, layer_cache in zip(self.blocks, config.ropes, config.windows, caches, strict=True):
-            x, layer_cache = block(x, positions, angles[rope], masks[window], layer_cache)
+            x, layer_cache = _run_block(*nnx.split(block), x, positions, angles[rope], masks[window], layer_cache)
             written.append(layer_cache)
         logits, cap = self.vocabulary.logits(self.norm(x)), config.final_logit_softcapping
         logits = logits if cap is None else cap * jnp.tanh(logits / cap)
         return logits, None if cache is None else tuple(written)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _run_block(graphdef: Any, weights: Any, *arguments: Any) -> tuple[Array, LayerCache | None]:
+    """Runs a block, which is traced and lowered once for all layers of equal shapes."""
+    return nnx.merge(graphdef, weights)(*arguments)
 
 
 def _norm(config: DecoderConfig, num_features: int, **kwargs: Any) -> RMSNorm:
