@@ -1,9 +1,11 @@
-"""Speed, start and memory of real checkpoints beside transformers: writes results/real_cpu.{json,md}.
+"""Real checkpoints beside transformers: writes results/real_cpu.json and docs/real-checkpoints.md.
 
-python bench/compare_real.py --models FOLDER
+python bench/compare_real.py
 """
 
 import json
+import os
+import shlex
 import statistics
 import subprocess
 import sys
@@ -16,19 +18,22 @@ from typing import Any, NamedTuple
 import click
 import numpy as np
 import timing
+from gpu import results
 
 from specsamp_jax.models.whisper.features import SAMPLE_RATE
 from specsamp_jax.speech import load_wav
 from specsamp_jax.text import load_tokenizer
 
+PAGE = timing.ROOT / "docs" / "real-checkpoints.md"
+MARKS = "<!-- written by bench/compare_real.py -->", "<!-- end of what it writes -->"
 NGRAM, WHISPER = "ngram", "whisper-base"
 SOUNDS, NUM_SOUNDS = Path("/usr/share/pocketsphinx/test/data/librivox"), 3
 DTYPES = ("bfloat16", "float32")
 MESSAGES = (
     "Write a Python function that returns the n-th Fibonacci number, with a docstring and tests.",
     "Write a Python class for a stack with push, pop and peek, and explain each method.",
-    "Explain step by step how binary search works, then write it in Python.",
 )
+QUESTION = "Write a Python function that reverses a string."
 
 
 class Case(NamedTuple):
@@ -178,46 +183,88 @@ def specifications(
         yield case, {"kind": kind, "models": str(models), "inputs": inputs, "max_new_tokens": max_new_tokens}
 
 
-def lines(about: dict[str, Any], rows: Sequence[dict[str, Any]]) -> list[str]:
-    """Markdown of the results."""
-    speed, start = [], []
+def command_rows(models: Path, names: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """Runs the command on each checkpoint, and yields what it wrote to standard output and to standard error."""
+    for name in names:
+        case = CASES[name]
+        if name == WHISPER:
+            arguments = ["transcribe", str(next(iter(sorted(SOUNDS.glob("*.wav"))))), "--target", case.folder]
+            arguments += ["--language", "en"]
+        else:
+            arguments = ["generate", "--target", case.folder]
+            arguments += [] if case.drafter in (None, NGRAM) else ["--draft", str(case.drafter)]
+            arguments += ["--chat", QUESTION, "--temperature", "0", "--max-new-tokens", "48"]
+        command = [sys.executable, "-m", "specsamp", *arguments, "--verbose"]
+        environment = os.environ | {"PYTHONPATH": str(timing.ROOT)}
+        done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=models, env=environment)
+        shown = [Path(word).name if word.endswith(".wav") else word for word in arguments]
+        yield {"command": shlex.join(["specsamp", *shown]), "output": done.stdout, "messages": done.stderr}
+
+
+def page_lines(about: dict[str, Any], rows: Sequence[dict[str, Any]]) -> list[str]:
+    """Markdown of the results: the commands with their output, speed, start and memory."""
+    speed, start, result = [], [], []
     for row in rows:
-        label = f"{row['model']}, {row['dtype']}" + (f", drafts of {row['drafter']}" if row["drafter"] else "")
-        cells = [label, row["system"], f"{row['tokens_per_second']:.1f}", f"{row['times_transformers']:.2f} x"]
+        if "command" in row:
+            messages = [line for line in row["messages"].splitlines() if "programs are kept in" not in line]
+            result += [
+                "```console",
+                f"$ {row['command']}",
+                *messages,
+                *row["output"].strip("\n").splitlines(),
+                "```",
+                "",
+            ]
+            continue
+        label = f"{row['model']}, {row['dtype']}" + (f", drafts: {row['drafter']}" if row["drafter"] else "")
+        cells = [label, row["system"], f"{row['tokens_per_second']:.1f}", f"{row['times_transformers']:.2f}"]
         cells += [f"{row['cpu_ms_per_token']:.0f}", f"{row['tokens_per_pass']:.2f}", f"{row['over_weights']:.2f}"]
-        speed.append(cells)
+        speed.append([*cells, f"{row['same_texts']:.0%}" if "same_texts" in row else ""])
         if "start_seconds" in row:
-            first = f"{row['first_start_seconds']:.1f}" if "first_start_seconds" in row else ""
-            cells = [label, row["system"], f"{row['load_seconds']:.1f}", f"{row['start_seconds']:.1f}", first]
+            cold = f"{row['first_start_seconds']:.1f}" if "first_start_seconds" in row else ""
+            cells = [label, row["system"], f"{row['load_seconds']:.1f}", f"{row['start_seconds']:.1f}", cold]
             start.append([*cells, f"{row['load_over_weights']:.2f}"])
-    header = ["checkpoint", "system", "tokens/s", "speed over transformers", "CPU ms per token", "tokens per pass"]
-    starts = [
-        "checkpoint",
-        "system",
-        "loaded after s",
-        "first text after s",
-        "with an empty cache",
-        "peak over weights",
-    ]
+    header = ["checkpoint", "system", "tokens/s", "times transformers", "CPU ms per token", "tokens per pass"]
+    header += ["peak over weights", "equal texts"]
+    starts = ["checkpoint", "system", "loaded, s", "ready, s", "ready with an empty cache, s", "peak over weights"]
     return [
-        "# Real checkpoints",
-        "",
         *timing.environment_lines(about),
         "",
-        *timing.table([*header, "peak over weights"], speed),
+        "## Commands",
         "",
-        *timing.table(starts, start),
+        *result,
+        "## Speed and memory",
+        "",
+        *results.table(header, speed, left=(0, 1)),
+        "",
+        "## Start",
+        "",
+        *results.table(starts, start, left=(0, 1)),
     ]
+
+
+def write_page(file: Path) -> None:
+    """Replaces the part of the page that comes from the results."""
+    before, _, rest = PAGE.read_text().partition(MARKS[0])
+    _, _, after = rest.partition(MARKS[1])
+    content = "\n".join(page_lines(*results.read(file)))
+    PAGE.write_text(f"{before}{MARKS[0]}\n\n{content}\n\n{MARKS[1]}{after}")
+
+
+def fetched() -> Path:
+    """The folder that real/fetch.sh fills by default."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "specsamp" / "real"
 
 
 @click.command()
-@click.option("--models", required=True, type=click.Path(path_type=Path, exists=True), help="Folder of fetch.sh.")
+@click.option("--models", default=fetched(), type=click.Path(path_type=Path), help="Default: the folder of fetch.sh.")
 @click.option("--model", "names", multiple=True, type=click.Choice(list(CASES)), default=list(CASES))
 @click.option("--dtype", "dtypes", multiple=True, type=click.Choice(DTYPES), default=DTYPES)
 @click.option("--rounds", default=2, help="Runs of each input.")
-@click.option("--max-new-tokens", default=64)
+@click.option("--max-new-tokens", default=48)
 @click.option("--peers", default=timing.PEERS_PYTHON, type=click.Path(path_type=Path), help="Python with transformers.")
-@click.option("--out", default=timing.RESULTS / "real_cpu", type=click.Path(path_type=Path), help="Without suffix.")
+@click.option("--out", default=timing.RESULTS / "real_cpu.json", type=click.Path(path_type=Path))
+@click.option("--page-only", is_flag=True, help="Write the page from the results in --out, and measure nothing.")
 def main(
     models: Path,
     names: tuple[str, ...],
@@ -226,7 +273,11 @@ def main(
     max_new_tokens: int,
     peers: Path,
     out: Path,
+    page_only: bool,
 ) -> None:
+    if page_only:
+        write_page(out)
+        return
     about, rows, watch = timing.environment(), [], timing.Watch()
     pythons = {"specsamp": Path(sys.executable), "transformers": peers}
     question = "import torch, transformers as t; print(torch.__version__, t.__version__)"
@@ -237,8 +288,12 @@ def main(
             for dtype in dtypes:
                 rows += compare(case, specification | {"dtype": dtype}, pythons, rounds)
                 print(f"{case.name}, {dtype}: done", file=sys.stderr, flush=True)
+    rows += command_rows(models.absolute(), names)
     about["others"] = watch.others()
-    timing.write(out, about, rows, lines(about, rows))
+    results.write(out, timing.four_digits(about), timing.four_digits(rows))
+    if out.resolve().parent == timing.RESULTS:
+        write_page(out)
+    print("\n".join(page_lines(about, rows)))
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 import difflib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -31,13 +31,16 @@ def find_option(option: str, path: Path) -> Path:
 
 
 @contextmanager
-def loading(folder: Path) -> Iterator[None]:
-    """Writes that a model is being loaded, its size and its device, and the seconds when it is loaded."""
+def loading(folder: Path) -> Iterator[Callable[[int, int], None]]:
+    """Writes that a model is being loaded, its size and its device, and the seconds when it is loaded.
+
+    Yields the `progress_fn` of the loader, which writes the share that is loaded.
+    """
     files = [folder] if is_gguf(folder) else folder.glob("*.safetensors")
     size = sum(file.stat().st_size for file in files) / 1e9
     device = jax.devices()[0]
-    with doing(f"loading {folder.name}, {size:.2f} GB, on {device.platform} ({device.device_kind})"):
-        yield
+    with doing(f"loading {folder.name}, {size:.2f} GB, on {device.platform} ({device.device_kind})") as progress_fn:
+        yield progress_fn
 
 
 def draft_folder(draft: str | None) -> Path | None:

@@ -86,16 +86,16 @@ def load(
             check_vocabularies(text.tokenizer, load_tokenizer(drafter_folder).tokenizer)
         else:
             notes.append(f"{drafter_folder} has no tokenizer.json: its tokens are assumed to be the target's")
-    with loading(target):
-        model = load_checkpoint(target, dtype=dtype)
+    with loading(target) as progress_fn:
+        model = load_checkpoint(target, dtype=dtype, progress_fn=progress_fn)
     max_length, num_heads = _read_sizes(target)
     if drafter_folder is None:
         if draft is None:
             notes.append("there is no drafter: the target decodes alone")
         drafter = NGramDrafter() if draft == NGRAM else None
         return Setup(model, drafter, text, config, max_length, (num_heads,), notes)
-    with loading(drafter_folder):
-        drafter, size = load_checkpoint(drafter_folder, dtype=dtype), vocab_size(model)
+    with loading(drafter_folder) as progress_fn:
+        drafter, size = load_checkpoint(drafter_folder, dtype=dtype, progress_fn=progress_fn), vocab_size(model)
     if vocab_size(drafter) != size:
         notes.append(f"the target has {size} logits and the draft {vocab_size(drafter)}: the draft's are made to fit")
     heads = (num_heads, _read_sizes(drafter_folder)[1])

@@ -88,6 +88,11 @@ def stdout_is_terminal() -> bool:
     return sys.stdout.isatty()
 
 
+def stderr_is_terminal() -> bool:
+    """Whether a line on standard error can be rewritten."""
+    return sys.stderr.isatty()
+
+
 def _chosen_verbosity() -> str | None:
     ctx = click.get_current_context(silent=True)
     return None if ctx is None else ctx.meta.get(_VERBOSITY)
@@ -105,18 +110,33 @@ def warn(message: str) -> None:
 
 
 @contextmanager
-def doing(task: str) -> Iterator[None]:
-    """Writes to standard error, if `talks`, the name of a task, and the seconds it took when it is done."""
+def doing(task: str) -> Iterator[Callable[[int, int], None]]:
+    """Writes to standard error, if `talks`, the name of a task, and the seconds it took when it is done.
+
+    Yields `(done, total) -> None`, which writes the share that is done if standard error is a terminal; the next share,
+    or the seconds, replaces it.
+    """
     if not talks():
-        yield
+        yield lambda done, total: None
         return
     click.secho(f"{task} ... ", nl=False, err=True, dim=True)
-    began, outcome = time.perf_counter(), "failed"
+    began, outcome, shown = time.perf_counter(), "failed", ""
+
+    def show(text: str, *, end: bool) -> None:
+        nonlocal shown
+        click.secho("\b" * len(shown) + text.ljust(len(shown)), err=True, dim=True, nl=end)
+        shown = text
+
+    def progress(done: int, total: int) -> None:
+        share = f"{done / total:.0%}"
+        if share != shown and stderr_is_terminal():
+            show(share, end=False)
+
     try:
-        yield
+        yield progress
         outcome = f"{time.perf_counter() - began:.1f} s"
     finally:
-        warn(outcome)
+        show(outcome, end=True)
 
 
 def primed(items: Iterator[tuple[str, str]]) -> Iterator[tuple[str, str]]:

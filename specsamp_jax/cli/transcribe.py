@@ -177,12 +177,12 @@ def _load(target: Path, draft: str | None, dtype: str) -> tuple[Speech, Speech |
     folder = draft_folder(draft)
     check_kind("--target", target, speech=True)
     check_kind("--draft", folder, speech=True)
-    with loading(target):
-        speech = load_speech(target, dtype=dtype)
+    with loading(target) as progress_fn:
+        speech = load_speech(target, dtype=dtype, progress_fn=progress_fn)
     drafter = NGramDrafter() if draft == NGRAM else None
     if folder is not None:
-        with loading(folder):
-            drafter = load_speech(folder, dtype=dtype)
+        with loading(folder) as progress_fn:
+            drafter = load_speech(folder, dtype=dtype, progress_fn=progress_fn)
     shared = "there is no drafter: the target decodes alone" if drafter is None else "drafts are n-grams of the text"
     if isinstance(drafter, Speech):
         check_pair(speech, drafter)

@@ -1,8 +1,9 @@
 """Loads a Whisper checkpoint: weights, settings and tokenizer."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from jax.typing import DTypeLike
@@ -30,19 +31,25 @@ class Speech(NamedTuple):
     tokenizer: Tokenizer
 
 
-def load_speech(path: str | os.PathLike[str], *, dtype: DTypeLike = jnp.float32) -> Speech:
+def load_speech(
+    path: str | os.PathLike[str],
+    *,
+    dtype: DTypeLike = jnp.float32,
+    progress_fn: Callable[[int, int], Any] | None = None,
+) -> Speech:
     """Returns the Whisper in the folder `path`.
 
     Args:
       path: A folder in Hugging Face's layout: the files that `load_module` reads, `generation_config.json`,
         `tokenizer.json` and, optionally, `preprocessor_config.json`.
       dtype: The dtype of the parameters and of the computation, whatever the dtype in the file.
+      progress_fn: Called after each parameter with the numbers of weights loaded and of all.
 
     Raises:
       ValueError: A file is missing or broken, holds another model, or requires other features than `log_mel` computes.
     """
     path = Path(path)
-    module = load_module(path, dtype=dtype)
+    module = load_module(path, dtype=dtype, progress_fn=progress_fn)
     if not isinstance(module, Whisper):
         raise ValueError(f"{path} must hold a Whisper, got a {type(module).__name__}.")
     _check_features(path / "preprocessor_config.json", module)

@@ -187,6 +187,22 @@ def test_only_warnings_are_written_if_a_program_reads_the_output(generate, monke
     )
 
 
+def test_loading_shows_its_share_on_a_terminal_alone(monkeypatch, capsys):
+    monkeypatch.setattr(shared, "stderr_is_terminal", lambda: True)
+    with shared.doing("loading") as progress_fn:
+        for done in (1, 2, 200):
+            progress_fn(done, 200)
+    assert re.fullmatch(r"loading \.\.\. 0%\x08\x081%\x08\x08100%\x08\x08\x08\x08[\d.]+ s\n", capsys.readouterr().err)
+    monkeypatch.setattr(shared, "stderr_is_terminal", lambda: False)
+    with shared.doing("loading") as progress_fn:
+        progress_fn(1, 2)
+    assert re.fullmatch(r"loading \.\.\. [\d.]+ s\n", capsys.readouterr().err)
+    monkeypatch.setattr(shared, "stdout_is_terminal", lambda: False)
+    with shared.doing("loading") as progress_fn:
+        progress_fn(1, 2)
+    assert not capsys.readouterr().err
+
+
 def test_rules_are_chosen_by_name_and_say_how_far_they_are_from_the_target(generate, capsys):
     options = ["--prompt", "a", "--draft", "ngram", "--num-draft", 1, "--quiet", "--verify"]
     _, told, calls = generate([[5]], *options, "block")

@@ -166,7 +166,7 @@ def test_a_folder_stands_for_its_sounds_and_the_time_left_is_shown(monkeypatch, 
 
 def test_a_draft_length_of_0_means_no_drafter(monkeypatch, run, sounds):
     calls = []
-    monkeypatch.setattr(transcribe_module, "load_speech", lambda path, dtype: calls.append(path) or load_speech(path))
+    monkeypatch.setattr(transcribe_module, "load_speech", lambda path, **_: calls.append(path) or load_speech(path))
     options = ["--target", TARGET, "--draft", DRAFT, "--num-draft", "0", "--language", "en", "--max-new-tokens", "4"]
     options += ONCE
     status, _, told = run("transcribe", sounds[0], *options)

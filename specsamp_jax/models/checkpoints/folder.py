@@ -116,7 +116,12 @@ def save_checkpoint(path: str | os.PathLike[str], module: Any, *, dtype: DTypeLi
     safetensors.numpy.save_file(tensors, path / _TENSORS, metadata={"format": "pt"})
 
 
-def load_checkpoint(path: str | os.PathLike[str], *, dtype: DTypeLike | None = None) -> Model:
+def load_checkpoint(
+    path: str | os.PathLike[str],
+    *,
+    dtype: DTypeLike | None = None,
+    progress_fn: Callable[[int, int], Any] | None = None,
+) -> Model:
     """Returns the decoder-only model that the folder or GGUF file `path` holds, ready to decode.
 
     The weights are read by memory map, each parameter into a buffer that becomes the parameter itself on a CPU. Peak
@@ -129,6 +134,7 @@ def load_checkpoint(path: str | os.PathLike[str], *, dtype: DTypeLike | None = N
         extra `gguf` must be installed; or, where no such folder is, the id of a model of the Hugging Face hub.
       dtype: The dtype of the parameters and of the computation. None: each parameter keeps its dtype in the file
         (bfloat16 if it is quantized there), and the computation uses the dtype of most of the weights.
+      progress_fn: Called after each parameter with the numbers of weights loaded and of all.
 
     Raises:
       ValueError: A file is missing, broken, no regular file or of another architecture; the config holds a setting
@@ -136,13 +142,18 @@ def load_checkpoint(path: str | os.PathLike[str], *, dtype: DTypeLike | None = N
         floating point. Nothing is loaded in that case. The tensors `rotary_emb.inv_freq`, and `lm_head.weight` if
         the head is the embedding, are allowed and not read.
     """
-    module = load_module(path, dtype=dtype)
+    module = load_module(path, dtype=dtype, progress_fn=progress_fn)
     if not isinstance(module, Decoder):
         raise ValueError(f"{path} must hold a decoder-only model, got a {type(module).__name__}; see load_module.")
     return from_nnx(module)
 
 
-def load_module(path: str | os.PathLike[str], *, dtype: DTypeLike | None = None) -> Any:
+def load_module(
+    path: str | os.PathLike[str],
+    *,
+    dtype: DTypeLike | None = None,
+    progress_fn: Callable[[int, int], Any] | None = None,
+) -> Any:
     """Returns the module that `path` holds, such as a `Llama`; otherwise like `load_checkpoint`."""
     path = find_checkpoint(path)
     values, source = read_config(path), path if is_gguf(path) else path / _CONFIG
@@ -164,7 +175,7 @@ def load_module(path: str | os.PathLike[str], *, dtype: DTypeLike | None = None)
         raise ValueError(f"dtype must be floating point, got {jnp.dtype(dtype)}.")
     compute = _most_common(stored) if dtype is None else dtype
     module = nnx.eval_shape(lambda: family.module(config, dtype=compute, param_dtype=compute, rngs=nnx.Rngs(0)))
-    fill(list(family.layout(module)), stored, dtype)
+    fill(list(family.layout(module)), stored, dtype, progress_fn)
     return module
 
 

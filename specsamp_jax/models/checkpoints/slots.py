@@ -1,8 +1,9 @@
 """Slots: the parameters of a module with their tensors in a checkpoint, and how they are filled."""
 
+import itertools
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -80,7 +81,12 @@ def check_shapes(shapes: Mapping[str, tuple[int, ...]], stored: Mapping[str, Sto
             raise ValueError(f"{name} must be floating point, got {entry.dtype} in {entry.path}.")
 
 
-def fill(slots: Sequence[Slot], stored: Mapping[str, Stored | Quantized], dtype: DTypeLike | None) -> None:
+def fill(
+    slots: Sequence[Slot],
+    stored: Mapping[str, Stored | Quantized],
+    dtype: DTypeLike | None,
+    progress_fn: Callable[[int, int], Any] | None = None,
+) -> None:
     """Checks all slots, then sets their parameters one after the other.
 
     Each parameter is copied from the mapped file into a host buffer, tensor by tensor (dequantized in a
@@ -93,13 +99,17 @@ def fill(slots: Sequence[Slot], stored: Mapping[str, Stored | Quantized], dtype:
       stored: The result of `read_headers` or `read_tensors`.
       dtype: The dtype of the parameters. None: the dtype in the file, with float32 for float64, and the wider dtype if
         the tensors of a parameter differ.
+      progress_fn: Called after each parameter with the numbers of weights loaded and of all.
 
     Raises:
       ValueError: See `check`.
     """
     check(slots, stored)
-    for slot in slots:
+    sizes = [sum(map(math.prod, slot.tensors.values())) for slot in slots]
+    for slot, done in zip(slots, itertools.accumulate(sizes), strict=True):
         slot.param.set_value(jax.block_until_ready(jax.device_put(_host_buffer(slot, stored, dtype))))
+        if progress_fn is not None:
+            progress_fn(done, sum(sizes))
 
 
 def _host_buffer(slot: Slot, stored: Mapping[str, Stored | Quantized], dtype: DTypeLike | None) -> np.ndarray:
