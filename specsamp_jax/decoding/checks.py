@@ -65,3 +65,24 @@ def draft_state(drafter: Drafter | None, state: Any, tokens: Int[Array, "B W"]) 
             f"state.draft_state must be the drafter's own, {own}; got {other}. "
             "Was the state made by `init` with another `draft`?"
         )
+
+
+def functions(verify_fn: Any, process_logits_fn: Any) -> None:
+    """A rule, and a processor or None; a name is neither."""
+    if not callable(verify_fn):
+        raise ValueError(f"verify_fn must be a rule, such as specsamp_jax.verify_block; got {verify_fn!r}.")
+    if process_logits_fn is not None and not callable(process_logits_fn):
+        raise ValueError(
+            "process_logits_fn must be None or callable as (tokens [B, L], lengths [B], logits [B, V]) -> logits; got "
+            f"a {type(process_logits_fn).__name__}."
+        )
+
+
+def processed_logits(processed: Any, logits: Float[Array, "B V"]) -> None:
+    """Logits of a `process_logits_fn`, of the shape that it was given: fewer would be another vocabulary."""
+    _checks.floating("The result of process_logits_fn", processed)
+    if processed.shape != logits.shape:
+        raise ValueError(
+            f"process_logits_fn must return logits of the shape that it was given, [B, V] = {list(logits.shape)}; got "
+            f"{list(processed.shape)}."
+        )

@@ -187,6 +187,7 @@ def _prepare(
     """
     _checks.generate(prompt, target, draft, num_draft, max_new_tokens, prompt_lengths)
     _checks.sampling("sampling", sampling, prompt.shape[0])
+    checks.functions(verify_fn, process_logits_fn)
     keys = streams.row_keys(key, prompt.shape[0])
     fixed, traced = static.split(sampling, prompt.shape[0])
     processor, processor_data = static.split_processor(process_logits_fn)

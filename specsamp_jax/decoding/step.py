@@ -176,7 +176,9 @@ def step(
             return logits
         length = jnp.minimum(lengths, buffer_length)
         text = jnp.where(jnp.arange(buffer_length) < length[:, None], tokens[:, :buffer_length], PAD_TOKEN)
-        return process_logits_fn(text, length, logits)
+        processed = process_logits_fn(text, length, logits)
+        checks.processed_logits(processed, logits)
+        return processed
 
     def verify_drafts(length, state):
         """Drafts, scores and verifies at most `length` tokens; the results are padded to the longest draft length."""

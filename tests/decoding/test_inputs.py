@@ -87,6 +87,20 @@ WRONG = [
     ),
     ({"target": LENGTHENING}, "cache['seen'] was float32[3] and became float32[4]."),
     ({"draft": LENGTHENING}, "cache['seen'] was float32[3] and became float32[4]."),
+    ({"verify_fn": "block"}, "verify_fn must be a rule, such as specsamp_jax.verify_block; got 'block'."),
+    ({"verify_fn": None}, "verify_fn must be a rule, such as specsamp_jax.verify_block; got None."),
+    (
+        {"process_logits_fn": "mask"},
+        "process_logits_fn must be None or callable as (tokens [B, L], lengths [B], logits",
+    ),
+    (
+        {"process_logits_fn": lambda tokens, lengths, logits: logits[:, :3]},
+        f"process_logits_fn must return logits of the shape that it was given, [B, V] = [3, {V}]; got [3, 3].",
+    ),
+    (
+        {"process_logits_fn": lambda tokens, lengths, logits: None},
+        "The result of process_logits_fn must be a JAX or NumPy array; got NoneType.",
+    ),
     ({"target": WHOLE}, "logits of apply_fn must be of a floating-point type; got int32[3, 3, 4]."),
 ]
 
