@@ -147,7 +147,7 @@ def measure(workers: dict[str, Worker], num_inputs: int, rounds: int, *, assiste
             runs[system].append(workers[system].run(i % num_inputs, assisted=assisted))
     rows = {}
     for system, made in runs.items():
-        num_tokens = [len(run["tokens"]) for run in made]
+        num_tokens = [run["num_tokens"] for run in made]
         rates = [num / run["seconds"] for num, run in zip(num_tokens, made, strict=True)]
         ratios = [
             other["seconds"] / run["seconds"] for other, run in zip(runs["transformers"], runs[system], strict=True)
@@ -162,7 +162,7 @@ def measure(workers: dict[str, Worker], num_inputs: int, rounds: int, *, assiste
             "over_weights": made[-1]["over_weights"],
         }
     pairs = list(zip(runs["specsamp"], runs["transformers"], strict=True))[:num_inputs]
-    rows["specsamp"]["same_texts"] = sum(a["tokens"] == b["tokens"] for a, b in pairs) / num_inputs
+    rows["specsamp"]["same_texts"] = sum(a["output"] == b["output"] for a, b in pairs) / num_inputs
     return rows
 
 

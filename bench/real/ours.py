@@ -41,13 +41,13 @@ class Text:
         costs = ss.measure_costs(self.prompts[:1], draft=self.drafter, lengths=LENGTHS, **self._options(0))
         self.num_draft = ss.GoodputNumDraft(costs, LENGTHS)
 
-    def run(self, index: int, assisted: bool) -> tuple[list[int], int]:
-        """Returns the new tokens, and the passes of the target."""
+    def run(self, index: int, assisted: bool) -> tuple[list[int], int, int]:
+        """Returns the new tokens, their number, and the passes of the target."""
         models = {"draft": self.drafter, "num_draft": self.num_draft} if assisted else {"draft": None}
         key, prompt = jax.random.key(0), self.prompts[index : index + 1]
         result = jax.block_until_ready(ss.generate(key, prompt, **models, **self._options(index)))
         begin, end = int(self.lengths[index]), int(result.lengths[0])
-        return np.asarray(result.tokens)[0, begin:end].tolist(), int(result.stats.num_steps)
+        return np.asarray(result.tokens)[0, begin:end].tolist(), end - begin, int(result.stats.num_steps)
 
 
 class Speech:
@@ -60,15 +60,14 @@ class Speech:
         self.sounds = [np.load(file) for file in specification["inputs"]]
         self.num_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(self.speech.module))
 
-    def run(self, index: int, assisted: bool) -> tuple[list[int], int]:
-        """Returns the tokens of the text, and the passes of the decoder."""
+    def run(self, index: int, assisted: bool) -> tuple[str, int, int]:
+        """Returns the text, the number of its tokens with the end token, and the passes of the decoder."""
         from specsamp_jax.speech import transcribe
 
         options: dict[str, Any] = {"target": self.speech, "draft": None, "language": "en"}
         result = transcribe(jax.random.key(0), [self.sounds[index]], **options)
-        return self.speech.tokenizer.encode(result.transcripts[0].text, add_special_tokens=False).ids, int(
-            np.sum(result.stats.num_emitted)
-        )
+        num_tokens = int(np.sum(result.stats.num_emitted))
+        return result.transcripts[0].text.strip(), num_tokens, num_tokens
 
 
 def load(specification: dict[str, Any]) -> Text | Speech:

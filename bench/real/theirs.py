@@ -1,11 +1,13 @@
 """Worker of `compare_real.py` for transformers, in an environment with torch."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import transformers
 import worker
+from tokenizers import Tokenizer
 
 RATE = 16000
 
@@ -45,12 +47,12 @@ class Text:
         self.num_bytes += num_bytes(model)
         self.assistant = {"assistant_model": model}
 
-    def run(self, index: int, assisted: bool) -> tuple[list[int], int]:
-        """Returns the new tokens, and the passes of the target."""
+    def run(self, index: int, assisted: bool) -> tuple[list[int], int, int]:
+        """Returns the new tokens, their number, and the passes of the target."""
         prompt, self.num_passes = self.prompts[index], 0
         options = self.options | (self.assistant if assisted else {})
         text = self.target.generate(prompt, attention_mask=torch.ones_like(prompt), **options)
-        return text[0, prompt.shape[1] :].tolist(), self.num_passes
+        return text[0, prompt.shape[1] :].tolist(), text.shape[1] - prompt.shape[1], self.num_passes
 
 
 class Speech:
@@ -59,6 +61,7 @@ class Speech:
     def __init__(self, specification: dict[str, Any]):
         self.dtype, kind = getattr(torch, specification["dtype"]), transformers.WhisperForConditionalGeneration
         self.target = kind.from_pretrained(specification["target"], dtype=self.dtype).eval()
+        self.tokenizer = Tokenizer.from_file(str(Path(specification["target"]) / "tokenizer.json"))
         self.extract = transformers.WhisperFeatureExtractor()
         self.sounds = [np.load(file) for file in specification["inputs"]]
         self.num_bytes, self.num_passes = num_bytes(self.target), 0
@@ -67,14 +70,13 @@ class Speech:
     def _count(self, *_: Any) -> None:
         self.num_passes += 1
 
-    def run(self, index: int, assisted: bool) -> tuple[list[int], int]:
-        """Returns the tokens of the text, and the passes of the decoder."""
+    def run(self, index: int, assisted: bool) -> tuple[str, int, int]:
+        """Returns the text, the number of its tokens with the end token, and the passes of the decoder."""
         self.num_passes = 0
         features = self.extract(self.sounds[index], sampling_rate=RATE, return_tensors="pt").input_features
         options = {"language": "en", "task": "transcribe", "do_sample": False}
         text = self.target.generate(features.to(self.dtype), **options)
-        end = self.target.generation_config.eos_token_id
-        return [token for token in text[0].tolist() if token < end], self.num_passes
+        return self.tokenizer.decode(text[0].tolist()).strip(), self.num_passes, self.num_passes
 
 
 def load(specification: dict[str, Any]) -> Text | Speech:
