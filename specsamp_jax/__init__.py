@@ -23,8 +23,8 @@ from specsamp_jax.decoding.generate import generate as generate
 from specsamp_jax.decoding.generate import stream as stream
 from specsamp_jax.decoding.goodput import GoodputNumDraft as GoodputNumDraft
 from specsamp_jax.decoding.num_draft import HeuristicNumDraft as HeuristicNumDraft
-from specsamp_jax.decoding.step import DecodeState as DecodeState
-from specsamp_jax.decoding.step import StepInfo as StepInfo
+from specsamp_jax.decoding.state import DecodeState as DecodeState
+from specsamp_jax.decoding.state import StepInfo as StepInfo
 from specsamp_jax.decoding.step import init as init
 from specsamp_jax.decoding.step import step as step
 from specsamp_jax.rules.calibration import CalibratedRule as CalibratedRule

@@ -1,17 +1,16 @@
 """Tokens that a drafter missed while the target decoded alone, read before it drafts again."""
 
-from typing import Any
-
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Int
 
 from specsamp_jax.decoding.drafters import Drafter, ReadsText
 from specsamp_jax.decoding.goodput import ALL_SEEN, CATCH_UP, GoodputState
+from specsamp_jax.decoding.num_draft import longest
+from specsamp_jax.decoding.state import DecodeState
 
 
-def catch_up(state: Any, drafter: Drafter | None, num_draft: Int[Array, ""]) -> Any:
-    """Returns the `DecodeState` with the missing tokens in the drafter's cache if the step drafts, else `state`.
+def catch_up(state: DecodeState, drafter: Drafter | None) -> DecodeState:
+    """Returns the state with the missing tokens in the drafter's cache if the next step drafts, else `state`.
 
     `propose` reads the last two tokens of each row itself. Before a probe the drafter reads at most the last
     `CATCH_UP` tokens, so that a probe costs no more after a longer wait; earlier ones stay missing until a step
@@ -22,7 +21,7 @@ def catch_up(state: Any, drafter: Drafter | None, num_draft: Int[Array, ""]) -> 
         return state
     width = min(CATCH_UP, state.tokens.shape[1])
     end = state.lengths - 2
-    drafts = num_draft > 0
+    drafts = longest(state) > 0
     first = jnp.where(rule.probing, jnp.maximum(rule.num_seen, state.lengths - width), rule.num_seen)
     first = jnp.where(state.finished, end, first)
 

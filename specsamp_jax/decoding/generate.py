@@ -7,7 +7,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 from jaxtyping import Array, Int
 
 from specsamp_jax import _checks
@@ -15,8 +14,11 @@ from specsamp_jax._types import Generation, KeyLike, Model, SamplingParams, Stat
 from specsamp_jax.decoding import checks, static
 from specsamp_jax.decoding.drafters import Drafter, ProcessLogitsFn
 from specsamp_jax.decoding.num_draft import NumDraft, compiled_lengths, split
+from specsamp_jax.decoding.one_length import step_of_length
+from specsamp_jax.decoding.state import DecodeState, StepInfo
 from specsamp_jax.decoding.stateful_rule import VerifyFn
-from specsamp_jax.decoding.step import DecodeState, StepInfo, init, resolve, step
+from specsamp_jax.decoding.step import check_state, init, resolve, step
+from specsamp_jax.decoding.stretch import run_steps
 from specsamp_jax.rules.verify import verify
 from specsamp_jax.sampling import streams
 
@@ -236,49 +238,39 @@ def _init(prompt, prompt_lengths, costs, target, drafter, *, num_draft, max_new_
     )
 
 
+def _shared(target, traced, ends, processor_data, *, fixed, processor, **options) -> dict[str, Any]:
+    """Arguments of a step that `step` and `step_of_length` both take."""
+    return options | {
+        "target": target,
+        "sampling": static.join(fixed, traced),
+        "eos_token": ends,
+        "process_logits_fn": static.join_processor(processor, processor_data),
+    }
+
+
 @functools.partial(jax.jit, static_argnames=_STEP_STATICS, donate_argnames=("state", "stats"))
-def _advance(keys, state, stats, target, drafter, traced, ends, processor_data, *, fixed, processor, **options):
-    sampling = static.join(fixed, traced)
-    state, info = step(
-        keys,
-        state,
-        target=target,
-        draft=drafter,
-        sampling=sampling,
-        eos_token=ends,
-        process_logits_fn=static.join_processor(processor, processor_data),
-        **options,
-    )
+def _advance(keys, state, stats, target, drafter, *data, **statics):
+    state, info = step(keys, state, draft=drafter, **_shared(target, *data, **statics))
     return state, _count(stats, info)
 
 
 @functools.partial(jax.jit, static_argnames=(*_STEP_STATICS, "max_new_tokens"))
-def _generate(
-    max_steps,
-    keys,
-    prompt,
-    prompt_lengths,
-    costs,
-    target,
-    drafter,
-    traced,
-    ends,
-    processor_data,
-    *,
-    fixed,
-    max_new_tokens,
-    **options,
-):
-    shared = {name: options[name] for name in ("num_draft", "verify_fn")}
+def _generate(max_steps, keys, prompt, prompt_lengths, costs, target, drafter, *data, max_new_tokens, **statics):
+    num_draft = statics["num_draft"]
+    shared = {"num_draft": num_draft, "verify_fn": statics["verify_fn"]}
     state = _init(prompt, prompt_lengths, costs, target, drafter, max_new_tokens=max_new_tokens, **shared)
-    stats = Stats.zeros(prompt.shape[0], compiled_lengths(options["num_draft"])[-1])
+    check_state(state, drafter, num_draft)
+    stats = Stats.zeros(prompt.shape[0], compiled_lengths(num_draft)[-1])
+    options = _shared(target, *data, **statics)
 
-    def body(carry):
-        return _advance(keys, *carry, target, drafter, traced, ends, processor_data, fixed=fixed, **options)
+    def advance(length, carry):
+        state, stats = carry
+        state, info = step_of_length(length, state, key=keys, drafter=drafter, **options)
+        return state, _count(stats, info)
 
     def unfinished(carry):
         state, stats = carry
         return ~state.finished.all() & (stats.num_steps < max_steps)
 
-    state, stats = lax.while_loop(unfinished, body, (state, stats))
+    state, stats = run_steps(advance, unfinished, (state, stats), drafter=drafter, num_draft=num_draft)
     return _generation(state, stats, prompt.shape[1] + max_new_tokens)

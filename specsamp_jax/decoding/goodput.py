@@ -1,11 +1,10 @@
 """Draft length by goodput: the number of expected tokens per second, from measured acceptance and measured costs."""
 
 import dataclasses
-import functools
 from typing import NamedTuple
 
 import jax.numpy as jnp
-from jax import export, lax
+from jax import export
 from jaxtyping import Array, Bool, Float, Int
 
 from specsamp_jax import _checks
@@ -14,7 +13,7 @@ CATCH_UP = 32
 """Tokens that a drafter reads at once if it was not run for some steps."""
 
 ALL_SEEN = 2**31 - 1
-"""Value of `GoodputState.num_seen` during a step that leaves no gap."""
+"""Value of `GoodputState.num_seen` if the drafter has read all but at most the last two tokens."""
 
 _PRIOR_WEIGHT = 2.0  # of the estimate that a position starts from, in observations
 _SHORTEST_WAIT, _LONGEST_WAIT = 8, 4096  # steps between two probes
@@ -94,7 +93,7 @@ class GoodputState(NamedTuple):
       choice: Index of the chosen length.
       probing: Whether the next step probes the length after the chosen one.
       due: Steps until the next probe.
-      num_seen: Tokens of the text that are in the drafter's cache without a gap; its last two need not be.
+      num_seen: Tokens of the text that are in the drafter's cache without a gap, or `ALL_SEEN`.
     """
 
     costs: Float[Array, "B N"]
@@ -131,6 +130,7 @@ def start(
 
 def update(
     rule: GoodputNumDraft,
+    length: int,
     state: GoodputState,
     *,
     active: Bool[Array, "B"],
@@ -143,6 +143,8 @@ def update(
 
     Args:
       rule: The rule.
+      length: The compiled length of the step. Without drafts there is nothing to observe: a step of length 0 counts
+        down to the next probe and no more.
       state: The state before the step.
       active: Rows that had not finished before the step.
       num_drafted: Drafts that were asked for.
@@ -150,20 +152,16 @@ def update(
       lengths: Tokens of each row after the step.
       remaining: Tokens from there to each row's limit.
     """
-    decoded_alone = (state.choice.max(initial=0) == 0) & ~state.probing.any() & (rule.lengths[0] == 0)
-    # Without drafts there is nothing to observe: a step of length 0 counts down to the next probe and no more.
-    state = lax.cond(
-        decoded_alone,
-        lambda state: state._replace(due=jnp.maximum(state.due - 1, 0)),
-        functools.partial(_observe, rule, active=active, num_drafted=num_drafted, num_accepted=num_accepted),
-        state,
-    )
+    if length == 0:
+        # The drafter does not read the last token before the step, nor the one before that.
+        seen = jnp.minimum(state.num_seen, lengths - 3)
+        state = state._replace(due=jnp.maximum(state.due - 1, 0), num_seen=seen)
+    else:
+        state = _observe(rule, state, active=active, num_drafted=num_drafted, num_accepted=num_accepted)
     choice = state.choice.max(initial=0)
     longer = jnp.minimum(choice + 1, len(rule.lengths) - 1)
     probing = (longer > choice) & (state.due.max(initial=0) == 0) & (rule.probe_share > 0)
-    state = state._replace(
-        probing=jnp.broadcast_to(probing, active.shape), num_seen=jnp.minimum(state.num_seen, lengths - 2)
-    )
+    state = state._replace(probing=jnp.broadcast_to(probing, active.shape))
     return _per_row(rule, jnp.where(probing, longer, choice), remaining), state
 
 

@@ -9,6 +9,7 @@ from jaxtyping import Array, Bool, Float, Int
 from specsamp_jax import _checks
 from specsamp_jax.decoding import goodput
 from specsamp_jax.decoding.goodput import GoodputNumDraft, GoodputState
+from specsamp_jax.decoding.state import DecodeState
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,6 +81,7 @@ def start(
 
 def update(
     num_draft: NumDraft,
+    length: int,
     current: Int[Array, "B"],
     state: Any,
     *,
@@ -88,10 +90,29 @@ def update(
     lengths: Int[Array, "B"],
     remaining: Int[Array, "B"],
 ) -> tuple[Int[Array, "B"], Any]:
-    """Returns the draft length of each row's next step, and the state of the rule; see `goodput.update`."""
+    """Returns the draft length of each row's next step, and the state of the rule, after a step of `length`.
+
+    See `goodput.update`.
+    """
     if isinstance(num_draft, GoodputNumDraft):
         counts = {"active": active, "num_drafted": current, "num_accepted": num_accepted}
-        return goodput.update(num_draft, state, **counts, lengths=lengths, remaining=remaining)
+        return goodput.update(num_draft, length, state, **counts, lengths=lengths, remaining=remaining)
     if isinstance(num_draft, HeuristicNumDraft):
         return jnp.where(active, num_draft.update(current, num_accepted), current), state
     return current, state
+
+
+def longest(state: DecodeState) -> Int[Array, ""]:
+    """Returns the longest draft that a row of the next step asks for."""
+    return jnp.where(state.finished, 0, state.num_draft).max(initial=0)
+
+
+def next_index(num_draft: NumDraft, state: DecodeState) -> Int[Array, ""]:
+    """Returns the index of the next step's length in `compiled_lengths`: the smallest that is enough for all rows."""
+    return jnp.searchsorted(jnp.array(compiled_lengths(num_draft)), longest(state))
+
+
+def is_probe(state: DecodeState) -> Bool[Array, ""]:
+    """Whether the next step only tries a draft length."""
+    rule = state.num_draft_state
+    return rule.probing.any() if isinstance(rule, GoodputState) else jnp.zeros((), bool)

@@ -21,7 +21,7 @@ PROMPT = [1, 2, 1, 2, 1]
 
 def after(rule, accepted, *, num_steps=60, remaining=1000):
     """Draft lengths and states of a row whose step accepts `accepted(i, num_draft)` drafts."""
-    update = jax.jit(functools.partial(goodput.update, rule))
+    update = jax.jit(functools.partial(goodput.update, rule), static_argnums=0)
     row = functools.partial(jnp.full, (1,))
     num_draft, state = goodput.start(rule, jnp.asarray(rule.costs), row(5), row(remaining))
     lengths, states = [], []
@@ -30,7 +30,7 @@ def after(rule, accepted, *, num_steps=60, remaining=1000):
         states.append(state)
         count = row(min(accepted(i, lengths[-1]), lengths[-1]))
         counts = {"active": row(True), "num_accepted": count, "lengths": row(9), "remaining": row(remaining)}
-        num_draft, state = update(state, num_drafted=num_draft, **counts)
+        num_draft, state = update(lengths[-1], state, num_drafted=num_draft, **counts)
     return lengths, states
 
 
@@ -169,7 +169,7 @@ def test_costs_are_data_and_are_positive():
         rule = ss.GoodputNumDraft(table, (0, 2))
         *_, last = ss.stream(jax.random.key(0), prompt, **models, num_draft=rule, max_new_tokens=6)
         assert (last.lengths == 11).all()
-    assert len(traces) == num_traces, "stream runs the programs that were measured, whatever the costs"
+    assert len(traces) == num_traces, "generate runs the program that was measured, whatever the costs"
 
 
 def test_a_drafter_of_length_zero_costs_nothing():
