@@ -15,7 +15,7 @@ from specsamp_jax.certificate.checks import certify as certify
 from specsamp_jax.certificate.report import Certificate as Certificate
 from specsamp_jax.certificate.report import Check as Check
 from specsamp_jax.decoding.confidence import ConfidenceDrafter as ConfidenceDrafter
-from specsamp_jax.decoding.costs import measure_costs as measure_costs
+from specsamp_jax.decoding.costs import measure_goodput as measure_goodput
 from specsamp_jax.decoding.drafters import Drafter as Drafter
 from specsamp_jax.decoding.drafters import ModelDrafter as ModelDrafter
 from specsamp_jax.decoding.drafters import NGramDrafter as NGramDrafter
@@ -73,7 +73,7 @@ __all__ = [
     "expected_num_tokens",
     "generate",
     "init",
-    "measure_costs",
+    "measure_goodput",
     "residual_logits",
     "sample",
     "sample_coupled",

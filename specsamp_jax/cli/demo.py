@@ -37,9 +37,9 @@ def demo_command(seed: int) -> None:
     click.echo("\n")
 
     with doing("compiling steps of " + ", ".join(map(str, draft_length.LENGTHS)) + " drafts, and measuring them"):
-        costs = demo_checks.step_costs(pair, first)
+        rule = demo_checks.measure_rule(pair, first)
     with doing(f"continuing {len(prompts)} held-out docstrings with speculation and without"):
-        speculative, alone = demo_checks.race(pair, prompts, costs, seed)
+        speculative, alone = demo_checks.race(pair, prompts, rule, seed)
     with doing(f"drawing {demo_checks.NUM_CHECKED:,} speculative tokens after one context"):
         check = demo_checks.check_exactness(pair, first.tokens, seed)
 
@@ -47,7 +47,9 @@ def demo_command(seed: int) -> None:
     runs = [(run.name, f"{run.tokens_per_second:.0f}", f"{run.tokens_per_step:.2f}") for run in (speculative, alone)]
     table([("", "tokens per second", "tokens per step"), *runs])
     gain = speculative.tokens_per_second / alone.tokens_per_second
-    click.echo(f"\nSpeculation was {gain:.2f} times as fast as the target alone. Here {draft_length.describe(costs)}.")
+    click.echo(
+        f"\nSpeculation was {gain:.2f} times as fast as the target alone. Here {draft_length.describe(rule.costs)}."
+    )
     click.echo(f"So {speculative.share_drafted:.0%} of its steps drafted, as many tokens as pay.")
     if gain < WORTH:
         click.echo("Speculation brings nothing here: longer steps cost more than the accepted drafts save.")

@@ -15,7 +15,7 @@ from specsamp_jax._types import Stats
 from specsamp_jax.cli import docstrings, draft_length
 from specsamp_jax.cli.pair import Pair
 from specsamp_jax.cli.shared import check_target
-from specsamp_jax.decoding.costs import measure_costs
+from specsamp_jax.decoding.costs import measure_goodput
 from specsamp_jax.decoding.generate import generate
 from specsamp_jax.decoding.goodput import GoodputNumDraft
 from specsamp_jax.decoding.stats import accepted_by_position
@@ -84,17 +84,16 @@ class Run(NamedTuple):
     share_drafted: float
 
 
-def step_costs(pair: Pair, prompt: Prompt) -> tuple[float, ...]:
+def measure_rule(pair: Pair, prompt: Prompt) -> GoodputNumDraft:
     """Measures a step at each of `draft_length.LENGTHS`, in the program that `race` runs."""
     options = {"target": pair.target, "draft": pair.drafter, "eos_token": pair.end_token}
-    return measure_costs(
+    return measure_goodput(
         np.asarray([prompt.tokens]), lengths=draft_length.LENGTHS, max_new_tokens=NEW_TOKENS, **options
     )
 
 
-def race(pair: Pair, prompts: Sequence[Prompt], costs: tuple[float, ...], seed: int) -> tuple[Run, Run]:
+def race(pair: Pair, prompts: Sequence[Prompt], rule: GoodputNumDraft, seed: int) -> tuple[Run, Run]:
     """Continues each prompt with speculation and with the target alone, in turns, and measures both."""
-    rule = GoodputNumDraft(costs, draft_length.LENGTHS)
     runners = {
         "with speculation": functools.partial(generate, draft=pair.drafter, num_draft=rule),
         "target alone": functools.partial(generate, draft=None),

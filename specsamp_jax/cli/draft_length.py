@@ -5,7 +5,7 @@ from typing import Any
 import click
 
 from specsamp_jax.cli.shared import doing, say
-from specsamp_jax.decoding.costs import measure_costs
+from specsamp_jax.decoding.costs import measure_goodput
 from specsamp_jax.decoding.generate import stream
 from specsamp_jax.decoding.goodput import GoodputNumDraft
 
@@ -32,15 +32,15 @@ Choice = int | str | GoodputNumDraft
 
 
 def resolve(num_draft: Choice, prompt: Any, **options: Any) -> int | GoodputNumDraft:
-    """Returns the number or the rule; for `AUTO` a rule with costs measured for `stream` with these arguments."""
+    """Returns the number or the rule; for `AUTO` a rule measured for `stream` with these arguments."""
     if not isinstance(num_draft, str):
         return num_draft
     if options["draft"] is None:
         return 0
     with doing("compiling, and measuring steps of " + ", ".join(map(str, LENGTHS)) + " drafts"):
-        costs = measure_costs(prompt, lengths=LENGTHS, decode_fn=stream, **options)
-    say(describe(costs))
-    return GoodputNumDraft(costs, LENGTHS)
+        rule = measure_goodput(prompt, lengths=LENGTHS, decode_fn=stream, **options)
+    say(describe(rule.costs))
+    return rule
 
 
 def describe(costs: tuple[float, ...]) -> str:

@@ -1,4 +1,4 @@
-"""Measures the time of a decoding step at each draft length, on the machine and with the models at hand."""
+"""Measures time and acceptance of a decoding step at each draft length, on the machine and with the models at hand."""
 
 import functools
 import itertools
@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, Int
 
 from specsamp_jax import _checks
-from specsamp_jax._types import Model, SamplingParams
+from specsamp_jax._types import Model, SamplingParams, Stats
 from specsamp_jax.decoding.drafters import Drafter, ProcessLogitsFn
 from specsamp_jax.decoding.generate import generate, generate_steps, stream
 from specsamp_jax.decoding.goodput import GoodputNumDraft
@@ -22,7 +22,7 @@ _FEWEST_STEPS, _MOST_STEPS, _STEPS_SECONDS = 3, 12, 0.05  # timed together: as m
 _FEWEST_ROUNDS, _MOST_ROUNDS, _SECONDS = 3, 16, 2.0  # no new round after so many seconds
 
 
-def measure_costs(
+def measure_goodput(
     prompt: Int[Array | np.ndarray, "B P"],
     *,
     target: Model,
@@ -35,14 +35,15 @@ def measure_costs(
     eos_token: int | Sequence[int] | Int[Array, "E"] | None = None,
     verify_fn: VerifyFn = verify,
     process_logits_fn: ProcessLogitsFn | None = None,
-) -> tuple[float, ...]:
-    """Returns the seconds of a step at each of `lengths`, for `GoodputNumDraft`.
+) -> GoodputNumDraft:
+    """Returns a `GoodputNumDraft` with the seconds of a step at each of `lengths`, and the acceptance at each position.
 
     Decodes a few steps after the prompts with each length in turn, for about two seconds and the time of compilation,
-    and throws the texts away. The result is the lower quartile of the rounds, which other processes disturb less than
-    the median; a longer draft never costs less than a shorter one. The programs that run are those of `decode_fn` with
-    the same arguments and `GoodputNumDraft(costs, lengths)`, which are then compiled already. The time of a step
-    depends on B and on P + `max_new_tokens`: measure again for shapes that differ much.
+    and throws the texts away. `costs` are the lower quartiles of the rounds, which other processes disturb less than
+    medians; a longer draft never costs less than a shorter one. `prior` is the share of drafts that were accepted at
+    each position after those before it, of all steps that reached it. The programs that run are those of `decode_fn`
+    with the same arguments and the rule that is returned, which are then compiled already. The time of a step depends
+    on B and on P + `max_new_tokens`: measure again for shapes that differ much.
 
     Args:
       prompt: As in `generate`, and so are the arguments that are not listed here.
@@ -66,8 +67,9 @@ def measure_costs(
       ...     return table[tokens], cache
       >>> target = ss.Model(jnp.eye(5), bigrams, lambda batch_size, max_length: ())
       >>> models = {"target": target, "draft": ss.NGramDrafter()}
-      >>> costs = ss.measure_costs(jnp.array([[1, 2]]), **models, lengths=(0, 2), max_new_tokens=8)
-      >>> rule = ss.GoodputNumDraft(costs, lengths=(0, 2))
+      >>> rule = ss.measure_goodput(jnp.array([[1, 2]]), **models, lengths=(0, 2), max_new_tokens=8)
+      >>> len(rule.costs), len(rule.prior)
+      (2, 2)
     """
     _checks.lengths("lengths", lengths, 0)
     if decode_fn not in (generate, stream):
@@ -86,39 +88,59 @@ def measure_costs(
     rules = [_forced(lengths, index) for index in range(len(lengths))]
     first = functools.partial(seconds_fn, _FEWEST_STEPS, jax.random.key(0), prompt, rules[0], options)
     first()  # compiles
-    num_steps = int(np.clip(_STEPS_SECONDS / max(first(), 1e-9), _FEWEST_STEPS, _MOST_STEPS))
-    began, rounds = time.perf_counter(), []
+    num_steps = int(np.clip(_STEPS_SECONDS / max(first()[0], 1e-9), _FEWEST_STEPS, _MOST_STEPS))
+    began, rounds, counts = time.perf_counter(), [], []
     while len(rounds) < _FEWEST_ROUNDS or (len(rounds) < _MOST_ROUNDS and time.perf_counter() - began < _SECONDS):
         key = jax.random.key(len(rounds))
-        rounds.append([seconds_fn(num_steps, key, prompt, rule, options) for rule in rules])
+        seconds, stats = zip(*(seconds_fn(num_steps, key, prompt, rule, options) for rule in rules), strict=True)
+        rounds.append(seconds)
+        counts += zip(lengths, jax.device_get(stats), strict=True)
     quartile = np.quantile(rounds, 0.25, axis=0)
-    return tuple(np.maximum.accumulate(np.maximum(quartile, 1e-9)).tolist())
+    costs = tuple(np.maximum.accumulate(np.maximum(quartile, 1e-9)).tolist())
+    return GoodputNumDraft(costs, lengths, prior=_acceptance(counts, lengths[-1]))
+
+
+def _acceptance(counts: list[tuple[int, Stats]], longest: int) -> tuple[float, ...]:
+    """Acceptance at each position, given those before it; half an observation of .5 where none was made.
+
+    A step of a row reaches the first position if it asks for a draft, and another one if it accepted the draft before.
+    """
+    reached, accepted = np.zeros(longest), np.zeros(longest)
+    for length, stats in counts:
+        if length:
+            # A step of a row emits a token more than it accepts.
+            num_steps = max(stats.num_emitted.sum() - stats.num_accepted.sum(), stats.num_accepted[0])
+            reached[:length] += [num_steps, *stats.num_accepted[: length - 1]]
+            accepted += stats.num_accepted
+    return tuple(((accepted + 0.25) / (reached + 0.5)).clip(0, 1).tolist())
 
 
 def _forced(lengths: tuple[int, ...], index: int) -> GoodputNumDraft:
-    """The rule under costs with which it always chooses one length, in the program of any other costs."""
-    return GoodputNumDraft(tuple(1.0 if i == index else 1e9 for i in range(len(lengths))), lengths)
+    """The rule under costs with which it always chooses one length, in the program of any measured rule."""
+    costs = tuple(1.0 if i == index else 1e9 for i in range(len(lengths)))
+    return GoodputNumDraft(costs, lengths, prior=(0.5,) * lengths[-1])
 
 
 def _seconds_of_generate(
     most_steps: int, key: Any, prompt: Any, rule: GoodputNumDraft, options: dict[str, Any]
-) -> float:
-    """Seconds per step inside the compiled loop: of some steps, less the time of none."""
-    times, num_steps = [], 1
+) -> tuple[float, Stats]:
+    """Seconds per step inside the compiled loop, of some steps less the time of none, and the counts of these steps."""
+    times, texts = [], []
     for max_steps in (0, most_steps):
         began = time.perf_counter()
         text = jax.block_until_ready(generate_steps(np.int32(max_steps), key, prompt, num_draft=rule, **options))
         times.append(time.perf_counter() - began)
-        num_steps = max(int(text.stats.num_steps), 1)
-    return (times[1] - times[0]) / num_steps
+        texts.append(text)
+    stats = texts[-1].stats
+    return (times[1] - times[0]) / max(int(stats.num_steps), 1), stats
 
 
-def _seconds_of_stream(most_steps: int, key: Any, prompt: Any, rule: GoodputNumDraft, options: dict[str, Any]) -> float:
-    """Seconds per step from one item of the stream to the next, the first excluded."""
-    began = ended = time.perf_counter()
-    num_steps = 0
-    for num_steps, text in enumerate(itertools.islice(stream(key, prompt, num_draft=rule, **options), most_steps + 1)):
-        jax.block_until_ready(text)
-        ended = time.perf_counter()
-        began = began if num_steps else ended
-    return (ended - began) / max(num_steps, 1)
+def _seconds_of_stream(
+    most_steps: int, key: Any, prompt: Any, rule: GoodputNumDraft, options: dict[str, Any]
+) -> tuple[float, Stats]:
+    """Seconds per step from one item of the stream to the next, the first excluded, and the counts of all steps."""
+    ends, stats = [], Stats.zeros(prompt.shape[0], rule.lengths[-1])
+    for text in itertools.islice(stream(key, prompt, num_draft=rule, **options), most_steps + 1):
+        stats = jax.block_until_ready(text).stats
+        ends.append(time.perf_counter())
+    return (ends[-1] - ends[0]) / max(len(ends) - 1, 1), stats

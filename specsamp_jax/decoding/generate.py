@@ -109,8 +109,8 @@ def generate_steps(
 ) -> Generation:
     """Like `generate`, for at most `max_steps` steps: the same compiled program serves any number of them."""
     sizes = {"max_new_tokens": max_new_tokens}
-    keys, costs, data, statics = _prepare(key, prompt, prompt_lengths=prompt_lengths, **sizes, **arguments)
-    return _generate(max_steps, keys, prompt, prompt_lengths, costs, *data, **sizes, **statics)
+    keys, measured, data, statics = _prepare(key, prompt, prompt_lengths=prompt_lengths, **sizes, **arguments)
+    return _generate(max_steps, keys, prompt, prompt_lengths, measured, *data, **sizes, **statics)
 
 
 def stream(
@@ -142,7 +142,7 @@ def stream(
       >>> [step.tokens.tolist() for step in steps]
       [[[1, 2, -1]], [[1, 2, 3]]]
     """
-    keys, costs, data, statics = _prepare(
+    keys, measured, data, statics = _prepare(
         key,
         prompt,
         target=target,
@@ -156,7 +156,7 @@ def stream(
         process_logits_fn=process_logits_fn,
     )
     shared = {name: statics[name] for name in ("num_draft", "verify_fn")}
-    state = _init(prompt, prompt_lengths, costs, *data[:2], max_new_tokens=max_new_tokens, **shared)
+    state = _init(prompt, prompt_lengths, measured, *data[:2], max_new_tokens=max_new_tokens, **shared)
     stats = Stats.zeros(prompt.shape[0], compiled_lengths(statics["num_draft"])[-1])
     length = prompt.shape[1] + max_new_tokens
     if prompt.shape[0] == 0:
@@ -184,7 +184,7 @@ def _prepare(
     """Checks the arguments of `generate`.
 
     Returns:
-      The key of each row, the costs of `GoodputNumDraft` or None, the data of a step (target, drafter, sampling
+      The key of each row, the data of `GoodputNumDraft` or None, the data of a step (target, drafter, sampling
       parameters, end tokens, data of the processor), and the arguments that are compiled in.
     """
     _checks.generate(prompt, target, draft, num_draft, max_new_tokens, prompt_lengths)
@@ -194,12 +194,12 @@ def _prepare(
     fixed, traced = static.split(sampling, prompt.shape[0])
     processor, processor_data = static.split_processor(process_logits_fn)
     drafter, num_draft = resolve(draft, num_draft)
-    num_draft, costs = split(num_draft)
+    num_draft, measured = split(num_draft)
     sizes = {"num_draft": num_draft, "max_new_tokens": max_new_tokens}
     checks.values(prompt, prompt_lengths, eos_token, target, drafter, **sizes)
     data = target, drafter, traced, static.pad_end_tokens(eos_token), processor_data
     statics = {"fixed": fixed, "num_draft": num_draft, "verify_fn": verify_fn, "processor": processor}
-    return keys, costs, data, statics
+    return keys, measured, data, statics
 
 
 def _count(stats: Stats, info: StepInfo) -> Stats:
@@ -225,7 +225,7 @@ _STEP_STATICS = ("fixed", "num_draft", "verify_fn", "processor")
 
 
 @functools.partial(jax.jit, static_argnames=("num_draft", "max_new_tokens", "verify_fn"))
-def _init(prompt, prompt_lengths, costs, target, drafter, *, num_draft, max_new_tokens, verify_fn):
+def _init(prompt, prompt_lengths, measured, target, drafter, *, num_draft, max_new_tokens, verify_fn):
     return init(
         prompt,
         target=target,
@@ -233,7 +233,7 @@ def _init(prompt, prompt_lengths, costs, target, drafter, *, num_draft, max_new_
         num_draft=num_draft,
         max_new_tokens=max_new_tokens,
         prompt_lengths=prompt_lengths,
-        costs=costs,
+        measured=measured,
         verify_fn=verify_fn,
     )
 
@@ -255,10 +255,10 @@ def _advance(keys, state, stats, target, drafter, *data, **statics):
 
 
 @functools.partial(jax.jit, static_argnames=(*_STEP_STATICS, "max_new_tokens"))
-def _generate(max_steps, keys, prompt, prompt_lengths, costs, target, drafter, *data, max_new_tokens, **statics):
+def _generate(max_steps, keys, prompt, prompt_lengths, measured, target, drafter, *data, max_new_tokens, **statics):
     num_draft = statics["num_draft"]
     shared = {"num_draft": num_draft, "verify_fn": statics["verify_fn"]}
-    state = _init(prompt, prompt_lengths, costs, target, drafter, max_new_tokens=max_new_tokens, **shared)
+    state = _init(prompt, prompt_lengths, measured, target, drafter, max_new_tokens=max_new_tokens, **shared)
     check_state(state, drafter, num_draft)
     stats = Stats.zeros(prompt.shape[0], compiled_lengths(num_draft)[-1])
     options = _shared(target, *data, **statics)

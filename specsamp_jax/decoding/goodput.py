@@ -15,8 +15,9 @@ CATCH_UP = 32
 ALL_SEEN = 2**31 - 1
 """Value of `GoodputState.num_seen` if the drafter has read all but at most the last two tokens."""
 
-_PRIOR_WEIGHT = 2.0  # of the estimate that a position starts from, in observations
+_ASSUMED_WEIGHT, _MEASURED_WEIGHT = 2.0, 10.0  # of a prior, in observations: one number, or one per position
 _SHORTEST_WAIT, _LONGEST_WAIT = 8, 4096  # steps between two probes
+_MOST_DOUBLINGS = 3  # of the wait, after probes that failed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,28 +26,30 @@ class GoodputNumDraft:
 
     After each step the goodput of each of `lengths` is its expected number of tokens over its cost. The expected
     number is 1 + a_1 + a_1 a_2 + ..., where a_i is the running acceptance at position i, given that all drafts before
-    it were accepted, of all rows together; drafts that a drafter did not propose count as rejected. A position without
-    observations takes the estimate of the position before it. The step after that runs the length of highest goodput,
-    if it is better than the present one by `hysteresis`. A row drafts fewer tokens where fewer are left to its limit.
+    it were accepted, of all rows together; drafts that a drafter did not propose count as rejected. It starts from
+    `prior`. The step after that runs the length of highest goodput, if it is better than the present one by
+    `hysteresis`. A row drafts fewer tokens where fewer are left to its limit.
 
     Acceptance beyond the present length is not observed, so the next longer length is tried from time to time. The
-    wait is the expected loss of such a probe over `probe_share` of a step's cost, between 8 and 4,096 steps. A drafter
-    does not run in steps of length 0. Before a probe it reads the last 32 tokens, before other steps all that it
-    missed.
+    wait is the expected loss of such a probe over `probe_share` of a step's cost, between 8 and 4,096 steps. It
+    doubles, at most three times, after each probe that does not raise the expected number of tokens. A drafter does
+    not run in steps of length 0. Before a probe it reads the last 32 tokens, before other steps all that it missed.
 
     The length of a step is a function of earlier steps: their counts of accepted drafts, the number of rows that have
-    finished, and `costs`. It never depends on the drafts of the step itself, which would change the distribution of
-    the text (see `Draft`). So each row's text has exactly the target's distribution. It is not the same text in another
-    batch or under other costs, because one length serves all rows: where a seed must reproduce a text, use a fixed
-    draft length, or `HeuristicNumDraft`, or a temperature of 0.
+    finished, `costs` and `prior`. It never depends on the drafts of the step itself, which would change the
+    distribution of the text (see `Draft`). So each row's text has exactly the target's distribution. It is not the same
+    text in another batch or under other costs, because one length serves all rows: where a seed must reproduce a text,
+    use a fixed draft length, or `HeuristicNumDraft`, or a temperature of 0.
 
     Attributes:
-      costs: Time of a step at each of `lengths`, in any unit, such as `measure_costs` returns.
+      costs: Time of a step at each of `lengths`, in any unit; `measure_goodput` measures it.
       lengths: The draft lengths that are compiled, ascending.
       hysteresis: Share by which another length must be better than the present one.
       memory: Observations that the running acceptance of a row remembers.
       probe_share: Expected share of the time that probes may cost.
-      prior: Acceptance that is assumed before there are observations.
+      prior: Acceptance before there are observations. One number per position, such as `measure_goodput` finds, counts
+        as 10 observations of each. One number for all counts as 2 of the first position; the estimate of a position is
+        then the prior of the next.
 
     Example:
       >>> rule = GoodputNumDraft(costs=(1.0, 1.2, 1.4), lengths=(0, 1, 2))
@@ -59,23 +62,28 @@ class GoodputNumDraft:
     hysteresis: float = 0.01
     memory: float = 50.0
     probe_share: float = 0.01
-    prior: float = 0.7
+    prior: float | tuple[float, ...] = 0.7
 
     def __post_init__(self):
         _checks.lengths("GoodputNumDraft.lengths", self.lengths, 0)
         if len(self.costs) != len(self.lengths) or not all(0 < cost < float("inf") for cost in self.costs):
             raise ValueError(
                 "GoodputNumDraft.costs must be one positive number for each of lengths, "
-                f"{self.lengths}; got {self.costs}. See measure_costs."
+                f"{self.lengths}; got {self.costs}. See measure_goodput."
             )
         for name, least, largest in (
             ("hysteresis", 0, 1),
             ("memory", 1, float("inf")),
             ("probe_share", 0, 1),
-            ("prior", 0, 1),
         ):
             if not least <= (value := vars(self)[name]) <= largest:
                 raise ValueError(f"GoodputNumDraft.{name} must be from {least} to {largest}; got {value}.")
+        rates = self.prior if isinstance(self.prior, tuple) else (self.prior,) * self.lengths[-1]
+        if len(rates) != self.lengths[-1] or not all(0 <= rate <= 1 for rate in rates):
+            raise ValueError(
+                "GoodputNumDraft.prior must be from 0 to 1, one number or one for each position, "
+                f"{self.lengths[-1]} in all; got {self.prior}."
+            )
 
     def best(self, acceptance: tuple[float, ...]) -> int:
         """Returns the best draft length for a share of accepted drafts per position, given those before it."""
@@ -83,25 +91,53 @@ class GoodputNumDraft:
         return self.lengths[int(jnp.argmax(_num_tokens(rates, self.lengths) / jnp.asarray(self.costs)))]
 
 
+class Measured(NamedTuple):
+    """The part of a `GoodputNumDraft` that is data. K is the longest length, N the number of lengths.
+
+    Attributes:
+      costs: Time of a step at each length.
+      prior: Acceptance at each position before there are observations.
+    """
+
+    costs: Float[Array, "N"]
+    prior: Float[Array, "K"]
+
+
+def measured(rule: GoodputNumDraft) -> Measured:
+    """Returns the data of a rule."""
+    prior = jnp.broadcast_to(jnp.asarray(rule.prior, jnp.float32), (rule.lengths[-1],))
+    return Measured(jnp.asarray(rule.costs, jnp.float32), prior)
+
+
+def without_data(rule: GoodputNumDraft) -> GoodputNumDraft:
+    """Returns the part of a rule that is compiled in; costs and prior are the same for all rules of these lengths."""
+    prior = (0.5,) * rule.lengths[-1] if isinstance(rule.prior, tuple) else 0.5
+    return dataclasses.replace(rule, costs=(1.0,) * len(rule.costs), prior=prior)
+
+
 class GoodputState(NamedTuple):
     """Observations and the present choice; the batch first, so that rows can be replaced. K is the longest length.
 
     Attributes:
       costs: Time of a step at each length.
+      prior: Acceptance at each position before there are observations.
       tried: Steps that asked for a draft at each position and had accepted all before it; older ones count less.
       accepted: Those among them in which it was accepted.
       choice: Index of the chosen length.
       probing: Whether the next step probes the length after the chosen one.
       due: Steps until the next probe.
+      num_failed: Probes since the last that raised the expected number of tokens, or since the choice changed.
       num_seen: Tokens of the text that are in the drafter's cache without a gap, or `ALL_SEEN`.
     """
 
     costs: Float[Array, "B N"]
+    prior: Float[Array, "B K"]
     tried: Float[Array, "B K"]
     accepted: Float[Array, "B K"]
     choice: Int[Array, "B"]
     probing: Bool[Array, "B"]
     due: Int[Array, "B"]
+    num_failed: Int[Array, "B"]
     num_seen: Int[Array, "B"]
 
 
@@ -109,20 +145,22 @@ export.register_namedtuple_serialization(GoodputState, serialized_name="specsamp
 
 
 def start(
-    rule: GoodputNumDraft, costs: Float[Array, "N"], lengths: Int[Array, "B"], remaining: Int[Array, "B"]
+    rule: GoodputNumDraft, data: Measured, lengths: Int[Array, "B"], remaining: Int[Array, "B"]
 ) -> tuple[Int[Array, "B"], GoodputState]:
     """Returns the draft length of each row's first step and the state before it."""
     batch_size, longest = lengths.shape[0], rule.lengths[-1]
     none = jnp.zeros((batch_size, longest), jnp.float32)
-    num_tokens = _num_tokens(_acceptance(none.sum(0), none.sum(0), rule.prior), rule.lengths)
-    choice = jnp.argmax(num_tokens / costs).astype(jnp.int32)
+    num_tokens = _num_tokens(_acceptance(rule, none, none, data.prior), rule.lengths)
+    choice = jnp.argmax(num_tokens / data.costs).astype(jnp.int32)
     state = GoodputState(
-        costs=jnp.broadcast_to(costs, (batch_size, costs.shape[0])),
+        costs=jnp.broadcast_to(data.costs, (batch_size, data.costs.shape[0])),
+        prior=jnp.broadcast_to(data.prior, (batch_size, longest)),
         tried=none,
         accepted=none,
         choice=jnp.broadcast_to(choice, (batch_size,)),
         probing=jnp.zeros((batch_size,), bool),
-        due=jnp.broadcast_to(_wait(rule, costs, num_tokens, choice), (batch_size,)),
+        due=jnp.broadcast_to(_wait(rule, data.costs, num_tokens, choice, jnp.int32(0)), (batch_size,)),
+        num_failed=jnp.zeros((batch_size,), jnp.int32),
         num_seen=lengths,
     )
     return _per_row(rule, choice, remaining), state
@@ -178,30 +216,40 @@ def _observe(
     tried = active[:, None] & (position < num_drafted[:, None]) & (position <= num_accepted[:, None])
     accepted = tried & (position < num_accepted[:, None])
     keep = jnp.where(tried, 1 - 1 / rule.memory, 1.0)
+    before = state
     state = state._replace(tried=state.tried * keep + tried, accepted=state.accepted * keep + accepted)
 
-    costs = state.costs.max(0, initial=0)
-    num_tokens = _num_tokens(_acceptance(state.tried.sum(0), state.accepted.sum(0), rule.prior), rule.lengths)
+    costs, prior = state.costs.max(0, initial=0), state.prior.max(0, initial=0)
+    expected = _num_tokens(_acceptance(rule, before.tried, before.accepted, prior), rule.lengths)
+    num_tokens = _num_tokens(_acceptance(rule, state.tried, state.accepted, prior), rule.lengths)
     goodput = num_tokens / costs
     old, best = state.choice.max(initial=0), jnp.argmax(goodput).astype(jnp.int32)
     choice = jnp.where(goodput[best] > goodput[old] * (1 + rule.hysteresis), best, old)
-    wait = _wait(rule, costs, num_tokens, choice)
-    restart = (choice != old) | state.probing.any()
+    longer, probing, changed = jnp.minimum(old + 1, len(rule.lengths) - 1), state.probing.any(), choice != old
+    raised = probing & (num_tokens[longer] > expected[longer])
+    failed = jnp.where(changed | raised, 0, state.num_failed.max(initial=0) + probing)
+    wait = _wait(rule, costs, num_tokens, choice, failed)
+    restart = changed | probing
     due = jnp.where(restart, wait, jnp.clip(state.due.max(initial=0) - 1, 0, wait))
-    shape = active.shape
-    return state._replace(choice=jnp.broadcast_to(choice, shape), due=jnp.broadcast_to(due, shape))
+    shared = {"choice": choice, "due": due, "num_failed": failed}
+    return state._replace(**{name: jnp.broadcast_to(value, active.shape) for name, value in shared.items()})
 
 
 def _wait(
-    rule: GoodputNumDraft, costs: Float[Array, "N"], num_tokens: Float[Array, "N"], choice: Int[Array, ""]
+    rule: GoodputNumDraft,
+    costs: Float[Array, "N"],
+    num_tokens: Float[Array, "N"],
+    choice: Int[Array, ""],
+    num_failed: Int[Array, ""],
 ) -> Int[Array, ""]:
-    """Steps between two probes of the length after the chosen one."""
+    """Steps until the next probe of the length after the chosen one."""
     longer = jnp.minimum(choice + 1, len(rule.lengths) - 1)
     loss = costs[longer] - costs[choice] * num_tokens[longer] / num_tokens[choice]
     # A drafter that did not run reads 32 tokens first, which takes about as long as another step of one draft.
     loss += jnp.where(jnp.array(rule.lengths)[choice] == 0, costs[longer] - costs[choice], 0)
     wait = loss / (max(rule.probe_share, 1e-6) * costs[choice])
-    return jnp.clip(wait, _SHORTEST_WAIT, _LONGEST_WAIT).astype(jnp.int32)
+    wait = jnp.maximum(wait, _SHORTEST_WAIT) * 2.0 ** jnp.minimum(num_failed, _MOST_DOUBLINGS)
+    return jnp.minimum(wait, _LONGEST_WAIT).astype(jnp.int32)
 
 
 def _per_row(rule: GoodputNumDraft, index: Int[Array, ""], remaining: Int[Array, "B"]) -> Int[Array, "B"]:
@@ -209,12 +257,20 @@ def _per_row(rule: GoodputNumDraft, index: Int[Array, ""], remaining: Int[Array,
     return jnp.minimum(jnp.array(rule.lengths, jnp.int32)[index], jnp.maximum(remaining - 1, 0))
 
 
-def _acceptance(tried: Float[Array, "K"], accepted: Float[Array, "K"], prior: float) -> Float[Array, "K"]:
-    """Acceptance at each position, given those before; the estimate of a position is the prior of the next."""
+def _acceptance(
+    rule: GoodputNumDraft, tried: Float[Array, "B K"], accepted: Float[Array, "B K"], prior: Float[Array, "K"]
+) -> Float[Array, "K"]:
+    """Acceptance at each position, given those before.
+
+    A measured prior has a value per position. Otherwise the estimate of a position is the prior of the next.
+    """
+    tried, accepted = tried.sum(0), accepted.sum(0)
+    if isinstance(rule.prior, tuple):
+        return (accepted + _MEASURED_WEIGHT * prior) / (tried + _MEASURED_WEIGHT)
     rates = []
     for i in range(tried.shape[0]):
-        before = rates[-1] if rates else prior
-        rates.append((accepted[i] + _PRIOR_WEIGHT * before) / (tried[i] + _PRIOR_WEIGHT))
+        before = rates[-1] if rates else prior[0]
+        rates.append((accepted[i] + _ASSUMED_WEIGHT * before) / (tried[i] + _ASSUMED_WEIGHT))
     return jnp.stack(rates) if rates else jnp.zeros((0,), jnp.float32)
 
 

@@ -4,11 +4,11 @@ import dataclasses
 from typing import Any
 
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Int
 
 from specsamp_jax import _checks
 from specsamp_jax.decoding import goodput
-from specsamp_jax.decoding.goodput import GoodputNumDraft, GoodputState
+from specsamp_jax.decoding.goodput import GoodputNumDraft, GoodputState, Measured
 from specsamp_jax.decoding.state import DecodeState
 
 
@@ -53,28 +53,26 @@ def compiled_lengths(num_draft: NumDraft) -> tuple[int, ...]:
     return (num_draft,) if isinstance(num_draft, int) else num_draft.lengths
 
 
-def split(num_draft: NumDraft) -> tuple[NumDraft, Float[Array, "N"] | None]:
-    """Returns the part of a rule that is compiled in, and the costs of `GoodputNumDraft`, which are data."""
+def split(num_draft: NumDraft) -> tuple[NumDraft, Measured | None]:
+    """Returns the part of a rule that is compiled in, and that of `GoodputNumDraft` that is data."""
     if not isinstance(num_draft, GoodputNumDraft):
         return num_draft, None
-    ones = (1.0,) * len(num_draft.costs)
-    return dataclasses.replace(num_draft, costs=ones), jnp.asarray(num_draft.costs, jnp.float32)
+    return goodput.without_data(num_draft), goodput.measured(num_draft)
 
 
 def start(
-    num_draft: NumDraft, costs: Float[Array, "N"] | None, lengths: Int[Array, "B"], remaining: Int[Array, "B"]
+    num_draft: NumDraft, measured: Measured | None, lengths: Int[Array, "B"], remaining: Int[Array, "B"]
 ) -> tuple[Int[Array, "B"], GoodputState | tuple[()]]:
     """Returns the draft length of each row's first step, and the state of the rule.
 
     Args:
       num_draft: The rule.
-      costs: The costs that `split` returned. None: those in `num_draft`.
+      measured: The data that `split` returned. None: that of `num_draft`.
       lengths: Tokens of each prompt.
       remaining: Tokens from there to each row's limit.
     """
     if isinstance(num_draft, GoodputNumDraft):
-        costs = jnp.asarray(num_draft.costs, jnp.float32) if costs is None else costs
-        return goodput.start(num_draft, costs, lengths, remaining)
+        return goodput.start(num_draft, measured or goodput.measured(num_draft), lengths, remaining)
     first = num_draft.initial if isinstance(num_draft, HeuristicNumDraft) else num_draft
     return jnp.full(lengths.shape, first, jnp.int32), ()
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.core import Tracer
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Int
 
 from specsamp_jax import _checks
 from specsamp_jax._types import PAD_TOKEN, KeyLike, Model, SamplingParams
@@ -15,6 +15,7 @@ from specsamp_jax.decoding import checks, memory
 from specsamp_jax.decoding import num_draft as num_draft_module
 from specsamp_jax.decoding.catch_up import catch_up
 from specsamp_jax.decoding.drafters import Drafter, ModelDrafter, ProcessLogitsFn
+from specsamp_jax.decoding.goodput import Measured
 from specsamp_jax.decoding.model_call import prefill, vocab_size
 from specsamp_jax.decoding.num_draft import NumDraft
 from specsamp_jax.decoding.one_length import step_of_length
@@ -31,12 +32,12 @@ def init(
     num_draft: NumDraft = 4,
     max_new_tokens: int,
     prompt_lengths: Int[Array | np.ndarray, "B"] | None = None,
-    costs: Float[Array, "N"] | None = None,
+    measured: Measured | None = None,
     verify_fn: VerifyFn = verify,
 ) -> DecodeState:
     """Returns the state before the first step, with the prompts in the caches. Arguments are those of `generate`.
 
-    `costs` replaces the costs of a `GoodputNumDraft`, so that a program compiled for one table serves others.
+    `measured` replaces costs and prior of a `GoodputNumDraft`, so that one compiled program serves all tables of costs.
 
     Example:
       >>> import jax.numpy as jnp, specsamp_jax as ss
@@ -63,7 +64,7 @@ def init(
         _checks.prompt_ids(prompt, prompt_lengths, vocab_size(target, (batch_size, width), buffer_length))
     tokens = jnp.pad(jnp.where(inside, fed, PAD_TOKEN), ((0, 0), (0, buffer_length - width)), constant_values=PAD_TOKEN)
     remaining = jnp.full((batch_size,), max_new_tokens, jnp.int32)
-    first_num_draft, num_draft_state = num_draft_module.start(num_draft, costs, prompt_lengths, remaining)
+    first_num_draft, num_draft_state = num_draft_module.start(num_draft, measured, prompt_lengths, remaining)
     return DecodeState(
         tokens=tokens,
         lengths=prompt_lengths,

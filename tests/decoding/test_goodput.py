@@ -9,7 +9,7 @@ import pytest
 import tables
 
 import specsamp_jax as ss
-from specsamp_jax.decoding import goodput
+from specsamp_jax.decoding import costs, goodput
 
 pytestmark = pytest.mark.optimised(False)
 
@@ -23,7 +23,7 @@ def after(rule, accepted, *, num_steps=60, remaining=1000):
     """Draft lengths and states of a row whose step accepts `accepted(i, num_draft)` drafts."""
     update = jax.jit(functools.partial(goodput.update, rule), static_argnums=0)
     row = functools.partial(jnp.full, (1,))
-    num_draft, state = goodput.start(rule, jnp.asarray(rule.costs), row(5), row(remaining))
+    num_draft, state = goodput.start(rule, goodput.measured(rule), row(5), row(remaining))
     lengths, states = [], []
     for i in range(num_steps):
         lengths.append(int(num_draft[0]))
@@ -65,11 +65,37 @@ def test_the_acceptance_is_that_of_the_steps_that_reached_a_position():
 
 
 def test_probes_are_rare_enough_to_be_cheap():
-    costs = (1.0, 1.5, 2.0)
-    lengths, _ = after(ss.GoodputNumDraft(costs, LENGTHS, probe_share=0.01), lambda i, k: 0, num_steps=2000)
-    assert 2 <= np.count_nonzero(lengths[100:]) <= 0.01 * 1900 / (costs[1] - costs[0])
-    never = after(ss.GoodputNumDraft(costs, LENGTHS, probe_share=0.0), lambda i, k: 0, num_steps=300)[0]
+    table = (1.0, 1.5, 2.0)
+    lengths, _ = after(ss.GoodputNumDraft(table, LENGTHS, probe_share=0.01), lambda i, k: 0, num_steps=2000)
+    assert 2 <= np.count_nonzero(lengths[100:]) <= 0.01 * 1900 / (table[1] - table[0])
+    never = after(ss.GoodputNumDraft(table, LENGTHS, probe_share=0.0), lambda i, k: 0, num_steps=300)[0]
     assert not any(never[20:])
+
+
+def test_probes_that_fail_become_rarer_and_those_that_succeed_do_not():
+    rule = ss.GoodputNumDraft((1.0, 1.5, 9.0), LENGTHS, probe_share=0.05, prior=(0.0, 0.0))
+    gaps = {}
+    for name, accepts in (("rejected", lambda i, k: 0), ("accepted at times", lambda i, k: i % 2)):
+        lengths, _ = after(rule, accepts, num_steps=500)
+        gaps[name] = np.diff(np.flatnonzero(lengths)).tolist()
+    # A probe that fails costs the draft, 0.5, and a step of the drafter's reading, 0.5: 20 steps at a share of 0.05.
+    assert gaps["rejected"][:4] == [41, 81, 161, 161][: len(gaps["rejected"])]
+    assert len(gaps["accepted at times"]) > len(gaps["rejected"])
+
+
+def test_a_measured_acceptance_decides_from_the_first_step():
+    for prior, first in (((0.0, 0.0), 0), ((0.9, 0.0), 1), ((0.9, 0.9), 2)):
+        rule = ss.GoodputNumDraft(RULE.costs, LENGTHS, prior=prior)
+        assert after(rule, lambda i, k: k, num_steps=1)[0] == [first]
+
+
+def test_the_measured_acceptance_is_that_of_the_steps_that_reached_a_position():
+    def stats(num_steps, accepted):
+        emitted = np.array([num_steps + sum(accepted)])
+        return ss.Stats(np.int32(num_steps), emitted, np.array([num_steps, 0]), np.array(accepted), np.zeros(1))
+
+    counts = [(0, stats(50, [0, 0])), (1, stats(100, [40, 0])), (2, stats(100, [60, 15]))]
+    assert costs._acceptance(counts, 2) == pytest.approx((100.25 / 200.5, 15.25 / 60.5))
 
 
 def test_a_drafter_that_becomes_good_is_noticed():
@@ -97,7 +123,11 @@ def test_the_last_token_of_a_row_needs_no_draft():
         ({"costs": (1.0, 0.0, 1.0)}, "one positive number"),
         ({"costs": (1.0, float("nan"), 1.0)}, "one positive number"),
         ({"lengths": (2, 1, 0)}, r"GoodputNumDraft.lengths must be ascending and at least 0; got \(2, 1, 0\)"),
-        ({"prior": 1.5}, "GoodputNumDraft.prior must be from 0 to 1; got 1.5"),
+        (
+            {"prior": 1.5},
+            "prior must be from 0 to 1, one number or one for each position, 2 in all; got 1.5",
+        ),
+        ({"prior": (0.5, 0.5, 0.5)}, r"2 in all; got \(0.5, 0.5, 0.5\)"),
         ({"memory": 0.5}, "GoodputNumDraft.memory must be from 1"),
     ],
 )
@@ -161,13 +191,12 @@ def test_costs_are_data_and_are_positive():
         "draft": tables.model(DRAFT),
     }
     prompt = np.array([PROMPT])
-    costs = ss.measure_costs(prompt, **models, lengths=(0, 2), max_new_tokens=6)
-    assert len(costs) == 2
-    assert min(costs) > 0
+    measured = ss.measure_goodput(prompt, **models, lengths=(0, 2), max_new_tokens=6)
+    assert len(measured.costs) == 2
+    assert min(measured.costs) > 0
     num_traces = len(traces)
-    for table in (costs, (1.0, 2.0)):
-        rule = ss.GoodputNumDraft(table, (0, 2))
-        *_, last = ss.stream(jax.random.key(0), prompt, **models, num_draft=rule, max_new_tokens=6)
+    for rule in (measured, ss.GoodputNumDraft((1.0, 2.0), (0, 2), prior=(0.1, 0.2))):
+        last = ss.generate(jax.random.key(0), prompt, **models, num_draft=rule, max_new_tokens=6)
         assert (last.lengths == 11).all()
     assert len(traces) == num_traces, "generate runs the program that was measured, whatever the costs"
 
