@@ -67,7 +67,7 @@ def step_seconds(result: dict[str, Any], name: str) -> float:
 def goal_lines(result: dict[str, Any]) -> list[str]:
     """Markdown lines with the speed-ups at batch 1 and the goal."""
     times = {name: entry["times_reference"]["median"] for name, entry in result["contenders"].items()}
-    ours = {name: times["target_alone"] / times[name] for name in (REFERENCE, "heuristic") if name in times}
+    ours = {name: times["target_alone"] / times[name] for name in (REFERENCE, "heuristic", "goodput") if name in times}
     lines = [f"{name}: {gain:.2f} times the speed of the target alone." for name, gain in ours.items()]
     for name in times:
         if name.startswith("transformers_assisted"):

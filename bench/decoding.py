@@ -65,12 +65,19 @@ def options(pair: Pair) -> dict[str, dict[str, Any]]:
         "target_alone": {"draft": None},
         "n_gram": {"draft": ss.NGramDrafter(), "num_draft": NUM_DRAFT},
         "heuristic": {"draft": pair.drafter, "num_draft": ss.HeuristicNumDraft()},
+        "goodput": {"draft": pair.drafter},
     }
 
 
 def generate_contender(name: str, pair: Pair, prompts: list[np.ndarray]) -> Contender:
-    """`generate` at temperature 1, without an end token, so that every run generates the same number of tokens."""
+    """`generate` at temperature 1, without an end token, so that every run generates the same number of tokens.
+
+    The rule of "goodput" is measured here, once, on the first prompt.
+    """
     chosen = options(pair)[name]
+    if name == "goodput":
+        sizes = {"target": pair.target, "draft": pair.drafter, "max_new_tokens": MAX_NEW_TOKENS}
+        chosen = chosen | {"num_draft": ss.measure_goodput(prompts[0], lengths=(0, 1, 2, 4), **sizes)}
 
     def run(key, prompt):
         return ss.generate(key, prompt, target=pair.target, max_new_tokens=MAX_NEW_TOKENS, **chosen)
