@@ -26,6 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 import timing
 from decoding import Pair, held_out_prompts, load_pair
+from gpu import results
 
 import specsamp_jax as ss
 from specsamp_jax.decoding.generate import ALL_STEPS, generate_steps
@@ -147,7 +148,7 @@ def lines_of(about: dict[str, Any], rows: list[dict[str, Any]]) -> list[str]:
         "resampled rounds; wall time, then processor time. Costs: of a step at each of the compiled lengths",
         f"{', '.join(map(str, about['lengths']))}, over that of the first, as measured before the first text.",
         "",
-        *timing.table(header, cells),
+        *results.table(header, cells),
     ]
 
 
