@@ -74,10 +74,10 @@ def generate_contender(name: str, pair: Pair, prompts: list[np.ndarray]) -> Cont
 
     The rule of "goodput" is measured here, once, on the first prompt.
     """
-    chosen = options(pair)[name]
+    chosen: dict[str, Any] = options(pair)[name]
     if name == "goodput":
         sizes = {"target": pair.target, "draft": pair.drafter, "max_new_tokens": MAX_NEW_TOKENS}
-        chosen = chosen | {"num_draft": ss.measure_goodput(prompts[0], lengths=(0, 1, 2, 4), **sizes)}
+        chosen |= {"num_draft": ss.measure_goodput(prompts[0], lengths=(0, 1, 2, 4), **sizes)}
 
     def run(key, prompt):
         return ss.generate(key, prompt, target=pair.target, max_new_tokens=MAX_NEW_TOKENS, **chosen)
