@@ -184,6 +184,31 @@ def test_finished_rows_and_rows_near_their_limit_take_no_part():
             assert (after.num_draft_state.tried == before.num_draft_state.tried).all()
 
 
+def test_generate_takes_the_steps_of_step():
+    """`generate` runs stretches of steps; the drafter is probed, drafts for a while, and misses tokens in between."""
+    rule = ss.GoodputNumDraft((1.0, 1.4, 1.7), LENGTHS, prior=0.5, probe_share=1.0, memory=5.0)
+    draft = tables.model(DRAFT)
+    items = steps(rule, draft, 90)
+    num_steps = sum(not before.finished.all() for before, _, _ in items)
+    chosen = [int(before.num_draft.max()) for before, _, _ in items[:num_steps]]
+    assert np.count_nonzero(np.diff(chosen)) >= 4
+    text = ss.generate(
+        jax.random.key(0),
+        np.array([PROMPT, [3, 0, 2, 1, 1]]),
+        target=tables.model(TARGET),
+        draft=draft,
+        num_draft=rule,
+        max_new_tokens=80,
+        sampling=ss.SamplingParams(0.0),
+    )
+    assert text.stats.num_steps == num_steps
+    for name in ("num_drafted", "num_accepted"):
+        counts = np.concatenate([getattr(info, name) for _, _, info in items])
+        expected = [np.count_nonzero(counts > position) for position in range(2)]
+        assert getattr(text.stats, name).tolist() == expected
+    np.testing.assert_array_equal(text.tokens, items[-1][1].tokens[:, : text.tokens.shape[1]])
+
+
 def test_costs_are_data_and_are_positive():
     counted, traces = tables.counted()
     models = {
