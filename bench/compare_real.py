@@ -197,8 +197,10 @@ def command_rows(models: Path, names: Sequence[str]) -> Iterator[dict[str, Any]]
         command = [sys.executable, "-m", "specsamp", *arguments, "--verbose"]
         environment = os.environ | {"PYTHONPATH": str(timing.ROOT)}
         done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=models, env=environment)
+        # A message about the cache holds a path of this machine.
+        messages = [line for line in done.stderr.splitlines() if "programs are kept in" not in line]
         shown = [Path(word).name if word.endswith(".wav") else word for word in arguments]
-        yield {"command": shlex.join(["specsamp", *shown]), "output": done.stdout, "messages": done.stderr}
+        yield {"command": shlex.join(["specsamp", *shown]), "output": done.stdout, "messages": messages}
 
 
 def page_lines(about: dict[str, Any], rows: Sequence[dict[str, Any]]) -> list[str]:
@@ -206,15 +208,8 @@ def page_lines(about: dict[str, Any], rows: Sequence[dict[str, Any]]) -> list[st
     speed, start, result = [], [], []
     for row in rows:
         if "command" in row:
-            messages = [line for line in row["messages"].splitlines() if "programs are kept in" not in line]
-            result += [
-                "```console",
-                f"$ {row['command']}",
-                *messages,
-                *row["output"].strip("\n").splitlines(),
-                "```",
-                "",
-            ]
+            lines = [*row["messages"], *row["output"].strip("\n").splitlines()]
+            result += ["```console", f"$ {row['command']}", *lines, "```", ""]
             continue
         label = f"{row['model']}, {row['dtype']}" + (f", drafts: {row['drafter']}" if row["drafter"] else "")
         cells = [label, row["system"], f"{row['tokens_per_second']:.1f}", f"{row['times_transformers']:.2f}"]
