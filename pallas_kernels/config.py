@@ -119,6 +119,18 @@ def filtered_token_config(batch_size: int, vocab_size: int) -> Config:
     return dataclasses.replace(token_config(batch_size, vocab_size), max_tiles=MAX_FILTERED_TILES)
 
 
+def sums_rows_at_once(batch_size: int, num_rows: int) -> bool:
+    """Whether the block rule sums the tiles of all its possible rows at once, by at least a cluster's blocks each."""
+    return batch_size * num_rows * CLUSTERS[0] <= EMITTING_BLOCKS * num_multiprocessors()
+
+
+def block_config(batch_size: int, num_rows: int, vocab_size: int) -> Config:
+    """Blocks of one row in the block rule: as many as run concurrently, or one cluster for all rows of a sequence."""
+    if sums_rows_at_once(batch_size, num_rows):
+        return token_config(batch_size * num_rows, vocab_size)
+    return Config(_cluster(EMITTING_BLOCKS * num_multiprocessors() // max(batch_size, 1), vocab_size))
+
+
 def sample_config(dtype: DTypeLike, batch_size: int, vocab_size: int) -> Config:
     """Blocks of a sample without filters in two launches.
 

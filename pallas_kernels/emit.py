@@ -28,13 +28,14 @@ class Emission(NamedTuple):
     Attributes:
       sequence: The sequence.
       outputs: The outputs of all sequences; `log_probs` is None where a rule writes none.
-      sums: Sums of tiles in global memory, `[B, slots]`, through which the blocks communicate.
+      sums: Sums of tiles in global memory, `[n, slots]`, through which the blocks communicate.
       scratch: Shared memory, from `scan.search_scratch`.
       groups: The tiles' groups.
       num_blocks: Blocks of the sequence.
-      block: Index of this block. Block 0 writes the accepted drafts.
+      block: Index of this block.
       uniforms: The two uniforms of the token.
       meet_fn: `() -> bool`, a barrier of the blocks. True in the one block that continues and sees all writes.
+      number: Index into `sums` of the row that is summed.
     """
 
     sequence: rows.Sequence
@@ -46,10 +47,11 @@ class Emission(NamedTuple):
     block: jax.Array
     uniforms: list[jax.Array]
     meet_fn: Callable[[], jax.Array]
+    number: Any
 
 
-def output_types(batch_size: int, num_draft: int, num_slots: int) -> tuple[Any, Any]:
-    """The types of the outputs, and of the sums of tiles."""
+def output_types(batch_size: int, num_draft: int, num_slots: int, num_summed: int = 1) -> tuple[Any, Any]:
+    """The types of the outputs, and of the sums of tiles of `num_summed` rows per sequence."""
 
     def array(*shape, dtype: Any = jnp.int32) -> Any:
         return jax.ShapeDtypeStruct(shape, dtype)
@@ -60,7 +62,7 @@ def output_types(batch_size: int, num_draft: int, num_slots: int) -> tuple[Any, 
         log_probs=array(batch_size, num_draft + 1, dtype=jnp.float32),
         accept_prob=array(batch_size, max(num_draft, 1), dtype=jnp.float32),
         status=array(batch_size),
-    ), array(batch_size, config.to_lanes(num_slots), dtype=jnp.float32)
+    ), array(batch_size * num_summed, config.to_lanes(num_slots), dtype=jnp.float32)
 
 
 def without_padding(out: Verification) -> Verification:
@@ -89,7 +91,7 @@ def make_emission(
 
     # Loaded or computed early, so that their latency is hidden before the barrier.
     uniforms = random.emit_uniforms(sequence.inputs.draws, sequence.number)
-    return Emission(sequence, outputs, sums, scratch, groups, num_blocks, block, uniforms, meet)
+    return Emission(sequence, outputs, sums, scratch, groups, num_blocks, block, uniforms, meet, sequence.number)
 
 
 def share(emission: Emission, count: int, fn: Callable[[Any], None]):
@@ -137,7 +139,7 @@ def write_sums(emission: Emission, group: Any, weights: list[jax.Array], read: l
         number = group * size + scan.vector_numbers(size, tile.vec)
         sums = jnp.where(number >= emission.groups.before, sums, 0.0)
     # Registers -> L2: [tiles of a group].
-    scan.store_sums(emission.sums.at[emission.sequence.number, pl.ds(group * size, size)], sums)
+    scan.store_sums(emission.sums.at[emission.number, pl.ds(group * size, size)], sums)
 
 
 def sum_group(emission: Emission, sources: Sources, weights_fn: Callable, group: Any):
@@ -159,7 +161,7 @@ def sum_alone(emission: Emission, group_fn: Callable[[Any], None]):
 
 def choose_tile(emission: Emission) -> tuple[jax.Array, jax.Array]:
     """Chooses a tile by the first uniform from the sums in global memory; also returns the sum of all weights."""
-    sums = tiles.load_first_lanes(emission.sums, (emission.sequence.number,), emission.groups.num_slots, 0.0)
+    sums = tiles.load_first_lanes(emission.sums, (emission.number,), emission.groups.num_slots, 0.0)
     running = scan.running_sums(emission.scratch, sums)
     slot = scan.first_beyond(running, emission.uniforms[0] * running.total)
     return slot - emission.groups.before, running.total
@@ -183,7 +185,7 @@ def write_last(emission: Emission, num_accepted: jax.Array, token: jax.Array, de
 
 
 def write_drafts(emission: Emission, num_accepted: jax.Array, token_fn: Callable, others_fn: Callable):
-    """Writes the accepted drafts and the padding in block 0, which also calls `others_fn(i)` for each position."""
+    """Writes the accepted drafts and the padding, and calls `others_fn(i)` for each position."""
     sequence = emission.sequence
 
     def step(i, carry):
@@ -196,6 +198,4 @@ def write_drafts(emission: Emission, num_accepted: jax.Array, token_fn: Callable
         others_fn(i)
         return carry
 
-    @pl.when(emission.block == 0)
-    def _():
-        lax.fori_loop(0, sequence.num_draft + 1, step, jnp.int32(0))
+    lax.fori_loop(0, sequence.num_draft + 1, step, jnp.int32(0))

@@ -93,7 +93,11 @@ def verify_sigmoid(
         pl.when(~stop.rejecting)(lambda: _sum_tiles(emission, score, stop, tops, target_weights))
         emits = emission.meet_fn()
         tokens = inputs.draft_tokens
-        emit.write_drafts(emission, stop.num_accepted, lambda row: tokens[sequence.number, row], lambda row: None)
+
+        @pl.when(emission.block == 0)
+        def _():
+            emit.write_drafts(emission, stop.num_accepted, lambda row: tokens[sequence.number, row], lambda row: None)
+
         pl.when(emits)(lambda: _emit(emission, score, stop, tops))
 
     tops = jax.ShapeDtypeStruct((batch_size, 2, sizes.to_lanes(groups.count * groups.pairs)), jnp.float32)

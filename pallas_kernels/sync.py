@@ -78,7 +78,7 @@ def sync_cluster(scratch: Any):
     emit()
 
 
-def arrive(arrivals: Arrivals, sequence: Any, num_blocks: int) -> jax.Array:
+def arrive(arrivals: Arrivals, sequence: Any, num_blocks: Any) -> jax.Array:
     """Counts this block and returns whether it is the sequence's last to arrive; if so, it sees the others' writes."""
 
     @plgpu.inline_mgpu(arg_types=(plgpu.RefType(), plgpu.RefType()))

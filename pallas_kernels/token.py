@@ -25,7 +25,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array, Float, Int
 
 from pallas_kernels import config as sizes
-from pallas_kernels import emit, reading, rows, scan, sync, tiles, token_rule
+from pallas_kernels import emit, last_token, reading, rows, scan, sync, tiles, token_rule
 from pallas_kernels.random import Draws
 from pallas_kernels.types import Filter, Verification
 
@@ -70,11 +70,23 @@ def verify_token(
     Logits are bfloat16, float16 or float32, with any V of at least `TILE`. Arithmetic is float32, with the hardware's
     exponentials, whose errors are about 2 units in the last place. `config` is chosen by `config.token_config` if None.
     """
-    batch_size, num_rows, vocab_size = target_logits.shape
+    batch_size, _, vocab_size = target_logits.shape
     inputs = rows.make_inputs(
         target_logits, target_filter, draft_logits, draft_filter, log_normalizers, draft_tokens, draws
     )
     config = config or sizes.token_config(batch_size, vocab_size)
+    return read_then_emit(emit_after, inputs, target_logits.shape, config)
+
+
+EmitFn = Callable[..., Verification]
+"""The second launch of a rule, with the arguments of `emit_after`."""
+
+
+def read_then_emit(
+    emit_fn: EmitFn, inputs: rows.Inputs, shape: tuple[int, int, int], config: sizes.Config
+) -> Verification:
+    """Launches `token_read`, then the second launch of a rule. `shape` is B, K + 1, V."""
+    batch_size, num_rows, vocab_size = shape
 
     def view(inputs):
         return rows.sequence_view(inputs, vocab_size)
@@ -85,7 +97,7 @@ def verify_token(
         sequence = view(inputs)
         return sequence, *decide_all(sequence, read, config.max_unrolled)
 
-    out = emit_after(read, inputs, decide, lambda read: read.target_by_row, batch_size, num_rows, vocab_size, config)
+    out = emit_fn(read, inputs, decide, lambda read: read.target_by_row, batch_size, num_rows, vocab_size, config)
     return emit.without_padding(out)
 
 
@@ -204,7 +216,7 @@ def emit_after(
         stop = token_rule.stop_at(sequence, tables, row)
 
         write = functools.partial(write_fn, emission, tables, stop)
-        token_rule.emit_stop(emission, tables, stop, stats_fn(read), write)
+        last_token.emit_stop(emission, tables, stop, stats_fn(read), write)
 
     out, _ = plgpu.kernel(
         token_emit,

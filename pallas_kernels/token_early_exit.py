@@ -21,7 +21,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array, Float, Int
 
 from pallas_kernels import config as sizes
-from pallas_kernels import emit, reading, rows, scan, sync, token_rule
+from pallas_kernels import emit, last_token, reading, rows, scan, sync, token_rule
 from pallas_kernels.random import Draws
 from pallas_kernels.types import Filter, Verification
 
@@ -83,7 +83,7 @@ def verify_token(
 
             token_rule.write_values(emission, tables, stop, row, if_read)
 
-        token_rule.emit_stop(emission, tables, stop, read.target, write)
+        last_token.emit_stop(emission, tables, stop, read.target, write)
 
     def stats(logits):
         return reading.stats_by_row(batch_size, num_rows, logits, vocab_size)

@@ -74,8 +74,24 @@ def verify_token(
     V satisfies `slices.supports(V)`. With `log_normalizers` the draft's rows are still read for their cutoffs, unless
     all filters of the draft are off at compile time.
     """
+    config = config or sizes.filtered_token_config(target_logits.shape[0], target_logits.shape[2])
+    models = target_logits, target_limits, draft_logits, draft_limits
+    return filter_then_emit(token.emit_after, *models, log_normalizers, draft_tokens, draws, config)
+
+
+def filter_then_emit(
+    emit_fn: token.EmitFn,
+    target_logits: Float[Array, "B K1 V"],
+    target_limits: Limits,
+    draft_logits: Float[Array, "B K V"] | None,
+    draft_limits: Limits,
+    log_normalizers: Float[Array, "B K"] | None,
+    draft_tokens: Int[Array, "B K"],
+    draws: Draws,
+    config: sizes.Config,
+) -> Verification:
+    """Launches `token_cutoffs`, then the second launch of a rule."""
     batch_size, num_rows, vocab_size = target_logits.shape
-    config = config or sizes.filtered_token_config(batch_size, vocab_size)
     searches_draft = draft_logits is not None and (log_normalizers is None or not _keeps_all(draft_limits))
     limits = target_limits, draft_limits
     inputs = rows.make_inputs(
@@ -98,7 +114,7 @@ def verify_token(
         sequence = _add_filters(_sequence(inputs, limits, vocab_size), read)
         return sequence, *_decide_all(sequence, read)
 
-    out = token.emit_after(read, inputs, decide, lambda read: None, batch_size, num_rows, vocab_size, config)
+    out = emit_fn(read, inputs, decide, lambda read: None, batch_size, num_rows, vocab_size, config)
     return emit.without_padding(out)
 
 

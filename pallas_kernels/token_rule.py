@@ -1,4 +1,4 @@
-"""The token rule inside its two kernels: which drafts are accepted, and the token after them.
+"""The rules of p and q inside their kernels: tables of the rows, the decisions of the token rule, and the weights.
 
 A per-row value is a vector with one row per lane if all rows are processed at once, and a scalar for a single row.
 """
@@ -8,11 +8,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from pallas_kernels import config, emit, reading, rows, scan, tiles
+from pallas_kernels import config, emit, reading, rows, tiles
 
 
 class RowMass(NamedTuple):
@@ -44,7 +43,10 @@ class Tables(NamedTuple):
 
 
 class Stop(NamedTuple):
-    """The row at which a sequence stops. `p_certain` and `q_certain`: the token of probability 1, or -1."""
+    """The row at which a sequence stops. `p_certain` and `q_certain`: the token of probability 1, or -1.
+
+    The weights of a rejected draft's row are max(P p - q, 0), with P = 1 in the token rule.
+    """
 
     num_accepted: jax.Array  # index of the row
     rejecting: jax.Array  # its draft was rejected by min(1, p/q)
@@ -56,6 +58,7 @@ class Stop(NamedTuple):
     q_offset: jax.Array
     q_log_sum: jax.Array
     q_certain: jax.Array
+    log_joint: jax.Array | None = None  # log P; None: 0
 
 
 def tables_scratch(num_rows: int) -> Tables:
@@ -156,21 +159,29 @@ def stop_at(sequence: rows.Sequence, tables: Tables, row: jax.Array) -> Stop:
             q_offset, q_log_sum = tables.q_offset[row], tables.q_log_sum[row]
             if sequence.draft.filter.greedy is not None:
                 q_certain = jnp.where(sequence.draft.filter.greedy[sequence.number] > 0, drafted, -1)
-    degenerate = ~rows.is_finite(offset + log_sum)
-    if greedy_target is not None:
-        # A greedy row that is all -inf has no token of probability 1.
-        degenerate = degenerate | ((greedy_target[sequence.number] > 0) & (certain < 0))
+    degenerate = is_degenerate(sequence, tables, row)
     return Stop(row, rejecting, distrusted, degenerate, offset, log_sum, certain, q_offset, q_log_sum, q_certain)
 
 
+def is_degenerate(sequence: rows.Sequence, tables: Tables, row: Any) -> jax.Array:
+    """Whether the target's row has no distribution."""
+    degenerate = ~rows.is_finite(tables.p_offset[row] + tables.p_log_sum[row])
+    greedy = sequence.target.filter.greedy
+    if greedy is None:
+        return degenerate
+    # A greedy row that is all -inf has no token of probability 1.
+    return degenerate | ((greedy[sequence.number] > 0) & (tables.p_certain[row] < 0))
+
+
 def target_weights(sequence: rows.Sequence, stop: Stop, logits: list[jax.Array], tile: tiles.Tile) -> jax.Array:
-    """Weights `[TILE]` of the target's row: p."""
+    """Weights `[TILE]` of the target's row: P p."""
     del tile
-    return rows.prob(sequence.target, stop.num_accepted, logits[0], stop.p_offset, stop.p_log_sum)
+    log_sum = stop.p_log_sum if stop.log_joint is None else stop.p_log_sum - stop.log_joint
+    return rows.prob(sequence.target, stop.num_accepted, logits[0], stop.p_offset, log_sum)
 
 
 def residual_weights(sequence: rows.Sequence, stop: Stop, logits: list[jax.Array], tile: tiles.Tile) -> jax.Array:
-    """Weights `[TILE]` of a row whose draft was rejected: max(p - q, 0)."""
+    """Weights `[TILE]` of a row whose draft was rejected: max(P p - q, 0)."""
     subtracts = None
     if sequence.draft is None or sequence.draft.filter.greedy is not None:
         subtracts = stop.rejecting & (stop.q_certain < 0)
@@ -185,7 +196,7 @@ def stop_weights(sequence: rows.Sequence, stop: Stop, logits: list[jax.Array], t
 
 
 def _subtract_draft(sequence, stop, logits, tile, subtracts: jax.Array | None) -> jax.Array:
-    """max(p - q, 0), where q comes from the draft's logits if `subtracts` (None: True), and is 1 at `q_certain`."""
+    """max(P p - q, 0), where q comes from the draft's logits if `subtracts` (None: True), and is 1 at `q_certain`."""
     weights, draft = target_weights(sequence, stop, logits, tile), sequence.draft
     if draft is not None:
         q = rows.prob(draft, sequence.draft_row(stop.num_accepted), logits[1], stop.q_offset, stop.q_log_sum)
@@ -194,123 +205,9 @@ def _subtract_draft(sequence, stop, logits, tile, subtracts: jax.Array | None) -
             q = jnp.where(q <= jnp.where(subtracts, jnp.inf, -1.0), q, 0.0)
         weights = jnp.maximum(weights - q, 0.0)
     if draft is None or draft.filter.greedy is not None:
-        # q is 1 at `q_certain`, so max(p - q, 0) is 0 there.
+        # q is 1 at `q_certain`, so max(P p - q, 0) is 0 there.
         weights = jnp.where(tile.indices() != jnp.where(stop.rejecting, stop.q_certain, -1), weights, 0.0)
     return weights
-
-
-def emit_stop(
-    emission: emit.Emission,
-    tables: Tables,
-    stop: Stop,
-    target_stats: reading.ChunkStats | None,
-    write_fn: Callable[[Any], None],
-):
-    """Emits the last token of a sequence and writes its outputs.
-
-    `target_stats` are statistics of the target, one chunk per lane, or None. `write_fn(row)` writes the other outputs.
-    """
-    sequence = emission.sequence
-    chunk_tiles = target_stats and config.chunks(sequence.target.logits.dtype, sequence.target.vocab_size).tiles
-    sampled = ~stop.degenerate & (stop.p_certain < 0)
-    # The sums of p per chunk were computed with the normalizers, and choose a tile if chunks are whole tiles. Sums of
-    # a residual must be computed.
-    needs_sums = sampled if chunk_tiles is None else sampled & stop.rejecting
-
-    def sum_groups(sources, weights_fn):
-        def sum_group(group):
-            emit.sum_group(emission, sources, lambda *loaded: weights_fn(sequence, stop, *loaded), group)
-
-        emit.share(emission, emit.groups_of(emission, sources), sum_group)
-
-    def sum_residual():
-        sum_groups(emit.all_sources(emission, stop.num_accepted), residual_weights)
-
-    def sum_tiles():
-        if chunk_tiles is not None:
-            sum_residual()
-            return emission.meet_fn()
-        if sequence.num_draft:
-            pl.when(stop.rejecting)(sum_residual)
-        target = emit.target_source(emission, stop.num_accepted)
-        pl.when(~stop.rejecting)(lambda: sum_groups(target, target_weights))
-        return emission.meet_fn()
-
-    emits = lax.cond(needs_sums, sum_tiles, lambda: emission.block == emission.num_blocks - 1)
-    emit.write_drafts(emission, stop.num_accepted, lambda row: tables.token[row], write_fn)
-    pl.when(sampled & emits)(lambda: _emit_sampled(emission, stop, needs_sums, target_stats, chunk_tiles))
-    pl.when(~sampled & emits)(lambda: _emit_certain(emission, stop))
-
-
-def _emit_sampled(emission, stop, needs_sums, target_stats, chunk_tiles):
-    """Samples the token from the weights of the row, or from p if they are all zero."""
-    sequence = emission.sequence
-    zeros = jnp.int32(0), jnp.float32(0)
-    number, total = lax.cond(needs_sums, lambda: emit.choose_tile(emission), lambda: zeros)
-    # The total is 0 if no sums were computed, or if the residual of a rejected draft is empty.
-    from_target = total == 0
-
-    def choose_target_tile():
-        if chunk_tiles is not None:
-            return _choose_tile_by_chunks(emission, stop, target_stats, chunk_tiles)
-        target = emit.target_source(emission, stop.num_accepted)
-
-        def sum_group(group):
-            emit.sum_group(emission, target, lambda *loaded: target_weights(sequence, stop, *loaded), group)
-
-        emit.sum_alone(emission, sum_group)
-        return emit.choose_tile(emission)[0]
-
-    number = lax.cond(from_target, choose_target_tile, lambda: number)
-    empty = stop.rejecting & from_target
-    drawn = stop._replace(rejecting=stop.rejecting & ~from_target)
-    sources = emit.all_sources(emission, stop.num_accepted)
-    token = emit.choose_token(emission, sources, lambda *loaded: stop_weights(sequence, drawn, *loaded), number)
-    x, _ = rows.load_logit(sequence.target, stop.num_accepted, token)
-    _write_last(emission, stop, token, rows.log_prob(sequence.target, x, stop.p_offset, stop.p_log_sum), empty)
-
-
-def _choose_tile_by_chunks(emission, stop, stats, chunk_tiles):
-    """Chooses a tile of p by the first uniform: first a chunk by its sum in `stats`, then one of its tiles."""
-    tops, totals = reading.load_row_stats(target := emission.sequence.target, stats, stop.num_accepted)
-    weights = totals * jnp.exp2((tops - stop.p_offset) * rows.exp2_rate(rows.scale_of(target)))
-    # Below 2**-80 no uniform but 0 reaches a chunk, and its probabilities may round to zeros.
-    running = scan.running_sums(emission.scratch, jnp.where(weights > 2.0**-80, weights, 0.0))
-    bound = emission.uniforms[0] * running.total
-    chunk = scan.first_beyond(running, bound)
-    if chunk_tiles == 1:  # Mosaic finds no layout for the scalars of a single sum.
-        return chunk
-    # Divided by the row's sum, as the weights of tiles are.
-    rest = (bound - emission.scratch[scan.PREFIX + chunk - 1]) * jnp.exp2(stop.p_log_sum * -rows.LOG2_E)
-    first = chunk * chunk_tiles
-    read = [rows.load_tiles([(target, stop.num_accepted)], first + i) for i in range(chunk_tiles)]
-    weighed = [tiles.mask_tile(target_weights(emission.sequence, stop, logits, tile), tile) for tile, logits in read]
-    sums = scan.sum_vectors(weighed, vec := read[0][0].vec)
-    return first + scan.first_scalar_beyond(scan.to_scalars(sums, vec), rest).number
-
-
-def _emit_certain(emission, stop):
-    """Emits the token of probability 1 of a greedy row, or the first largest logit of a degenerate row."""
-    sequence, row = emission.sequence, stop.num_accepted
-    first = lax.cond(stop.degenerate, lambda: rows.first_largest_number(sequence.target, row), lambda: jnp.int32(0))
-    # The residual is empty if the draft has all its probability on the same token.
-    left = jnp.bool_(True)
-    if sequence.num_draft:
-        draft_row = sequence.draft_row(row)
-        log_q = jnp.where(stop.q_certain == stop.p_certain, 0.0, -jnp.inf)
-        if sequence.draft is not None:
-            x, outside = rows.load_logit(sequence.draft, draft_row, stop.p_certain)
-            soft = rows.log_prob(sequence.draft, x, stop.q_offset, stop.q_log_sum)
-            log_q = jnp.where(stop.q_certain < 0, jnp.where(outside, -jnp.inf, soft), log_q)
-        left = log_q < 0
-    log_prob = jnp.where(stop.degenerate, -jnp.inf, 0.0)
-    token = jnp.where(stop.degenerate, first, stop.p_certain)
-    _write_last(emission, stop, token, log_prob, stop.rejecting & ~stop.degenerate & ~left)
-
-
-def _write_last(emission, stop, token, log_prob, empty):
-    emit.write_last(emission, stop.num_accepted, token, stop.degenerate, stop.distrusted, empty)
-    emission.outputs.log_probs[emission.sequence.number, stop.num_accepted] = log_prob
 
 
 def write_values(emission: emit.Emission, tables: Tables, stop: Stop, row: Any, accept_prob_fn: Callable = lambda x: x):

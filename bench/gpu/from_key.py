@@ -1,10 +1,10 @@
-"""`sample` and `verify` from a key to their tokens, with the filters that checkpoints ship: checked, then timed.
+"""`sample`, `verify` and `verify_block` from a key to tokens, with filters that checkpoints ship: checked, then timed.
 
     python bench/gpu/from_key.py OUT.json SECONDS [words]     # cases with such a word in their name, all without one
 
 A case is checked against the XLA core on the same keys first. Times are of the profiler, inputs rotated past the L2:
-`us` is how long at least one kernel of a call runs, the median over calls, `span_us` from the start of its first kernel
-to the end of its last. `loop_us` is the host's clock over a compiled loop of calls, each of which waits for the one
+`us` is how long at least one kernel of a call runs, the median over calls, `mean_us` their mean, `span_us` from the
+start of its first kernel to the end of its last. `loop_us` is the host's clock over a compiled loop of calls, each of which waits for the one
 before, divided by their number; run with XLA_FLAGS=--xla_gpu_graph_min_graph_size=1 it is that of command buffers.
 """
 
@@ -80,13 +80,16 @@ def sample_step(batch_size, dtype, kind, name):
     return step, arguments
 
 
-def verify_step(batch_size, num_draft, dtype, kind, name):
-    """`verify` of one case, and a function from a seed to its arguments."""
+RULES = {"verify": ss.verify, "verify_block": ss.verify_block}
+
+
+def verify_step(fn, batch_size, num_draft, dtype, kind, name):
+    """A rule of one case, and a function from a seed to its arguments."""
     sampling, arrays = parameters(name, batch_size)
 
     def step(key, target, drafted, tokens, normalizers, arrays):
         used = sampling if arrays is None else arrays
-        return ss.verify(key, target, ss.Draft(tokens, drafted, used, normalizers), used)
+        return RULES[fn](key, target, ss.Draft(tokens, drafted, used, normalizers), used)
 
     @jax.jit
     def drafting(key, drafted):
@@ -105,7 +108,7 @@ def verify_step(batch_size, num_draft, dtype, kind, name):
 def steps(case):
     """The function of one case, and a function from a seed to its arguments."""
     fn, batch_size, num_draft, *rest = case
-    return sample_step(batch_size, *rest) if fn == "sample" else verify_step(batch_size, num_draft, *rest)
+    return sample_step(batch_size, *rest) if fn == "sample" else verify_step(fn, batch_size, num_draft, *rest)
 
 
 def by_core(step, *args):
@@ -143,8 +146,10 @@ def measure(program, sets, rounds):
         return {"us": round(timings.busy(launches) / calls / 1e3, 2), "launches": round(len(launches) / calls, 1)}
     parts = [launches[i * each : (i + 1) * each] for i in range(calls)]
     span = statistics.median(max(end for _, end, _ in part) - part[0][0] for part in parts) / 1e3
+    each_us = [timings.busy(part) / 1e3 for part in parts]
     return {
-        "us": round(statistics.median(timings.busy(part) for part in parts) / 1e3, 2),
+        "us": round(statistics.median(each_us), 2),
+        "mean_us": round(statistics.mean(each_us), 2),
         "span_us": round(span, 2),
         "launches": each,
     }
@@ -176,10 +181,10 @@ CASES = [
     for dtype in ("bfloat16", "float32")
     for num_draft in (4, 8)
     for batch_size in (1, 8, 64, 256)
-    for fn in ("sample", "verify")
+    for fn in ("sample", *RULES)
     for kind in ("flat", "peaked")
     for name in SAMPLINGS
-    if (fn, num_draft) != ("sample", 8)
+    if (fn, num_draft) != ("sample", 8) and (fn != "verify_block" or name in ("none", "T .7 k 20 p .8"))
 ]
 
 

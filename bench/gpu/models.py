@@ -1,6 +1,7 @@
 """Time of a decoding step at real shapes with random weights, and the share of it that verification takes.
 
     python bench/gpu/models.py OUT.json OUT.md SECONDS
+    python bench/gpu/models.py OUT.json OUT.md SECONDS Qwen      # pairs with such a word in their name
     python bench/gpu/models.py OUT.json OUT.md SECONDS --tiny    # small models, to try out the script on any machine
 
 Logits of both models are independent and nearly flat, so that p and q overlap as those of trained pairs do. A step's
@@ -84,13 +85,23 @@ def baseline(key, target_logits, draft, sampling=None, *, implementation=None):
     return ss.Verification(tokens, num_accepted, numbers, numbers[:, 1:], jnp.zeros(num_accepted.shape, jnp.int32))
 
 
+FILTERS = ss.SamplingParams(temperature=0.7, top_k=20, top_p=0.8)
+"""The parameters of Qwen2.5's generation_config.json."""
+
+PLAIN = ss.SamplingParams()
+KERNEL, BLOCK_KERNEL = (functools.partial(fn, implementation="pallas") for fn in (ss.verify, ss.verify_block))
 VERIFY_FNS = {
-    "kernel": functools.partial(ss.verify, implementation="pallas"),
-    "xla": functools.partial(ss.verify, implementation="xla"),
-    "paper's baseline": baseline,
+    "kernel": (KERNEL, PLAIN),
+    "kernel, T .7, top-k 20, top-p .8": (KERNEL, FILTERS),
+    "block rule's kernel": (BLOCK_KERNEL, PLAIN),
+    "block rule's kernel, T .7, top-k 20, top-p .8": (BLOCK_KERNEL, FILTERS),
+    "xla": (functools.partial(ss.verify, implementation="xla"), PLAIN),
+    "paper's baseline": (baseline, PLAIN),
 }
+"""Functions that verify, and the sampling parameters of both models."""
+
 if jax.default_backend() != "gpu":
-    del VERIFY_FNS["kernel"]
+    VERIFY_FNS = {name: value for name, value in VERIFY_FNS.items() if "kernel" not in name}
 
 
 def flatten_logits(module: Any) -> None:
@@ -123,9 +134,9 @@ def make_models(modules: list[Any], batch_size: int) -> tuple[ss.Model, ss.Model
     return target, models.with_vocab_size(draft, models.vocab_size(target))
 
 
-def step(key, state, target, draft, *, verify_fn):
+def step(key, state, target, draft, *, verify_fn, sampling):
     """One step, without an end token."""
-    return ss.step(key, state, target=target, draft=draft, num_draft=NUM_DRAFT, verify_fn=verify_fn)
+    return ss.step(key, state, target=target, draft=draft, num_draft=NUM_DRAFT, verify_fn=verify_fn, sampling=sampling)
 
 
 def measure_steps(program, state, pair) -> dict[str, float]:
@@ -142,19 +153,23 @@ def measure_steps(program, state, pair) -> dict[str, float]:
     return {"step_ms": 1e3 * seconds / NUM_STEPS, "tokens_a_step": float(jnp.stack(infos).mean())}
 
 
-def verification_sets(vocab_size: int, batch_size: int) -> list[tuple]:
-    """Inputs of a verification as in a step: float32 logits, all four drafted, normalizers handed over."""
-    size = 4 * batch_size * (2 * NUM_DRAFT + 1) * vocab_size
+def verification_inputs(vocab_size: int, batch_size: int, sampling: ss.SamplingParams) -> tuple[Any, int]:
+    """A function from a seed to inputs of a verification as in a step, and how many exceed the L2.
+
+    Logits are float32, all four tokens are drafted, and normalizers are handed over.
+    """
 
     @jax.jit
-    def make(key):
-        keys = jax.random.split(key, 4)
+    def make(seed):
+        keys = jax.random.split(jax.random.key(seed), 4)
         shape = batch_size, NUM_DRAFT + 1, vocab_size
         target, logits = (LOGIT_STDDEV * jax.random.normal(k, shape) for k in keys[:2])
         logits = logits[:, 1:]
-        return jax.random.split(keys[3], batch_size), target, sampled_draft(keys[2], logits, logits)
+        drafted = [ss.sample(jax.random.fold_in(keys[2], i), logits[:, i], sampling) for i in range(NUM_DRAFT)]
+        tokens, normalizers = (jnp.stack(part, axis=1) for part in zip(*drafted, strict=True))
+        return jax.random.split(keys[3], batch_size), target, ss.Draft(tokens, logits, None, normalizers)
 
-    return [make(jax.random.key(i)) for i in range(timings.num_sets(size))]
+    return make, timings.num_sets(4 * batch_size * (2 * NUM_DRAFT + 1) * vocab_size)
 
 
 def compare(name: str, modules: list[Any], batch_size: int, pool) -> list[dict[str, Any]]:
@@ -167,17 +182,24 @@ def compare(name: str, modules: list[Any], batch_size: int, pool) -> list[dict[s
     def init():
         return ss.init(prompt, target=pair[0], draft=pair[1], num_draft=NUM_DRAFT, max_new_tokens=max_new_tokens)
 
-    state, sets = init(), verification_sets(modules[0].config.vocab_size, batch_size)
-    programs = {}
-    for which, fn in VERIFY_FNS.items():
-        whole = jax.jit(functools.partial(step, verify_fn=fn), donate_argnums=1).lower(jax.random.key(0), state, *pair)
-        alone = jax.jit(lambda *args, fn=fn: fn(*args)).lower(*sets[0])
-        programs[which] = pool.submit(whole.compile), pool.submit(alone.compile)
+    state, programs = init(), {}
+    for which, (fn, sampling) in VERIFY_FNS.items():
+        whole = functools.partial(step, verify_fn=fn, sampling=sampling)
+        whole = jax.jit(whole, donate_argnums=1).lower(jax.random.key(0), state, *pair)
+        make, num_sets = verification_inputs(modules[0].config.vocab_size, batch_size, sampling)
+
+        def alone(key, target, draft, fn=fn, sampling=sampling):
+            # As in a step, the parameters are numbers, not arguments of the program.
+            return fn(key, target, draft._replace(sampling=sampling), sampling)
+
+        alone = jax.jit(alone).lower(*jax.eval_shape(make, 0))
+        programs[which] = pool.submit(whole.compile), pool.submit(alone.compile), [make, num_sets]
     measure = timings.measure if jax.default_backend() == "gpu" else timings.measure_host
     rows = []
-    for which, (whole, alone) in programs.items():
+    for which, (whole, alone, (make, num_sets)) in programs.items():
         row = {"pair": name, "B": batch_size, "verification": which}
         row |= measure_steps(whole.result(), init(), pair)
+        sets = [make(seed) for seed in range(num_sets)]
         measured = measure(alone.result(), sets, max(2, 24 // len(sets)))
         us = row["verification_us"] = measured["us"]
         rows.append(row | {"launches": measured.get("launches"), "share": us / 1e3 / row["step_ms"]})
@@ -208,12 +230,15 @@ def table(about: dict[str, Any], rows: list[dict[str, Any]]) -> str:
 def main() -> None:
     """Writes the results after each batch size, and stops when the time is up."""
     out, page, seconds, *rest = sys.argv[1:]
-    deadline, is_tiny = time.time() + float(seconds), rest == ["--tiny"]
+    deadline, is_tiny = time.time() + float(seconds), "--tiny" in rest
+    words = [word for word in rest if word != "--tiny"]
     about: dict[str, Any] = {"device": jax.devices()[0].device_kind, "jax": jax.__version__}
     about["command"] = "bench/gpu_models.sh" + " (tiny: a rehearsal, no result)" * is_tiny
     rows = []
     with concurrent.futures.ThreadPoolExecutor() as pool:
         for name, configs in PAIRS.items():
+            if words and not any(word in name for word in words):
+                continue
             modules = make_modules(tuple(map(tiny, configs)) if is_tiny else configs)
             for batch_size in BATCH_SIZES[: 2 if is_tiny else None]:
                 if time.time() > deadline:

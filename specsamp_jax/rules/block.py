@@ -11,6 +11,9 @@ from specsamp_jax.rules import emit
 from specsamp_jax.sampling import draw
 from specsamp_jax.sampling import rows as dist
 
+SLACK = 2.0**-20
+"""Added to the upper bound of a residual's sum, for the rounding of its terms."""
+
 
 class _Stop(NamedTuple):
     """State of the search for the last accepted draft, from the right.
@@ -36,8 +39,9 @@ def verify_block(
     With `P_i = min(P_{i-1} p_i(x_i)/q_i(x_i), 1)` and `Z_{i+1} = sum_v max(P_i p_{i+1}(v) - q_{i+1}(v), 0)`, a
     sequence keeps i of its n drafts for the largest i with `u_i < h_i`, where `h_n = P_n`, `h_0 = 1` and else
     `h_i = Z_{i+1} / (Z_{i+1} + 1 - P_i)`; its last token has weights `max(P_i p_{i+1} - q_{i+1}, 0)`, or p after n
-    drafts. Since `h_i <= P_i`, only positions with `u_i < P_i` can be the last one: they are tried from the right,
-    one row per sequence at a time, about 1.5 rows on average.
+    drafts. `Z_{i+1}` takes a pass over a row, but is at most `P_i - min(P_i p_{i+1}(x), q_{i+1}(x))` for the next
+    draft x, and `h_i` is 1 if `P_i` is 1. So positions are tried from the right, one row per sequence at a time, only
+    if `u_i` is below the bound of `h_i`, and only up to the first with `P_i = 1`.
     """
     tokens, vocab_size = draft.tokens, target_logits.shape[-1]
     num_draft = tokens.shape[1]
@@ -52,7 +56,8 @@ def verify_block(
     trusted = drafted & (log_q > -jnp.inf) & (tokens < vocab_size)
     num_usable = emit.num_leading(trusted & ~scored.degenerate)
     log_ratio = jnp.where(trusted, log_p - log_q, -jnp.inf)
-    joint = _joint_prob(log_ratio)
+    log_joint = _log_joint_prob(log_ratio)
+    joint = emit.exp(log_joint)
 
     def residual(num_accepted):
         """Weights `[B, V]` of the token after `num_accepted` drafts."""
@@ -63,7 +68,10 @@ def verify_block(
         weights = jnp.maximum(dist.take_row(joint, num_accepted)[:, None] * p - dist.probs(row, vocab_size), 0)
         return jnp.where(rejecting, weights, p)
 
-    num_accepted = _num_accepted(joint, num_usable, uniforms.accept, residual)
+    # Z = P - (the sum of min(P p, q)), of which the drafted token is one term.
+    overlap = emit.exp(jnp.minimum(log_joint[:, :-1] + log_p, log_q))
+    possible = _possible(joint, joint[:, :-1] - overlap + SLACK, num_usable, uniforms.accept)
+    num_accepted = _num_accepted(joint, possible, num_usable, uniforms.accept, residual)
     last = target.take(num_accepted)
     token, empty = emit.sample_residual(residual(num_accepted), lambda: dist.probs(last, vocab_size), uniforms.emit)
     last_logits = dist.take_row(target_logits, num_accepted)
@@ -79,37 +87,45 @@ def verify_block(
     return emit.pack(tokens, num_accepted, token, log_p, log_prob, accept_prob, status)
 
 
-def _joint_prob(log_ratio: Float[Array, "B K"]) -> Float[Array, "B K1"]:
-    """P_0 to P_K: products of the ratios p/q up to each draft, each product clipped to 1."""
+def _log_joint_prob(log_ratio: Float[Array, "B K"]) -> Float[Array, "B K1"]:
+    """Logarithms of P_0 to P_K: sums of the log-ratios up to each draft, each sum clipped to 0."""
     log_prob, steps = jnp.zeros_like(log_ratio[:, :1]), []
     for i in range(log_ratio.shape[1]):
         steps.append(log_prob)
         log_prob = jnp.minimum(log_prob + log_ratio[:, i : i + 1], 0)
-    return emit.exp(jnp.concatenate([*steps, log_prob], axis=1))
+    return jnp.concatenate([*steps, log_prob], axis=1)
 
 
-def _num_accepted(joint, num_usable, uniforms, residual) -> Int[Array, "B"]:
-    """The largest i with u_i < h_i. A row's weights are summed only if u_i < P_i, because h_i <= P_i."""
-    batch_size, num_draft = uniforms.shape
+def _possible(joint, most, num_usable, uniforms) -> Bool[Array, "B K1"]:
+    """Whether u_i can be below h_i at each position; `most` is an upper bound of each Z_{i+1}."""
+    index = jnp.arange(1, joint.shape[1])
+    most, inside = jnp.pad(most[:, 1:], ((0, 0), (0, 1))), index < num_usable[:, None]
+    inner = uniforms * (most + 1 - joint[:, 1:]) < most
+    last = (index == num_usable[:, None]) & (uniforms < joint[:, 1:])
+    return jnp.concatenate([jnp.ones((joint.shape[0], 1), bool), jnp.where(inside, inner, last)], axis=1)
+
+
+def _num_accepted(joint, possible, num_usable, uniforms, residual) -> Int[Array, "B"]:
+    """The largest i with u_i < h_i, by the sums of the weights of possible positions."""
+    num_draft = uniforms.shape[1]
     if num_draft == 0:
         return jnp.zeros_like(num_usable)
-    # Candidates are 0, which is always possible, and each i from 1 to K with u_i < P_i.
-    candidate = jnp.concatenate([jnp.ones((batch_size, 1), bool), uniforms < joint[:, 1:]], axis=1)
     index = jnp.arange(num_draft + 1)
 
     def largest(limit):
-        """The largest candidate up to `limit`."""
-        return jnp.where(candidate & (index <= limit[:, None]), index, 0).max(1).astype(num_usable.dtype)
+        """The largest possible position up to `limit`."""
+        return jnp.where(possible & (index <= limit[:, None]), index, 0).max(1).astype(num_usable.dtype)
 
     def body(stop: _Stop) -> _Stop:
         total = draw.tile_sums(residual(stop.num_accepted)).sum(-1)
         remaining = 1 - dist.take_row(joint, stop.num_accepted)
         u = dist.take_row(jnp.pad(uniforms, ((0, 0), (1, 0))), stop.num_accepted)
-        # u < Z / (Z + 1 - P) without the division: 0/0 if p equals q and P is 1, where `accepted` is False.
-        accepted = (u * (total + remaining) < total) | (stop.num_accepted == 0)
+        # u < Z / (Z + 1 - P) without the division, which is 0/0 if p equals q and P is 1.
+        accepted = (u * (total + remaining) < total) | (remaining <= 0)
         decided = stop.decided | accepted
         return _Stop(jnp.where(decided, stop.num_accepted, largest(stop.num_accepted - 1)), decided)
 
     first = largest(num_usable)
-    begin = _Stop(first, (first == num_usable) | (first == 0))
+    certain = dist.take_row(joint, first) >= 1
+    begin = _Stop(first, (first == num_usable) | certain)
     return lax.while_loop(lambda stop: ~stop.decided.all(), body, begin).num_accepted

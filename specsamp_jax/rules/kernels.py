@@ -3,6 +3,7 @@
 A kernel returns the tokens that the core returns for equal arrays and uniforms, up to rounding.
 """
 
+import functools
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,7 @@ from specsamp_jax.sampling import rows as dist
 from specsamp_jax.sampling.streams import Purpose
 
 if TYPE_CHECKING or mosaic.WHY_MISSING is None:
+    from pallas_kernels import block as block_kernel
     from pallas_kernels import sigmoid as sigmoid_kernel
     from pallas_kernels import slices, token_early_exit, token_filtered
     from pallas_kernels import token as token_kernel
@@ -66,10 +68,29 @@ def verify_token_from_keys(
 
     Takes two launches, or one with early exit. Filters of a vocabulary that `slices.supports` excludes need more.
     """
+    arguments = words, target_logits, sampling, draft, draft_sampling
+    return _verify_from_keys(*arguments, token_filtered.verify_token, verify_token)
+
+
+def verify_block_from_keys(
+    words: UInt32[Array, "*keys 2"],
+    target_logits: Float[Array, "B K1 V"],
+    sampling: SamplingParams | None,
+    draft: Draft,
+    draft_sampling: SamplingParams | None,
+) -> Verification:
+    """Verifies drafts by the block rule, in two launches; see `verify_token_from_keys`."""
+    arguments = words, target_logits, sampling, draft, draft_sampling
+    filtered = block_kernel.verify_filtered_block if draft.tokens.shape[1] else token_filtered.verify_token
+    return _verify_from_keys(*arguments, filtered, verify_block)
+
+
+def _verify_from_keys(words, target_logits, sampling, draft, draft_sampling, filtered_kernel, verify_fn):
+    """Verifies by a kernel that finds the cutoffs of filters, or by `verify_fn` where there are none."""
     noise = kernels.noise(words, Purpose.VERIFY)
     filtered = kernels.needs_cutoff(sampling) or (draft.logits is not None and kernels.needs_cutoff(draft_sampling))
     if filtered and slices.supports(target_logits.shape[-1]):
-        return token_filtered.verify_token(
+        return filtered_kernel(
             kernels.at_least_a_tile(target_logits),
             kernels.limits(sampling),
             None if draft.logits is None else kernels.at_least_a_tile(draft.logits),
@@ -79,7 +100,7 @@ def verify_token_from_keys(
             noise,
         )
     filters = _make_filters(target_logits, sampling, draft, draft_sampling)
-    return verify_token(target_logits, filters[0], draft, filters[1], noise)
+    return verify_fn(target_logits, filters[0], draft, filters[1], noise)
 
 
 def verify_sigmoid_from_keys(
@@ -123,6 +144,31 @@ def verify_token(
     None, `choose_token_kernel` chooses it. If `config` is None, the kernel chooses it.
     """
     kernel = kernel or choose_token_kernel(target_logits, draft)
+    return _call(functools.partial(kernel, config=config), target_logits, target_filter, draft, draft_filter, draws)
+
+
+def verify_block(
+    target_logits: Float[Array, "B K1 V"],
+    target_filter: Filter,
+    draft: Draft,
+    draft_filter: Filter,
+    draws: Draws,
+    *,
+    kernel: Callable[..., Verification] | None = None,
+    config: sizes.Config | None = None,
+) -> Verification:
+    """Returns the verification by the block rule's kernel; equal to `block.verify_block` up to rounding.
+
+    Likewise as `verify_token`, whose kernel serves where nothing is drafted.
+    """
+    if draft.tokens.shape[1] == 0:
+        return verify_token(target_logits, target_filter, draft, draft_filter, draws, config=config)
+    kernel = kernel or block_kernel.verify_block
+    return _call(functools.partial(kernel, config=config), target_logits, target_filter, draft, draft_filter, draws)
+
+
+def _call(kernel, target_logits, target_filter, draft, draft_filter, draws) -> Verification:
+    """Calls a kernel with rows of at least a tile."""
     return kernel(
         kernels.at_least_a_tile(target_logits),
         target_filter,
@@ -131,7 +177,6 @@ def verify_token(
         draft.log_normalizers,
         _in_vocabulary(draft.tokens, target_logits),
         draws,
-        config=config,
     )
 
 

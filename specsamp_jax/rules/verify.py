@@ -96,7 +96,7 @@ def verify_block(
       target_logits: As in `verify`.
       draft: As in `verify`.
       sampling: As in `verify`.
-      implementation: As in `verify`; there is no kernel yet.
+      implementation: As in `verify`.
 
     Returns:
       A `Verification`, as in `verify`.
@@ -228,7 +228,7 @@ def _uniforms(keys: Key[Array, "B"], positions: None, num_rows: int) -> Uniforms
 
 CORES = {
     "token": (token_rule.verify_token, kernels.verify_token_from_keys, _uniforms),
-    "block": (block_rule.verify_block, None, _uniforms),
+    "block": (block_rule.verify_block, kernels.verify_block_from_keys, _uniforms),
     "calibrated": (calibrated_rule.verify_calibrated, None, _uniforms),
     "coupled": (coupled_rule.verify_coupled, None, gumbel.noise_keys),
     "sigmoid": (sigmoid_rule.verify_sigmoid, kernels.verify_sigmoid_from_keys, _uniforms),

@@ -18,6 +18,7 @@ from specsamp_jax.sampling import kernels as sampling_kernels
 
 RULES = {
     "token": kernels.verify_token,
+    "block": kernels.verify_block,
     "sigmoid": functools.partial(kernels.verify_sigmoid, alpha=-1e4, beta=1e4),
 }
 
@@ -62,6 +63,11 @@ def test_the_token_rule_lowers_to_two_launches_or_one_with_early_exit(shape):
 
 
 @pytest.mark.parametrize("shape", shapes(on_oldest_jax=(0,), slow=range(1, len(LOWERED))))
+def test_the_block_rule_lowers_to_two_launches(shape):
+    assert launches(RULES["block"], arguments(shape, lambda *_: Filter())) == 2
+
+
+@pytest.mark.parametrize("shape", shapes(on_oldest_jax=(0,), slow=range(1, len(LOWERED))))
 def test_the_sigmoid_rule_lowers_to_one_launch(shape):
     assert launches(RULES["sigmoid"], arguments(shape, lambda *_: Filter())) == 1
 
@@ -71,7 +77,8 @@ def test_lowers_with_every_filter(shape):
     def row_filter(batch_size, num_rows):
         return Filter(arg(batch_size), arg(batch_size, num_rows), arg(batch_size, dtype=bool))
 
-    assert launches(kernels.verify_token, arguments(shape, row_filter)) == 2
+    assert launches(RULES["token"], arguments(shape, row_filter)) == 2
+    assert launches(RULES["block"], arguments(shape, row_filter)) == 2
 
 
 # On every push a part of a tile; all pairs, in both types, with the slow tests.
@@ -91,6 +98,7 @@ def small_vocabularies():
 def test_lowers_for_small_vocabularies(vocab_size, num_draft, dtype):
     shape = (2, num_draft, vocab_size, dtype, "logits")
     assert launches(RULES["token"], arguments(shape, lambda *_: Filter())) == 2
+    assert launches(RULES["block"], arguments(shape, lambda *_: Filter())) == 2
     assert launches(RULES["sigmoid"], arguments(shape, lambda *_: Filter())) == 1
 
 

@@ -1,0 +1,249 @@
+"""The block rule in two launches: that of the token rule which reads the rows, then one that tries rows to stop at.
+
+A sequence of n usable drafts stops after i of them, for the largest i with `u_i < h_i` (`specsamp_jax.rules.block`).
+`h_i` needs `Z_{i+1}`, the sum over a whole row of max(P_i p - q, 0), but only few rows can be that i: an upper bound of
+`Z_{i+1}` is known from the drafted token alone. They are tried from the right, and the sums of the row that is found
+then choose the token.
+
+Launch `block_emit_at_once`, grid (sequence, row, block), for small batches: the blocks of every possible row sum its
+tiles, and increment the sequence's counter; the last block to arrive tries the rows and emits the token.
+
+Launch `block_emit_in_turn`, grid (sequence), one cluster of blocks per sequence, for large batches, in which the tiles
+of a second row cost more than a barrier: the blocks sum the tiles of one row, meet, and try the next row if this one is
+not accepted. All blocks reach the same decision. The last block emits the token.
+
+Order: as in `token`. The sums of each row have a place of their own, written once before the counter or the barrier.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import mosaic_gpu as plgpu
+from jaxtyping import Array, Float, Int
+
+from pallas_kernels import block_rule, emit, last_token, rows, scan, sync, tiles, token, token_filtered, token_rule
+from pallas_kernels import config as sizes
+from pallas_kernels.limits import Limits
+from pallas_kernels.random import Draws
+from pallas_kernels.types import Filter, Verification
+
+
+def verify_block(
+    target_logits: Float[Array, "B K1 V"],
+    target_filter: Filter,
+    draft_logits: Float[Array, "B K V"] | None,
+    draft_filter: Filter,
+    log_normalizers: Float[Array, "B K"] | None,
+    draft_tokens: Int[Array, "B K"],
+    draws: Draws,
+    *,
+    config: sizes.Config | None = None,
+    emit_fn: token.EmitFn | None = None,
+) -> Verification:
+    """Returns the verification by the block rule (Sun et al., 2024, arXiv 2403.10444), with K of at least 1.
+
+    Arguments are those of `token.verify_token`. `emit_fn` is `emit_at_once` or `emit_in_turn`, chosen by
+    `config.sums_rows_at_once` if None; `config` is chosen by `config.block_config` if None.
+    """
+    emit_fn, config = _choose(target_logits.shape, config, emit_fn)
+    inputs = rows.make_inputs(
+        target_logits, target_filter, draft_logits, draft_filter, log_normalizers, draft_tokens, draws
+    )
+    return token.read_then_emit(emit_fn, inputs, target_logits.shape, config)
+
+
+def verify_filtered_block(
+    target_logits: Float[Array, "B K1 V"],
+    target_limits: Limits,
+    draft_logits: Float[Array, "B K V"] | None,
+    draft_limits: Limits,
+    log_normalizers: Float[Array, "B K"] | None,
+    draft_tokens: Int[Array, "B K"],
+    draws: Draws,
+    *,
+    config: sizes.Config | None = None,
+    emit_fn: token.EmitFn | None = None,
+) -> Verification:
+    """Returns the verification by the block rule like `verify_block`, but finds the cutoffs of the filters too.
+
+    Arguments are those of `token_filtered.verify_token`.
+    """
+    emit_fn, config = _choose(target_logits.shape, config, emit_fn)
+    models = target_logits, target_limits, draft_logits, draft_limits
+    return token_filtered.filter_then_emit(emit_fn, *models, log_normalizers, draft_tokens, draws, config)
+
+
+def _choose(shape: tuple[int, ...], config: sizes.Config | None, emit_fn: token.EmitFn | None):
+    batch_size, num_rows, vocab_size = shape
+    chosen = emit_at_once if sizes.sums_rows_at_once(batch_size, num_rows) else emit_in_turn
+    return emit_fn or chosen, config or sizes.block_config(batch_size, num_rows, vocab_size)
+
+
+class _Scratch(NamedTuple):
+    """Shared memory of a block. `meeting` serves the synchronisation of the blocks."""
+
+    tables: token_rule.Tables
+    joint: block_rule.Joint
+    sums: Any
+    meeting: Any
+
+
+def _scratch(num_rows: int, groups: sizes.Groups, meeting: Any) -> tuple[_Scratch]:
+    """Types of the shared memory."""
+    tables, joint = token_rule.tables_scratch(num_rows), block_rule.joint_scratch(num_rows)
+    return (_Scratch(tables, joint, scan.search_scratch(groups.num_slots), meeting),)
+
+
+class _Trial(NamedTuple):
+    """State of one block that tries rows of a sequence: its emission, its tables, and the rows that are possible."""
+
+    emission: emit.Emission
+    tables: token_rule.Tables
+    joint: block_rule.Joint
+    search: block_rule.Search
+    stats: Any
+
+    def stop_at(self, row: Any) -> token_rule.Stop:
+        return block_rule.stop_at(self.emission.sequence, self.tables, self.joint, self.search, row)
+
+    def at(self, row: Any) -> emit.Emission:
+        """The emission with the sums of tiles of this row."""
+        sequence = self.emission.sequence
+        return self.emission._replace(number=rows.flat_row(sequence.target, row))
+
+    def total(self, row: Any, sums_fn: Callable[[emit.Emission, token_rule.Stop], Any]) -> jax.Array:
+        """The sum of the weights of a row; `sums_fn` returns after its sums of tiles have been written."""
+        emission, stop = self.at(row), self.stop_at(row)
+
+        def of_tiles():
+            sums_fn(emission, stop)
+            return emit.choose_tile(emission)[1]
+
+        def of_certain():
+            return block_rule.certain_total(emission.sequence, stop)
+
+        if emission.sequence.target.filter.greedy is None:
+            return of_tiles()
+        return lax.cond(stop.p_certain < 0, of_tiles, of_certain)
+
+    def try_rows(self, sums_fn: Callable[[emit.Emission, token_rule.Stop], Any]) -> jax.Array:
+        """The number of drafts after which the sequence stops."""
+        return block_rule.last_row(self.joint, self.search, lambda row: self.total(row, sums_fn))
+
+    def write(self, stop: token_rule.Stop):
+        """Writes the outputs but the last token."""
+        write = functools.partial(token_rule.write_values, self.emission, self.tables, stop)
+        last_token.write_accepted(self.emission, self.tables, stop, write)
+
+
+def _begin(emission: emit.Emission, inputs, read, scratch: _Scratch, decide_fn, stats_fn) -> _Trial:
+    """Waits for the first launch, and finds the possible rows."""
+    scan.clear_prefix(scratch.sums)
+    sync.wait_for_previous_launch()
+    sequence, values, _ = decide_fn(inputs, read)
+    token_rule.write_tables(scratch.tables, slice(None), values)
+    # Registers -> shared memory: [lanes].
+    scratch.joint.uniform[...] = tiles.load_lanes(read.facts.accept, (sequence.number,))
+    search = block_rule.find_rows(sequence, scratch.tables, scratch.joint)
+    return _Trial(emission._replace(sequence=sequence), scratch.tables, scratch.joint, search, stats_fn(read))
+
+
+def emit_at_once(read, inputs, decide_fn, stats_fn, batch_size, num_rows, vocab_size, config) -> Verification:
+    """Launches `block_emit_at_once`. The arguments are those of `token.emit_after`."""
+    groups = sizes.groups(vocab_size, [ref.dtype for ref in inputs.logits], config)
+
+    def block_emit_at_once(inputs, read, out, sums, scratch):
+        def meet(is_last):
+            return is_last
+
+        sequence = rows.sequence_view(inputs, vocab_size)
+        emission = emit.make_emission(sequence, out, sums, scratch.sums, groups, config.blocks, meet)
+        trial = _begin(emission, inputs, read, scratch, decide_fn, stats_fn)
+        emission, search, row = trial.emission, trial.search, lax.axis_index("row")
+        end = trial.stop_at(search.end)
+        decided = search.first == search.end
+        end_needs_sums = last_token.needs_tile_sums(emission, end, trial.stats)
+        greedy = emission.sequence.target.filter.greedy
+        certain = jnp.bool_(False) if greedy is None else greedy[emission.sequence.number] > 0
+
+        def needs_sums(row):
+            tried = block_rule.is_possible(trial.joint, search, row) & ~decided & ~certain
+            return tried | (decided & end_needs_sums & (row == search.end))
+
+        def count_rows(row, count):
+            return count + jnp.where(needs_sums(row), 1, 0)
+
+        count = lax.fori_loop(0, num_rows, count_rows, jnp.int32(0))
+
+        def sum_and_meet():
+            last_token.sum_row(trial.at(row), trial.stop_at(row), trial.stats)
+            arrivals = sync.Arrivals(read.counters, scratch.meeting)
+            return sync.arrive(arrivals, emission.sequence.number, count * config.blocks)
+
+        def is_first():
+            return (count == 0) & (row == 0) & (emission.block == 0)
+
+        @pl.when(lax.cond(needs_sums(row), sum_and_meet, is_first))
+        def _():
+            last = trial.try_rows(lambda emission, stop: None)
+            stop = trial.stop_at(last)
+            trial.write(stop)
+            last_token.emit_from_sums(trial.at(last), stop, trial.stats)
+
+    out, _ = plgpu.kernel(
+        block_emit_at_once,
+        out_type=emit.output_types(batch_size, num_rows - 1, groups.num_slots, num_rows),
+        scratch_types=_scratch(num_rows, groups, sync.int32_scratch()),
+        grid=(batch_size, num_rows, config.blocks),
+        grid_names=("sequence", "row", "block"),
+        compiler_params=emit.COMPILER_PARAMS,
+    )(inputs, read)
+    return out
+
+
+def emit_in_turn(read, inputs, decide_fn, stats_fn, batch_size, num_rows, vocab_size, config) -> Verification:
+    """Launches `block_emit_in_turn`. The arguments are those of `token.emit_after`; a cluster has `config.blocks`."""
+    groups = sizes.groups(vocab_size, [ref.dtype for ref in inputs.logits], config)
+
+    def block_emit_in_turn(inputs, read, out, sums, scratch):
+        def meet(is_last):
+            sync.sync_cluster(scratch.meeting)
+            return is_last
+
+        sequence = rows.sequence_view(inputs, vocab_size)
+        emission = emit.make_emission(sequence, out, sums, scratch.sums, groups, config.blocks, meet)
+        trial = _begin(emission, inputs, read, scratch, decide_fn, stats_fn)
+
+        def sum_and_meet(emission, stop):
+            last_token.sum_row(emission, stop, trial.stats)
+            emission.meet_fn()
+
+        last = trial.try_rows(sum_and_meet)
+        stop, emission = trial.stop_at(last), trial.at(last)
+        is_end = last == trial.search.end
+
+        # Rows that were tried have their sums.
+        @pl.when(is_end & last_token.needs_tile_sums(emission, stop, trial.stats))
+        def _():
+            sum_and_meet(emission, stop)
+
+        pl.when(emission.block == 0)(lambda: trial.write(stop))
+        is_last = emission.block == config.blocks - 1
+        pl.when(is_last)(lambda: last_token.emit_from_sums(emission, stop, trial.stats))
+
+    out, _ = plgpu.kernel(
+        block_emit_in_turn,
+        out_type=emit.output_types(batch_size, num_rows - 1, groups.num_slots, num_rows),
+        scratch_types=_scratch(num_rows, groups, sync.cluster_scratch()),
+        grid=(batch_size,),
+        grid_names=("sequence",),
+        cluster=(config.blocks,),
+        cluster_names=("block",),
+        compiler_params=emit.COMPILER_PARAMS,
+    )(inputs, read)
+    return out
