@@ -82,9 +82,7 @@ EmitFn = Callable[..., Verification]
 """The second launch of a rule, with the arguments of `emit_after`."""
 
 
-def read_then_emit(
-    emit_fn: EmitFn, inputs: rows.Inputs, shape: tuple[int, int, int], config: sizes.Config
-) -> Verification:
+def read_then_emit(emit_fn: EmitFn, inputs: rows.Inputs, shape: tuple[int, ...], config: sizes.Config) -> Verification:
     """Launches `token_read`, then the second launch of a rule. `shape` is B, K + 1, V."""
     batch_size, num_rows, vocab_size = shape
 

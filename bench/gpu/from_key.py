@@ -1,14 +1,15 @@
 """`sample`, `verify` and `verify_block` from a key to tokens, with filters that checkpoints ship: checked, then timed.
 
     python bench/gpu/from_key.py OUT.json SECONDS [words]     # cases with such a word in their name, all without one
+    PART=1/8 LOCK=/tmp/gpu0 python bench/gpu/from_key.py ...  # every eighth case; measures while no other process does
 
 A case is checked against the XLA core on the same keys first. Times are of the profiler, inputs rotated past the L2:
 `us` is how long at least one kernel of a call runs, the median over calls, `mean_us` their mean, `span_us` from the
-start of its first kernel to the end of its last. `loop_us` is the host's clock over a compiled loop of calls, each of which waits for the one
-before, divided by their number; run with XLA_FLAGS=--xla_gpu_graph_min_graph_size=1 it is that of command buffers.
+start of its first kernel to the end of its last. With LOOP=1 only `loop_us` is measured: the host's clock over a
+compiled loop of calls, each of which waits for the one before, divided by their number. XLA_FLAGS choose between
+command buffers of at least five operations (default), of any (--xla_gpu_graph_min_graph_size=1) and none.
 """
 
-import concurrent.futures
 import functools
 import json
 import os
@@ -188,48 +189,41 @@ CASES = [
 ]
 
 
+def compile_case(case, checked):
+    """The step, its arguments' function, its program, and that of the XLA core if it is to be compared."""
+    step, arguments = steps(case)
+    shapes = jax.eval_shape(arguments, 0)
+    core = by_core(step, *shapes).compile() if checked else None
+    return step, arguments, jax.jit(step).lower(*shapes).compile(), core
+
+
+def measure_case(case, in_loop):
+    """Times of a case, after the comparison with the XLA core."""
+    step, arguments, program, core = compile_case(case, checked=not in_loop)
+    with timings.alone_on_the_gpu():
+        args = arguments(0)
+        if core is None:
+            return {"loop_us": in_a_loop(step, args)}
+        row = check(program, core, args)
+        size = sum(x.nbytes for x in jax.tree.leaves(args[1:]))
+        sets = [arguments(i) for i in range(timings.num_sets(size))]
+        return row | measure(program, sets, max(2, 24 // len(sets)))
+
+
 def main():
     path, deadline, words = sys.argv[1], time.time() + float(sys.argv[2]), sys.argv[3:]
     cases = [case for case in CASES if not words or any(word in name_of(case) for word in words)]
+    # Processes, not threads: the compilers of XLA and of Mosaic wait for each other inside one process.
+    part, parts = map(int, os.environ.get("PART", "0/1").split("/"))
     about: dict[str, Any] = {"device": jax.devices()[0].device_kind, "jax": jax.__version__, "rows": []}
     about["xla_flags"] = os.environ.get("XLA_FLAGS", "")
-    pool = concurrent.futures.ThreadPoolExecutor(int(os.environ.get("WORKERS", "14")))
-
-    def compile_case(case):
-        step, arguments = steps(case)
-        shapes = jax.eval_shape(arguments, 0)
-        program = jax.jit(step).lower(*shapes)
-        core = by_core(step, *shapes) if os.environ.get("CHECK", "1") == "1" else None
-        return step, arguments, program, core
-
-    def finished(lowered):
-        step, arguments, program, core = lowered
-        return step, arguments, program.compile(), core and core.compile()
-
-    # Traced one after the other, compiled at once.
-    waiting = []
-    for case in cases:
-        try:
-            waiting.append((case, pool.submit(finished, compile_case(case))))
-        except Exception as error:
-            traceback.print_exc(limit=-2)
-            about["rows"].append({"case": name_of(case), "error": repr(error)[:300]})
-    for case, future in waiting:
+    for case in cases[part::parts]:
         if time.time() > deadline:
             print("out of time before", name_of(case))
             break
         row: dict[str, Any] = {"case": name_of(case)}
         try:
-            step, arguments, program, core = future.result()
-            args = arguments(0)
-            if core:
-                row |= check(program, core, args)
-            size = sum(x.nbytes for x in jax.tree.leaves(args[1:]))
-            sets = [arguments(i) for i in range(timings.num_sets(size))]
-            row |= measure(program, sets, max(2, 24 // len(sets)))
-            if os.environ.get("LOOP") == "1":
-                row["loop_us"] = in_a_loop(step, args)
-            del sets
+            row |= measure_case(case, os.environ.get("LOOP") == "1")
         except Exception as error:
             traceback.print_exc(limit=-2)
             row["error"] = repr(error)[:300]

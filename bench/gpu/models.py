@@ -2,6 +2,7 @@
 
     python bench/gpu/models.py OUT.json OUT.md SECONDS
     python bench/gpu/models.py OUT.json OUT.md SECONDS Qwen      # pairs with such a word in their name
+    VARIANTS="kernel|xla" python bench/gpu/models.py ...         # verifications of these names alone
     python bench/gpu/models.py OUT.json OUT.md SECONDS --tiny    # small models, to try out the script on any machine
 
 Logits of both models are independent and nearly flat, so that p and q overlap as those of trained pairs do. A step's
@@ -9,12 +10,13 @@ time is the host's clock over many steps in a row, divided by their number; a ve
 kernels (CUPTI), on logits of the step's shape and type, rotated past the L2.
 """
 
-import concurrent.futures
 import dataclasses
 import functools
+import os
 import pathlib
 import sys
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -100,6 +102,8 @@ VERIFY_FNS = {
 }
 """Functions that verify, and the sampling parameters of both models."""
 
+if "VARIANTS" in os.environ:
+    VERIFY_FNS = {name: VERIFY_FNS[name] for name in os.environ["VARIANTS"].split("|")}
 if jax.default_backend() != "gpu":
     VERIFY_FNS = {name: value for name, value in VERIFY_FNS.items() if "kernel" not in name}
 
@@ -172,8 +176,8 @@ def verification_inputs(vocab_size: int, batch_size: int, sampling: ss.SamplingP
     return make, timings.num_sets(4 * batch_size * (2 * NUM_DRAFT + 1) * vocab_size)
 
 
-def compare(name: str, modules: list[Any], batch_size: int, pool) -> list[dict[str, Any]]:
-    """Measures one pair at one batch size; returns a row for each of `VERIFY_FNS`."""
+def compare(name: str, modules: list[Any], batch_size: int) -> Iterator[dict[str, Any]]:
+    """Measures one pair at one batch size; yields a row for each of `VERIFY_FNS`."""
     pair = make_models(modules, batch_size)
     prompt_length = 4 if isinstance(modules[0], models.Whisper) else PROMPT_LENGTH
     prompt = jax.random.randint(jax.random.key(2), (batch_size, prompt_length), 0, 1000)
@@ -182,28 +186,24 @@ def compare(name: str, modules: list[Any], batch_size: int, pool) -> list[dict[s
     def init():
         return ss.init(prompt, target=pair[0], draft=pair[1], num_draft=NUM_DRAFT, max_new_tokens=max_new_tokens)
 
-    state, programs = init(), {}
+    state, measure = init(), timings.measure if jax.default_backend() == "gpu" else timings.measure_host
     for which, (fn, sampling) in VERIFY_FNS.items():
         whole = functools.partial(step, verify_fn=fn, sampling=sampling)
-        whole = jax.jit(whole, donate_argnums=1).lower(jax.random.key(0), state, *pair)
+        whole = jax.jit(whole, donate_argnums=1).lower(jax.random.key(0), state, *pair).compile()
         make, num_sets = verification_inputs(modules[0].config.vocab_size, batch_size, sampling)
 
-        def alone(key, target, draft, fn=fn, sampling=sampling):
+        def verification(key, target, draft, fn=fn, sampling=sampling):
             # As in a step, the parameters are numbers, not arguments of the program.
             return fn(key, target, draft._replace(sampling=sampling), sampling)
 
-        alone = jax.jit(alone).lower(*jax.eval_shape(make, 0))
-        programs[which] = pool.submit(whole.compile), pool.submit(alone.compile), [make, num_sets]
-    measure = timings.measure if jax.default_backend() == "gpu" else timings.measure_host
-    rows = []
-    for which, (whole, alone, (make, num_sets)) in programs.items():
-        row = {"pair": name, "B": batch_size, "verification": which}
-        row |= measure_steps(whole.result(), init(), pair)
-        sets = [make(seed) for seed in range(num_sets)]
-        measured = measure(alone.result(), sets, max(2, 24 // len(sets)))
+        alone = jax.jit(verification).lower(*jax.eval_shape(make, 0)).compile()
+        with timings.alone_on_the_gpu():
+            row = {"pair": name, "B": batch_size, "verification": which}
+            row |= measure_steps(whole, init(), pair)
+            sets = [make(seed) for seed in range(num_sets)]
+            measured = measure(alone, sets, max(2, 24 // num_sets))
         us = row["verification_us"] = measured["us"]
-        rows.append(row | {"launches": measured.get("launches"), "share": us / 1e3 / row["step_ms"]})
-    return rows
+        yield row | {"launches": measured.get("launches"), "share": us / 1e3 / row["step_ms"]}
 
 
 def table(about: dict[str, Any], rows: list[dict[str, Any]]) -> str:
@@ -235,20 +235,20 @@ def main() -> None:
     about: dict[str, Any] = {"device": jax.devices()[0].device_kind, "jax": jax.__version__}
     about["command"] = "bench/gpu_models.sh" + " (tiny: a rehearsal, no result)" * is_tiny
     rows = []
-    with concurrent.futures.ThreadPoolExecutor() as pool:
-        for name, configs in PAIRS.items():
-            if words and not any(word in name for word in words):
-                continue
-            modules = make_modules(tuple(map(tiny, configs)) if is_tiny else configs)
-            for batch_size in BATCH_SIZES[: 2 if is_tiny else None]:
-                if time.time() > deadline:
-                    print("out of time before", name, batch_size)
-                    return
-                rows += compare(name, modules, batch_size, pool)
+    for name, configs in PAIRS.items():
+        if words and not any(word in name for word in words):
+            continue
+        modules = make_modules(tuple(map(tiny, configs)) if is_tiny else configs)
+        for batch_size in BATCH_SIZES[: 2 if is_tiny else None]:
+            if time.time() > deadline:
+                print("out of time before", name, batch_size)
+                return
+            for row in compare(name, modules, batch_size):
+                rows.append(row)
                 results.write(out, about, rows)
                 pathlib.Path(page).write_text(table(about, rows))
-                print(rows[-1], flush=True)
-            del modules
+                print(row, flush=True)
+        del modules
 
 
 if __name__ == "__main__":

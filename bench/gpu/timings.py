@@ -9,6 +9,7 @@ number; it includes dispatch.
 """
 
 import concurrent.futures
+import contextlib
 import fcntl
 import functools
 import os
@@ -58,6 +59,15 @@ def measure_copy():
     x = jnp.zeros((2**30,), jnp.bfloat16)
     us = measure(jax.jit(lambda x: x + 1).lower(x).compile(), [(x,)], 20)["us"]
     return 2 * x.nbytes / us * 1e6
+
+
+@contextlib.contextmanager
+def alone_on_the_gpu():
+    """Waits until no other process of the file LOCK measures."""
+    with open(os.environ.get("LOCK", os.devnull), "w") as file:
+        if "LOCK" in os.environ:
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def launches_of(fn, sets, rounds):
