@@ -116,13 +116,12 @@ class _Trial(NamedTuple):
         sequence = self.emission.sequence
         return self.emission._replace(number=rows.flat_row(sequence.target, row))
 
-    def total(self, row: Any, sums_fn: Callable[[emit.Emission, token_rule.Stop], Any]) -> jax.Array:
-        """The sum of the weights of a row; `sums_fn` returns after its sums of tiles have been written."""
+    def total(self, row: Any) -> jax.Array:
+        """The sum of the weights of a row whose tiles have been summed."""
         emission, stop = self.at(row), self.stop_at(row)
 
         def of_tiles():
-            sums_fn(emission, stop)
-            return emit.choose_tile(emission)[1]
+            return emit.sum_tiles(emission)
 
         def of_certain():
             return block_rule.certain_total(emission.sequence, stop)
@@ -131,9 +130,9 @@ class _Trial(NamedTuple):
             return of_tiles()
         return lax.cond(stop.p_certain < 0, of_tiles, of_certain)
 
-    def try_rows(self, sums_fn: Callable[[emit.Emission, token_rule.Stop], Any]) -> jax.Array:
-        """The number of drafts after which the sequence stops."""
-        return block_rule.last_row(self.joint, self.search, lambda row: self.total(row, sums_fn))
+    def try_rows(self, sum_fn: Callable[[Any], None]) -> jax.Array:
+        """The number of drafts after which the sequence stops; `sum_fn(row)` sums a row's tiles before its trial."""
+        return block_rule.last_row(self.joint, self.search, sum_fn, self.total)
 
     def write(self, stop: token_rule.Stop):
         """Writes the outputs but the last token."""
@@ -190,7 +189,7 @@ def emit_at_once(read, inputs, decide_fn, stats_fn, batch_size, num_rows, vocab_
 
         @pl.when(lax.cond(needs_sums(row), sum_and_meet, is_first))
         def _():
-            last = trial.try_rows(lambda emission, stop: None)
+            last = trial.try_rows(lambda row: None)
             stop = trial.stop_at(last)
             trial.write(stop)
             last_token.emit_from_sums(trial.at(last), stop, trial.stats)
@@ -206,6 +205,17 @@ def emit_at_once(read, inputs, decide_fn, stats_fn, batch_size, num_rows, vocab_
     return out
 
 
+def _prefetch(trial: _Trial, row: Any):
+    """Starts to load this block's share of the tiles of a row into the L2."""
+    emission = trial.emission
+    sources = emit.all_sources(emission, row)
+
+    def prefetch_group(group):
+        emit.prefetch_group(emission, sources, group)
+
+    emit.share(emission, emit.groups_of(emission, sources), prefetch_group)
+
+
 def emit_in_turn(read, inputs, decide_fn, stats_fn, batch_size, num_rows, vocab_size, config) -> Verification:
     """Launches `block_emit_in_turn`. The arguments are those of `token.emit_after`; a cluster has `config.blocks`."""
     groups = sizes.groups(vocab_size, [ref.dtype for ref in inputs.logits], config)
@@ -219,18 +229,19 @@ def emit_in_turn(read, inputs, decide_fn, stats_fn, batch_size, num_rows, vocab_
         emission = emit.make_emission(sequence, out, sums, scratch.sums, groups, config.blocks, meet)
         trial = _begin(emission, inputs, read, scratch, decide_fn, stats_fn)
 
-        def sum_and_meet(emission, stop):
-            last_token.sum_row(emission, stop, trial.stats)
-            emission.meet_fn()
+        def sum_and_meet(row):
+            emission, stop = trial.at(row), trial.stop_at(row)
 
+            @pl.when(last_token.needs_tile_sums(emission, stop, trial.stats))
+            def _():
+                last_token.sum_row(emission, stop, trial.stats)
+                emission.meet_fn()
+
+        block_rule.for_possible_rows(trial.joint, trial.search, functools.partial(_prefetch, trial))
         last = trial.try_rows(sum_and_meet)
         stop, emission = trial.stop_at(last), trial.at(last)
-        is_end = last == trial.search.end
-
         # Rows that were tried have their sums.
-        @pl.when(is_end & last_token.needs_tile_sums(emission, stop, trial.stats))
-        def _():
-            sum_and_meet(emission, stop)
+        pl.when(last == trial.search.end)(lambda: sum_and_meet(last))
 
         pl.when(emission.block == 0)(lambda: trial.write(stop))
         is_last = emission.block == config.blocks - 1

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from pallas_kernels import config, last_token, rows, token_rule
@@ -86,8 +87,25 @@ def is_possible(joint: Joint, search: Search, row: Any) -> jax.Array:
     return (joint.possible[row] > 0) & (row >= search.sure) & (row <= search.first)
 
 
-def last_row(joint: Joint, search: Search, total_fn: Callable[[Any], jax.Array]) -> jax.Array:
-    """The row at which the sequence stops; `total_fn(row)` is the sum of the weights of a possible row."""
+def for_possible_rows(joint: Joint, search: Search, fn: Callable[[Any], None]):
+    """Calls `fn(row)` for the rows that may be tried, from the right; for none if the sequence stops at its end."""
+
+    def step(i, carry):
+        row = search.first - i
+        pl.when(is_possible(joint, search, row))(lambda: fn(row))
+        return carry
+
+    count = jnp.where(search.first == search.end, 0, search.first - search.sure + 1)
+    lax.fori_loop(0, count, step, jnp.int32(0))
+
+
+def last_row(
+    joint: Joint, search: Search, sum_fn: Callable[[Any], None], total_fn: Callable[[Any], jax.Array]
+) -> jax.Array:
+    """The row at which the sequence stops.
+
+    `sum_fn(row)` is called for each row that is tried. `total_fn(row)` is then the sum of its weights.
+    """
 
     def before(row):
         def step(other, best):
@@ -97,10 +115,15 @@ def last_row(joint: Joint, search: Search, total_fn: Callable[[Any], jax.Array])
 
     def step(carry):
         row, _ = carry
-        total, rest = total_fn(row), 1 - jnp.exp(joint.log_prob[row])
-        u = joint.uniform[jnp.maximum(row - 1, 0)]
-        # u < Z / (Z + 1 - P) without the division. P is 1 at `sure`.
-        accepted = (row <= search.sure) | (u * (total + rest) < total)
+        sum_fn(row)
+
+        def accept():
+            total, rest = total_fn(row), 1 - jnp.exp(joint.log_prob[row])
+            # u < Z / (Z + 1 - P) without the division.
+            return joint.uniform[jnp.maximum(row - 1, 0)] * (total + rest) < total
+
+        # P is 1 at `sure`.
+        accepted = lax.cond(row <= search.sure, lambda: jnp.bool_(True), accept)
         return jnp.where(accepted, row, before(row)), accepted
 
     decided = search.first == search.end

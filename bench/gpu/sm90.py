@@ -177,6 +177,8 @@ def cases():
         draft = Draft(arg(b, k, dtype=jnp.int32), arg(b, k, v, dtype=dtype), None, normalizers)
         args = arg(b, k + 1, v, dtype=dtype), filters[0], draft, filters[1], Uniforms(arg(b, k), arg(b, 2))
         yield f"token B{b} K{k} V{v} {name} {what}", kernels.verify_token, args, 64 * 2 // dtype.itemsize
+        if what == "normalizers" and k == 4:
+            yield f"block B{b} K{k} V{v} {name} {what}", kernels.verify_block, args, 64 * 2 // dtype.itemsize
     b, k, v = 64, 4, 151936
     sigmoid = functools.partial(kernels.verify_sigmoid, alpha=-1e4, beta=1e4)
     logits = [arg(b, k + 1, v, dtype=jnp.bfloat16), arg(b, k, v, dtype=jnp.bfloat16)]
