@@ -205,17 +205,6 @@ def emit_at_once(read, inputs, decide_fn, stats_fn, batch_size, num_rows, vocab_
     return out
 
 
-def _prefetch(trial: _Trial, row: Any):
-    """Starts to load this block's share of the tiles of a row into the L2."""
-    emission = trial.emission
-    sources = emit.all_sources(emission, row)
-
-    def prefetch_group(group):
-        emit.prefetch_group(emission, sources, group)
-
-    emit.share(emission, emit.groups_of(emission, sources), prefetch_group)
-
-
 def emit_in_turn(read, inputs, decide_fn, stats_fn, batch_size, num_rows, vocab_size, config) -> Verification:
     """Launches `block_emit_in_turn`. The arguments are those of `token.emit_after`; a cluster has `config.blocks`."""
     groups = sizes.groups(vocab_size, [ref.dtype for ref in inputs.logits], config)
@@ -237,7 +226,6 @@ def emit_in_turn(read, inputs, decide_fn, stats_fn, batch_size, num_rows, vocab_
                 last_token.sum_row(emission, stop, trial.stats)
                 emission.meet_fn()
 
-        block_rule.for_possible_rows(trial.joint, trial.search, functools.partial(_prefetch, trial))
         last = trial.try_rows(sum_and_meet)
         stop, emission = trial.stop_at(last), trial.at(last)
         # Rows that were tried have their sums.

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from pallas_kernels import config, last_token, rows, token_rule
@@ -85,18 +84,6 @@ def find_rows(sequence: rows.Sequence, tables: token_rule.Tables, joint: Joint) 
 def is_possible(joint: Joint, search: Search, row: Any) -> jax.Array:
     """Whether the sequence may stop at a row before its end."""
     return (joint.possible[row] > 0) & (row >= search.sure) & (row <= search.first)
-
-
-def for_possible_rows(joint: Joint, search: Search, fn: Callable[[Any], None]):
-    """Calls `fn(row)` for the rows that may be tried, from the right; for none if the sequence stops at its end."""
-
-    def step(i, carry):
-        row = search.first - i
-        pl.when(is_possible(joint, search, row))(lambda: fn(row))
-        return carry
-
-    count = jnp.where(search.first == search.end, 0, search.first - search.sure + 1)
-    lax.fori_loop(0, count, step, jnp.int32(0))
 
 
 def last_row(

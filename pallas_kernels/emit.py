@@ -13,7 +13,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from pallas_kernels import config, random, rows, scan, sync, tiles
-from pallas_kernels.types import DEGENERATE_DRAFT, DEGENERATE_TARGET, EMPTY_RESIDUAL, PAD_TOKEN, TILE, Verification
+from pallas_kernels.types import DEGENERATE_DRAFT, DEGENERATE_TARGET, EMPTY_RESIDUAL, PAD_TOKEN, Verification
 
 COMPILER_PARAMS = plgpu.CompilerParams(approx_math=True, reduction_scratch_bytes=scan.EXCHANGE_BYTES)
 """Approximate exponentials of the hardware, and shared memory for `scan.sum_vectors`."""
@@ -170,17 +170,6 @@ def choose_tile(emission: Emission) -> tuple[jax.Array, jax.Array]:
 def sum_tiles(emission: Emission) -> jax.Array:
     """The sum of all weights of a row, from the sums in global memory."""
     return jnp.sum(tiles.load_first_lanes(emission.sums, (emission.number,), emission.groups.num_slots, 0.0))
-
-
-def prefetch_group(emission: Emission, sources: Sources, group: Any):
-    """Starts to load the tiles of a group into the L2, if rows begin at a vector."""
-    size = emission.groups.pair_size if len(sources) == 2 else emission.groups.size
-    for model, row in sources:
-        vocab_size = model.vocab_size
-        if config.chunks(model.logits.dtype, vocab_size).aligned and vocab_size >= size * TILE:
-            # The first and the last group may be shorter, but what is loaded lies inside the row.
-            first = jnp.clip((group * size - emission.groups.before) * TILE, 0, vocab_size - size * TILE)
-            sync.prefetch(model.logits, rows.flat_row(model, row) * vocab_size + first, size * TILE)
 
 
 def choose_token(emission: Emission, sources: Sources, weights_fn: Callable, number: jax.Array) -> jax.Array:

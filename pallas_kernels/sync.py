@@ -78,20 +78,6 @@ def sync_cluster(scratch: Any):
     emit()
 
 
-def prefetch(ref: Any, start: Any, count: int):
-    """Starts to load `count` elements from `start` on into the L2; both are multiples of 16 bytes."""
-    num_bytes = count * jnp.dtype(ref.dtype).itemsize
-
-    @plgpu.inline_mgpu(arg_types=(plgpu.RefType(),))
-    def emit(context, *refs):
-        del context
-        leader = mosaic.single_thread_predicate(mosaic.ThreadSubset.WARPGROUP)
-        code = f"@$1 cp.async.bulk.prefetch.L2.global [$0], {num_bytes};"
-        mosaic.inline_ptx(code, mosaic.memref_ptr(refs[0]), leader, has_side_effects=True)
-
-    emit(ref.at[pl.ds(start, 1)])
-
-
 def arrive(arrivals: Arrivals, sequence: Any, num_blocks: Any) -> jax.Array:
     """Counts this block and returns whether it is the sequence's last to arrive; if so, it sees the others' writes."""
 

@@ -34,7 +34,6 @@ STAND_INS = {
     "cluster_scratch": lambda: plgpu.ClusterBarrier(collective_axes=("block",)),
     "sync_cluster": sync_cluster,
     "arrive": arrive,
-    "prefetch": lambda ref, start, count: None,
 }
 
 
