@@ -25,7 +25,6 @@ import paper
 import results
 import timings
 from flax import nnx
-from kernel_inputs import sampled_draft
 
 import specsamp_jax as ss
 from specsamp_jax import models

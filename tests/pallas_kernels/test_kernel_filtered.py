@@ -30,7 +30,7 @@ def check(interpreted, monkeypatch):
         monkeypatch.setattr(slices, "num_blocks", lambda *shape: 2)
 
     def check(key, target, sampling, draft, draft_sampling, rule="token", **constants):
-        fn = {"token": ss.verify, "sigmoid": ss.verify_sigmoid}[rule]
+        fn = {"token": ss.verify, "block": ss.verify_block, "sigmoid": ss.verify_sigmoid}[rule]
 
         @jax.jit  # one program in place of hundreds of small ones
         def core(key, target, draft):
@@ -38,7 +38,11 @@ def check(interpreted, monkeypatch):
             return fn(key, target, draft, sampling, implementation="xla", **constants)
 
         expected = core(key, target, draft)
-        from_keys = {"token": kernels.verify_token_from_keys, "sigmoid": kernels.verify_sigmoid_from_keys}[rule]
+        from_keys = {
+            "token": kernels.verify_token_from_keys,
+            "block": kernels.verify_block_from_keys,
+            "sigmoid": kernels.verify_sigmoid_from_keys,
+        }[rule]
         with interpreted():
             words = streams.words(key, target.shape[0])
             got = jax.block_until_ready(from_keys(words, target, sampling, draft, draft_sampling, **constants))
@@ -93,6 +97,16 @@ def test_equals_the_core(check, sampling, kind):
 def test_filters_of_one_model_alone(check, sampling, drafts):
     key, target, draft = make(1, sampling=drafts)
     check(key, target, sampling, draft, drafts)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("multiprocessors", [132, 1], ids=["at once", "in turn"])
+@pytest.mark.parametrize(("sampling", "drafts"), [(SHIPPED, SHIPPED), (ARRAYS, None)], ids=["numbers", "arrays"])
+def test_the_block_rule(check, monkeypatch, sampling, drafts, multiprocessors):
+    monkeypatch.setattr(config, "num_multiprocessors", lambda: multiprocessors)
+    monkeypatch.setattr(config, "block_config", lambda *shape: config.Config(2))
+    key, target, draft = make(6, num_draft=3, sampling=drafts, kind="logits")
+    check(key, target, sampling, draft, drafts, "block")
 
 
 @pytest.mark.slow

@@ -194,10 +194,3 @@ def test_the_loop_takes_the_block_rule():
     for _ in range(12):
         text.append(int(tables.logits_after(tables.table(0), text).argmax()))
     assert greedy.tokens.tolist() == [text] * 64
-
-
-def test_there_is_no_kernel():
-    with pytest.raises(NotImplementedError, match="a rule that has a kernel"):
-        ss.verify_block(
-            jax.random.key(0), jnp.zeros((1, 1, 3)), ss.Draft(jnp.zeros((1, 0), int)), implementation="pallas"
-        )

@@ -276,3 +276,9 @@ def test_the_mark_is_checked_and_has_no_leaves():
 def test_wrong_positions_are_refused(fn, positions):
     with pytest.raises(ValueError, match="positions must be"):
         fn(jax.random.key(0), jnp.zeros((2, 2, 4)), positions=positions)
+
+
+def test_there_is_no_kernel():
+    draft = ss.Draft(jnp.zeros((1, 0), int))
+    with pytest.raises(NotImplementedError, match="a rule that has a kernel"):
+        ss.verify_coupled(jax.random.key(0), jnp.zeros((1, 1, 3)), draft, implementation="pallas")
