@@ -32,14 +32,13 @@ class Text:
         }
 
     def add_drafter(self, drafter: str) -> None:
-        """Loads a drafter and measures the costs of a step, as the command does."""
+        """Loads a drafter and measures costs and acceptance, as the command does."""
         if drafter == "ngram":
             self.drafter = ss.NGramDrafter()
         else:
             self.drafter = with_vocab_size(load_checkpoint(drafter, dtype=self.dtype), vocab_size(self.target))
             self.num_bytes += num_bytes(self.drafter.params)
-        costs = ss.measure_costs(self.prompts[:1], draft=self.drafter, lengths=LENGTHS, **self._options(0))
-        self.num_draft = ss.GoodputNumDraft(costs, LENGTHS)
+        self.num_draft = ss.measure_goodput(self.prompts[:1], draft=self.drafter, lengths=LENGTHS, **self._options(0))
 
     def run(self, index: int, assisted: bool) -> tuple[list[int], int, int]:
         """Returns the new tokens, their number, and the passes of the target."""
