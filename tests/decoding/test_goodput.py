@@ -186,7 +186,7 @@ def test_finished_rows_and_rows_near_their_limit_take_no_part():
 
 def test_generate_takes_the_steps_of_step():
     """`generate` runs stretches of steps; the drafter is probed, drafts for a while, and misses tokens in between."""
-    rule = ss.GoodputNumDraft((1.0, 1.4, 1.7), LENGTHS, prior=0.5, probe_share=1.0, memory=5.0)
+    rule = ss.GoodputNumDraft((1.0, 1.2, 1.4), LENGTHS, prior=0.1, probe_share=1.0, memory=5.0)
     draft = tables.model(DRAFT)
     items = steps(rule, draft, 90)
     num_steps = sum(not before.finished.all() for before, _, _ in items)
