@@ -41,6 +41,11 @@ def arguments(shape, row_filter):
     return arg(*rows, dtype=dtype), row_filter(*rows[:2]), draft, draft_filter, uniforms
 
 
+def row_filter(batch_size, num_rows):
+    """A filter with all fields."""
+    return Filter(arg(batch_size), arg(batch_size, num_rows), arg(batch_size, dtype=bool))
+
+
 def launches(rule, args):
     text = jax.jit(rule).trace(*args).lower(lowering_platforms=("cuda",)).as_text()
     return text.count('call_target_name = "mosaic_gpu') + text.count("custom_call @mosaic_gpu")
@@ -74,10 +79,12 @@ def test_the_sigmoid_rule_lowers_to_one_launch(shape):
 
 @pytest.mark.parametrize("shape", [LOWERED[1], pytest.param(LOWERED[2], marks=pytest.mark.slow)], ids=str)
 def test_lowers_with_every_filter(shape):
-    def row_filter(batch_size, num_rows):
-        return Filter(arg(batch_size), arg(batch_size, num_rows), arg(batch_size, dtype=bool))
-
     assert launches(RULES["token"], arguments(shape, row_filter)) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shape", LOWERED[1:3], ids=str)
+def test_the_block_rule_lowers_with_every_filter(shape):
     assert launches(RULES["block"], arguments(shape, row_filter)) == 2
 
 

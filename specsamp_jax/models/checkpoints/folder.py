@@ -164,7 +164,10 @@ def load_module(
             f"model_type must be one of {families}, got {brief(values.get('model_type'))} in {source}; "
             "other families cannot be loaded."
         )
-    config = family.config.from_dict(values)
+    try:
+        config = family.config.from_dict(values)
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from error
     stored = _read_tensors(path, values)
     for setting, prefix, num_layers in family.num_layers(config):
         _check_layers(source, setting, num_layers, prefix, stored)

@@ -130,6 +130,7 @@ def test_broken_config(saved, text):
         ({"rms_norm_eps": float("inf")}, "it holds Infinity, which is no number in JSON"),
         ({"num_hidden_layers": 10**5}, "num_hidden_layers in {} is 100000, but the weights have tensors of 2 layers"),
         ({"num_hidden_layers": 10**12}, "num_hidden_layers in {} is 1000000000000, but the weights have"),
+        ({"num_attention_heads": 0}, "{}: num_attention_heads must be above 0, got 0."),
         ({"num_hidden_layers": 3}, "num_hidden_layers in {} is 3, but the weights have tensors of 2 layers"),
     ],
 )
