@@ -11,6 +11,7 @@ from specsamp_jax.certificate import checks
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 BLOCK = re.compile(r"^(?P<indent> *)```(?P<language>\w+)[^\n]*\n(?P<code>.*?)^(?P=indent)```", re.DOTALL | re.MULTILINE)
+OUTPUT = re.compile(r"^````.*?^````$", re.DOTALL | re.MULTILINE)  # of a command, which may hold blocks
 NOT_RUN = re.compile(r"<!-- not run: \S.*-->\n+$")
 
 
@@ -23,7 +24,7 @@ def code_blocks(page):
 
     A block after `<!-- not run: REASON -->` is left out.
     """
-    text = page.read_text(encoding="utf-8")
+    text = OUTPUT.sub("", page.read_text(encoding="utf-8"))
     blocks = list(BLOCK.finditer(text))
     for block, after in itertools.zip_longest(blocks, blocks[1:]):
         if block["language"] != "python" or NOT_RUN.search(text[: block.start()]):
