@@ -12,9 +12,7 @@ from jax import lax
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from pallas_kernels import config, last_token, rows, token_rule
-
-SLACK = 2.0**-20
-"""Added to the upper bound of a residual's sum, for the rounding of its terms."""
+from pallas_kernels.types import BOUND_SLACK
 
 
 class Joint(NamedTuple):
@@ -62,7 +60,7 @@ def find_rows(sequence: rows.Sequence, tables: token_rule.Tables, joint: Joint) 
         trusted = log_q > -jnp.inf
         usable = trusted & ~token_rule.is_degenerate(sequence, tables, row)
         # Z = P - (the sum of min(P p, q)), of which the drafted token is one term.
-        most = prob - jnp.exp(jnp.minimum(log_prob + log_p, log_q)) + SLACK
+        most = prob - jnp.exp(jnp.minimum(log_prob + log_p, log_q)) + BOUND_SLACK
         u = joint.uniform[jnp.maximum(row - 1, 0)]
         kept = jnp.where(usable, u * (most + 1 - prob) < most, u < prob)
         possible = (going > 0) & (kept | (row == 0))

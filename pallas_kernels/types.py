@@ -25,6 +25,9 @@ EMIT_DRAWS = 2
 LARGEST_LOG_NORMALIZER = 128.0
 """A float32 logsumexp above this has a rounding error above 2**-17, as do its log-probabilities: it is recomputed."""
 
+BOUND_SLACK = 2.0**-20
+"""Added to the block rule's upper bound of a residual's sum, for the rounding of its terms."""
+
 
 class Filter(NamedTuple):
     """`SamplingParams` as a scale and a cutoff per row of logits; a field that is None applies to no row.

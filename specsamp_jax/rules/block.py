@@ -6,13 +6,10 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from specsamp_jax._types import Draft, Filter, Uniforms, Verification
+from specsamp_jax._types import BOUND_SLACK, Draft, Filter, Uniforms, Verification
 from specsamp_jax.rules import emit
 from specsamp_jax.sampling import draw
 from specsamp_jax.sampling import rows as dist
-
-SLACK = 2.0**-20
-"""Added to the upper bound of a residual's sum, for the rounding of its terms."""
 
 
 class _Stop(NamedTuple):
@@ -70,7 +67,7 @@ def verify_block(
 
     # Z = P - (the sum of min(P p, q)), of which the drafted token is one term.
     overlap = emit.exp(jnp.minimum(log_joint[:, :-1] + log_p, log_q))
-    possible = _possible(joint, joint[:, :-1] - overlap + SLACK, num_usable, uniforms.accept)
+    possible = _possible(joint, joint[:, :-1] - overlap + BOUND_SLACK, num_usable, uniforms.accept)
     num_accepted = _num_accepted(joint, possible, num_usable, uniforms.accept, residual)
     last = target.take(num_accepted)
     token, empty = emit.sample_residual(residual(num_accepted), lambda: dist.probs(last, vocab_size), uniforms.emit)

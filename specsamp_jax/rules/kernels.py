@@ -90,15 +90,8 @@ def _verify_from_keys(words, target_logits, sampling, draft, draft_sampling, fil
     noise = kernels.noise(words, Purpose.VERIFY)
     filtered = kernels.needs_cutoff(sampling) or (draft.logits is not None and kernels.needs_cutoff(draft_sampling))
     if filtered and slices.supports(target_logits.shape[-1]):
-        return filtered_kernel(
-            kernels.at_least_a_tile(target_logits),
-            kernels.limits(sampling),
-            None if draft.logits is None else kernels.at_least_a_tile(draft.logits),
-            kernels.limits(draft_sampling),
-            draft.log_normalizers,
-            _in_vocabulary(draft.tokens, target_logits),
-            noise,
-        )
+        limits = kernels.limits(sampling), kernels.limits(draft_sampling)
+        return _call(filtered_kernel, target_logits, limits[0], draft, limits[1], noise)
     filters = _make_filters(target_logits, sampling, draft, draft_sampling)
     return verify_fn(target_logits, filters[0], draft, filters[1], noise)
 
@@ -168,7 +161,7 @@ def verify_block(
 
 
 def _call(kernel, target_logits, target_filter, draft, draft_filter, draws) -> Verification:
-    """Calls a kernel with rows of at least a tile."""
+    """Calls a kernel with rows of at least a tile; filters are those that it takes, `Filter` or `Limits`."""
     return kernel(
         kernels.at_least_a_tile(target_logits),
         target_filter,
