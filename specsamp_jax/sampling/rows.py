@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from specsamp_jax._types import LARGEST_LOG_NORMALIZER, Draft, Filter
@@ -33,7 +34,7 @@ class Rows(NamedTuple):
     @property
     def log_normalizers(self) -> Float[Array, "B R"]:
         """Logsumexp of the filtered logits."""
-        return scaled(self.offset, self.filter.scale) + self.log_sum
+        return _rounded(scaled(self.offset, self.filter.scale)) + self.log_sum
 
     def first(self, num_rows: int) -> "Rows":
         """The first rows of each sequence."""
@@ -129,6 +130,11 @@ def scaled(values: Array, scale: Float[Array, "B"] | None) -> Array:
     return values if scale is None else values * scale.reshape(-1, *(1,) * (values.ndim - 1))
 
 
+def _rounded(product: Array) -> Array:
+    """The product, rounded before a sum: XLA's CPU backend else rounds both at once, in some batch sizes only."""
+    return lax.optimization_barrier(product)
+
+
 def take_row(array: Array, row: Int[Array, "B"]) -> Array:
     """Selects one row of each sequence: `[B, ...]` from `[B, R, ...]`."""
     return jnp.take_along_axis(array, row.reshape(-1, *(1,) * (array.ndim - 1)), axis=1)[:, 0]
@@ -151,7 +157,7 @@ def token_logits(rows: Rows, tokens: Int[Array, "B R"]) -> Float[Array, "B R"]:
 
 def log_prob(rows: Rows, tokens: Int[Array, "B R"]) -> Float[Array, "B R"]:
     """Log-probability of one token per row; -inf if it has probability 0 or if the row is degenerate."""
-    value = token_logits(rows, tokens) - rows.log_sum
+    value = _rounded(token_logits(rows, tokens)) - rows.log_sum
     if rows.certain is not None:
         value = jnp.where(rows.certain < 0, value, jnp.where(rows.certain == tokens, 0, -jnp.inf))
     # Rounding of the logit and the logsumexp must not give a probability above 1.
