@@ -53,9 +53,16 @@ def demo_command(seed: int) -> None:
     click.echo(f"So {speculative.share_drafted:.0%} of its steps drafted, as many tokens as pay.")
     if gain < WORTH:
         click.echo("Speculation brings nothing here: longer steps cost more than the accepted drafts save.")
-    positions = [str(i + 1) for i in range(len(speculative.acceptance))]
-    click.echo()
-    table([("draft position", *positions), ("accepted, at least", *(f"{rate:.2f}" for rate in speculative.acceptance))])
+    if any(speculative.num_drafted):
+        reached = [i for i, count in enumerate(speculative.num_drafted) if count]
+        click.echo()
+        table(
+            [
+                ("draft position", *(str(i + 1) for i in reached)),
+                ("drafted", *(str(speculative.num_drafted[i]) for i in reached)),
+                ("accepted, at least", *(f"{speculative.acceptance[i]:.2f}" for i in reached)),
+            ]
+        )
     click.echo(f"\nDoes the text have the target's own distribution? {check.num_samples:,} tokens after one context:\n")
     table([("token", "counted", "expected"), *check.rows(pair.tokenizer)])
     verdict = "no evidence of a difference" if check.p_value > FALSE_ALARM else "the distributions DIFFER"

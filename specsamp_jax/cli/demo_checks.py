@@ -75,11 +75,15 @@ def continuation(pair: Pair, tokens: Sequence[int], key: jax.Array) -> Iterator[
 
 
 class Run(NamedTuple):
-    """Measurements of one way of decoding, over all prompts; `share_drafted` is the share of steps with drafts."""
+    """Measurements of one way of decoding, over all prompts; `share_drafted` is the share of steps with drafts.
+
+    `num_drafted` and `acceptance` are by draft position.
+    """
 
     name: str
     tokens_per_second: float
     tokens_per_step: float
+    num_drafted: list[int]
     acceptance: list[float]
     share_drafted: float
 
@@ -127,7 +131,8 @@ def _summary(name: str, seconds: Sequence[float], stats: Sequence[Stats]) -> Run
     tokens_per_step = emitted / sum(int(s.num_steps) for s in stats)
     share_drafted = float(drafted[0]) / sum(int(s.num_steps) for s in stats) if len(drafted) else 0.0
     rates = [int(s.num_emitted.sum()) / spent for s, spent in zip(stats, seconds, strict=True)]
-    return Run(name, float(np.median(rates)), tokens_per_step, accepted_by_position(drafted, accepted), share_drafted)
+    acceptance = accepted_by_position(drafted, accepted)
+    return Run(name, float(np.median(rates)), tokens_per_step, drafted.tolist(), acceptance, share_drafted)
 
 
 class Check(NamedTuple):
