@@ -5,21 +5,24 @@
 
 The package's trained pair in float32, temperature 1, no end token, after 32 tokens of a held-out docstring. A cell
 `B:N` is a batch size and the number of new tokens. The "bad" drafter is the "good" one with the entries of each matrix
-in random order. `measure_goodput` runs once per cell and drafter, on the first prompt, as `specsamp generate` does.
+in random order. `measure_goodput` runs before every eighth round, on that round's prompt, as `specsamp generate` does.
+Rows of other cells and drafters that FILE has already are kept, so a table can be made in pieces.
 
-In a round all contenders continue the same prompts, one after the other; each round begins with another contender. The
-texts of the first round count. A contender that took over 1.3 times as long as the fastest after two rounds runs no
-more. "Best" is the contender without goodput that took the least time in all rounds; "behind" is the time of goodput
-over that of the best, minus 1, with the interval that holds 90 % of 2,000 resamplings of the rounds. The rule's draws
-differ from the best's, so one text may take more or fewer steps by chance.
+In a round all contenders continue the same prompts in random order. The texts of the first round count. The target
+alone runs twice, under two names: the difference of its two times is that of the measurement. A contender that took
+over 1.3 times as long as the fastest after two rounds runs no more.
+
+"Best" is the contender without goodput that took the least time in the other half of the rounds (odd or even), since
+the least of several noisy numbers in the same rounds would be too small. "Behind" is the median of goodput's time over
+that of the best in the same round, minus 1, with the interval that holds 90 % of 2,000 resamplings of the rounds. The
+rule's draws differ from the best's, so one text may take more or fewer steps by chance.
 """
 
 import argparse
 import concurrent.futures
-import functools
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -31,8 +34,9 @@ from gpu import results
 import specsamp_jax as ss
 from specsamp_jax.decoding.generate import ALL_STEPS, generate_steps
 
-MOST_ROUNDS, FEWEST_ROUNDS, TOO_SLOW = 24, 3, 1.3
-CLOCKS = ("wall", "cpu")
+MOST_ROUNDS, FEWEST_ROUNDS, TOO_SLOW = 240, 3, 1.3
+ROUNDS_PER_MEASUREMENT = 8
+ALONE, AGAIN, GOODPUT = "alone", "alone again", "goodput"
 
 
 def shuffled(model: ss.Model) -> ss.Model:
@@ -59,7 +63,7 @@ def run(max_steps: Any, index: int, prompt: np.ndarray, pair: Pair, num_new: int
 def contenders(draft: Any, lengths: tuple[int, ...]) -> dict[str, dict[str, Any]]:
     """Arguments of `generate` for each contender but goodput."""
     fixed = {str(k): {"draft": draft, "num_draft": k} for k in lengths if k}
-    return {"alone": {"draft": None}, **fixed}
+    return {ALONE: {"draft": None}, AGAIN: {"draft": None}, **fixed}
 
 
 def compile_all(run_fn: Any, drafters: dict[str, Any], lengths: tuple[int, ...]) -> None:
@@ -68,62 +72,86 @@ def compile_all(run_fn: Any, drafters: dict[str, Any], lengths: tuple[int, ...])
     programs = {}
     for name, draft in drafters.items():
         kind = "n_gram" if name == "n_gram" else "model"
-        for each, options in (contenders(draft, lengths) | {"goodput": {"draft": draft, "num_draft": rule}}).items():
-            programs["alone" if each == "alone" else (kind, each)] = options
+        for each, options in (contenders(draft, lengths) | {GOODPUT: {"draft": draft, "num_draft": rule}}).items():
+            programs[ALONE if options["draft"] is None else (kind, each)] = options
     with concurrent.futures.ThreadPoolExecutor() as pool:
         list(pool.map(lambda options: run_fn(np.int32(1), 0, options=options), programs.values()))
 
 
-def race(run_fn: Any, options: dict[str, dict[str, Any]], seconds: float) -> dict[str, list[tuple[float, float, int]]]:
-    """Wall seconds, processor seconds and steps of each round, for the contenders that are not too slow."""
-    rows: dict[str, list[tuple[float, float, int]]] = {name: [] for name in options}
-    began = time.perf_counter()
+class Race(NamedTuple):
+    """Results of some rounds.
+
+    Attributes:
+      seconds: Of each round, for the contenders that are not too slow.
+      steps: Like `seconds`.
+      rules: Those that `measure_goodput` returned.
+    """
+
+    seconds: dict[str, list[float]]
+    steps: dict[str, list[int]]
+    rules: list[ss.GoodputNumDraft]
+
+
+def race(run_fn: Any, measure_fn: Any, options: dict[str, dict[str, Any]], draft: Any, seconds: float) -> Race:
+    """Runs rounds for so many seconds; those of `measure_fn` do not count."""
+    names, rules, spent = [*options, GOODPUT], [], 0.0
+    times: dict[str, list[float]] = {name: [] for name in names}
+    steps: dict[str, list[int]] = {name: [] for name in names}
     for index in range(MOST_ROUNDS):
-        names = [name for name in options if len(rows[name]) == index]
-        for name in names[index % len(names) :] + names[: index % len(names)]:
-            start, used = time.perf_counter(), time.process_time()
+        if index % ROUNDS_PER_MEASUREMENT == 0:
+            rules.append(measure_fn(index))
+            options = options | {GOODPUT: {"draft": draft, "num_draft": rules[-1]}}
+        for name in np.random.default_rng(index).permutation(names):
+            start = time.perf_counter()
             text = run_fn(ALL_STEPS, index, options=options[name])
-            rows[name].append((time.perf_counter() - start, time.process_time() - used, int(text.stats.num_steps)))
+            times[name].append(time.perf_counter() - start)
+            steps[name].append(int(text.stats.num_steps))
+            spent += times[name][-1]
         if index == 1:
-            totals = {name: np.sum(rows[name], axis=0)[:2] for name in names}
-            fastest = np.min(list(totals.values()), axis=0)
-            slow = {name for name in names if (totals[name] > TOO_SLOW * fastest).all() and name != "goodput"}
-            rows |= {name: [] for name in slow}
-            options = {name: value for name, value in options.items() if name not in slow}
-        if index + 1 >= FEWEST_ROUNDS and time.perf_counter() - began > seconds:
+            fastest = min(sum(each) for each in times.values())
+            names = [n for n in names if sum(times[n]) <= TOO_SLOW * fastest or n in (ALONE, AGAIN, GOODPUT)]
+        if index + 1 >= FEWEST_ROUNDS and spent > seconds:
             break
-    return {name: values for name, values in rows.items() if values}
+    return Race({name: times[name] for name in names}, {name: steps[name] for name in names}, rules)
 
 
-def behind(goodput: np.ndarray, best: np.ndarray) -> tuple[float, float, float]:
-    """Time of goodput over that of the best, minus 1, and the interval of 90 % of resampled rounds."""
-    rounds = np.random.default_rng(0).integers(0, len(goodput), (2000, len(goodput)))
-    ratios = goodput[rounds].sum(1) / best[rounds].sum(1) - 1
-    low, high = np.quantile(ratios, [0.05, 0.95])
-    return float(goodput.sum() / best.sum() - 1), float(low), float(high)
+def best_of_the_others(times: dict[str, np.ndarray]) -> tuple[str, np.ndarray]:
+    """The best contender without goodput and its times; each half of the rounds has the best of the other half."""
+    candidates = [name for name in times if name not in (AGAIN, GOODPUT)]
+    odd = np.arange(len(times[GOODPUT])) % 2 == 1
+    chosen = [min(candidates, key=lambda name, half=half: times[name][half].mean()) for half in (odd, ~odd)]
+    return "/".join(dict.fromkeys(chosen)), np.where(odd, times[chosen[1]], times[chosen[0]])
 
 
-def summary(rows: dict[str, list[tuple[float, float, int]]], labels: dict[str, Any]) -> dict[str, Any]:
-    """One flat row: for each clock the best contender, how far goodput is behind, and mean seconds of each."""
-    result = labels | {"rounds": len(rows["goodput"])}
-    values = {name: np.array(each) for name, each in rows.items()}
-    for column, clock in enumerate(CLOCKS):
-        best = min((name for name in values if name != "goodput"), key=lambda name: values[name][:, column].sum())
-        ratio, low, high = behind(values["goodput"][:, column], values[best][:, column])
-        result |= {f"{clock}_best": best, f"{clock}_behind": ratio, f"{clock}_low": low, f"{clock}_high": high}
-        first = values["goodput"][:2, column].sum() / values[best][:2, column].sum() - 1
-        result |= {f"{clock}_behind_first_two": float(first)}
-        result |= {f"{clock}_seconds": {name: float(each[:, column].mean()) for name, each in values.items()}}
-    return result | {"steps": {name: float(each[:, 2].mean()) for name, each in values.items()}}
+def behind(ours: np.ndarray, theirs: np.ndarray) -> tuple[float, float, float]:
+    """Median of the rounds' ratios, minus 1, and the interval of 90 % of resampled rounds."""
+    ratios = ours / theirs - 1
+    rounds = np.random.default_rng(0).integers(0, len(ratios), (2000, len(ratios)))
+    low, high = np.quantile(np.median(ratios[rounds], axis=1), [0.05, 0.95])
+    return float(np.median(ratios)), float(low), float(high)
+
+
+def summary(result: Race, labels: dict[str, Any]) -> dict[str, Any]:
+    """One flat row: the best contender, how far goodput is behind it, and medians of each contender."""
+    times = {name: np.array(each) for name, each in result.seconds.items()}
+    best, theirs = best_of_the_others(times)
+    row = labels | {"rounds": len(theirs), "best": best}
+    for name, pair in (("behind", (times[GOODPUT], theirs)), ("same", (times[AGAIN], times[ALONE]))):
+        row |= dict(zip((name, f"{name}_low", f"{name}_high"), behind(*pair), strict=True))
+    row |= {"behind_of_means": float(times[GOODPUT].mean() / theirs.mean() - 1)}
+    costs = np.array([rule.costs for rule in result.rules])
+    row |= {"costs": np.median(costs / costs[:, :1], axis=0).tolist()}
+    row |= {"prior": np.median([rule.prior for rule in result.rules], axis=0).tolist()}
+    row |= {"seconds": {name: float(np.median(each)) for name, each in times.items()}}
+    return row | {"steps": {name: float(np.mean(each)) for name, each in result.steps.items()}}
 
 
 def lines_of(about: dict[str, Any], rows: list[dict[str, Any]]) -> list[str]:
     """The page of the results."""
 
-    def shown(row, clock):
-        numbers = (row[f"{clock}_{name}"] for name in ("behind", "low", "high"))
-        ratio, low, high = (f"{100 * number:+.1f}" for number in numbers)
-        return row[f"{clock}_best"], f"{ratio} ({low} to {high})"
+    def shown(row, name):
+        number, low, high = (f"{100 * row[key]:+.1f}" for key in (name, f"{name}_low", f"{name}_high"))
+        return f"{number} ({low} to {high})"
 
     cells = [
         [
@@ -131,25 +159,36 @@ def lines_of(about: dict[str, Any], rows: list[dict[str, Any]]) -> list[str]:
             str(row["batch"]),
             str(row["new_tokens"]),
             str(row["rounds"]),
-            *shown(row, "wall"),
-            *shown(row, "cpu"),
+            row["best"],
+            shown(row, "behind"),
+            f"{100 * row['behind_of_means']:+.1f}",
+            shown(row, "same"),
             " ".join(f"{cost:.2f}" for cost in row["costs"]),
         ]
         for row in rows
     ]
-    header = ["drafter", "batch", "tokens", "rounds", "best", "behind, %", "best (CPU)", "behind, % (CPU)", "costs"]
+    header = ["drafter", "batch", "tokens", "rounds", "best", "behind, %", "of means", "noise, %", "costs"]
     return [
         "# Draft length",
         "",
         *timing.environment_lines(about),
         "",
         "`GoodputNumDraft` beside fixed draft lengths and the target alone, the trained pair, float32, temperature 1.",
-        "Behind: the time of goodput over that of the best other contender, minus 1, with the interval of 90 % of",
-        "resampled rounds; wall time, then processor time. Costs: of a step at each of the compiled lengths",
-        f"{', '.join(map(str, about['lengths']))}, over that of the first, as measured before the first text.",
+        "Behind: the time of goodput over that of the best other contender, minus 1, median of the rounds, with the",
+        "interval of 90 % of resampled rounds; then that of the mean times. Noise: the target alone over itself.",
+        f"Costs: of a step at each of the compiled lengths {', '.join(map(str, about['lengths']))}, over that of the",
+        "first, as measured before every eighth round.",
         "",
         *results.table(header, cells),
     ]
+
+
+def kept(out: Path, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows, and those of the result file that they do not replace, in the order of the file."""
+    file = out.with_suffix(".json")
+    before = results.read(file)[1] if file.exists() else []
+    merged = {tuple(row[name] for name in ("batch", "new_tokens", "drafter")): row for row in [*before, *rows]}
+    return list(merged.values())
 
 
 def main() -> None:
@@ -181,14 +220,16 @@ def main() -> None:
             if time.perf_counter() - began > arguments.seconds_at_most:
                 print("out of time before", cell, name)
                 return
-            measure = functools.partial(ss.measure_goodput, target=pair.target, draft=draft, lengths=lengths)
-            rule = measure(prompts[0], max_new_tokens=num_new)
-            options = contenders(draft, lengths) | {"goodput": {"draft": draft, "num_draft": rule}}
-            costs = [cost / rule.costs[0] for cost in rule.costs]
-            labels = {"drafter": name, "batch": batch_size, "new_tokens": num_new, "costs": costs, "prior": rule.prior}
-            rows.append(summary(race(run_fn, options, arguments.seconds), labels))
+
+            def measure_fn(index, draft=draft, prompts=prompts, num_new=num_new):
+                options = {"target": pair.target, "draft": draft, "lengths": lengths, "max_new_tokens": num_new}
+                return ss.measure_goodput(prompts[index], **options)
+
+            result = race(run_fn, measure_fn, contenders(draft, lengths), draft, arguments.seconds)
+            rows.append(summary(result, {"drafter": name, "batch": batch_size, "new_tokens": num_new}))
             about = timing.environment() | {"others": use.others(), "lengths": lengths}
-            timing.write(arguments.out, about, rows, lines_of(about, rows))
+            merged = kept(arguments.out, rows)
+            timing.write(arguments.out, about, merged, lines_of(about, merged))
             print(f"after {time.perf_counter() - began:.0f} s", flush=True)
 
 

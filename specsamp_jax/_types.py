@@ -86,7 +86,9 @@ class Model:
     `generate`, `stream`, `init` and `step` call a model in this way, and ask these things of it:
 
     - Prefill: the first call is on all P prompt columns at positions 0 to P - 1; columns after a prompt hold token 0.
-    - Length: `max_length` is P + `max_new_tokens` + the longest draft; no position reaches it.
+    - Length: `max_length` is P + `max_new_tokens` + the longest draft; no position reaches it. A target whose
+      `init_cache_fn` has an attribute `drops_positions` gets P + `max_new_tokens`, and must drop the entries of later
+      positions. The models of this package do.
     - The first step feeds each prompt's last token again, at its own position.
     - Positions are absolute; a row's are consecutive, and rows differ. Writing a position of the cache
       again replaces its entry, so undoing a rejected draft costs nothing.

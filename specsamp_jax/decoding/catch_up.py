@@ -1,12 +1,38 @@
 """Tokens that a drafter missed while the target decoded alone, read before it drafts again."""
 
+from typing import Any
+
 import jax.numpy as jnp
 from jax import lax
+from jaxtyping import Array, Int
 
 from specsamp_jax.decoding.drafters import Drafter, ReadsText
-from specsamp_jax.decoding.goodput import ALL_SEEN, CATCH_UP, GoodputState
+from specsamp_jax.decoding.goodput import CATCH_UP, GoodputState
 from specsamp_jax.decoding.num_draft import longest
 from specsamp_jax.decoding.state import DecodeState
+
+
+def start_drafter(
+    drafter: Drafter | None,
+    prompt: Int[Array, "B P"],
+    max_length: int,
+    *,
+    num_draft: Int[Array, "B"],
+    num_draft_state: Any,
+) -> tuple[Any, Any]:
+    """Returns the drafter's state before the first step, and that of the rule for the draft length.
+
+    A drafter that can catch up reads the prompts now only if the first step drafts; `num_draft` is its length.
+    """
+    if drafter is None:
+        return (), num_draft_state
+    if not isinstance(num_draft_state, GoodputState) or not isinstance(drafter, ReadsText):
+        return drafter.init(prompt, max_length), num_draft_state
+    drafts = num_draft.max(initial=0) > 0
+    draft_state = lax.cond(
+        drafts, lambda: drafter.init(prompt, max_length), lambda: drafter.empty(prompt.shape[0], max_length)
+    )
+    return draft_state, num_draft_state._replace(num_seen=jnp.where(drafts, num_draft_state.num_seen, 0))
 
 
 def catch_up(state: DecodeState, drafter: Drafter | None) -> DecodeState:
@@ -37,6 +63,5 @@ def catch_up(state: DecodeState, drafter: Drafter | None) -> DecodeState:
         return begin + width, drafter.read(draft_state, tokens, positions)
 
     _, draft_state = lax.while_loop(behind, read, (first, state.draft_state))
-    # Drafts are fed as they are drawn: whatever is accepted, all but the last two tokens are there after this step.
-    num_seen = jnp.where(drafts & (first <= rule.num_seen), ALL_SEEN, rule.num_seen)
+    num_seen = jnp.where(drafts & (first <= rule.num_seen), jnp.maximum(end, rule.num_seen), rule.num_seen)
     return state._replace(draft_state=draft_state, num_draft_state=rule._replace(num_seen=num_seen))

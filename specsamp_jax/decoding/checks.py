@@ -9,7 +9,7 @@ from specsamp_jax import _checks
 from specsamp_jax._types import Model
 from specsamp_jax.decoding import memory
 from specsamp_jax.decoding.drafters import Drafter, NGramDrafter, SamplingDrafter
-from specsamp_jax.decoding.model_call import vocab_size
+from specsamp_jax.decoding.model_call import num_slots, vocab_size
 from specsamp_jax.decoding.num_draft import NumDraft, compiled_lengths
 
 
@@ -28,7 +28,7 @@ def values(
         drafter.check(prompt.shape[0])
     longest = compiled_lengths(num_draft)[-1]
     memory.check(prompt, models(target, drafter), max_new_tokens=max_new_tokens, longest_draft=longest)
-    size = vocab_size(target, prompt.shape, prompt.shape[1] + max_new_tokens + longest)
+    size = vocab_size(target, prompt.shape, num_slots(target, prompt.shape[1] + max_new_tokens, longest))
     _checks.prompt_ids(prompt, prompt_lengths, size)
     _checks.end_tokens(eos_token, size)
 

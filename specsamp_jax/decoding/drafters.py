@@ -51,9 +51,14 @@ class Drafter(Protocol):
 class ReadsText(Protocol):
     """Protocol of drafters with a cache: `read` fills it if the drafter was not run in some steps.
 
-    Only `GoodputNumDraft` has such steps. Without this method the cache of a drafter keeps gaps there; its drafts are
-    then worse, and the text still exact.
+    Only `GoodputNumDraft` has such steps. If its first step drafts nothing, the drafter starts from `empty` and reads
+    the prompts when they are needed. Without these methods a drafter reads all prompts with `init`, and its cache keeps
+    gaps later; its drafts are then worse, and the text still exact.
     """
+
+    def empty(self, batch_size: int, max_length: int) -> Any:
+        """Returns the state before the first token, of the shapes of `init`."""
+        ...
 
     def read(self, state: Any, tokens: Int[Array, "B T"], positions: Int[Array, "B T"]) -> Any:
         """Returns the state after these tokens, at consecutive positions; the last may lie after the text."""
@@ -97,6 +102,10 @@ class SamplingDrafter:
     def init(self, tokens: Int[Array, "B W"], max_length: int) -> Any:
         """The model's cache, filled with the prompts."""
         return prefill(self.model, tokens, max_length)
+
+    def empty(self, batch_size: int, max_length: int) -> Any:
+        """The model's cache before it has seen a token."""
+        return self.model.init_cache_fn(batch_size, max_length)
 
     def read(self, state: Any, tokens: Int[Array, "B T"], positions: Int[Array, "B T"]) -> Any:
         """The cache after these tokens."""

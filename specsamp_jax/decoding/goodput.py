@@ -4,6 +4,7 @@ import dataclasses
 from typing import NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 from jax import export
 from jaxtyping import Array, Bool, Float, Int
 
@@ -12,8 +13,8 @@ from specsamp_jax import _checks
 CATCH_UP = 32
 """Tokens that a drafter reads at once if it was not run for some steps."""
 
-ALL_SEEN = 2**31 - 1
-"""Value of `GoodputState.num_seen` if the drafter has read all but at most the last two tokens."""
+NEVER = 2**31 - 1
+"""Value of `GoodputState.probe_at` if no probe follows."""
 
 _ASSUMED_WEIGHT, _MEASURED_WEIGHT = 2.0, 10.0  # of a prior, in observations: one number, or one per position
 _SHORTEST_WAIT, _LONGEST_WAIT = 8, 4096  # steps between two probes
@@ -32,8 +33,10 @@ class GoodputNumDraft:
 
     Acceptance beyond the present length is not observed, so the next longer length is tried from time to time. The
     wait is the expected loss of such a probe over `probe_share` of a step's cost, between 8 and 4,096 steps. It
-    doubles, at most three times, after each probe that does not raise the expected number of tokens. A drafter does
-    not run in steps of length 0. Before a probe it reads the last 32 tokens, before other steps all that it missed.
+    doubles, at most three times, after each probe that does not raise the expected number of tokens. There is no probe
+    if no row has twice as many tokens left, for what it found would be of little use. A drafter does not run in steps
+    of length 0. Before a probe it reads the last 32 tokens, before other steps all that it missed: the prompts too, if
+    the first step drafts nothing.
 
     The length of a step is a function of earlier steps: their counts of accepted drafts, the number of rows that have
     finished, `costs` and `prior`. It never depends on the drafts of the step itself, which would change the
@@ -99,14 +102,14 @@ class Measured(NamedTuple):
       prior: Acceptance at each position before there are observations.
     """
 
-    costs: Float[Array, "N"]
-    prior: Float[Array, "K"]
+    costs: Float[Array | np.ndarray, "N"]
+    prior: Float[Array | np.ndarray, "K"]
 
 
 def measured(rule: GoodputNumDraft) -> Measured:
-    """Returns the data of a rule."""
-    prior = jnp.broadcast_to(jnp.asarray(rule.prior, jnp.float32), (rule.lengths[-1],))
-    return Measured(jnp.asarray(rule.costs, jnp.float32), prior)
+    """Returns the data of a rule, as NumPy arrays: they take less time than JAX arrays, in each call of `generate`."""
+    prior = np.broadcast_to(np.asarray(rule.prior, np.float32), (rule.lengths[-1],))
+    return Measured(np.asarray(rule.costs, np.float32), prior)
 
 
 def without_data(rule: GoodputNumDraft) -> GoodputNumDraft:
@@ -118,6 +121,8 @@ def without_data(rule: GoodputNumDraft) -> GoodputNumDraft:
 class GoodputState(NamedTuple):
     """Observations and the present choice; the batch first, so that rows can be replaced. K is the longest length.
 
+    A step of length 0 changes `probing` alone.
+
     Attributes:
       costs: Time of a step at each length.
       prior: Acceptance at each position before there are observations.
@@ -125,9 +130,9 @@ class GoodputState(NamedTuple):
       accepted: Those among them in which it was accepted.
       choice: Index of the chosen length.
       probing: Whether the next step probes the length after the chosen one.
-      due: Steps until the next probe.
+      probe_at: Tokens of the text at which the next probe is due, or `NEVER`.
       num_failed: Probes since the last that raised the expected number of tokens, or since the choice changed.
-      num_seen: Tokens of the text that are in the drafter's cache without a gap, or `ALL_SEEN`.
+      num_seen: Tokens of the text that are in the drafter's cache without a gap.
     """
 
     costs: Float[Array, "B N"]
@@ -136,7 +141,7 @@ class GoodputState(NamedTuple):
     accepted: Float[Array, "B K"]
     choice: Int[Array, "B"]
     probing: Bool[Array, "B"]
-    due: Int[Array, "B"]
+    probe_at: Int[Array, "B"]
     num_failed: Int[Array, "B"]
     num_seen: Int[Array, "B"]
 
@@ -150,17 +155,20 @@ def start(
     """Returns the draft length of each row's first step and the state before it."""
     batch_size, longest = lengths.shape[0], rule.lengths[-1]
     none = jnp.zeros((batch_size, longest), jnp.float32)
-    num_tokens = _num_tokens(_acceptance(rule, none, none, data.prior), rule.lengths)
-    choice = jnp.argmax(num_tokens / data.costs).astype(jnp.int32)
+    costs, prior = jnp.asarray(data.costs), jnp.asarray(data.prior)
+    num_tokens = _num_tokens(_acceptance(rule, none, none, prior), rule.lengths)
+    choice = jnp.argmax(num_tokens / costs).astype(jnp.int32)
+    num_failed = jnp.zeros((batch_size,), jnp.int32)
+    interval = _interval(rule, costs, num_tokens, choice, num_failed)
     state = GoodputState(
-        costs=jnp.broadcast_to(data.costs, (batch_size, data.costs.shape[0])),
-        prior=jnp.broadcast_to(data.prior, (batch_size, longest)),
+        costs=jnp.broadcast_to(costs, (batch_size, costs.shape[0])),
+        prior=jnp.broadcast_to(prior, (batch_size, longest)),
         tried=none,
         accepted=none,
         choice=jnp.broadcast_to(choice, (batch_size,)),
         probing=jnp.zeros((batch_size,), bool),
-        due=jnp.broadcast_to(_wait(rule, data.costs, num_tokens, choice, jnp.int32(0)), (batch_size,)),
-        num_failed=jnp.zeros((batch_size,), jnp.int32),
+        probe_at=_probe_at(lengths + interval, interval, lengths + remaining),
+        num_failed=num_failed,
         num_seen=lengths,
     )
     return _per_row(rule, choice, remaining), state
@@ -181,8 +189,7 @@ def update(
 
     Args:
       rule: The rule.
-      length: The compiled length of the step. Without drafts there is nothing to observe: a step of length 0 counts
-        down to the next probe and no more.
+      length: The compiled length of the step. Without drafts there is nothing to observe.
       state: The state before the step.
       active: Rows that had not finished before the step.
       num_drafted: Drafts that were asked for.
@@ -190,15 +197,13 @@ def update(
       lengths: Tokens of each row after the step.
       remaining: Tokens from there to each row's limit.
     """
-    if length == 0:
-        # The drafter does not read the last token before the step, nor the one before that.
-        seen = jnp.minimum(state.num_seen, lengths - 3)
-        state = state._replace(due=jnp.maximum(state.due - 1, 0), num_seen=seen)
-    else:
-        state = _observe(rule, state, active=active, num_drafted=num_drafted, num_accepted=num_accepted)
+    if length > 0:
+        counts = {"active": active, "num_drafted": num_drafted, "num_accepted": num_accepted}
+        state = _observe(rule, state, **counts, lengths=lengths, remaining=remaining)
     choice = state.choice.max(initial=0)
     longer = jnp.minimum(choice + 1, len(rule.lengths) - 1)
-    probing = (longer > choice) & (state.due.max(initial=0) == 0) & (rule.probe_share > 0)
+    due = (active & (lengths >= state.probe_at)).any()
+    probing = (longer > choice) & due & (rule.probe_share > 0)
     state = state._replace(probing=jnp.broadcast_to(probing, active.shape))
     return _per_row(rule, jnp.where(probing, longer, choice), remaining), state
 
@@ -210,8 +215,10 @@ def _observe(
     active: Bool[Array, "B"],
     num_drafted: Int[Array, "B"],
     num_accepted: Int[Array, "B"],
+    lengths: Int[Array, "B"],
+    remaining: Int[Array, "B"],
 ) -> GoodputState:
-    """The state with a step's counts, the choice that follows from them, and the wait for the next probe."""
+    """The state with a step's counts, the choice that follows from them, and the text at which a probe is due."""
     position = jnp.arange(rule.lengths[-1])
     tried = active[:, None] & (position < num_drafted[:, None]) & (position <= num_accepted[:, None])
     accepted = tried & (position < num_accepted[:, None])
@@ -227,29 +234,39 @@ def _observe(
     choice = jnp.where(goodput[best] > goodput[old] * (1 + rule.hysteresis), best, old)
     longer, probing, changed = jnp.minimum(old + 1, len(rule.lengths) - 1), state.probing.any(), choice != old
     raised = probing & (num_tokens[longer] > expected[longer])
-    failed = jnp.where(changed | raised, 0, state.num_failed.max(initial=0) + probing)
-    wait = _wait(rule, costs, num_tokens, choice, failed)
-    restart = changed | probing
-    due = jnp.where(restart, wait, jnp.clip(state.due.max(initial=0) - 1, 0, wait))
-    shared = {"choice": choice, "due": due, "num_failed": failed}
-    return state._replace(**{name: jnp.broadcast_to(value, active.shape) for name, value in shared.items()})
+    num_failed = jnp.where(changed | raised, 0, state.num_failed.max(initial=0) + probing)
+    num_failed = jnp.broadcast_to(num_failed, active.shape)
+    interval = _interval(rule, costs, num_tokens, choice, num_failed)
+    latest = jnp.where(changed | probing, NEVER, state.probe_at)
+    return state._replace(
+        choice=jnp.broadcast_to(choice, active.shape),
+        probe_at=_probe_at(jnp.minimum(latest, lengths + interval), interval, lengths + remaining),
+        num_failed=num_failed,
+        # The drafter reads its drafts as it draws them: all but the last two tokens are there, whatever was accepted.
+        num_seen=jnp.where(state.probing, state.num_seen, lengths - 2),
+    )
 
 
-def _wait(
+def _interval(
     rule: GoodputNumDraft,
     costs: Float[Array, "N"],
     num_tokens: Float[Array, "N"],
     choice: Int[Array, ""],
-    num_failed: Int[Array, ""],
-) -> Int[Array, ""]:
-    """Steps until the next probe of the length after the chosen one."""
+    num_failed: Int[Array, "B"],
+) -> Int[Array, "B"]:
+    """Tokens of a row between two probes of the length after the chosen one."""
     longer = jnp.minimum(choice + 1, len(rule.lengths) - 1)
     loss = costs[longer] - costs[choice] * num_tokens[longer] / num_tokens[choice]
     # A drafter that did not run reads 32 tokens first, which takes about as long as another step of one draft.
     loss += jnp.where(jnp.array(rule.lengths)[choice] == 0, costs[longer] - costs[choice], 0)
     wait = loss / (max(rule.probe_share, 1e-6) * costs[choice])
     wait = jnp.maximum(wait, _SHORTEST_WAIT) * 2.0 ** jnp.minimum(num_failed, _MOST_DOUBLINGS)
-    return jnp.minimum(wait, _LONGEST_WAIT).astype(jnp.int32)
+    return (jnp.minimum(wait, _LONGEST_WAIT) * num_tokens[choice]).astype(jnp.int32)
+
+
+def _probe_at(due: Int[Array, "B"], interval: Int[Array, "B"], limits: Int[Array, "B"]) -> Int[Array, "B"]:
+    """`due`, or `NEVER` where fewer tokens than two intervals would follow: too few for a probe to pay."""
+    return jnp.where(limits - due >= 2 * interval, due, NEVER)
 
 
 def _per_row(rule: GoodputNumDraft, index: Int[Array, ""], remaining: Int[Array, "B"]) -> Int[Array, "B"]:

@@ -9,7 +9,7 @@ from jax.core import Tracer
 
 from specsamp_jax import _checks
 from specsamp_jax._types import Model
-from specsamp_jax.decoding.model_call import output_shapes
+from specsamp_jax.decoding.model_call import num_slots, output_shapes
 
 _TOKEN_BYTES = 16
 """Bytes per token of the text: an int32 id and a float32 log-probability, in the state and in a result."""
@@ -24,7 +24,7 @@ def check(prompt: Any, models: Sequence[Model], *, max_new_tokens: int, longest_
 
     Args:
       prompt: Token ids `[B, P]`.
-      models: The models that keep a cache.
+      models: The models that keep a cache, the target first.
       max_new_tokens: Most tokens that a row may gain.
       longest_draft: The longest draft of a step.
     """
@@ -35,7 +35,10 @@ def check(prompt: Any, models: Sequence[Model], *, max_new_tokens: int, longest_
         raise ValueError(f"{sizes} take {length:,} positions per row; positions must be below 2**31.")
     if isinstance(prompt, Tracer):
         return
-    caches = sum(num_bytes(output_shapes(model, prompt.shape, length)[1]) for model in models)
+    target, *drafters = models
+    slots = num_slots(target, width + max_new_tokens, longest_draft)
+    max_lengths = [(target, slots), *((model, length) for model in drafters)]
+    caches = sum(num_bytes(output_shapes(model, prompt.shape, longest)[1]) for model, longest in max_lengths)
     text = _TOKEN_BYTES * batch_size * length
     platform = _platform(models)
     free = free_bytes(platform)

@@ -1,7 +1,7 @@
 """Calls of a `Model`, with validation of its outputs, and the size of its vocabulary without running it."""
 
 import functools
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +10,25 @@ from jaxtyping import Array, Float, Int
 from specsamp_jax import _checks
 from specsamp_jax._files import brief
 from specsamp_jax._types import Model
+
+
+@runtime_checkable
+class DropsPositions(Protocol):
+    """Protocol of an `init_cache_fn` whose caches drop what is written past their last slot.
+
+    They need no slots for drafts beyond the longest text. So the target's cache is as long as without a drafter, and a
+    step without drafts takes as long: with 16 sequences on a CPU, 164 slots for 160 cost 9 %.
+    """
+
+    drops_positions: bool
+
+
+def num_slots(model: Model, length: int, longest_draft: int) -> int:
+    """The `max_length` of a target's cache, for texts of at most `length` tokens.
+
+    Drafts past a row's limit reach position `length + longest_draft - 2`. No kept token depends on their entries.
+    """
+    return length if isinstance(model.init_cache_fn, DropsPositions) else length + longest_draft
 
 
 def apply(model: Model, tokens: Int[Array, "B T"], positions: Int[Array, "B T"], cache: Any) -> tuple[Array, Any]:

@@ -107,7 +107,13 @@ def longest(state: DecodeState) -> Int[Array, ""]:
 
 def next_index(num_draft: NumDraft, state: DecodeState) -> Int[Array, ""]:
     """Returns the index of the next step's length in `compiled_lengths`: the smallest that is enough for all rows."""
-    return jnp.searchsorted(jnp.array(compiled_lengths(num_draft)), longest(state))
+    return (jnp.array(compiled_lengths(num_draft)) < longest(state)).sum(dtype=jnp.int32)
+
+
+def runs_next(num_draft: NumDraft, index: int, state: DecodeState) -> Bool[Array, ""]:
+    """Whether `next_index` is `index`: two comparisons, because a loop asks after every step."""
+    lengths, needed = compiled_lengths(num_draft), longest(state)
+    return (needed <= lengths[index]) & (needed > (lengths[index - 1] if index else -1))
 
 
 def is_probe(state: DecodeState) -> Bool[Array, ""]:

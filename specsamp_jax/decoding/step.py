@@ -13,10 +13,10 @@ from specsamp_jax import _checks
 from specsamp_jax._types import PAD_TOKEN, KeyLike, Model, SamplingParams
 from specsamp_jax.decoding import checks, memory
 from specsamp_jax.decoding import num_draft as num_draft_module
-from specsamp_jax.decoding.catch_up import catch_up
+from specsamp_jax.decoding.catch_up import catch_up, start_drafter
 from specsamp_jax.decoding.drafters import Drafter, ModelDrafter, ProcessLogitsFn
 from specsamp_jax.decoding.goodput import Measured
-from specsamp_jax.decoding.model_call import prefill, vocab_size
+from specsamp_jax.decoding.model_call import num_slots, prefill, vocab_size
 from specsamp_jax.decoding.num_draft import NumDraft
 from specsamp_jax.decoding.one_length import step_of_length
 from specsamp_jax.decoding.state import DecodeState, StepInfo
@@ -59,12 +59,16 @@ def init(
     # Columns past a prompt's length are fed as token 0: their cache entries are replaced before they are attended.
     fed = jnp.where(inside, prompt, 0).astype(jnp.int32)
     buffer_length = width + max_new_tokens + longest
+    target_slots = num_slots(target, width + max_new_tokens, longest)
     memory.check(prompt, checks.models(target, drafter), max_new_tokens=max_new_tokens, longest_draft=longest)
     if not isinstance(prompt, Tracer):
-        _checks.prompt_ids(prompt, prompt_lengths, vocab_size(target, (batch_size, width), buffer_length))
+        _checks.prompt_ids(prompt, prompt_lengths, vocab_size(target, (batch_size, width), target_slots))
     tokens = jnp.pad(jnp.where(inside, fed, PAD_TOKEN), ((0, 0), (0, buffer_length - width)), constant_values=PAD_TOKEN)
     remaining = jnp.full((batch_size,), max_new_tokens, jnp.int32)
     first_num_draft, num_draft_state = num_draft_module.start(num_draft, measured, prompt_lengths, remaining)
+    draft_state, num_draft_state = start_drafter(
+        drafter, fed, buffer_length, num_draft=first_num_draft, num_draft_state=num_draft_state
+    )
     return DecodeState(
         tokens=tokens,
         lengths=prompt_lengths,
@@ -72,8 +76,8 @@ def init(
         finished=jnp.zeros((batch_size,), bool),
         log_probs=jnp.zeros((batch_size, width + max_new_tokens), jnp.float32),
         num_draft=first_num_draft,
-        target_cache=prefill(target, fed, buffer_length),
-        draft_state=() if drafter is None else drafter.init(fed, buffer_length),
+        target_cache=prefill(target, fed, target_slots),
+        draft_state=draft_state,
         num_draft_state=num_draft_state,
         verify_state=start_rule(verify_fn, batch_size),
     )

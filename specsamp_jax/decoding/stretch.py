@@ -9,7 +9,7 @@ from jaxtyping import Array, Bool
 from specsamp_jax._types import Stats
 from specsamp_jax.decoding.catch_up import catch_up
 from specsamp_jax.decoding.drafters import Drafter
-from specsamp_jax.decoding.num_draft import NumDraft, compiled_lengths, is_probe, next_index
+from specsamp_jax.decoding.num_draft import NumDraft, compiled_lengths, is_probe, next_index, runs_next
 from specsamp_jax.decoding.state import DecodeState
 
 Carry = tuple[DecodeState, Stats]
@@ -43,7 +43,7 @@ def run_steps(
         probes = is_probe(carry[0])
 
         def goes_on(carry):
-            same = (next_index(num_draft, carry[0]) == index) & (is_probe(carry[0]) == probes)
+            same = runs_next(num_draft, index, carry[0]) & (is_probe(carry[0]) == probes)
             return unfinished_fn(carry) & same
 
         return lax.while_loop(goes_on, functools.partial(advance_fn, compiled[index]), carry)

@@ -1,7 +1,7 @@
 """The static key-value cache of one attention layer: one slot per position."""
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -36,8 +36,10 @@ class CacheSpec:
       num_kv_heads: Heads of keys and values.
       head_dim: Features of a head.
       dtype: Dtype of keys and values.
+      drops_positions: Entries past the last slot are dropped, as `write_positions` does.
     """
 
+    drops_positions: ClassVar[bool] = True
     num_layers: int
     num_kv_heads: int
     head_dim: int

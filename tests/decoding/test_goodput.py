@@ -23,14 +23,16 @@ def after(rule, accepted, *, num_steps=60, remaining=1000):
     """Draft lengths and states of a row whose step accepts `accepted(i, num_draft)` drafts."""
     update = jax.jit(functools.partial(goodput.update, rule), static_argnums=0)
     row = functools.partial(jnp.full, (1,))
-    num_draft, state = goodput.start(rule, goodput.measured(rule), row(5), row(remaining))
+    num_tokens = 5
+    num_draft, state = goodput.start(rule, goodput.measured(rule), row(num_tokens), row(remaining))
     lengths, states = [], []
     for i in range(num_steps):
         lengths.append(int(num_draft[0]))
         states.append(state)
-        count = row(min(accepted(i, lengths[-1]), lengths[-1]))
-        counts = {"active": row(True), "num_accepted": count, "lengths": row(9), "remaining": row(remaining)}
-        num_draft, state = update(lengths[-1], state, num_drafted=num_draft, **counts)
+        count = min(accepted(i, lengths[-1]), lengths[-1])
+        num_tokens += count + 1
+        counts = {"num_accepted": row(count), "lengths": row(num_tokens), "remaining": row(remaining)}
+        num_draft, state = update(lengths[-1], state, active=row(True), num_drafted=num_draft, **counts)
     return lengths, states
 
 
@@ -139,10 +141,10 @@ def test_wrong_settings_are_reported(options, message):
 # The text
 
 
-def steps(rule, draft, num_steps):
+def steps(rule, draft, num_steps, prompt=(PROMPT, [3, 0, 2, 1, 1])):
     """States and infos of some steps, the draft length chosen by the rule."""
     models = {"target": tables.model(TARGET), "draft": draft, "num_draft": rule}
-    state = ss.init(np.array([PROMPT, [3, 0, 2, 1, 1]]), **models, max_new_tokens=80)
+    state = ss.init(np.array(prompt), **models, max_new_tokens=80)
     step = jax.jit(functools.partial(ss.step, **models, sampling=ss.SamplingParams(0.0)))
     items = []
     for _ in range(num_steps):
@@ -172,6 +174,25 @@ def test_a_drafter_reads_the_tokens_of_steps_without_drafts(drafter):
             # All but the last two tokens are in the cache: here a window of 32 covers every gap.
             for cache, text, length in zip(after.draft_state, after.tokens, after.lengths, strict=True):
                 np.testing.assert_array_equal(cache[: length - 2], text[: length - 2])
+
+
+def test_prompts_that_were_not_read_at_first_are_read_before_drafts():
+    """The first step drafts nothing, so the drafter starts without the prompts: 70 tokens, three windows of 32."""
+    prompt = np.random.default_rng(0).integers(0, tables.VOCAB, (2, 70))
+    rule = ss.GoodputNumDraft((1.0, 1.2), (0, 1), prior=0.1, probe_share=1.0)
+    items = steps(rule, tables.model(TARGET), 20, prompt)
+    assert (items[0][0].draft_state < 0).all(), "an empty cache"
+    choices = [int(after.num_draft_state.choice.max()) for _, after, _ in items]
+    last = items[choices.index(1) + 1][1]
+    for cache, text, length in zip(last.draft_state, last.tokens, last.lengths, strict=True):
+        np.testing.assert_array_equal(cache[: length - 2], text[: length - 2])
+
+
+def test_a_probe_that_too_few_tokens_follow_is_not_made():
+    rule = ss.GoodputNumDraft((1.0, 1.5, 9.0), LENGTHS, probe_share=0.05, prior=(0.0, 0.0))
+    # Its loss is a step without drafts, so a probe is due after 20 steps, if 40 tokens follow.
+    _, state = goodput.start(rule, goodput.measured(rule), jnp.array([5, 5]), jnp.array([59, 60]))
+    assert state.probe_at.tolist() == [goodput.NEVER, 25]
 
 
 def test_finished_rows_and_rows_near_their_limit_take_no_part():
@@ -237,5 +258,5 @@ def test_a_drafter_of_length_zero_costs_nothing():
     draft = ss.Model(jnp.asarray(DRAFT), counted, tables.init_cache_fn)
     items = steps(ss.GoodputNumDraft((1.0, 9.0), (0, 2), probe_share=0.0), draft, 12)
     jax.effects_barrier()
-    assert len(calls) == 1, "the prompts"
+    assert not calls, "not even the prompts"
     assert all((info.num_tokens == 1).all() for _, _, info in items)

@@ -1,5 +1,6 @@
 """The contract of `Model`, one test per clause: the calls that a recording model gets, and the state between steps."""
 
+import dataclasses
 import functools
 
 import jax
@@ -93,6 +94,30 @@ def test_max_length_is_prompt_and_new_tokens_and_longest_draft(recorded):
     several = Recorder(TABLE)
     start(several.model, num_draft=ss.HeuristicNumDraft(1, lengths=(1, 4)))
     assert set(several.max_lengths) == {PROMPT.shape[1] + NEW + 4}
+
+
+@dataclasses.dataclass(frozen=True)
+class DroppingCache:
+    """The table model's cache, which drops positions past its end."""
+
+    drops_positions = True
+
+    def __call__(self, batch_size, max_length):
+        return tables.init_cache_fn(batch_size, max_length)
+
+
+def test_a_cache_that_drops_positions_has_no_slots_for_drafts_past_the_limit():
+    target = ss.Model(jnp.asarray(TABLE), tables.apply_fn, DroppingCache())
+    state = start(target)
+    assert state.target_cache.shape == (2, PROMPT.shape[1] + NEW)
+    assert state.tokens.shape == (2, PROMPT.shape[1] + NEW + K)
+    expected = run(KEY, start(tables.model(TABLE)))
+    step = jax.jit(
+        functools.partial(ss.step, **options(target)), compiler_options={"xla_backend_optimization_level": 0}
+    )
+    while not state.finished.all():
+        state, _ = step(KEY, state)
+    assert texts(state) == texts(expected)
 
 
 def test_the_first_step_reads_the_last_prompt_token_again(recorded):
