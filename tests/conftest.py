@@ -25,7 +25,7 @@ hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "few"))
 # two blocks and the call itself would deadlock. XLA reads NPROC once, at its first use.
 os.environ.setdefault("NPROC", "8")
 
-# No test compares times: `measure_goodput` takes its fewest rounds, in place of two seconds.
+# No test compares times: `measure_goodput` takes its fewest rounds, in place of three seconds.
 costs._MOST_ROUNDS = costs._FEWEST_ROUNDS
 
 FALSE_ALARM = 1e-4

@@ -18,8 +18,8 @@ from specsamp_jax.decoding.goodput import GoodputNumDraft
 from specsamp_jax.decoding.stateful_rule import VerifyFn
 from specsamp_jax.rules.verify import verify
 
-_FEWEST_STEPS, _MOST_STEPS, _STEPS_SECONDS = 3, 12, 0.05  # timed together: as many as take so long
-_FEWEST_ROUNDS, _MOST_ROUNDS, _SECONDS = 3, 16, 2.0  # no new round after so many seconds
+_FEWEST_STEPS, _MOST_STEPS, _STEPS_SECONDS = 3, 32, 0.1  # timed together: as many as take so long
+_FEWEST_ROUNDS, _MOST_ROUNDS, _SECONDS = 3, 16, 3.0  # no new round after so many seconds
 
 
 def measure_goodput(
@@ -38,12 +38,13 @@ def measure_goodput(
 ) -> GoodputNumDraft:
     """Returns a `GoodputNumDraft` with the seconds of a step at each of `lengths`, and the acceptance at each position.
 
-    Decodes a few steps after the prompts with each length in turn, for about two seconds and the time of compilation,
-    and throws the texts away. `costs` are the lower quartiles of the rounds, which other processes disturb less than
-    medians; a longer draft never costs less than a shorter one. `prior` is the share of drafts that were accepted at
-    each position after those before it, of all steps that reached it. The programs that run are those of `decode_fn`
-    with the same arguments and the rule that is returned, which are then compiled already. The time of a step depends
-    on B and on P + `max_new_tokens`: measure again for shapes that differ much.
+    Decodes a few steps after the prompts with each length in turn, for about three seconds and the time of
+    compilation, and throws the texts away. `costs` are shares of the time of a round of all lengths, medians of the
+    rounds: a machine that is slower for a while is so for all lengths of a round. A longer draft never costs less
+    than a shorter one. `prior` is the share of drafts that were accepted at each position after those before it, of
+    all steps that reached it. The programs that run are those of `decode_fn` with the same arguments and the rule
+    that is returned, which are then compiled already. The time of a step depends on B and on P + `max_new_tokens`:
+    measure again for shapes that differ much.
 
     Args:
       prompt: As in `generate`, and so are the arguments that are not listed here.
@@ -95,9 +96,15 @@ def measure_goodput(
         seconds, stats = zip(*(seconds_fn(num_steps, key, prompt, rule, options) for rule in rules), strict=True)
         rounds.append(seconds)
         counts += zip(lengths, jax.device_get(stats), strict=True)
-    quartile = np.quantile(rounds, 0.25, axis=0)
-    costs = tuple(np.maximum.accumulate(np.maximum(quartile, 1e-9)).tolist())
-    return GoodputNumDraft(costs, lengths, prior=_acceptance(counts, lengths[-1]))
+    return GoodputNumDraft(_costs(rounds), lengths, prior=_acceptance(counts, lengths[-1]))
+
+
+def _costs(rounds: Sequence[Sequence[float]]) -> tuple[float, ...]:
+    """Time of a step at each length, from times in several rounds; ascending, and positive whatever the noise."""
+    times = np.maximum(rounds, 1e-9)
+    totals = times.sum(axis=1)
+    costs = np.median(times / totals[:, None], axis=0) * np.median(totals)
+    return tuple(np.maximum.accumulate(costs).tolist())
 
 
 def _acceptance(counts: list[tuple[int, Stats]], longest: int) -> tuple[float, ...]:

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import numpy as np
 from jax import export
+from jax.scipy.special import ndtri
 from jaxtyping import Array, Bool, Float, Int
 
 from specsamp_jax import _checks
@@ -16,7 +17,7 @@ CATCH_UP = 32
 NEVER = 2**31 - 1
 """Value of `GoodputState.probe_at` if no probe follows."""
 
-_ASSUMED_WEIGHT, _MEASURED_WEIGHT = 2.0, 10.0  # of a prior, in observations: one number, or one per position
+_ASSUMED_WEIGHT, _MEASURED_WEIGHT = 2.0, 20.0  # of a prior, in observations: one number, or one per position
 _SHORTEST_WAIT, _LONGEST_WAIT = 8, 4096  # steps between two probes
 _MOST_DOUBLINGS = 3  # of the wait, after probes that failed
 
@@ -26,10 +27,12 @@ class GoodputNumDraft:
     """The draft length that promises the most tokens per second; 0, plain decoding, where drafting does not pay.
 
     After each step the goodput of each of `lengths` is its expected number of tokens over its cost. The expected
-    number is 1 + a_1 + a_1 a_2 + ..., where a_i is the running acceptance at position i, given that all drafts before
-    it were accepted, of all rows together; drafts that a drafter did not propose count as rejected. It starts from
-    `prior`. The step after that runs the length of highest goodput, if it is better than the present one by
-    `hysteresis`. A row drafts fewer tokens where fewer are left to its limit.
+    number is m = 1 + a_1 + a_1 a_2 + ..., where a_i is the running acceptance at position i, given that all drafts
+    before it were accepted, of all rows together; drafts that a drafter did not propose count as rejected. It starts
+    from `prior`. A batch ends with its slowest row, so with B unfinished rows, of which the longest has R tokens left,
+    m is divided by 1 + z sqrt(v / (R m)): v is the variance of a step's tokens, z the expected largest of B normal
+    draws. The step after that runs the length of highest goodput, if it is better than the present one by `hysteresis`.
+    A row drafts fewer tokens where fewer are left to its limit.
 
     Acceptance beyond the present length is not observed, so the next longer length is tried from time to time. The
     wait is the expected loss of such a probe over `probe_share` of a step's cost, between 8 and 4,096 steps. It
@@ -51,7 +54,7 @@ class GoodputNumDraft:
       memory: Observations that the running acceptance of a row remembers.
       probe_share: Expected share of the time that probes may cost.
       prior: Acceptance before there are observations. One number per position, such as `measure_goodput` finds, counts
-        as 10 observations of each. One number for all counts as 2 of the first position; the estimate of a position is
+        as 20 observations of each. One number for all counts as 2 of the first position; the estimate of a position is
         then the prior of the next.
 
     Example:
@@ -63,7 +66,7 @@ class GoodputNumDraft:
     costs: tuple[float, ...]
     lengths: tuple[int, ...] = (0, 1, 2, 3, 4, 6, 8)
     hysteresis: float = 0.01
-    memory: float = 50.0
+    memory: float = 100.0
     probe_share: float = 0.01
     prior: float | tuple[float, ...] = 0.7
 
@@ -156,8 +159,10 @@ def start(
     batch_size, longest = lengths.shape[0], rule.lengths[-1]
     none = jnp.zeros((batch_size, longest), jnp.float32)
     costs, prior = jnp.asarray(data.costs), jnp.asarray(data.prior)
-    num_tokens = _num_tokens(_acceptance(rule, none, none, prior), rule.lengths)
-    choice = jnp.argmax(num_tokens / costs).astype(jnp.int32)
+    acceptance = _acceptance(rule, none, none, prior)
+    num_tokens = _num_tokens(acceptance, rule.lengths)
+    slowest = _num_tokens_of_slowest(acceptance, rule.lengths, jnp.ones((batch_size,), bool), remaining)
+    choice = jnp.argmax(slowest / costs).astype(jnp.int32)
     num_failed = jnp.zeros((batch_size,), jnp.int32)
     interval = _interval(rule, costs, num_tokens, choice, num_failed)
     state = GoodputState(
@@ -228,8 +233,9 @@ def _observe(
 
     costs, prior = state.costs.max(0, initial=0), state.prior.max(0, initial=0)
     expected = _num_tokens(_acceptance(rule, before.tried, before.accepted, prior), rule.lengths)
-    num_tokens = _num_tokens(_acceptance(rule, state.tried, state.accepted, prior), rule.lengths)
-    goodput = num_tokens / costs
+    acceptance = _acceptance(rule, state.tried, state.accepted, prior)
+    num_tokens = _num_tokens(acceptance, rule.lengths)
+    goodput = _num_tokens_of_slowest(acceptance, rule.lengths, active, remaining) / costs
     old, best = state.choice.max(initial=0), jnp.argmax(goodput).astype(jnp.int32)
     choice = jnp.where(goodput[best] > goodput[old] * (1 + rule.hysteresis), best, old)
     longer, probing, changed = jnp.minimum(old + 1, len(rule.lengths) - 1), state.probing.any(), choice != old
@@ -295,3 +301,17 @@ def _num_tokens(acceptance: Float[Array, "K"], lengths: tuple[int, ...]) -> Floa
     """The expected number of tokens of a step at each length."""
     sums = jnp.concatenate([jnp.ones(1), 1 + jnp.cumsum(jnp.cumprod(acceptance))])
     return sums[jnp.array(lengths)]
+
+
+def _num_tokens_of_slowest(
+    acceptance: Float[Array, "K"], lengths: tuple[int, ...], active: Bool[Array, "B"], remaining: Int[Array, "B"]
+) -> Float[Array, "N"]:
+    """The expected number of tokens per step, at each length, of the row that needs most steps to its limit."""
+    mean = _num_tokens(acceptance, lengths)
+    reached = jnp.cumprod(acceptance)  # P(at least i drafts are accepted)
+    squares = jnp.cumsum((2 * jnp.arange(reached.shape[0]) + 1) * reached)
+    variance = jnp.maximum(jnp.concatenate([jnp.zeros(1), squares])[jnp.array(lengths)] - (mean - 1) ** 2, 0)
+    left = jnp.where(active, remaining, 0)
+    num_rows = jnp.maximum((left > 0).sum(), 1)
+    largest = ndtri((num_rows - 0.375) / (num_rows + 0.25))  # of as many normal draws, by Blom (1958)
+    return mean / (1 + largest * jnp.sqrt(variance / (jnp.maximum(left.max(initial=1), 1) * mean)))

@@ -100,6 +100,28 @@ def test_the_measured_acceptance_is_that_of_the_steps_that_reached_a_position():
     assert costs._acceptance(counts, 2) == pytest.approx((100.25 / 200.5, 15.25 / 60.5))
 
 
+def test_the_slowest_row_of_a_batch_decides():
+    """Against 2,000 batches of 16 rows: the steps until all have 60 tokens, of up to two drafts each."""
+    rates, num_tokens = np.array([0.6, 0.5], np.float32), 60
+    accepted = (np.random.default_rng(0).random((2_000, 16, 60, 2)) < rates).cumprod(-1).sum(-1)
+    num_steps = 1 + (np.cumsum(accepted + 1, axis=-1) < num_tokens).sum(-1)
+    rows = jnp.full((16,), num_tokens)
+    slowest = goodput._num_tokens_of_slowest(jnp.array(rates), LENGTHS, rows > 0, rows)
+    assert num_tokens / slowest[2] == pytest.approx(num_steps.max(1).mean(), rel=0.02)
+    assert slowest[0] == 1
+    alone = goodput._num_tokens_of_slowest(jnp.array(rates), LENGTHS, jnp.arange(16) == 3, rows)
+    np.testing.assert_allclose(alone, [1, 1.6, 1.9], rtol=1e-6)
+
+
+def test_costs_do_not_follow_a_machine_that_is_slower_in_some_rounds():
+    slowness = np.array([1.0, 3.0, 1.0, 1.2, 5.0])[:, None]
+    disturbed = slowness * [1.0, 1.5, 1.4]
+    disturbed[2, 0] = 9.0
+    # The median round is the second, in which all lengths took three times as long.
+    assert costs._costs(disturbed.tolist()) == pytest.approx((3.0, 4.5, 4.5))
+    assert min(costs._costs([[-1.0, 2.0], [0.0, 2.0], [1.0, 2.0]])) > 0
+
+
 def test_a_drafter_that_becomes_good_is_noticed():
     lengths, _ = after(RULE, lambda i, k: 0 if i < 200 else k, num_steps=1200)
     assert set(lengths[150:200]) <= {0, 1}
