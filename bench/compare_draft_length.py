@@ -201,7 +201,7 @@ def main() -> None:
     parser.add_argument("--seconds-at-most", type=float, default=700, help="no cell begins after so many seconds")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "draft_length_cpu")
     arguments = parser.parse_args()
-    began, use = time.perf_counter(), timing.Watch()
+    began = time.perf_counter()
     lengths = tuple(arguments.lengths)
     pair = load_pair()
     drafters = {"good": pair.drafter, "bad": shuffled(pair.drafter), "n_gram": ss.NGramDrafter()}
@@ -225,10 +225,12 @@ def main() -> None:
                 options = {"target": pair.target, "draft": draft, "lengths": lengths, "max_new_tokens": num_new}
                 return ss.measure_goodput(prompts[index], **options)
 
+            use = timing.Watch()
             result = race(run_fn, measure_fn, contenders(draft, lengths), draft, arguments.seconds)
-            rows.append(summary(result, {"drafter": name, "batch": batch_size, "new_tokens": num_new}))
-            about = timing.environment() | {"others": use.others(), "lengths": lengths}
+            labels = {"drafter": name, "batch": batch_size, "new_tokens": num_new, "others": use.others()}
+            rows.append(summary(result, labels))
             merged = kept(arguments.out, rows)
+            about = timing.environment() | {"others": max(row["others"] for row in merged), "lengths": lengths}
             timing.write(arguments.out, about, merged, lines_of(about, merged))
             print(f"after {time.perf_counter() - began:.0f} s", flush=True)
 
