@@ -13,6 +13,7 @@ from flax import nnx
 from small_llama import SIZES, make_llama
 
 from specsamp_jax.models import from_nnx, load_checkpoint, load_module, save_checkpoint
+from specsamp_jax.models.checkpoints import slots
 from specsamp_jax.models.checkpoints.tensors import Stored
 
 pytestmark = pytest.mark.optimised(False)
@@ -305,3 +306,21 @@ def test_formats_of_other_programs_are_named(tmp_path, config, sentence):
     (tmp_path / "model.bin").write_bytes(b"\6")
     with pytest.raises(ValueError, match=re.escape(sentence)):
         load_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_parameters_copied_in_many_pieces_are_whole(tmp_path, monkeypatch, dtype):
+    module = make_llama(vocab_size=300, intermediate_size=200)  # pieces of two blocks, the last one shorter
+    save_checkpoint(tmp_path, module, dtype=jnp.bfloat16)
+    monkeypatch.setattr(slots, "_PIECE", 2 * 64 * 24)
+    for x, y in zip(leaves(module), leaves(load_module(tmp_path, dtype=dtype)), strict=True):
+        np.testing.assert_array_equal(x.astype(jnp.bfloat16).astype(dtype), y)
+
+
+def test_an_error_in_a_thread_ends_the_load(saved, monkeypatch):
+    def fail(*_):
+        raise OSError("the disk is gone")
+
+    monkeypatch.setattr(slots, "_copy", fail)
+    with pytest.raises(OSError, match="the disk is gone"):
+        load_module(saved)
