@@ -14,7 +14,7 @@ import numpy as np
 from jax import dtypes
 from jax.core import Tracer
 
-from specsamp_jax._types import Draft, Model, SamplingParams
+from specsamp_jax._types import Draft, SamplingParams
 
 _ARRAYS = (jax.Array, np.ndarray, np.generic)
 Size = Any
@@ -79,18 +79,29 @@ def count(name: str, value: Any, lowest: int) -> None:
         raise ValueError(f"{name} must be below 2**31; got {value}.")
 
 
+def is_number(value: Any) -> bool:
+    """Whether a value is a Python number, and no bool."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def numbers(name: str, value: Any, shape: str = "") -> None:
+    """A number that is no bool, or an array of numbers; `shape` describes that of the array in the error."""
+    is_array = isinstance(value, _ARRAYS) and (_is(jnp.integer, value) or _is(jnp.floating, value))
+    if not is_number(value) and not is_array:
+        raise ValueError(f"{name} must be a number, or an array of numbers{shape}; got {_describe(value)}.")
+
+
 def _number(name: str, value: Any, batch_size: Size) -> None:
     """A number that is no bool, or an array of numbers with shape [] or [B]."""
-    whole_or_real = isinstance(value, int | float) and not isinstance(value, bool)
-    if not whole_or_real and not (isinstance(value, _ARRAYS) and (_is(jnp.integer, value) or _is(jnp.floating, value))):
-        raise ValueError(f"{name} must be a number, or an array of numbers with shape [B]; got {_describe(value)}.")
+    numbers(name, value, " with shape [B]")
     if np.shape(value) not in ((), (batch_size,)):
         raise ValueError(
             f"{name} must be a scalar or have one value per row, [B] = [{batch_size}]; got {_describe(value)}."
         )
 
 
-def _at_most(name: str, value: Any, high: int | float, off: str) -> None:
+def at_most(name: str, value: Any, high: int | float, off: str) -> None:
+    """Values from 0 to `high`, if they are concrete. `off` explains 0 or `high` in the error."""
     concrete = _concrete(value)
     if concrete is not None and not np.all((concrete >= 0) & (concrete <= high)):
         raise ValueError(f"{name} must be in [0, {high:.10g}] ({off}); got {concrete}.")
@@ -102,7 +113,7 @@ def real(name: str, value: Any, batch_size: Size, high: int | float, off: str) -
     # JAX converts a Python int to int32.
     if isinstance(value, int) and value > LARGEST:
         raise ValueError(f"{name} must be below 2**31 where it is a Python int; got {value}. Is it meant as a float?")
-    _at_most(name, value, high, off)
+    at_most(name, value, high, off)
 
 
 def whole(name: str, value: Any, batch_size: Size, off: str) -> None:
@@ -110,7 +121,7 @@ def whole(name: str, value: Any, batch_size: Size, off: str) -> None:
     _number(name, value, batch_size)
     if isinstance(value, float) or (isinstance(value, _ARRAYS) and not _is(jnp.integer, value)):
         raise ValueError(f"{name} must be a whole number; got {_describe(value)}.")
-    _at_most(name, value, LARGEST, off)
+    at_most(name, value, LARGEST, off)
 
 
 def token_ids(name: str, value: Any, vocab_size: int) -> None:
@@ -161,8 +172,12 @@ def logits(name: str, array: Any, letters: str) -> None:
     floating(name, array)
     if array.ndim != len(letters.split()):
         raise ValueError(f"{name} must have shape [{', '.join(letters.split())}]; got {_describe(array)}.")
-    if array.shape[-1] == 0:
-        raise ValueError(f"{name} must hold at least one token on its last axis; got {_describe(array)}.")
+    _holds_tokens(name, array)
+
+
+def _holds_tokens(name: str, logits: Any) -> None:
+    if logits.shape[-1] == 0:
+        raise ValueError(f"{name} must hold at least one token on its last axis; got {_describe(logits)}.")
 
 
 def sampling(name: str, params: SamplingParams, batch_size: Size) -> None:
@@ -234,6 +249,7 @@ def pair(target_logits: Any, draft_logits: Any) -> None:
             f"target_logits and draft_logits must have one shape [..., V]; got {_describe(target_logits)} and "
             f"{_describe(draft_logits)}. Is the target's bonus row among them?"
         )
+    _holds_tokens("target_logits", target_logits)
 
 
 # Arguments of the decoding loop
@@ -249,25 +265,14 @@ def lengths(name: str, value: Any, least: int) -> None:
         raise ValueError(f"{name} must be ascending and at least {least}; got {value}.")
 
 
-def generate(prompt: Any, target: Any, draft: Any, num_draft: Any, max_new_tokens: Any, prompt_lengths: Any) -> None:
-    """Arguments of the decoding loop, except keys, sampling parameters, end tokens and the values of the prompt."""
+def prompt(prompt: Any, max_new_tokens: Any, prompt_lengths: Any) -> None:
+    """Shapes and types of prompts, their lengths, and the number of new tokens; see `prompt_ids` for the values."""
     array("prompt", prompt)
     if prompt.ndim != 2 or not _is(jnp.integer, prompt) or prompt.shape[1] == 0:
         raise ValueError(
             f"prompt must be token ids of shape [B, P], at least one per row; got {_describe(prompt)}. "
             "A single prompt is [1, P]."
         )
-    if not isinstance(target, Model):
-        raise ValueError(f"target must be a Model; got {type(target).__name__}. See specsamp_jax.models for adapters.")
-    if not (draft is None or isinstance(draft, Model) or hasattr(draft, "propose")):
-        raise ValueError(f"draft must be a Model, a drafter with `propose`, or None; got {type(draft).__name__}.")
-    if not hasattr(num_draft, "lengths"):
-        if not isinstance(num_draft, int) or isinstance(num_draft, bool):
-            raise ValueError(
-                "num_draft must be a Python int, HeuristicNumDraft or GoodputNumDraft, for it sets shapes; got "
-                f"{_describe(num_draft)}."
-            )
-        count("num_draft", num_draft, 0)
     count("max_new_tokens", max_new_tokens, 1)
     if prompt_lengths is None:
         return

@@ -237,6 +237,8 @@ def test_atoms(name):
     assert_told(
         "must have one shape [..., V]; got float32[] and float32[].", name, jnp.float32(0), jnp.float32(0), *more
     )
+    empty = LOGITS[..., :0]
+    assert_told("target_logits must hold at least one token on its last axis; got", name, empty, empty, *more)
     for target, draft, which in ((LOGITS.astype(int), LOGITS, "target"), (LOGITS, LOGITS.astype(int), "draft")):
         message = f"{which}_logits must be of a floating-point type; got int32[2, 3, 5]. Are they token ids?"
         assert_told(message, name, target, draft, *more)
@@ -245,3 +247,24 @@ def test_atoms(name):
 def test_tokens_of_accept_prob():
     message = "tokens must have the logits' shape without V, [2, 3]; got [2, 4]."
     assert_told(message, "accept_prob", LOGITS, LOGITS, jnp.zeros((B, K + 1), int))
+    for tokens, came in (([[0] * K] * B, "list"), (LOGITS[..., 0], "float32[2, 3]"), (TOKENS > 0, "bool[2, 3]")):
+        with pytest.raises(ValueError, match=re.escape("tokens must be ")) as error:
+            call("accept_prob", LOGITS, LOGITS, tokens)
+        assert f"; got {came}." in str(error.value)
+    assert call("accept_prob", LOGITS[0, 0], LOGITS[0, 0], 1) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((1.5, 2), "acceptance_rate must be in [0, 1] (per draft); got 1.5."),
+        ((-0.5, 2), "acceptance_rate must be in [0, 1] (per draft); got -0.5."),
+        ((np.nan, 2), "acceptance_rate must be in [0, 1] (per draft); got nan."),
+        (([0.5], 2), "acceptance_rate must be a number, or an array of numbers; got list."),
+        ((1j, 2), "acceptance_rate must be a number, or an array of numbers; got 1j."),
+        ((0.5, -1), "num_draft must be in [0, 2147483647] (drafts per step); got -1."),
+        ((0.5, "2"), "num_draft must be a number, or an array of numbers; got str."),
+    ],
+)
+def test_arguments_of_expected_num_tokens(arguments, message):
+    assert_told(message, "expected_num_tokens", *arguments)

@@ -10,6 +10,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Int
 
+from specsamp_jax import _checks
 from specsamp_jax._types import PAD_TOKEN, Draft, SamplingParams, Verification
 from specsamp_jax.certificate import boundary, law
 from specsamp_jax.certificate.report import FALSE_ALARM, Certificate, Check, check_law, chi_square, normal_p_value
@@ -60,7 +61,8 @@ def certify(
       seed: Of the inputs and the keys.
 
     Raises:
-      ValueError: A name of `checks` is unknown.
+      ValueError: A name of `checks` is unknown or there is none, a rule is no function, or `seed` is not from 0 to
+        2**31 - 1.
 
     Example:
       >>> import specsamp_jax as ss
@@ -68,6 +70,12 @@ def certify(
       >>> certificate.passed, [check.name for check in certificate.checks]
       (True, ['boundary, all bits 0', 'boundary, all bits 1'])
     """
+    for name, fn in (("verify_fn", verify_fn), ("draft_fn", draft_fn)):
+        if not callable(fn):
+            raise ValueError(f"{name} must be a function, such as specsamp_jax.verify or sample; got {fn!r}.")
+    _checks.count("seed", seed, 0)
+    if checks is not None and (isinstance(checks, str) or not isinstance(checks, Sequence) or not checks):
+        raise ValueError(f"checks must be None, or a list of at least one of {', '.join(CHECKS)}; got {checks!r}.")
     unknown = set(checks or ()) - set(CHECKS)
     if unknown:
         raise ValueError(f"checks must be among {', '.join(CHECKS)}; got {', '.join(sorted(unknown))}.")

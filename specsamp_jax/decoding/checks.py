@@ -3,14 +3,17 @@
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from specsamp_jax import _checks
-from specsamp_jax._types import Model
+from specsamp_jax._types import Draft, Model, Verification
 from specsamp_jax.decoding import memory
 from specsamp_jax.decoding.drafters import Drafter, NGramDrafter, SamplingDrafter
+from specsamp_jax.decoding.goodput import GoodputNumDraft, GoodputState
 from specsamp_jax.decoding.model_call import num_slots, vocab_size
-from specsamp_jax.decoding.num_draft import NumDraft, compiled_lengths
+from specsamp_jax.decoding.num_draft import HeuristicNumDraft, NumDraft, compiled_lengths
+from specsamp_jax.decoding.state import DecodeState
 
 
 def values(
@@ -23,9 +26,7 @@ def values(
     num_draft: NumDraft,
     max_new_tokens: int,
 ) -> None:
-    """Ids in the target's vocabulary, parameters of the drafter in their range, and a text that memory can hold."""
-    if isinstance(drafter, SamplingDrafter):
-        drafter.check(prompt.shape[0])
+    """Ids in the target's vocabulary, and a text that memory can hold."""
     longest = compiled_lengths(num_draft)[-1]
     memory.check(prompt, models(target, drafter), max_new_tokens=max_new_tokens, longest_draft=longest)
     size = vocab_size(target, prompt.shape, num_slots(target, prompt.shape[1] + max_new_tokens, longest))
@@ -33,9 +34,37 @@ def values(
     _checks.end_tokens(eos_token, size)
 
 
+def loop(target: Any, draft: Any, num_draft: Any) -> None:
+    """The types of target, drafter and draft length."""
+    if not isinstance(target, Model):
+        raise ValueError(f"target must be a Model; got {type(target).__name__}. See specsamp_jax.models for adapters.")
+    if isinstance(draft, type) or not (draft is None or isinstance(draft, Model) or hasattr(draft, "propose")):
+        raise ValueError(f"draft must be a Model, a drafter with `propose`, or None; got {type(draft).__name__}.")
+    if isinstance(num_draft, HeuristicNumDraft | GoodputNumDraft):
+        return
+    if not isinstance(num_draft, int) or isinstance(num_draft, bool):
+        raise ValueError(
+            "num_draft must be a Python int, HeuristicNumDraft or GoodputNumDraft, for it sets shapes; got "
+            f"{num_draft!r}."
+        )
+    _checks.count("num_draft", num_draft, 0)
+
+
+def drafter(drafter: Drafter | None, batch_size: _checks.Size) -> None:
+    """Parameters of the drafter in their range."""
+    if isinstance(drafter, SamplingDrafter):
+        drafter.check(batch_size)
+
+
 def models(target: Model, drafter: Drafter | None) -> list[Model]:
     """The models that run; a drafter of a user's own type may have more."""
     return [target, *([drafter.model] if isinstance(drafter, SamplingDrafter) else [])]
+
+
+def state(state: Any) -> None:
+    """A `DecodeState`."""
+    if not isinstance(state, DecodeState):
+        raise ValueError(f"state must be a DecodeState, as init returns it; got a {type(state).__name__}.")
 
 
 def widths(tokens: Int[Array, "B W"], log_probs: Float[Array, "B L"], longest_draft: int) -> None:
@@ -67,6 +96,17 @@ def draft_state(drafter: Drafter | None, state: Any, tokens: Int[Array, "B W"]) 
         )
 
 
+def num_draft_state(num_draft: NumDraft, state: Any) -> None:
+    """The state of this rule for the draft length, which only `GoodputNumDraft` has."""
+    num_lengths = len(num_draft.lengths) if isinstance(num_draft, GoodputNumDraft) else 0
+    found = state.costs.shape[1] if isinstance(state, GoodputState) else 0
+    if found != num_lengths:
+        raise ValueError(
+            f"state.num_draft_state must be that of num_draft, {num_draft!r}; got a {type(state).__name__}. "
+            "Was the state made by `init` with another `num_draft`?"
+        )
+
+
 def functions(verify_fn: Any, process_logits_fn: Any) -> None:
     """A rule, and a processor or None; a name is neither."""
     if not callable(verify_fn):
@@ -85,4 +125,31 @@ def processed_logits(processed: Any, logits: Float[Array, "B V"]) -> None:
         raise ValueError(
             f"process_logits_fn must return logits of the shape that it was given, [B, V] = {list(logits.shape)}; got "
             f"{list(processed.shape)}."
+        )
+
+
+def proposal(result: Any, batch_size: _checks.Size, num_draft: int) -> None:
+    """`(Draft, state)` with tokens `[B, num_draft]`, as `propose` of a drafter returns it; fewer would be broadcast."""
+    if not isinstance(result, tuple) or len(result) != 2 or not isinstance(result[0], Draft):
+        raise ValueError(f"propose of the drafter must return (Draft, state); got a {type(result).__name__}.")
+    tokens = result[0].tokens
+    _checks.integers("tokens of the proposed Draft", tokens)
+    if tokens.shape != (batch_size, num_draft):
+        raise ValueError(
+            f"tokens of the proposed Draft must have shape [B, num_draft] = [{batch_size}, {num_draft}]; got "
+            f"{list(tokens.shape)}. A row with fewer drafts ends with -1."
+        )
+
+
+def verification(result: Any, logits: Float[Array, "B K1 V"]) -> None:
+    """A `Verification` with tokens `[B, K + 1]`, as a `verify_fn` returns it."""
+    if not isinstance(result, Verification):
+        raise ValueError(
+            f"verify_fn must return a Verification; got a {type(result).__name__}. "
+            "A rule that has `init` returns (Verification, state)."
+        )
+    if jnp.shape(result.tokens) != logits.shape[:2]:
+        raise ValueError(
+            f"verify_fn must return tokens of shape [B, K+1] = {list(logits.shape[:2])}; got "
+            f"{list(jnp.shape(result.tokens))}."
         )

@@ -187,7 +187,8 @@ def _prepare(
       The key of each row, the data of `GoodputNumDraft` or None, the data of a step (target, drafter, sampling
       parameters, end tokens, data of the processor), and the arguments that are compiled in.
     """
-    _checks.generate(prompt, target, draft, num_draft, max_new_tokens, prompt_lengths)
+    _checks.prompt(prompt, max_new_tokens, prompt_lengths)
+    checks.loop(target, draft, num_draft)
     _checks.sampling("sampling", sampling, prompt.shape[0])
     checks.functions(verify_fn, process_logits_fn)
     keys = streams.row_keys(key, prompt.shape[0])
@@ -196,6 +197,7 @@ def _prepare(
     drafter, num_draft = resolve(draft, num_draft)
     num_draft, measured = split(num_draft)
     sizes = {"num_draft": num_draft, "max_new_tokens": max_new_tokens}
+    checks.drafter(drafter, prompt.shape[0])
     checks.values(prompt, prompt_lengths, eos_token, target, drafter, **sizes)
     data = target, drafter, traced, static.pad_end_tokens(eos_token), processor_data
     statics = {"fixed": fixed, "num_draft": num_draft, "verify_fn": verify_fn, "processor": processor}

@@ -1,7 +1,7 @@
 """Draft length by goodput: the number of expected tokens per second, from measured acceptance and measured costs."""
 
 import dataclasses
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -72,20 +72,22 @@ class GoodputNumDraft:
 
     def __post_init__(self):
         _checks.lengths("GoodputNumDraft.lengths", self.lengths, 0)
-        if len(self.costs) != len(self.lengths) or not all(0 < cost < float("inf") for cost in self.costs):
+        costs, infinity = self.costs, float("inf")
+        if not _is_tuple(costs, len(self.lengths)) or not all(0 < cost < infinity for cost in costs):
             raise ValueError(
                 "GoodputNumDraft.costs must be one positive number for each of lengths, "
-                f"{self.lengths}; got {self.costs}. See measure_goodput."
+                f"{self.lengths}, in a tuple; got {costs}. See measure_goodput."
             )
         for name, least, largest in (
             ("hysteresis", 0, 1),
-            ("memory", 1, float("inf")),
+            ("memory", 1, infinity),
             ("probe_share", 0, 1),
         ):
-            if not least <= (value := vars(self)[name]) <= largest:
+            value = vars(self)[name]
+            if not _checks.is_number(value) or not least <= value <= largest:
                 raise ValueError(f"GoodputNumDraft.{name} must be from {least} to {largest}; got {value}.")
         rates = self.prior if isinstance(self.prior, tuple) else (self.prior,) * self.lengths[-1]
-        if len(rates) != self.lengths[-1] or not all(0 <= rate <= 1 for rate in rates):
+        if not _is_tuple(rates, self.lengths[-1]) or not all(0 <= rate <= 1 for rate in rates):
             raise ValueError(
                 "GoodputNumDraft.prior must be from 0 to 1, one number or one for each position, "
                 f"{self.lengths[-1]} in all; got {self.prior}."
@@ -95,6 +97,11 @@ class GoodputNumDraft:
         """Returns the best draft length for a share of accepted drafts per position, given those before it."""
         rates = jnp.asarray(acceptance, jnp.float32)
         return self.lengths[int(jnp.argmax(_num_tokens(rates, self.lengths) / jnp.asarray(self.costs)))]
+
+
+def _is_tuple(value: Any, size: int) -> bool:
+    """Whether a value is a tuple of `size` Python numbers: a rule that is compiled in must be hashable."""
+    return isinstance(value, tuple) and len(value) == size and all(map(_checks.is_number, value))
 
 
 class Measured(NamedTuple):

@@ -51,7 +51,7 @@ def step_of_length(
 
     proposal, draft_state = Draft(jnp.zeros((batch_size, 0), jnp.int32)), state.draft_state
     if keys.propose_fn is not None and length > 0:
-        proposal, draft_state = keys.propose_fn(
+        proposed = keys.propose_fn(
             keys.draft,
             state.draft_state,
             state.tokens,
@@ -60,6 +60,8 @@ def step_of_length(
             sampling=sampling,
             process_logits_fn=process,
         )
+        checks.proposal(proposed, batch_size, length)
+        proposal, draft_state = proposed
     wanted = jnp.arange(length) < state.num_draft[:, None]
     proposal = proposal._replace(tokens=jnp.where(wanted, proposal.tokens, PAD_TOKEN))
     last = jnp.take_along_axis(state.tokens, state.lengths[:, None] - 1, axis=1)

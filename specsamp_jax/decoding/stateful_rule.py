@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Key
 
 from specsamp_jax._types import Draft, SamplingParams, Verification
+from specsamp_jax.decoding import checks
 
 
 @runtime_checkable
@@ -57,14 +58,19 @@ def apply_rule(
       ValueError: `state` is another rule's.
     """
     if not isinstance(verify_fn, StatefulRule):
-        return verify_fn(keys, target_logits, draft, sampling, **options), state
+        result = verify_fn(keys, target_logits, draft, sampling, **options)
+        checks.verification(result, target_logits)
+        return result, state
     expected, found = jax.tree.structure(start_rule(verify_fn, 1)), jax.tree.structure(state)
     if expected != found:
         raise ValueError(
             f"state.verify_state must be the rule's own, {expected}; got {found}. "
             "Was the state made by `init` with another `verify_fn`?"
         )
-    result, after = verify_fn(keys, target_logits, draft, sampling, state, **options)
+    results = verify_fn(keys, target_logits, draft, sampling, state, **options)
+    # A Verification is a tuple too, but not of two.
+    result, after = results if isinstance(results, tuple) and len(results) == 2 else (results, state)
+    checks.verification(result, target_logits)
 
     def keep(old, new):
         return jnp.where(finished.reshape(-1, *(1,) * (new.ndim - 1)), old, new)

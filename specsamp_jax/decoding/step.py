@@ -48,10 +48,12 @@ def init(
       >>> state.tokens.tolist(), state.lengths.tolist(), state.limits.tolist()
       ([[1, 2, -1, -1]], [2], [4])
     """
-    _checks.generate(prompt, target, draft, num_draft, max_new_tokens, prompt_lengths)
+    _checks.prompt(prompt, max_new_tokens, prompt_lengths)
+    checks.loop(target, draft, num_draft)
     batch_size, width = prompt.shape
     drafter, num_draft = resolve(draft, num_draft)
     longest = num_draft_module.compiled_lengths(num_draft)[-1]
+    checks.drafter(drafter, batch_size)
     if prompt_lengths is None:
         prompt_lengths = jnp.full((batch_size,), width, jnp.int32)
     prompt_lengths = jnp.asarray(prompt_lengths, jnp.int32)
@@ -113,6 +115,9 @@ def step(
       >>> info.tokens.tolist(), info.num_drafted.tolist(), info.num_accepted.tolist()
       ([[2, 3, -1]], [2], [1])
     """
+    checks.loop(target, draft, num_draft)
+    checks.functions(verify_fn, process_logits_fn)
+    checks.state(state)
     drafter, num_draft = resolve(draft, num_draft)
     check_state(state, drafter, num_draft)
     run = functools.partial(
@@ -136,6 +141,7 @@ def check_state(state: DecodeState, drafter: Drafter | None, num_draft: NumDraft
     """Raises ValueError if the state was made for another drafter or other draft lengths."""
     checks.widths(state.tokens, state.log_probs, num_draft_module.compiled_lengths(num_draft)[-1])
     checks.draft_state(drafter, state.draft_state, state.tokens)
+    checks.num_draft_state(num_draft, state.num_draft_state)
 
 
 def resolve(draft: Model | Drafter | None, num_draft: NumDraft) -> tuple[Drafter | None, NumDraft]:

@@ -1,5 +1,7 @@
 """The sigmoid rule of the paper, an approximation: element-wise scores replace probabilities."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -67,6 +69,22 @@ def verify_sigmoid(
     )
 
 
+def check_width(alpha: Any, beta: Any) -> None:
+    """Raises ValueError unless alpha and beta are numbers whose difference is a positive normal float32."""
+    for name, value in (("alpha", alpha), ("beta", beta)):
+        if not isinstance(value, int | float) or isinstance(value, bool):
+            raise ValueError(f"{name} must be a Python number, because it is compiled in; got {value!r}.")
+    if not beta > alpha:
+        raise ValueError(f"beta must be above alpha; got alpha = {alpha}, beta = {beta}. Are they swapped?")
+    limits = jnp.finfo(jnp.float32)
+    tiny, largest = float(limits.tiny), float(limits.max)
+    if not (abs(alpha) <= largest and tiny <= beta - alpha <= largest):
+        raise ValueError(
+            f"beta - alpha must be a width from {tiny:.1e} to {largest:.1e}, in float32; got alpha = {alpha:.3g}, "
+            f"beta = {beta:.3g}."
+        )
+
+
 def _degenerate(row: dist.Rows) -> Bool[Array, "B 1"]:
     """True for a row without a distribution of scores: NaN or +inf among the logits, or all of them -inf."""
     if row.logits is None:
@@ -99,7 +117,7 @@ def _token_score(
     logits = lax.optimization_barrier(dist.token_logits(absolute, tokens))
     score = lax.optimization_barrier(_score(logits, alpha, beta))
     if rows.certain is not None:
-        score = jnp.where(rows.certain < 0, score, rows.certain == tokens)
+        score = jnp.where(rows.certain < 0, score, (rows.certain == tokens).astype(score.dtype))
     return score
 
 
@@ -119,7 +137,9 @@ def _scores(row: dist.Rows, vocab_size: int, alpha: int | float, beta: int | flo
         return (index == row.certain).astype(row.offset.dtype)
     z, kept = _kept(row.logits, row.filter)
     scores = jnp.where(kept, _score(z, alpha, beta), 0)
-    return scores if row.certain is None else jnp.where(row.certain < 0, scores, index == row.certain)
+    if row.certain is None:
+        return scores
+    return jnp.where(row.certain < 0, scores, (index == row.certain).astype(scores.dtype))
 
 
 def _residual(

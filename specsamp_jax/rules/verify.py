@@ -203,7 +203,7 @@ def verify_sigmoid(
       A `Verification`, as in `verify`.
 
     Raises:
-      ValueError: As in `verify`, or beta is not above alpha.
+      ValueError: As in `verify`, or beta is not above alpha, or their difference is no float32.
       NotImplementedError: As in `verify`.
 
     Source: Wagner et al. (2024, arXiv 2406.11016).
@@ -216,8 +216,7 @@ def verify_sigmoid(
       >>> print(f"{result.accept_prob[0, 0]:.4f}, where p/q is {0.1 / 0.9:.4f}")
       1.0000, where p/q is 0.1111
     """
-    if not beta > alpha:
-        raise ValueError(f"beta must be above alpha; got alpha = {alpha}, beta = {beta}. Are they swapped?")
+    sigmoid_rule.check_width(alpha, beta)
     constants = {"alpha": alpha, "beta": beta}
     return _verify("sigmoid", constants, key, target_logits, draft, sampling, implementation)
 
@@ -254,7 +253,7 @@ def _verify(
     batch_size, num_rows, vocab_size = target_logits.shape
     if sampling is not None:
         _checks.sampling("sampling", sampling, batch_size)
-    if positions is not None:
+    if rule == "coupled":
         positions = gumbel.position_array(positions, batch_size)
     _checks.implementation(implementation)
     target_logits = at_least_16_bits(jnp.asarray(target_logits))

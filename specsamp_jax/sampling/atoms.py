@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
 
@@ -17,7 +18,7 @@ def accept_prob(
     0 if p(x) is 0 or if the token is not in [0, V); 1 if only q(x) is 0.
 
     Raises:
-      ValueError: The shapes do not fit, or the logits are of no floating-point type.
+      ValueError: The shapes do not fit, the logits are of no floating-point type, or the tokens of no integer type.
 
     Source: Leviathan et al. (2023, arXiv 2211.17192, section 2.3).
 
@@ -28,12 +29,13 @@ def accept_prob(
       0.5
     """
     _checks.pair(target_logits, draft_logits)
-    if jnp.shape(tokens) != target_logits.shape[:-1]:
+    ids = np.asarray(tokens) if isinstance(tokens, int) else tokens
+    _checks.integers("tokens", ids)
+    if ids.shape != target_logits.shape[:-1]:
         raise ValueError(
-            f"tokens must have the logits' shape without V, {list(target_logits.shape[:-1])}; "
-            f"got {list(jnp.shape(tokens))}."
+            f"tokens must have the logits' shape without V, {list(target_logits.shape[:-1])}; got {list(ids.shape)}."
         )
-    log_p, log_q = (_log_prob(logits, tokens) for logits in (target_logits, draft_logits))
+    log_p, log_q = (_log_prob(logits, ids) for logits in (target_logits, draft_logits))
     return jnp.where(log_p > -jnp.inf, jnp.exp(jnp.minimum(log_p - log_q, 0)), 0)
 
 
@@ -88,6 +90,9 @@ def expected_num_tokens(acceptance_rate: ArrayLike, num_draft: ArrayLike) -> Flo
       acceptance_rate: a in [0, 1], taken as equal and independent from position to position.
       num_draft: K, drafted tokens per step.
 
+    Raises:
+      ValueError: An argument is no number, or no array of numbers, or out of its range.
+
     Source: Leviathan et al. (2023, arXiv 2211.17192, equation 1).
 
     Example:
@@ -95,16 +100,20 @@ def expected_num_tokens(acceptance_rate: ArrayLike, num_draft: ArrayLike) -> Flo
       >>> ss.expected_num_tokens(0.5, 2).item()
       1.75
     """
+    for name, value, high in (("acceptance_rate", acceptance_rate, 1), ("num_draft", num_draft, _checks.LARGEST)):
+        _checks.numbers(name, value)
+        _checks.at_most(name, value, high, "per draft" if high == 1 else "drafts per step")
     rate = jnp.asarray(acceptance_rate, jnp.promote_types(jnp.result_type(acceptance_rate), jnp.float32))
     always = rate == 1
     safe = jnp.where(always, 0, rate)
-    num_tokens = jnp.asarray(num_draft) + 1
+    num_tokens = (jnp.asarray(num_draft) + 1).astype(rate.dtype)
     # 1 - a**(K+1) cancels near a = 1, so it is computed with expm1 and log1p; 1 - a is exact there.
     return jnp.where(always, num_tokens, -jnp.expm1(num_tokens * jnp.log1p(safe - 1)) / (1 - safe))
 
 
-def _log_prob(logits: Float[Array, "*b V"], tokens: Int[Array, "*b"]) -> Float[Array, "*b"]:
+def _log_prob(logits: Float[Array, "*b V"], tokens: Int[Array | np.ndarray, "*b"]) -> Float[Array, "*b"]:
     vocab_size = logits.shape[-1]
-    index = jnp.clip(tokens, 0, vocab_size - 1)[..., None]
-    value = jnp.take_along_axis(wide(logits), index, axis=-1)[..., 0] - jax.nn.logsumexp(wide(logits), axis=-1)
+    # Not a gather, which JAX refuses where the vocabulary is sharded over explicit axes.
+    at_token = jnp.arange(vocab_size) == _checks.int32(tokens)[..., None]
+    value = jnp.where(at_token, wide(logits), 0).sum(-1) - jax.nn.logsumexp(wide(logits), axis=-1)
     return jnp.where((tokens >= 0) & (tokens < vocab_size), value, -jnp.inf)

@@ -113,7 +113,8 @@ def sample_weights(
     index = tile[:, None] * TILE + jnp.arange(TILE)
     # An index beyond the vocabulary reads any weight, which the mask drops.
     within = jnp.take_along_axis(weights, index, axis=-1, mode="clip")
-    return tile * TILE + sample_index(jnp.where(index < weights.shape[-1], within, 0), uniforms[:, 1])
+    token = tile * TILE + sample_index(jnp.where(index < weights.shape[-1], within, 0), uniforms[:, 1])
+    return token.astype(jnp.int32)  # with JAX's 64 bits switched on, indices are int64
 
 
 def replace_degenerate(

@@ -77,7 +77,7 @@ def sample_coupled(
     return with_automatic_axes(draw, logits, streams.words(key, batch_size), positions, sampling)
 
 
-def position_array(positions: ArrayLike, batch_size: _checks.Size) -> Int[Array, "B"]:
+def position_array(positions: ArrayLike | None, batch_size: _checks.Size) -> Int[Array, "B"]:
     """Checks the positions and returns one per row."""
     _checks.whole("positions", positions, batch_size, "0 is the first token of a text")
     return jnp.broadcast_to(jnp.asarray(positions, jnp.int32), (batch_size,))
@@ -147,5 +147,5 @@ def largest_perturbed(logits: Float[Array, "B R V"], rows: dist.Rows, keys: Key[
 
     best = _Best(jnp.full_like(rows.offset, -jnp.inf), jnp.zeros(rows.offset.shape, jnp.int32))
     best = vary_like(best, (logits, rows.offset, rows.filter, keys))
-    best = lax.fori_loop(0, -(-vocab_size // TILE), compare, best)
+    best = lax.fori_loop(jnp.int32(0), jnp.int32(-(-vocab_size // TILE)), compare, best)
     return best.token if rows.certain is None else jnp.where(rows.certain >= 0, rows.certain, best.token)

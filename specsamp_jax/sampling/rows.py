@@ -69,7 +69,7 @@ def draft_rows(draft: Draft, filter: Filter) -> Rows:
     """
     tokens, logits = draft.tokens, draft.logits
     if logits is None:
-        zeros = jnp.zeros(tokens.shape)
+        zeros = jnp.zeros(tokens.shape, jnp.float32)
         return Rows(None, filter, zeros, zeros, tokens, jnp.zeros(tokens.shape, bool))
     if draft.log_normalizers is None:
         offset, log_sum = _offset_and_log_sum(logits, filter)
@@ -146,7 +146,7 @@ def token_logits(rows: Rows, tokens: Int[Array, "B R"]) -> Float[Array, "B R"]:
     0 for a deterministic drafter, which has no logits.
     """
     if rows.logits is None:
-        return jnp.zeros(tokens.shape)
+        return jnp.zeros_like(rows.offset)
     # A token outside the vocabulary reads any logit, which the mask drops.
     logit = wide(jnp.take_along_axis(rows.logits, tokens[..., None], axis=-1, mode="clip")[..., 0])
     outside = (tokens < 0) | (tokens >= rows.logits.shape[-1])
@@ -174,7 +174,7 @@ def probs(row: Rows, vocab_size: int) -> Float[Array, "B V"]:
     if row.filter.cutoff is not None:
         result = jnp.where(logits >= row.filter.cutoff, result, 0)
     if row.certain is not None:
-        result = jnp.where(row.certain >= 0, index == row.certain, result)
+        result = jnp.where(row.certain >= 0, (index == row.certain).astype(result.dtype), result)
     return result
 
 

@@ -1,6 +1,8 @@
 """`certify`: exact rules pass; rules with faults seen in other libraries fail, each in the check made for its fault."""
 
 import functools
+import inspect
+import re
 import sys
 
 import jax
@@ -232,6 +234,23 @@ def test_an_unknown_check_raises_an_error():
 
 
 # Statistics
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        # No check would pass without a look at the rule.
+        ({"checks": []}, "checks must be None, or a list of at least one of form"),
+        ({"checks": "form"}, "got 'form'."),
+        ({"verify_fn": "verify"}, "verify_fn must be a function, such as specsamp_jax.verify or sample; got 'verify'."),
+        ({"draft_fn": None}, "draft_fn must be a function"),
+        ({"seed": -1}, "seed must be at least 0; got -1."),
+        ({"seed": "1"}, "seed must be a Python int of at least 0; got str."),
+    ],
+)
+def test_wrong_arguments_are_reported(options, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        inspect.unwrap(ss.certify)(**{"verify_fn": ss.verify} | options)
 
 
 def test_the_interval_covers_the_true_distance_and_shrinks():

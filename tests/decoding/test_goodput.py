@@ -1,6 +1,8 @@
 """Draft length by goodput: its choice by hand, gaps in a drafter's cache, costs; test_generate_law has its law."""
 
 import functools
+import inspect
+import re
 
 import jax
 import jax.numpy as jnp
@@ -143,7 +145,10 @@ def test_the_last_token_of_a_row_needs_no_draft():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"costs": (1.0,)}, r"costs must be one positive number for each of lengths, \(0, 1, 2\); got \(1.0,\)"),
+        (
+            {"costs": (1.0,)},
+            r"costs must be one positive number for each of lengths, \(0, 1, 2\), in a tuple; got \(1.0,\)",
+        ),
         ({"costs": (1.0, 0.0, 1.0)}, "one positive number"),
         ({"costs": (1.0, float("nan"), 1.0)}, "one positive number"),
         ({"lengths": (2, 1, 0)}, r"GoodputNumDraft.lengths must be ascending and at least 0; got \(2, 1, 0\)"),
@@ -158,6 +163,28 @@ def test_the_last_token_of_a_row_needs_no_draft():
 def test_wrong_settings_are_reported(options, message):
     with pytest.raises(ValueError, match=message):
         ss.GoodputNumDraft(**{"costs": (1.0, 1.0, 1.0), "lengths": LENGTHS} | options)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        *(
+            ("costs", value, "costs must be one positive number for each")
+            for value in (None, 5.0, ["a"] * 3, (1j,) * 3)
+        ),
+        ("costs", [1.0, 1.0, 1.0], "costs must be one positive number for each of lengths, (0, 1, 2), in a tuple; got"),
+        *(("prior", value, "prior must be from 0 to 1, one number") for value in (None, "a", [0.5, 0.5])),
+        ("memory", None, "memory must be from 1 to inf; got None."),
+        ("hysteresis", [1], "hysteresis must be from 0 to 1; got [1]."),
+        ("probe_share", True, "probe_share must be from 0 to 1; got True."),
+    ],
+)
+def test_settings_of_a_wrong_type_are_reported(name, value, message):
+    # Without the types that only tests check.
+    rule = object.__new__(ss.GoodputNumDraft)
+    vars(rule).update(vars(RULE) | {name: value})
+    with pytest.raises(ValueError, match=re.escape("GoodputNumDraft." + message)):
+        inspect.unwrap(ss.GoodputNumDraft.__post_init__)(rule)
 
 
 # The text

@@ -201,6 +201,83 @@ def test_init_and_step_look_at_ids_too():
         jax.eval_shape(functools.partial(ss.step, **models, eos_token=V), jax.random.key(0), state)
 
 
+STATE = jax.eval_shape(functools.partial(ss.init, target=TARGET, draft=None, max_new_tokens=3), PROMPT)
+GOODPUT = ss.GoodputNumDraft((1.0, 1.5), (0, 2))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"state": None}, "state must be a DecodeState, as init returns it; got a NoneType."),
+        ({"state": tuple(STATE)}, "state must be a DecodeState, as init returns it; got a tuple."),
+        ({"target": TARGET.params}, "target must be a Model; got "),
+        ({"draft": 5}, "draft must be a Model, a drafter with `propose`, or None; got int."),
+        ({"draft": ss.NGramDrafter}, "draft must be a Model, a drafter with `propose`, or None; got "),
+        ({"num_draft": 1.5}, "num_draft must be a Python int, HeuristicNumDraft or GoodputNumDraft, for it sets"),
+        ({"num_draft": ss.HeuristicNumDraft}, "num_draft must be a Python int, HeuristicNumDraft or GoodputNumDraft"),
+        ({"verify_fn": "block"}, "verify_fn must be a rule, such as specsamp_jax.verify_block; got 'block'."),
+        ({"process_logits_fn": "mask"}, "process_logits_fn must be None or callable as (tokens"),
+        ({"verify_fn": lambda *arguments: None}, "verify_fn must return a Verification; got a NoneType."),
+        (
+            {"verify_fn": lambda *arguments: ss.verify(*arguments)._replace(tokens=jnp.zeros((1, 1), int))},
+            "verify_fn must return tokens of shape [B, K+1] = [3, 1]; got [1, 1].",
+        ),
+    ],
+)
+def test_a_wrong_argument_of_step_is_reported(change, message):
+    arguments = {"target": TARGET, "draft": None} | change
+
+    def run(key, state):
+        return inspect.unwrap(ss.step)(key, **{"state": state} | arguments)
+
+    with pytest.raises(ValueError, match=re.escape(message)):
+        jax.eval_shape(run, jax.random.key(0), STATE)
+
+
+@pytest.mark.parametrize(
+    ("first", "second"), [(2, GOODPUT), (GOODPUT, 2), (GOODPUT, ss.GoodputNumDraft((1.0, 1.2, 1.5), (0, 1, 2)))]
+)
+def test_a_state_of_another_draft_length_raises_an_error(first, second):
+    options = {"target": TARGET, "draft": ss.NGramDrafter()}
+
+    def run():
+        return ss.step(
+            jax.random.key(0),
+            ss.init(jnp.asarray(PROMPT), **options, num_draft=first, max_new_tokens=3),
+            **options,
+            num_draft=second,
+        )
+
+    with pytest.raises(ValueError, match=re.escape("Was the state made by `init` with another `num_draft`?")):
+        jax.eval_shape(run)
+
+
+@pytest.mark.parametrize(
+    ("proposed", "message"),
+    [
+        (None, "propose of the drafter must return (Draft, state); got a NoneType."),
+        (ss.Draft(np.zeros((3, 2), "i4")), "propose of the drafter must return (Draft, state); got a Draft."),
+        ((ss.Draft(np.zeros((3, 2), "f4")), ()), "tokens of the proposed Draft must be of an integer type; got float"),
+        ((ss.Draft(np.zeros((1, 2), "i4")), ()), "must have shape [B, num_draft] = [3, 2]; got [1, 2]."),
+        ((ss.Draft(np.zeros((3, 1), "i4")), ()), "must have shape [B, num_draft] = [3, 2]; got [3, 1]."),
+    ],
+)
+def test_a_wrong_result_of_a_drafter_is_reported(proposed, message):
+    class Drafter(ss.NGramDrafter):
+        def propose(self, *arguments, **options):
+            return proposed
+
+    draft = jax.tree_util.register_static(Drafter)()
+    with pytest.raises(ValueError, match=re.escape(message)):
+        ss.generate(jax.random.key(0), PROMPT, target=TARGET, draft=draft, num_draft=2, max_new_tokens=3)
+
+
+def test_init_checks_the_parameters_of_the_drafter():
+    drafter = ss.ModelDrafter(DRAFT, ss.SamplingParams(-1.0))
+    with pytest.raises(ValueError, match=re.escape("draft.sampling.temperature must be in [0, inf]")):
+        ss.init(PROMPT, target=TARGET, draft=drafter, max_new_tokens=3)
+
+
 @pytest.mark.parametrize(
     ("lengths", "message"),
     [

@@ -287,6 +287,12 @@ def test_no_row_is_sent_and_long_rows_have_the_bits_of_one_device(which, kind, n
     assert_same(compiled(*sharded), long_rows_on_one_device(name))
 
 
+@NO_KERNELS
+def test_acceptance_of_a_sharded_vocabulary():
+    _, target_logits, draft = put(inputs(), mesh_for(EXPLICIT, "vocabulary"), SHARDED["vocabulary"])
+    assert ss.accept_prob(target_logits[:, :K], draft.logits, draft.tokens).shape == (B, K)
+
+
 SHIPPED = (32_000, 128_256, 151_936, 262_144)
 """Vocabularies of checkpoints that 8 devices can share; most shares are no multiple of a tile."""
 

@@ -1,5 +1,6 @@
 """The coupled rule: the law of its samples, its oracle, agreement with coupled drafts, and refusals elsewhere."""
 
+import inspect
 import itertools
 
 import jax
@@ -264,12 +265,15 @@ def test_the_mark_is_checked_and_has_no_leaves():
         ss.verify_coupled(jax.random.key(0), jnp.zeros((1, 2, 4)), draft._replace(noise=True))
 
 
-@pytest.mark.parametrize("positions", [-1, 1.5, np.zeros(3, int)])
+verify_coupled = inspect.unwrap(ss.verify_coupled)  # without the types that only tests check
+
+
+@pytest.mark.parametrize("positions", [-1, 1.5, np.zeros(3, int), None])
 @pytest.mark.parametrize(
     "fn",
     [
-        lambda key, logits, **options: ss.verify_coupled(key, logits, ss.Draft(jnp.zeros((2, 1), int)), **options),
-        lambda key, logits, **options: ss.sample_coupled(key, logits[:, 0], **options),
+        lambda key, logits, **options: verify_coupled(key, logits, ss.Draft(jnp.zeros((2, 1), int)), **options),
+        lambda key, logits, **options: inspect.unwrap(ss.sample_coupled)(key, logits[:, 0], **options),
     ],
     ids=["verify", "sample"],
 )

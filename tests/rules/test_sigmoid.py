@@ -1,5 +1,8 @@
 """The sigmoid rule: agreement with the paper, and how it differs from the released code and from the exact law."""
 
+import inspect
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -270,6 +273,26 @@ def test_beta_is_above_alpha(alpha, beta):
     draft = ss.Draft(jnp.zeros((1, 1), int), logits[:, :1])
     with pytest.raises(ValueError, match=f"beta must be above alpha; got alpha = {alpha}, beta = {beta}"):
         ss.verify_sigmoid(jax.random.key(0), logits, draft, alpha=alpha, beta=beta)
+
+
+@pytest.mark.parametrize(
+    ("alpha", "beta", "message"),
+    [
+        (None, 1.0, "alpha must be a Python number, because it is compiled in; got None."),
+        (0.0, "1", "beta must be a Python number, because it is compiled in; got '1'."),
+        (False, True, "alpha must be a Python number, because it is compiled in; got False."),
+        # With infinite widths all scores would be NaN, or one half.
+        (-np.inf, 1.0, "beta - alpha must be a width from 1.2e-38 to 3.4e+38, in float32; got alpha = -inf"),
+        (0, 10**60, "in float32; got alpha = 0, beta = 1e+60."),
+        (-3e38, 3e38, "in float32; got alpha = -3e+38, beta = 3e+38."),
+        (0.0, 1e-320, "in float32; got alpha = 0, beta = 1e-320."),
+    ],
+)
+def test_the_width_is_a_float32(alpha, beta, message):
+    logits = jnp.zeros((1, 2, 4))
+    draft = ss.Draft(jnp.zeros((1, 1), int), logits[:, :1])
+    with pytest.raises(ValueError, match=re.escape(message)):
+        inspect.unwrap(ss.verify_sigmoid)(jax.random.key(0), logits, draft, alpha=alpha, beta=beta)
 
 
 # Differences from the exact law and from the released implementation

@@ -256,6 +256,21 @@ def test_float64_is_verified_in_float64():
         assert np.all((token >= 0) & (token < 29))
 
 
+def test_64_bits_switched_on_change_nothing_for_float32():
+    keys, target, draft = random_batch(29)
+
+    def run(keys, target, draft):
+        one_hot, logits = ss.Draft(draft.tokens), target[:, 0]
+        return ss.verify(keys, target, one_hot), ss.sample(keys, logits), ss.sample_coupled(keys, logits)
+
+    expected = quick_jit(run)(keys, target, draft)
+    with jax.enable_x64(True):
+        result = quick_jit(run)(keys, target, draft)
+    for a, b in zip(jax.tree.leaves(result), jax.tree.leaves(expected), strict=True):
+        assert a.dtype == b.dtype
+        np.testing.assert_array_equal(a, b)
+
+
 @pytest.mark.kernels
 def test_int8_draft_tokens_do_not_limit_the_emitted_tokens():
     keys, target, draft = random_batch(1000)
