@@ -13,7 +13,7 @@ import pytest
 import small_pair
 
 from specsamp_jax.decoding import costs
-from specsamp_jax.sampling import dispatch
+from specsamp_jax.sampling import dispatch, filters
 
 # `few` runs the same examples each time; `thorough` draws new ones.
 _SLOW = {"deadline": None, "database": None, "suppress_health_check": list(hypothesis.HealthCheck)}
@@ -41,21 +41,40 @@ WITHOUT_KERNELS = {
 }
 """Folders and files whose tests trace no GPU kernel: a program for a CPU drops it, after a fifth of the time."""
 
+WITH_ONE_PROGRAM = {
+    *("cli", "decoding", "examples", "models", "speech", "train"),
+    *(f"test_{name}.py" for name in ("docs", "examples", "experiments")),
+}
+"""Folders and files whose tests compile filters that are data without the program for filters that are off.
+
+Rows have the same bits in both, as tests/sampling/test_filters_off.py shows; the second costs a fifth of the time.
+"""
+
 LONG = {
     f"test_{name}.py"
     for name in ("distill", "docs", "examples", "experiments", "export", "fresh_process", "losses", "properties")
 }
 """Files of 5 to 70 s at the end of the alphabet. They run first, so that no process is left with one at the end."""
 
-MAY_COMPILE_KERNELS = dispatch._may_compile_kernels
+MAY_COMPILE_KERNELS, CHANGES = dispatch._may_compile_kernels, filters._changes
+
+
+def _marked(item, name, without):
+    """The argument of a test's nearest mark of this name; without a mark, whether it is in no folder of `without`."""
+    mark = item.get_closest_marker(name)
+    if mark is not None:
+        return mark.args != (False,)
+    return item.path.relative_to(Path(__file__).parent).parts[0] not in without
 
 
 def traces_kernels(item):
     """Whether a test traces the GPU kernels beside the plain JAX cores, as programs of users do."""
-    mark = item.get_closest_marker("kernels")
-    if mark is not None:
-        return mark.args != (False,)
-    return item.path.relative_to(Path(__file__).parent).parts[0] not in WITHOUT_KERNELS
+    return _marked(item, "kernels", WITHOUT_KERNELS)
+
+
+def compiles_both(item):
+    """Whether a test compiles programs with and without filters where the filters are data, as users do."""
+    return _marked(item, "both_programs", WITH_ONE_PROGRAM)
 
 
 def is_optimised(item):
@@ -64,10 +83,14 @@ def is_optimised(item):
     return mark is None or mark.args != (False,)
 
 
+def settings(item):
+    return is_optimised(item), traces_kernels(item), compiles_both(item)
+
+
 @pytest.hookimpl(tryfirst=True)  # before tests are selected by their markers
 def pytest_collection_modifyitems(items):
     """Marks with `each_push` the first slow case of each test in `PATHS`, or of the file if it has no such test."""
-    items.sort(key=lambda item: (item.path.name not in LONG, item.path, is_optimised(item), traces_kernels(item)))
+    items.sort(key=lambda item: (item.path.name not in LONG, item.path, *settings(item)))
     slow = [item for item in items if item.get_closest_marker("slow") and "interpreted" in item.fixturenames]
     paths = {(item.path, item.originalname): item for item in reversed(slow) if PATHS.fullmatch(item.originalname)}
     firsts = {item.path: item for item in reversed(slow)}
@@ -122,16 +145,21 @@ def pytest_collection_finish():
     gc.set_threshold(200_000, 20, 50)
 
 
+_present = (True, True, True)
+
+
 @pytest.hookimpl(tryfirst=True)  # before the fixtures, which compile too
 def pytest_runtest_setup(item):
-    """Sets the level of optimisation, and whether the kernels are traced, as the test's marks say.
+    """Sets the level of optimisation, and whether kernels and programs without filters are traced, by the test's marks.
 
     Drops compiled programs at each change, because JAX would reuse them under the other setting.
     """
-    settings = is_optimised(item), traces_kernels(item)
-    if settings != (not jax.config.read("jax_disable_most_optimizations"), _kernels_are_traced()):
-        jax.config.update("jax_disable_most_optimizations", not settings[0])
-        dispatch._may_compile_kernels = MAY_COMPILE_KERNELS if settings[1] else _on_a_gpu
+    global _present
+    if settings(item) != _present:
+        optimised, kernels, both = _present = settings(item)
+        jax.config.update("jax_disable_most_optimizations", not optimised)
+        dispatch._may_compile_kernels = MAY_COMPILE_KERNELS if kernels else _on_a_gpu
+        filters._changes = CHANGES if both else _on_if_traced
         jax.clear_caches()
 
 
@@ -140,8 +168,9 @@ def _on_a_gpu(arguments):
     return dispatch._has_kernels()
 
 
-def _kernels_are_traced():
-    return dispatch._may_compile_kernels is not _on_a_gpu
+def _on_if_traced(sampling, vocab_size):
+    """Like `filters._changes`, with filters that are data taken for on: the program with filters is compiled alone."""
+    return [flag if isinstance(flag, bool) else True for flag in CHANGES(sampling, vocab_size)]
 
 
 @pytest.fixture(scope="module", autouse=True)

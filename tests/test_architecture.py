@@ -196,6 +196,7 @@ def compiled(rule, num_draft, *, dtype="float32", sampling=None, normalizers=Fal
 
 @pytest.mark.newest_jax
 @pytest.mark.kernels(False)
+@pytest.mark.both_programs(False)  # the first cases have no filters
 @pytest.mark.parametrize(
     ("rule", "options"),
     [

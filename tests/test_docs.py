@@ -10,6 +10,7 @@ from specsamp_jax.certificate import checks
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+FIRST_PAGES = ("README.md", "index.md")  # print what the trained pair writes
 BLOCK = re.compile(r"^(?P<indent> *)```(?P<language>\w+)[^\n]*\n(?P<code>.*?)^(?P=indent)```", re.DOTALL | re.MULTILINE)
 OUTPUT = re.compile(r"^````.*?^````$", re.DOTALL | re.MULTILINE)  # of a command, which may hold blocks
 NOT_RUN = re.compile(r"<!-- not run: \S.*-->\n+$")
@@ -34,14 +35,16 @@ def code_blocks(page):
 
 
 def with_marks(page):
-    """The page; one that compiles for a GPU is run with the kernels."""
-    return pytest.param(page, marks=[pytest.mark.kernels] if '"cuda"' in page.read_text(encoding="utf-8") else [])
+    """The page; one that compiles for a GPU is run with the kernels, the first ones with programs without filters."""
+    marks = [pytest.mark.kernels] if '"cuda"' in page.read_text(encoding="utf-8") else []
+    marks += [pytest.mark.both_programs] if page.name in FIRST_PAGES else []
+    return pytest.param(page, marks=marks)
 
 
 @pytest.mark.optimised(False)
 @pytest.mark.parametrize("page", [with_marks(page) for page in PAGES if list(code_blocks(page))], ids=name)
 def test_the_code_of_a_page_runs_in_order_and_prints_what_the_page_says(page, capsys, monkeypatch, request):
-    if page.name not in ("README.md", "index.md"):  # which print what the trained pair writes
+    if page.name not in FIRST_PAGES:
         request.getfixturevalue("one_layer_pair")
     monkeypatch.setattr(checks, "NUM_BATCHES", 16)
     namespace = {"__name__": "page"}

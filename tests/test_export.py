@@ -64,6 +64,7 @@ def test_a_function_with_a_symbolic_batch_survives_the_round_trip(fn):
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.both_programs(False)
 @pytest.mark.optimised(False)
 def test_generate_and_step_survive_the_round_trip():
     model = tables.model(tables.table(0))
@@ -86,6 +87,7 @@ def test_generate_and_step_survive_the_round_trip():
     assert (result.tokens == state.tokens[:, : result.tokens.shape[1]]).all()
 
 
+@pytest.mark.both_programs(False)
 @pytest.mark.optimised(False)
 def test_the_caches_of_the_models_survive_the_round_trip():
     target = from_nnx(make_llama(num_hidden_layers=1))

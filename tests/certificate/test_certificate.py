@@ -17,7 +17,7 @@ from specsamp_jax.certificate import checks, law
 from specsamp_jax.certificate.models import certify_models
 from specsamp_jax.certificate.report import Certificate, Check, check_law
 
-pytestmark = pytest.mark.optimised(False)
+pytestmark = [pytest.mark.optimised(False), pytest.mark.both_programs(False)]
 
 
 @pytest.fixture(autouse=True)
@@ -103,6 +103,7 @@ def few_draws(monkeypatch):
 
 # Filtering runs for longer than it compiles.
 @pytest.mark.optimised(True)
+@pytest.mark.both_programs
 def test_the_token_rule_passes_what_the_textbook_rule_does_not_implement(few_draws):
     certificate = ss.certify(ss.verify, checks=["filtered"])
     assert certificate.passed, str(certificate)

@@ -13,7 +13,7 @@ import specsamp_jax as ss
 
 pytestmark = pytest.mark.optimised(False)
 
-NUM_SAMPLES, FALSE_ALARM = 40_000, 1e-4
+NUM_SAMPLES, FALSE_ALARM = 20_000, 1e-4
 P, Q = np.array([0.5, 0.5]), np.array([0.9, 0.1])
 THRESHOLD = 0.4
 

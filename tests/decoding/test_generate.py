@@ -161,11 +161,11 @@ def test_acceptance_by_position_is_that_of_the_steps():
     state = start()
     drafted, accepted = np.zeros(3, int), np.zeros(3, int)
     while not state.finished.all():
-        state, info = advance(jax.random.key(5), state)
+        state, info = advance(keys(), state)
         for num_drafted, num_accepted in zip(info.num_drafted, info.num_accepted, strict=True):
             drafted[:num_drafted] += 1
             accepted[:num_accepted] += 1
-    stats = generate(jax.random.key(5), PROMPT).stats
+    stats = generate(keys(), PROMPT).stats
     assert stats.num_drafted.tolist() == drafted.tolist()
     assert stats.num_accepted.tolist() == accepted.tolist()
 
@@ -227,10 +227,10 @@ def test_logits_are_processed_with_the_text_so_far():
 
 def test_a_step_moves_nothing_to_the_host():
     state = start()
-    key = jax.random.key(0)
-    advance(key, state)
+    row_keys = keys()
+    advance(row_keys, state)
     with jax.transfer_guard("disallow"):
-        advance(key, state)
+        advance(row_keys, state)
 
 
 @pytest.mark.kernels

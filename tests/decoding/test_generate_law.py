@@ -13,6 +13,8 @@ from jax import lax
 import specsamp_jax as ss
 from specsamp_jax.models import with_vocab_size
 
+pytestmark = pytest.mark.both_programs
+
 NUM_SAMPLES, NUM_NEW = 40_000, 3
 FALSE_ALARM = 1e-4
 TARGET, DRAFT = tables.table(3, 1.0), tables.table(4, 1.0)

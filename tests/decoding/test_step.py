@@ -44,13 +44,6 @@ def started(prompt, finished, **options):
     return state._replace(finished=jnp.array(finished))
 
 
-def test_an_end_token_after_the_limit_is_ignored():
-    options = {"target": counting(), "draft": counting(), "num_draft": 4}
-    result = ss.generate(KEY, np.array([[0]]), **options, max_new_tokens=2, eos_token=4)
-    assert result.tokens.tolist() == [[0, 1, 2]]
-    assert result.lengths.tolist() == [3]
-
-
 def test_a_finished_row_is_counted_nowhere_and_keeps_its_draft_length():
     state = started([[0], [0]], [True, False], draft=counting(), num_draft=HEURISTIC)
 
