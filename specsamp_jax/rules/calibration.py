@@ -58,7 +58,7 @@ def verify_calibrated(
       >>> import jax, jax.numpy as jnp, specsamp_jax as ss
       >>> target_logits = jnp.log(jnp.array([[[0.1, 0.9], [0.5, 0.5]]]))
       >>> draft = ss.Draft(jnp.array([[0]]), logits=jnp.log(jnp.array([[[0.9, 0.1]]])))
-      >>> result = ss.verify_calibrated(jax.random.key(0), target_logits, draft)
+      >>> result = jax.jit(ss.verify_calibrated)(jax.random.key(0), target_logits, draft)
       >>> print(f"{result.accept_prob[0, 0]:.4f}, where p/q is {0.1 / 0.9:.4f}")
       0.1111, where p/q is 0.1111
     """

@@ -181,6 +181,7 @@ def test_a_row_depends_on_its_key_alone():
             np.testing.assert_array_equal(a[0], b[row])
 
 
+@pytest.mark.both_programs(False)
 def test_the_loop_takes_the_block_rule():
     target, draft = tables.model(tables.table(0)), tables.model(tables.table(1))
     options = {"target": target, "draft": draft, "max_new_tokens": 12, "num_draft": 3}

@@ -186,6 +186,7 @@ def loop():
     return state, jax.jit(export.deserialize(exported.serialize()).call), step
 
 
+@pytest.mark.both_programs(False)
 def test_the_state_follows_the_rows_that_emitted_the_last_token(loop):
     state, step, _ = loop
     read, decided, bounds, errors = [[], []], [0, 0], [[], []], [[], []]
@@ -223,6 +224,7 @@ def test_the_state_follows_the_rows_that_emitted_the_last_token(loop):
     np.testing.assert_allclose(result.sum_error, [sum(e) for e in errors], rtol=1e-4)
 
 
+@pytest.mark.both_programs(False)
 def test_a_row_is_refilled_by_indexing_after_an_exported_step(loop):
     state, step, unexported = loop
     used = step(jax.random.key(0), state)[0]
@@ -235,6 +237,7 @@ def test_a_row_is_refilled_by_indexing_after_an_exported_step(loop):
 
 
 @pytest.mark.optimised(True)  # runs for longer than it compiles
+@pytest.mark.both_programs(False)
 def test_generate_returns_the_state_and_a_large_margin_is_exact(assert_law):
     options = {"max_new_tokens": 3, **MODELS, "verify_fn": ss.CalibratedRule(margin=3.0)}
     prompt = [1, 2, 1]

@@ -76,13 +76,12 @@ def assert_same_bits(result, expected, num_columns):
     assert not np.any(result.accept_prob[:, num_columns:])
 
 
-# XLA sums arrays of few elements in another order. 16,400 are two chunks of a sum; 151,936 is Qwen's vocabulary.
+# XLA sums arrays of few elements in another order; 151,936 is the vocabulary of Qwen.
 @pytest.mark.parametrize(
     ("vocab_size", "dtype", "filtered", "rows", "columns"),
     [
         (29, "bfloat16", False, [5, 0, 7], 2),
-        (16_400, "float32", True, [0], 0),
-        pytest.param(151_936, "float32", True, [0], 0, marks=pytest.mark.slow),
+        (151_936, "float32", True, [0], 0),
         pytest.param(1000, "float32", True, [3], 0, marks=pytest.mark.slow),
         pytest.param(5000, "float32", False, [1], 2, marks=pytest.mark.slow),
         pytest.param(151_936, "bfloat16", False, [0], 0, marks=pytest.mark.slow),

@@ -162,7 +162,7 @@ class Whisper(nnx.Module):
       >>> states = encode(module, jnp.zeros((1, 4, 20)))
       >>> model = decoder_model(module, states)
       >>> tokens, positions = jnp.array([[5, 7]]), jnp.array([[0, 1]])
-      >>> logits, cache = model.apply_fn(model.params, tokens, positions, model.init_cache_fn(1, 8))
+      >>> logits, cache = jax.jit(model.apply_fn)(model.params, tokens, positions, model.init_cache_fn(1, 8))
       >>> states.shape, logits.shape
       ((1, 10, 24), (1, 2, 32))
     """

@@ -1,7 +1,6 @@
 """Whisper against the transformers library: outputs within 1e-4 of the largest in float32; and its cache."""
 
 import dataclasses
-import doctest
 import inspect
 import re
 
@@ -14,7 +13,6 @@ from flax import nnx
 from whisper_fixture import FIXTURES, SHORT, generated, module, outputs, waveform, windows
 
 from specsamp_jax.models import load_checkpoint, load_module, save_checkpoint
-from specsamp_jax.models.whisper import model as whisper
 from specsamp_jax.models.whisper.checkpoint import encoder_difference
 from specsamp_jax.models.whisper.features import log_mel
 from specsamp_jax.models.whisper.model import Whisper, WhisperConfig, decoder_model, encode
@@ -216,10 +214,3 @@ def test_features_of_another_window(features, sentence):
 def test_waveforms_without_features(samples, sentence):
     with pytest.raises(ValueError, match=re.escape(sentence)):
         inspect.unwrap(log_mel)(samples, 80)
-
-
-def test_the_example_runs():
-    (example,) = doctest.DocTestFinder(recurse=False).find(Whisper, "Whisper", globs=vars(whisper))
-    runner = doctest.DocTestRunner()
-    assert runner.run(example).attempted > 0
-    assert runner.failures == 0
