@@ -13,8 +13,6 @@ from jax import lax
 import specsamp_jax as ss
 from specsamp_jax.models import with_vocab_size
 
-pytestmark = pytest.mark.both_programs
-
 NUM_SAMPLES, NUM_NEW = 40_000, 3
 FALSE_ALARM = 1e-4
 TARGET, DRAFT = tables.table(3, 1.0), tables.table(4, 1.0)
@@ -84,6 +82,7 @@ def test_the_loop_emits_the_targets_law(draft, num_draft, sampling):
     assert 0.02 * drafted < accepted < 0.98 * drafted
 
 
+@pytest.mark.both_programs  # without filters; every batch above has one
 def test_the_law_while_the_draft_length_follows_the_past():
     """Each sample is a batch of its own, so that its draft lengths follow its own accepted drafts."""
     num_new, prompt = 4, [1, 2, 1, 2, 1]

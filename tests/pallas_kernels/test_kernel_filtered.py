@@ -77,8 +77,7 @@ def make(seed, batch_size=3, num_draft=1, vocab_size=2100, dtype=jnp.float32, sa
 )
 def test_equals_the_core(check, sampling, kind):
     drafts = None if kind == "one_hot" else sampling
-    batch_size = 3 if sampling is ARRAYS else 2
-    key, target, draft = make(0, batch_size, 2, dtype=jnp.bfloat16, sampling=drafts, kind=kind)
+    key, target, draft = make(0, num_draft=2, dtype=jnp.bfloat16, sampling=drafts, kind=kind)
     check(key, target, sampling, draft, drafts)
 
 
