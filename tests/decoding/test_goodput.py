@@ -21,14 +21,9 @@ RULE = ss.GoodputNumDraft((1.0, 1.2, 1.4), LENGTHS)
 PROMPT = [1, 2, 1, 2, 1]
 
 
-@functools.cache
-def compiled_update(compiled_in):
-    return jax.jit(functools.partial(goodput.update, compiled_in), static_argnums=0)
-
-
 def after(rule, accepted, *, num_steps=60, remaining=1000):
     """Draft lengths and states of a row whose step accepts `accepted(i, num_draft)` drafts."""
-    update = compiled_update(goodput.without_data(rule))
+    update = jax.jit(functools.partial(goodput.update, rule), static_argnums=0)
     row = functools.partial(jnp.full, (1,))
     num_tokens = 5
     num_draft, state = goodput.start(rule, goodput.measured(rule), row(num_tokens), row(remaining))
