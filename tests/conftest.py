@@ -6,14 +6,9 @@ import re
 from pathlib import Path
 
 import hypothesis
-import jax
-import numpy as np
-import oracle
 import pytest
-import small_pair
 
-from specsamp_jax.decoding import costs
-from specsamp_jax.sampling import dispatch, filters
+# JAX and the library are imported in functions, which the process that hands tests to others does not call.
 
 # `few` runs the same examples each time; `thorough` draws new ones.
 _SLOW = {"deadline": None, "database": None, "suppress_health_check": list(hypothesis.HealthCheck)}
@@ -24,9 +19,6 @@ hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "few"))
 # A waiting block of an interpreted kernel holds one thread of XLA's pool, which has one thread per core. On two cores,
 # two blocks and the call itself would deadlock. XLA reads NPROC once, at its first use.
 os.environ.setdefault("NPROC", "8")
-
-# No test compares times: `measure_goodput` takes its fewest rounds, in place of three seconds.
-costs._MOST_ROUNDS = costs._FEWEST_ROUNDS
 
 FALSE_ALARM = 1e-4
 """Probability that a chi-square test fails although the law holds. Keys are fixed, so results do not vary."""
@@ -55,8 +47,6 @@ LONG = {
     for name in ("distill", "docs", "examples", "experiments", "export", "fresh_process", "losses", "properties")
 }
 """Files of 5 to 70 s at the end of the alphabet. They run first, so that no process is left with one at the end."""
-
-MAY_COMPILE_KERNELS, CHANGES = dispatch._may_compile_kernels, filters._changes
 
 
 def _marked(item, name, without):
@@ -103,6 +93,9 @@ def pytest_collection_modifyitems(items):
 def assert_law():
     """A chi-square test of drawn rows of tokens, padded with -1, against a law from `oracle`."""
 
+    import numpy as np
+    import oracle
+
     def assert_law(tokens, law):
         tokens = np.asarray(tokens)
         # Encode each row as one number, which `np.unique` counts many times faster than rows.
@@ -125,6 +118,8 @@ def assert_law():
 
 @pytest.fixture(scope="session")
 def _one_layer_folder(tmp_path_factory):
+    import small_pair
+
     return small_pair.write(tmp_path_factory.mktemp("pair"), num_layers=1)
 
 
@@ -145,32 +140,12 @@ def pytest_collection_finish():
     gc.set_threshold(200_000, 20, 50)
 
 
-_present = (True, True, True)
-
-
 @pytest.hookimpl(tryfirst=True)  # before the fixtures, which compile too
 def pytest_runtest_setup(item):
-    """Sets the level of optimisation, and whether kernels and programs without filters are traced, by the test's marks.
+    """Compiles the programs of a test as its marks say."""
+    import programs
 
-    Drops compiled programs at each change, because JAX would reuse them under the other setting.
-    """
-    global _present
-    if settings(item) != _present:
-        optimised, kernels, both = _present = settings(item)
-        jax.config.update("jax_disable_most_optimizations", not optimised)
-        dispatch._may_compile_kernels = MAY_COMPILE_KERNELS if kernels else _on_a_gpu
-        filters._changes = CHANGES if both else _on_if_traced
-        jax.clear_caches()
-
-
-def _on_a_gpu(arguments):
-    """Like `dispatch._may_compile_kernels`, for a process that exports nothing for another machine."""
-    return dispatch._has_kernels()
-
-
-def _on_if_traced(sampling, vocab_size):
-    """Like `filters._changes`, with filters that are data taken for on: the program with filters is compiled alone."""
-    return [flag if isinstance(flag, bool) else True for flag in CHANGES(sampling, vocab_size)]
+    programs.compile_with(*settings(item))
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -179,6 +154,8 @@ def _few_compiled_programs():
 
     Each program takes several maps and Linux allows 65,530; beyond that the compiler aborts.
     """
+    import jax
+
     yield
     maps = Path("/proc/self/maps")
     if maps.exists() and len(maps.read_bytes().splitlines()) > 20_000:
