@@ -235,6 +235,7 @@ def _observe(
     tried = active[:, None] & (position < num_drafted[:, None]) & (position <= num_accepted[:, None])
     accepted = tried & (position < num_accepted[:, None])
     keep = jnp.where(tried, 1 - 1 / rule.memory, 1.0)
+    tried, accepted = tried.astype(jnp.float32), accepted.astype(jnp.float32)
     before = state
     state = state._replace(tried=state.tried * keep + tried, accepted=state.accepted * keep + accepted)
 
@@ -247,7 +248,7 @@ def _observe(
     choice = jnp.where(goodput[best] > goodput[old] * (1 + rule.hysteresis), best, old)
     longer, probing, changed = jnp.minimum(old + 1, len(rule.lengths) - 1), state.probing.any(), choice != old
     raised = probing & (num_tokens[longer] > expected[longer])
-    num_failed = jnp.where(changed | raised, 0, state.num_failed.max(initial=0) + probing)
+    num_failed = jnp.where(changed | raised, 0, state.num_failed.max(initial=0) + probing.astype(jnp.int32))
     num_failed = jnp.broadcast_to(num_failed, active.shape)
     interval = _interval(rule, costs, num_tokens, choice, num_failed)
     latest = jnp.where(changed | probing, NEVER, state.probe_at)
@@ -273,7 +274,7 @@ def _interval(
     # A drafter that did not run reads 32 tokens first, which takes about as long as another step of one draft.
     loss += jnp.where(jnp.array(rule.lengths)[choice] == 0, costs[longer] - costs[choice], 0)
     wait = loss / (max(rule.probe_share, 1e-6) * costs[choice])
-    wait = jnp.maximum(wait, _SHORTEST_WAIT) * 2.0 ** jnp.minimum(num_failed, _MOST_DOUBLINGS)
+    wait = jnp.maximum(wait, _SHORTEST_WAIT) * (1 << jnp.minimum(num_failed, _MOST_DOUBLINGS)).astype(jnp.float32)
     return (jnp.minimum(wait, _LONGEST_WAIT) * num_tokens[choice]).astype(jnp.int32)
 
 
@@ -316,9 +317,10 @@ def _num_tokens_of_slowest(
     """The expected number of tokens per step, at each length, of the row that needs most steps to its limit."""
     mean = _num_tokens(acceptance, lengths)
     reached = jnp.cumprod(acceptance)  # P(at least i drafts are accepted)
-    squares = jnp.cumsum((2 * jnp.arange(reached.shape[0]) + 1) * reached)
+    squares = jnp.cumsum((2 * jnp.arange(reached.shape[0], dtype=jnp.float32) + 1) * reached)
     variance = jnp.maximum(jnp.concatenate([jnp.zeros(1), squares])[jnp.array(lengths)] - (mean - 1) ** 2, 0)
     left = jnp.where(active, remaining, 0)
-    num_rows = jnp.maximum((left > 0).sum(), 1)
+    num_rows = jnp.maximum((left > 0).sum(), 1).astype(jnp.float32)
     largest = ndtri((num_rows - 0.375) / (num_rows + 0.25))  # of as many normal draws, by Blom (1958)
-    return mean / (1 + largest * jnp.sqrt(variance / (jnp.maximum(left.max(initial=1), 1) * mean)))
+    longest = left.max(initial=1).astype(jnp.float32)
+    return mean / (1 + largest * jnp.sqrt(variance / (longest * mean)))

@@ -188,7 +188,7 @@ class CalibratedRule:
         moved = jnp.where(first, last, state.log_normalizer + weight * (last - state.log_normalizer))
         return Calibration(
             jnp.where(readable, moved, state.log_normalizer),
-            state.num_read + readable,
+            state.num_read + readable.astype(jnp.int32),
             state.num_decided + num_decided,
             state.sum_bound + bounds.sum(1),
             jnp.maximum(state.max_bound, bounds.max(1, initial=0)),

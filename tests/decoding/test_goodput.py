@@ -187,6 +187,19 @@ def test_settings_of_a_wrong_type_are_reported(name, value, message):
         inspect.unwrap(ss.GoodputNumDraft.__post_init__)(rule)
 
 
+def test_no_type_is_promoted_implicitly():
+    counts = jnp.ones(3, jnp.int32)
+
+    def run():
+        start = goodput.start(RULE, goodput.measured(RULE), counts, counts)[1]
+        options = {"active": counts > 0, "num_drafted": counts, "num_accepted": counts, "lengths": counts}
+        return start, goodput.update(RULE, 1, start, **options, remaining=counts)[1]
+
+    with jax.numpy_dtype_promotion("strict"):
+        before, after_step = jax.eval_shape(run)
+    assert before == after_step
+
+
 # The text
 
 
