@@ -33,8 +33,7 @@ def _describe(value: Any) -> str:
         return repr(value)
     if not isinstance(value, _ARRAYS):
         return type(value).__name__
-    strange = not isinstance(value, jax.Array) and value.dtype.kind in "OSUMm"
-    name = value.dtype.name if strange else jnp.result_type(value).name
+    name = value.dtype.name if _is_foreign(value) else jnp.result_type(value).name
     return f"{name}{list(value.shape)}"
 
 
@@ -45,8 +44,14 @@ def _concrete(value: Any) -> np.ndarray | None:
     return np.asarray(value)
 
 
+def _is_foreign(value: Any) -> bool:
+    """Whether an array is of a type that JAX does not have: records, texts, objects, dates, floats of over 64 bits."""
+    dtype, numpy = value.dtype, not isinstance(value, jax.Array)
+    return numpy and (dtype.kind in "OSUMm" or dtype.names is not None or (dtype.kind == "f" and dtype.itemsize > 8))
+
+
 def _is(kind: Any, value: Any) -> bool:
-    return jnp.issubdtype(value.dtype, kind)
+    return not _is_foreign(value) and jnp.issubdtype(value.dtype, kind)
 
 
 def array(name: str, value: Any) -> None:

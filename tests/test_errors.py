@@ -88,6 +88,13 @@ def test_target_logits(name, target, message):
     [
         (jnp.zeros((B, V), int), "logits must be of a floating-point type; got int32[2, 5]. Are they token ids?"),
         (jnp.zeros((B, 1, V)), "logits must have shape [B, V]; got float32[2, 1, 5]."),
+        (np.zeros((B, V), [("a", "f4")]), "logits must be of a floating-point type; got void32[2, 5]."),
+        # Where C's long double has 64 bits, JAX takes it.
+        *(
+            (np.zeros((B, V), kind), f"logits must be of a floating-point type; got {np.dtype(kind).name}[2, 5].")
+            for kind in [np.longdouble]
+            if np.dtype(kind).itemsize > 8
+        ),
         (jnp.zeros((B, 0)), "logits must hold at least one token on its last axis; got float32[2, 0]."),
     ],
 )

@@ -2,7 +2,10 @@
 
 from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 from jax import export
+from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int
 
 
@@ -57,3 +60,15 @@ class StepInfo(NamedTuple):
 
 for _type in (DecodeState, StepInfo):
     export.register_namedtuple_serialization(_type, serialized_name=f"specsamp_jax.{_type.__name__}")
+
+
+def with_own_buffers(state: DecodeState, *inputs: Any) -> DecodeState:
+    """Copies arrays of the state that are inputs or occur twice, so that a step may donate the state."""
+    seen = {id(leaf) for leaf in jax.tree.leaves(inputs)}
+
+    def own(leaf):
+        shared = id(leaf) in seen and not isinstance(leaf, Tracer)
+        seen.add(id(leaf))
+        return jnp.copy(leaf) if shared else leaf
+
+    return jax.tree.map(own, state)

@@ -19,7 +19,7 @@ from specsamp_jax.decoding.goodput import Measured
 from specsamp_jax.decoding.model_call import num_slots, prefill, vocab_size
 from specsamp_jax.decoding.num_draft import NumDraft
 from specsamp_jax.decoding.one_length import step_of_length
-from specsamp_jax.decoding.state import DecodeState, StepInfo
+from specsamp_jax.decoding.state import DecodeState, StepInfo, with_own_buffers
 from specsamp_jax.decoding.stateful_rule import VerifyFn, start_rule
 from specsamp_jax.rules.verify import verify
 
@@ -54,6 +54,7 @@ def init(
     drafter, num_draft = resolve(draft, num_draft)
     longest = num_draft_module.compiled_lengths(num_draft)[-1]
     checks.drafter(drafter, batch_size)
+    arguments = prompt, prompt_lengths, measured
     if prompt_lengths is None:
         prompt_lengths = jnp.full((batch_size,), width, jnp.int32)
     prompt_lengths = jnp.asarray(prompt_lengths, jnp.int32)
@@ -71,7 +72,7 @@ def init(
     draft_state, num_draft_state = start_drafter(
         drafter, fed, buffer_length, num_draft=first_num_draft, num_draft_state=num_draft_state
     )
-    return DecodeState(
+    state = DecodeState(
         tokens=tokens,
         lengths=prompt_lengths,
         limits=prompt_lengths + max_new_tokens,
@@ -83,6 +84,7 @@ def init(
         num_draft_state=num_draft_state,
         verify_state=start_rule(verify_fn, batch_size),
     )
+    return with_own_buffers(state, arguments)
 
 
 def step(

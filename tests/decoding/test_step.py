@@ -98,3 +98,10 @@ def test_a_drafter_samples_with_its_own_parameters():
 
         draft = propose(jax.random.split(KEY, 64))
         assert (draft.tokens == draft.logits.argmax(-1)).all()
+
+
+def test_a_state_shares_no_buffer_so_that_a_step_may_donate_it():
+    prompt_lengths, options = jnp.array([1]), {"target": counting(), "draft": None, "verify_fn": ss.CalibratedRule()}
+    state = ss.init(np.array([[0]]), **options, max_new_tokens=3, prompt_lengths=prompt_lengths)
+    buffers = [leaf.unsafe_buffer_pointer() for leaf in [prompt_lengths, *jax.tree.leaves(state)]]
+    assert len(set(buffers)) == len(buffers)
