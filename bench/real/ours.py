@@ -9,8 +9,10 @@ import worker
 import specsamp_jax as ss
 from specsamp_jax.cli.draft_length import LENGTHS
 from specsamp_jax.cli.prompts import pad
+from specsamp_jax.decoding.ahead import compile_generate
 from specsamp_jax.decoding.memory import num_bytes
 from specsamp_jax.models import load_checkpoint, vocab_size, with_vocab_size
+from specsamp_jax.models.checkpoints.folder import checkpoint_shapes
 
 
 class Text:
@@ -18,9 +20,13 @@ class Text:
 
     def __init__(self, specification: dict[str, Any]):
         self.dtype = specification["dtype"]
-        self.target = load_checkpoint(specification["target"], dtype=self.dtype)
         self.prompts, self.lengths = pad(specification["inputs"], 2**31)
-        self.max_new_tokens, self.num_bytes = specification["max_new_tokens"], num_bytes(self.target.params)
+        self.max_new_tokens = specification["max_new_tokens"]
+        # As the command does, before the weights are loaded.
+        self.target = checkpoint_shapes(specification["target"], dtype=self.dtype)
+        compile_generate(self.prompts[:1], draft=None, **self._options(0))
+        self.target = load_checkpoint(specification["target"], dtype=self.dtype)
+        self.num_bytes = num_bytes(self.target.params)
         self.drafter: Any = None
 
     def _options(self, index: int) -> dict[str, Any]:

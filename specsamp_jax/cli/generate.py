@@ -15,8 +15,9 @@ from specsamp_jax.cli.cache import cache_option, padded_size
 from specsamp_jax.cli.folders import NGRAM
 from specsamp_jax.cli.rows import Meter, Row
 from specsamp_jax.cli.settings import describe, replace_settings, settings_options
-from specsamp_jax.cli.shared import DTYPES, FOLDER, Text, say, seed_option, verbosity_options, warn
+from specsamp_jax.cli.shared import DTYPES, FOLDER, Text, doing, say, seed_option, verbosity_options, warn
 from specsamp_jax.cli.verification import make_rule, rule_options, warn_about_rule
+from specsamp_jax.decoding.ahead import compile_stream
 from specsamp_jax.decoding.generate import stream
 from specsamp_jax.models import GenerationConfig, sampling_and_processor, vocab_size
 from specsamp_jax.sampling.streams import row_keys
@@ -96,17 +97,44 @@ def generate_command(
     asked += [prompt for file in lists for prompt in prompts.read_prompts(file)]
     asked += [prompts.chat(message, system) for message in chats]
     began = time.perf_counter()
-    setup = generation.load(target, draft, tokenizer, dtype=dtype, ignore=ignore)
-    tokens = [prompt.encode(setup.tokenizer) for prompt in asked]
-    # One width for all batches, and a few for all prompts: they share compiled programs. So do numbers of new tokens.
-    padded, lengths = prompts.pad(tokens, vocab_size(setup.target))
-    models = (setup.target, setup.draft) if isinstance(setup.draft, Model) else (setup.target,)
-    most_computed = padded_size(max_new_tokens)
-    sizes = min(batch_size, len(asked)), padded.shape[1], max_new_tokens
-    memory.check(models, *sizes, num_heads=setup.num_heads, max_length=setup.max_length)
+
+    def encode(setup: generation.Setup) -> tuple[list[list[int]], Any, Any]:
+        """The tokens of the prompts, and one array of them with their lengths, after a check of the memory."""
+        tokens = [prompt.encode(setup.tokenizer) for prompt in asked]
+        # One width for all batches, and a few for all prompts: they share compiled programs. So do numbers of tokens.
+        padded, lengths = prompts.pad(tokens, vocab_size(setup.target))
+        models = (setup.target, setup.draft) if isinstance(setup.draft, Model) else (setup.target,)
+        sizes = min(batch_size, len(asked)), padded.shape[1], max_new_tokens
+        memory.check(models, *sizes, num_heads=setup.num_heads, max_length=setup.max_length)
+        return tokens, padded, lengths
+
+    def arguments_of(setup: generation.Setup, config: GenerationConfig, lengths: Any) -> dict[str, Any]:
+        """The arguments of `stream` for a batch of prompts with these lengths, but for `num_draft`."""
+        sampling, process_logits_fn = sampling_and_processor(config, lengths)
+        return {
+            "target": setup.target,
+            "draft": setup.draft,
+            "max_new_tokens": padded_size(max_new_tokens),
+            "prompt_lengths": lengths,
+            "sampling": sampling,
+            "eos_token": config.eos_token,
+            "verify_fn": verify_fn,
+            "process_logits_fn": process_logits_fn,
+        }
+
+    def compile_ahead(setup: generation.Setup) -> None:
+        """Compiles the programs of the first batch."""
+        _, padded, lengths = encode(setup)
+        config, _ = _split_stops(replace_settings(setup.config, settings)[0], stops, setup.tokenizer.tokenizer)
+        arguments = arguments_of(setup, config, lengths[:batch_size])
+        with doing("compiling"):
+            compile_stream(padded[:batch_size], num_draft=draft_length.program(num_draft, setup.draft), **arguments)
+
+    setup = generation.load(target, draft, tokenizer, dtype=dtype, ignore=ignore, prepare_fn=compile_ahead)
+    tokens, padded, lengths = encode(setup)
     config, notes = replace_settings(setup.config, settings)
     config, stop_texts = _split_stops(config, stops, setup.tokenizer.tokenizer)
-    for note in [*setup.notes, f"loaded in {time.perf_counter() - began:.1f} s, now compiling", *notes]:
+    for note in [*setup.notes, f"loaded in {time.perf_counter() - began:.1f} s", *notes]:
         say(note)
     say(describe(config))
     if setup.max_length is not None and lengths.max() + max_new_tokens > setup.max_length:
@@ -117,17 +145,7 @@ def generate_command(
     try:
         for first in range(0, len(asked), batch_size):
             batch = slice(first, first + batch_size)
-            sampling, process_logits_fn = sampling_and_processor(config, lengths[batch])
-            arguments = {
-                "target": setup.target,
-                "draft": setup.draft,
-                "max_new_tokens": most_computed,
-                "prompt_lengths": lengths[batch],
-                "sampling": sampling,
-                "eos_token": config.eos_token,
-                "verify_fn": verify_fn,
-                "process_logits_fn": process_logits_fn,
-            }
+            arguments = arguments_of(setup, config, lengths[batch])
             # The first batch, the largest, is measured for all.
             chosen = draft_length.resolve(chosen, padded[batch], **arguments)
             generations = stream(keys[batch], padded[batch], num_draft=chosen, **arguments)

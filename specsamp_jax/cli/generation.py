@@ -1,6 +1,6 @@
 """Loads the models and the tokenizer of `specsamp generate`."""
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,7 +17,7 @@ from specsamp_jax.models import (
     vocab_size,
     with_vocab_size,
 )
-from specsamp_jax.models.checkpoints.folder import read_config
+from specsamp_jax.models.checkpoints.folder import checkpoint_shapes, read_config
 from specsamp_jax.text import CheckpointTokenizer, check_vocabularies, load_tokenizer
 
 
@@ -50,6 +50,7 @@ def load(
     *,
     dtype: str | None = None,
     ignore: Collection[str] = (),
+    prepare_fn: Callable[[Setup], None] | None = None,
 ) -> Setup:
     """Returns the models `target` and `draft` with their tokenizer.
 
@@ -61,6 +62,7 @@ def load(
       tokenizer: The tokenizer of both. None: the target's.
       dtype: The dtype of the computation. None: the dtype of the files; with the trained pair, float32.
       ignore: Settings of the target's generation_config.json to leave out.
+      prepare_fn: Called before weights are read, with models that have shapes in place of weights.
 
     Raises:
       ValueError: A folder is missing or broken, or the two models do not share a vocabulary.
@@ -86,20 +88,30 @@ def load(
             check_vocabularies(text.tokenizer, load_tokenizer(drafter_folder).tokenizer)
         else:
             notes.append(f"{drafter_folder} has no tokenizer.json: its tokens are assumed to be the target's")
+    models = [checkpoint_shapes(folder, dtype=dtype) for folder in (target, drafter_folder) if folder is not None]
+    max_length, num_heads = _read_sizes(target)
+    heads = (num_heads,)
+    if drafter_folder is not None:
+        size, drafter_size = map(vocab_size, models)
+        heads = (num_heads, _read_sizes(drafter_folder)[1])
+        if drafter_size != size:
+            notes.append(f"the target has {size} logits and the draft {drafter_size}: the draft's are made to fit")
+    elif draft is None:
+        notes.append("there is no drafter: the target decodes alone")
+
+    def setup(model: Model, drafter: Model | None) -> Setup:
+        other = NGramDrafter() if draft == NGRAM else None
+        fitted = other if drafter is None else with_vocab_size(drafter, vocab_size(model))
+        return Setup(model, fitted, text, config, max_length, heads, notes)
+
+    if prepare_fn is not None:
+        prepare_fn(setup(models[0], models[1] if drafter_folder is not None else None))
     with loading(target) as progress_fn:
         model = load_checkpoint(target, dtype=dtype, progress_fn=progress_fn)
-    max_length, num_heads = _read_sizes(target)
     if drafter_folder is None:
-        if draft is None:
-            notes.append("there is no drafter: the target decodes alone")
-        drafter = NGramDrafter() if draft == NGRAM else None
-        return Setup(model, drafter, text, config, max_length, (num_heads,), notes)
+        return setup(model, None)
     with loading(drafter_folder) as progress_fn:
-        drafter, size = load_checkpoint(drafter_folder, dtype=dtype, progress_fn=progress_fn), vocab_size(model)
-    if vocab_size(drafter) != size:
-        notes.append(f"the target has {size} logits and the draft {vocab_size(drafter)}: the draft's are made to fit")
-    heads = (num_heads, _read_sizes(drafter_folder)[1])
-    return Setup(model, with_vocab_size(drafter, size), text, config, max_length, heads, notes)
+        return setup(model, load_checkpoint(drafter_folder, dtype=dtype, progress_fn=progress_fn))
 
 
 def _sampling_advice(path: Path) -> str:

@@ -26,10 +26,21 @@ def processor_type(*static: str) -> Callable[[type], type]:
 
     def register(cls: type) -> type:
         cls = dataclasses.dataclass(frozen=True)(cls)
-        fields = [field.name for field in dataclasses.fields(cls)]
-        return jax.tree_util.register_dataclass(
-            cls, data_fields=[name for name in fields if name not in static], meta_fields=list(static)
-        )
+        data = [field.name for field in dataclasses.fields(cls) if field.name not in static]
+
+        def flatten(processor):
+            values = vars(processor)
+            leaves = [(jax.tree_util.GetAttrKey(name), values[name]) for name in data]
+            return leaves, tuple(values[name] for name in static)
+
+        def unflatten(fixed, leaves):
+            # Not by the constructor: JAX puts other things than arrays in place of leaves while it lowers a program.
+            processor = object.__new__(cls)
+            vars(processor).update(zip((*data, *static), (*leaves, *fixed), strict=True))
+            return processor
+
+        jax.tree_util.register_pytree_with_keys(cls, flatten, unflatten)
+        return cls
 
     return register
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
@@ -21,7 +22,7 @@ from specsamp_jax._hub import find_checkpoint
 from specsamp_jax._types import Model
 from specsamp_jax.models.adapters import from_nnx
 from specsamp_jax.models.checkpoints import gemma3, gguf_config, gguf_tensors
-from specsamp_jax.models.checkpoints.slots import Slot, check_present, check_shapes, fill
+from specsamp_jax.models.checkpoints.slots import Slot, check, check_present, check_shapes, fill, loaded_dtype
 from specsamp_jax.models.checkpoints.tensors import Stored, read_headers
 from specsamp_jax.models.config import DecoderConfig
 from specsamp_jax.models.decoder import Decoder, checkpoint_layout
@@ -141,7 +142,10 @@ def load_checkpoint(
         floating point. Nothing is loaded in that case. The tensors `rotary_emb.inv_freq`, and `lm_head.weight` if
         the head is the embedding, are allowed and not read.
     """
-    module = load_module(path, dtype=dtype, progress_fn=progress_fn)
+    return _adapt(load_module(path, dtype=dtype, progress_fn=progress_fn), path)
+
+
+def _adapt(module: Any, path: str | os.PathLike[str]) -> Model:
     if not isinstance(module, Decoder):
         raise ValueError(f"{path} must hold a decoder-only model, got a {type(module).__name__}; see load_module.")
     return from_nnx(module)
@@ -154,6 +158,30 @@ def load_module(
     progress_fn: Callable[[int, int], Any] | None = None,
 ) -> Any:
     """Returns the module that `path` holds, such as a `Llama`; otherwise like `load_checkpoint`."""
+    module, slots, stored = _read_shapes(path, dtype)
+    fill(slots, stored, dtype, progress_fn)
+    return module
+
+
+def checkpoint_shapes(path: str | os.PathLike[str], *, dtype: DTypeLike | None = None) -> Model:
+    """Returns the model of `load_checkpoint` with shapes and dtypes (`jax.ShapeDtypeStruct`) in place of its weights.
+
+    Args:
+      path: As in `load_checkpoint`.
+      dtype: As in `load_checkpoint`.
+
+    Raises:
+      ValueError: As in `load_checkpoint`.
+    """
+    module, slots, stored = _read_shapes(path, dtype)
+    check(slots, stored)
+    for slot in slots:
+        slot.param.set_value(jax.ShapeDtypeStruct(slot.param.shape, loaded_dtype(slot, stored, dtype)))
+    return _adapt(module, path)
+
+
+def _read_shapes(path: str | os.PathLike[str], dtype: DTypeLike | None) -> tuple[Any, list[Slot], Mapping[str, Any]]:
+    """Returns the module without weights, its parameters, and the tensors of the checkpoint."""
     path = find_checkpoint(path)
     values, source = read_config(path), path if is_gguf(path) else path / _CONFIG
     family = FAMILIES.get(values.get("model_type") or "")
@@ -177,8 +205,7 @@ def load_module(
         raise ValueError(f"dtype must be floating point, got {jnp.dtype(dtype)}.")
     compute = _most_common(stored) if dtype is None else dtype
     module = nnx.eval_shape(lambda: family.module(config, dtype=compute, param_dtype=compute, rngs=nnx.Rngs(0)))
-    fill(list(family.layout(module)), stored, dtype, progress_fn)
-    return module
+    return module, list(family.layout(module)), stored
 
 
 def _read_tensors(path: Path, values: Mapping[str, Any]) -> Mapping[str, Stored | gguf_tensors.Quantized]:

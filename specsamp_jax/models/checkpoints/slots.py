@@ -87,6 +87,13 @@ def check_shapes(shapes: Mapping[str, tuple[int, ...]], stored: Mapping[str, Sto
             raise ValueError(f"{name} must be floating point, got {entry.dtype} in {entry.path}.")
 
 
+def loaded_dtype(slot: Slot, stored: Mapping[str, Stored | Quantized], dtype: DTypeLike | None) -> np.dtype:
+    """Returns the dtype that `fill` gives a parameter."""
+    if dtype is None:
+        dtype = jnp.result_type(*(stored[name].kept_dtype for name in slot.tensors))
+    return np.dtype(dtype)
+
+
 def fill(
     slots: Sequence[Slot],
     stored: Mapping[str, Stored | Quantized],
@@ -136,10 +143,7 @@ def _begin(
 ) -> tuple[np.ndarray, list[Future]]:
     """Returns the host buffer of a parameter, and the copies in progress that fill it."""
     entries = [stored[name] for name in slot.tensors]
-    if dtype is None:
-        dtype = jnp.result_type(*(entry.kept_dtype for entry in entries))
-    shape = (sum(entry.shape[0] for entry in entries), *entries[0].shape[1:])
-    buffer = _aligned(shape[::-1] if slot.transposed else shape, np.dtype(dtype))
+    buffer = _aligned(slot.param.shape, loaded_dtype(slot, stored, dtype))
     rows, begin, copies = buffer.T if slot.transposed else buffer, 0, []
     for entry in entries:
         num_rows, row_size = entry.shape[0], math.prod(entry.shape[1:])

@@ -1,0 +1,61 @@
+"""Compilation of a generation before its weights are loaded, from their shapes.
+
+While XLA compiles a program, or reads a compiled one, it needs more memory than it keeps. Before the weights are there,
+this does not add to the peak of the process.
+"""
+
+import ctypes
+import inspect
+import sys
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Array, Int
+
+from specsamp_jax._types import Stats
+from specsamp_jax.decoding import generate as loop
+from specsamp_jax.decoding.num_draft import compiled_lengths
+
+
+def compile_generate(prompt: Int[Array | np.ndarray, "B P"], **arguments: Any) -> None:
+    """Compiles the program of `generate(key, prompt, **arguments)`, which later calls of these shapes use.
+
+    Args:
+      prompt: As in `generate`.
+      **arguments: As in `generate`; models may have `jax.ShapeDtypeStruct` in place of arrays.
+
+    Raises:
+      ValueError: As in `generate`.
+    """
+    options, keys, measured, data, statics = _prepare(prompt, arguments)
+    prompts, sizes = (prompt, options["prompt_lengths"], measured), {"max_new_tokens": options["max_new_tokens"]}
+    _compile(loop._generate.lower(loop.ALL_STEPS, keys, *prompts, *data, **sizes, **statics))
+
+
+def compile_stream(prompt: Int[Array | np.ndarray, "B P"], **arguments: Any) -> None:
+    """Compiles the two programs of `stream(key, prompt, **arguments)`; otherwise like `compile_generate`."""
+    options, keys, measured, data, statics = _prepare(prompt, arguments)
+    inputs = prompt, options["prompt_lengths"], measured, *data[:2]
+    shared = {name: statics[name] for name in ("num_draft", "verify_fn")}
+    lowered = loop._init.lower(*inputs, max_new_tokens=options["max_new_tokens"], **shared)
+    state = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), lowered.out_info)
+    _compile(lowered)
+    stats = Stats.zeros(prompt.shape[0], compiled_lengths(statics["num_draft"])[-1])
+    _compile(loop._advance.lower(keys, state, stats, *data, **statics))
+
+
+def _prepare(prompt: Any, arguments: dict[str, Any]) -> tuple[Any, ...]:
+    parameters = inspect.signature(loop.generate).parameters.values()
+    defaults = {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}
+    options = defaults | arguments
+    return options, *loop._prepare(jax.random.key(0), prompt, **options)
+
+
+def _compile(lowered: jax.stages.Lowered) -> None:
+    """Compiles a program, which JAX keeps, and returns memory that the compiler has freed to the system."""
+    lowered.compile()
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # of glibc
+        if trim is not None:
+            trim(0)

@@ -1,0 +1,45 @@
+"""Programs compiled from shapes are those that `generate` and `stream` run."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+import tables
+
+import specsamp_jax as ss
+from specsamp_jax.decoding.ahead import compile_generate, compile_stream
+
+pytestmark = pytest.mark.optimised(False)
+
+PROMPT = np.array([[1, 2, 3], [2, 0, 0]], np.int32)
+PROGRAMS = {compile_generate: ["_generate"], compile_stream: ["_init", "_advance"]}
+
+
+def run(compile_fn, **options):
+    key = jax.random.key(0)
+    if compile_fn is compile_generate:
+        return ss.generate(key, PROMPT, **options)
+    return list(ss.stream(key, PROMPT, **options))[-1]
+
+
+def compiled(caplog):
+    messages = [record.getMessage() for record in caplog.records]
+    caplog.clear()
+    names = {name for names in PROGRAMS.values() for name in names}
+    return [name for name in sorted(names) if any(f"Compiling jit({name})" in message for message in messages)]
+
+
+@pytest.mark.parametrize("compile_fn", PROGRAMS)
+def test_a_program_compiled_from_shapes_is_not_compiled_again(compile_fn, caplog):
+    model = tables.model(tables.table(0))
+    shapes = dataclasses.replace(model, params=jax.ShapeDtypeStruct(model.params.shape, model.params.dtype))
+    options = {"draft": ss.NGramDrafter(), "prompt_lengths": np.array([3, 1], np.int32), "max_new_tokens": 5}
+    options |= {"num_draft": 1, "sampling": ss.SamplingParams(0.0)}
+    with jax.log_compiles():
+        compile_fn(PROMPT, target=shapes, **options)
+        assert compiled(caplog) == sorted(PROGRAMS[compile_fn])
+        result = run(compile_fn, target=model, **options)
+        assert compiled(caplog) == []
+    expected = run(compile_generate, target=model, **options)
+    np.testing.assert_array_equal(result.tokens, expected.tokens)
