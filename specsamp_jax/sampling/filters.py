@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from specsamp_jax import _checks
 from specsamp_jax._types import Filter, SamplingParams
 from specsamp_jax.sampling.cutoff import largest_logits, largest_threshold, mass_above, running_mass
 from specsamp_jax.sampling.mesh_axes import cond
@@ -47,10 +48,13 @@ def call_unfiltered_if_off(fn: Callable[..., Any], *samplings: SamplingParams | 
 
 def _changes(sampling: SamplingParams, vocab_size: int) -> list[bool | Bool[Array, "*B"]]:
     """Whether each parameter changes logits: a bool of a Python number, a flag per row of an array."""
+    top_k = sampling.top_k
+    if not isinstance(top_k, int | float | np.generic):
+        top_k = _checks.int32(jnp.asarray(top_k))
     flags = (
         # NaN is greedy.
         (sampling.temperature, lambda value: value != 1),
-        (sampling.top_k, lambda value: (value > 0) & (value < vocab_size)),
+        (top_k, lambda value: (value > 0) & (value < vocab_size)),
         (sampling.top_p, lambda value: value < 1),
         (sampling.min_p, lambda value: value > 0),
     )
@@ -100,7 +104,8 @@ def _cutoffs(
     def per_row(value, dtype):
         return jnp.broadcast_to(jnp.asarray(value, dtype).reshape(-1, 1), off.shape)
 
-    top_k = per_row(sampling.top_k, None)
+    # As int32: a narrower type would wrap where it is compared with V.
+    top_k = per_row(_checks.int32(jnp.asarray(sampling.top_k)), None)
     top_p, min_p = (per_row(value, dtype) for value in (sampling.top_p, sampling.min_p))
     uses_top_k, uses_top_p, uses_min_p = (top_k > 0) & (top_k < vocab_size), top_p < 1, min_p > 0
 

@@ -348,3 +348,9 @@ def test_filters_run_inside_shard_map_and_vmap():
     assert np.array_equal(quick_jit(sharded)(logits, params), expected)
     mapped = jax.vmap(lambda z, p: make_filter(z[None], jax.tree.map(lambda x: x[None], p)).cutoff[0])
     assert np.array_equal(quick_jit(mapped)(logits, params), expected)
+
+
+def test_a_narrow_type_of_top_k_does_not_wrap():
+    logits, top_k = jnp.arange(600.0).reshape(2, 1, 300), np.array([3, 100], "i1")
+    cutoff_of = quick_jit(lambda top_k: make_filter(logits, ss.SamplingParams(top_k=top_k)).cutoff)
+    assert cutoff_of(top_k)[:, 0].tolist() == [297, 500]
