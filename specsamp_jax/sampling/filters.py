@@ -28,8 +28,9 @@ def call_unfiltered_if_off(fn: Callable[..., Any], *samplings: SamplingParams | 
     """Returns `fn(*samplings)`, by a program without filters if no parameter changes the logits of any row.
 
     The scale alone costs a CPU a third of a row's logsumexp. A row has the same bits in both programs if its filters
-    are off: a scale of 1 is exact, and a row without a cutoff keeps the sum over all of it. The branch that is not run
-    still costs a CPU about 30 microseconds of a call of `verify`, for any vocabulary.
+    are off: a scale of 1 is exact, and a row without a cutoff keeps the sum over all of it. A larger program
+    begins later, whatever it runs: on a CPU the other branch costs a call of `verify` about 60 microseconds before its
+    first operation, for any vocabulary.
 
     Args:
       fn: A function of sampling parameters, each None for no filter. Its results have the same types with any of them.
