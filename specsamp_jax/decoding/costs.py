@@ -19,7 +19,6 @@ from specsamp_jax.decoding.stateful_rule import VerifyFn
 from specsamp_jax.rules.verify import verify
 
 _FEWEST_STEPS, _MOST_STEPS, _STEPS_SECONDS = 3, 32, 0.1  # timed together: as many as take so long
-_WARM_STEPS = 4  # before those: the first steps of a call take a millisecond or two more, whatever their length
 _FEWEST_ROUNDS, _MOST_ROUNDS, _SECONDS = 3, 16, 3.0  # no new round after so many seconds
 
 
@@ -132,17 +131,16 @@ def _forced(lengths: tuple[int, ...], index: int) -> GoodputNumDraft:
 def _seconds_of_generate(
     most_steps: int, key: Any, prompt: Any, rule: GoodputNumDraft, options: dict[str, Any]
 ) -> tuple[float, Stats]:
-    """Seconds per step inside the compiled loop, without the first few, and the counts of all steps."""
+    """Seconds per step inside the compiled loop, of some steps less the time of none, and the counts of these steps."""
     times, texts = [], []
-    # Of a short text a quarter at most.
-    warm_steps = min(_WARM_STEPS, options["max_new_tokens"] // (4 * (rule.lengths[-1] + 1)))
-    for max_steps in (warm_steps, warm_steps + most_steps):
+    # The first call is not counted: it brings the models into the processor's caches after another rule's call.
+    for max_steps in (_FEWEST_STEPS, 0, most_steps):
         began = time.perf_counter()
         text = jax.block_until_ready(generate_steps(np.int32(max_steps), key, prompt, num_draft=rule, **options))
         times.append(time.perf_counter() - began)
         texts.append(text)
-    num_steps = int(texts[1].stats.num_steps) - int(texts[0].stats.num_steps)
-    return (times[1] - times[0]) / max(num_steps, 1), texts[1].stats
+    stats = texts[-1].stats
+    return (times[2] - times[1]) / max(int(stats.num_steps), 1), stats
 
 
 def _seconds_of_stream(
