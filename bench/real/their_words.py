@@ -7,8 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneration, WhisperTokenizer, pipeline
-
-LANGUAGE = "en"
+from word_times import LANGUAGE
 
 
 def write_words(folder: str, output: Path, sounds: str) -> None:

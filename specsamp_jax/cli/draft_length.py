@@ -5,7 +5,7 @@ from typing import Any
 import click
 
 from specsamp_jax.cli.shared import doing, say
-from specsamp_jax.decoding.costs import measure_goodput
+from specsamp_jax.decoding.costs import forced, measure_goodput
 from specsamp_jax.decoding.generate import stream
 from specsamp_jax.decoding.goodput import GoodputNumDraft
 
@@ -47,7 +47,7 @@ def program(num_draft: Choice, draft: Any) -> int | GoodputNumDraft:
     """Returns a number or rule that runs the same program as that of `resolve`, without measuring."""
     if not isinstance(num_draft, str):
         return num_draft
-    return 0 if draft is None else GoodputNumDraft((1.0,) * len(LENGTHS), LENGTHS, prior=(0.5,) * LENGTHS[-1])
+    return 0 if draft is None else forced(LENGTHS, 0)
 
 
 def describe(costs: tuple[float, ...]) -> str:

@@ -87,7 +87,7 @@ def measure_goodput(
         "process_logits_fn": process_logits_fn,
     }
     seconds_fn = _seconds_of_generate if decode_fn is generate else _seconds_of_stream
-    rules = [_forced(lengths, index) for index in range(len(lengths))]
+    rules = [forced(lengths, index) for index in range(len(lengths))]
     first = functools.partial(seconds_fn, _FEWEST_STEPS, jax.random.key(0), prompt, rules[0], options)
     first()  # compiles
     num_steps = int(np.clip(_STEPS_SECONDS / max(first()[0], 1e-9), _FEWEST_STEPS, _MOST_STEPS))
@@ -123,7 +123,7 @@ def _acceptance(counts: list[tuple[int, Stats]], longest: int) -> tuple[float, .
     return tuple(((accepted + 0.25) / (reached + 0.5)).clip(0, 1).tolist())
 
 
-def _forced(lengths: tuple[int, ...], index: int) -> GoodputNumDraft:
+def forced(lengths: tuple[int, ...], index: int) -> GoodputNumDraft:
     """The rule under costs with which it always chooses one length, in the program of any measured rule."""
     costs = tuple(1.0 if i == index else 1e9 for i in range(len(lengths)))
     return GoodputNumDraft(costs, lengths, prior=(0.5,) * lengths[-1])

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
+from specsamp_jax import _checks
 from specsamp_jax._types import Draft, Filter, Uniforms, Verification
 from specsamp_jax.rules import emit
 from specsamp_jax.sampling import rows as dist
@@ -72,7 +73,7 @@ def verify_sigmoid(
 def check_width(alpha: Any, beta: Any) -> None:
     """Raises ValueError unless alpha and beta are numbers whose difference is a positive normal float32."""
     for name, value in (("alpha", alpha), ("beta", beta)):
-        if not isinstance(value, int | float) or isinstance(value, bool):
+        if not _checks.is_number(value):
             raise ValueError(f"{name} must be a Python number, because it is compiled in; got {value!r}.")
     if not beta > alpha:
         raise ValueError(f"beta must be above alpha; got alpha = {alpha}, beta = {beta}. Are they swapped?")
