@@ -47,8 +47,7 @@ def drafters(table: Table) -> list[str]:
     if greedy and sampled and "accepted" in greedy:
         out.append(f"- The exact rule accepts {greedy['accepted']:.2f} of all drafts greedy and "
                    f"{sampled['accepted']:.2f} sampled, and {first(greedy)} and {first(sampled)} of first drafts "
-                   f"{ref(greedy, sampled)}. Five drafts are counted in every call, also those after the end of a "
-                   "text.")  # fmt: skip
+                   f"{ref(greedy, sampled)}. {counting(table, greedy)}")  # fmt: skip
         if table.name == "asr" and not table.fixture:
             reached = "reached" if greedy["accepted"] >= NAMED_ACCEPTANCE else "missed"
             held = table.about.get("training", {}).get("held_out_synthetic_speech", {})
@@ -64,6 +63,13 @@ def drafters(table: Table) -> list[str]:
                     [[cell(row, f"{m}, {'sampled' if t else 'greedy'}"), *(f"{x:.1f}" for x in row["groups"].values())]
                      for m, t, row in groups])  # fmt: skip
     return out
+
+
+def counting(table: Table, row: Row) -> str:
+    """The sentence on the drafts that a row counts."""
+    if "drafts" in table.about["machines"][row["machine"]]:
+        return "Drafts after the end of a text are not counted."
+    return "Five drafts are counted in every call, also those after the end of a text."
 
 
 def first(row: Row) -> str:

@@ -69,6 +69,7 @@ def about(task: tasks.Task, dtype: str | None) -> dict[str, Any]:
         "python": platform.python_version(),
         "weights": dtype or "as stored",
         "kernels": "on" if device.platform == "gpu" else "off",
+        "drafts": "counted within texts",
         "date": datetime.date.today().isoformat(),
     }
 

@@ -88,7 +88,8 @@ def run(setting: Setting, task: Task, num_texts: int) -> tuple[list[str], list[i
     if setting.method in ALONE:
         row_calls = sum(num_tokens)
     elif setting.drafter == "n-grams":
-        # A step may draft nothing, so that drafts do not count steps; each emits one token beside its accepted drafts.
+        # A step may draft nothing, so that drafts do not count steps; each emits one token beside its accepted drafts,
+        # but for the last of a text that ends with an accepted draft.
         row_calls = sum(num_tokens) - sum(accepted)
     else:
         row_calls = drafted[0]

@@ -25,7 +25,7 @@ DEFAULTS |= {"seeds": 1, "machine": 0, "empty": 0, "calibration": {}}
 PLAIN = {**DEFAULT_SETTING, "temperature": None}
 """Settings of rows that are split by test set: the defaults, greedy or sampled."""
 
-WHERE = "models", "device", "cores", "jax", "python", "weights", "kernels", "date"
+WHERE = "models", "device", "cores", "jax", "python", "weights", "kernels", "drafts", "date"
 
 
 def read(path: Path) -> list[dict[str, Any]]:
@@ -103,12 +103,15 @@ class Tables:
         for name, rows in groups.items():
             found = setting(rows[0])
             num_texts, per_seed = len(rows[0]["texts"]), len(rows)
-            # Seeds that were run with the kernels off count for quality and acceptance, and not for times.
+            # Seeds that were run with the kernels off, or while others used the GPU, do not count for times. Older
+            # rows, which counted drafts after the end of a text too, do not count for acceptance if there are others.
             timed = [row for row in rows if row.get("kernels") == "on"] or rows
+            timed = [row for row in timed if "shared" not in row] or timed
+            counted = [row for row in rows if "drafts" in row] or rows
             calls, seconds = (sum(row[key] for row in timed) / len(timed) for key in ("calls", "seconds"))
             row_calls = sum(row["row_calls"] for row in rows) / per_seed
             tokens = sum(sum(row["num_tokens"]) for row in rows) / per_seed
-            drafted, accepted = (np.sum([row[key] for row in rows], 0) for key in ("drafted", "accepted"))
+            drafted, accepted = (np.sum([row[key] for row in counted], 0) for key in ("drafted", "accepted"))
             entry = {"kind": "text", **found, "seeds": per_seed, "texts": num_texts}
             # Acceptance at a position, given that all drafts before it were accepted.
             reached = np.concatenate([drafted[:1], np.minimum(accepted[:-1], drafted[1:])]) if len(drafted) else drafted

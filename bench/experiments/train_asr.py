@@ -1,12 +1,16 @@
 """Distils a Whisper's drafter from synthetic speech, and measures what the target accepts on the test sets.
 
     train_asr.py train --target FOLDER --data FOLDER --out FOLDER [--minutes 2.5] [--versions 4]
+                       [--sentences FILE --speak 14000] [--compare FOLDER]
     train_asr.py assemble --target FOLDER --layers FOLDER --out FOLDER
 
 `train` reads train.zip and test.zip of asr_data.py. Each training utterance is heard through several random channels,
 transcribed by the target, and the drafter's two decoder layers are trained on those transcripts. It writes the layers
 (layer0.safetensors, layer1.safetensors, float16) and training.json. `assemble` makes a drafter's folder of the target's
 and of the layers. On an H100 `train` takes less than six minutes.
+
+With `--sentences`, a file with a sentence per line, espeak-ng speaks that many more utterances, whose transcripts are
+their texts (see asr_spoken.py). `--compare` names the folder of another drafter, which is measured too.
 """
 
 import argparse
@@ -24,6 +28,8 @@ from pathlib import Path
 from typing import Any
 
 import asr_audio
+import asr_data
+import asr_spoken
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -59,15 +65,17 @@ def features(version: int | None, num_mel_bins: int, item: tuple[int, bytes]) ->
     return log_mel(np.pad(waveform, (0, WINDOW - waveform.size)), num_mel_bins).astype(np.float16)
 
 
-def labelled(target: Speech, found: list[np.ndarray], batch_size: int, say: Callable[[str], None]) -> SpeechData:
-    """Returns the target's transcripts and states, which are kept in float16."""
+def labelled(
+    target: Speech, found: list[np.ndarray], batch_size: int, max_tokens: int, say: Callable[[str], None]
+) -> SpeechData:
+    """Returns the target's transcripts of at most `max_tokens`, and its states, which are kept in float16."""
     parts = []
     for begin in range(0, len(found), CHUNK):
         part = label(
             target,
             [each.astype(np.float32) for each in found[begin : begin + CHUNK]],
             language="en",
-            max_new_tokens=TRAINED_TOKENS,
+            max_new_tokens=max_tokens,
             batch_size=min(batch_size, len(found)),
             progress_fn=lambda progress: None,
         )
@@ -123,19 +131,31 @@ def run(args: argparse.Namespace) -> None:
 
         versions = [read("train", version) for version in range(args.versions)]
         test = read("test", None)
-    say(f"{len(packs['train'])} training utterances in {args.versions} versions, {len(test)} of the test")
-    target = load_speech(args.target)
-    aside = [is_held_out(utterance.text.encode(), HELD_OUT) for utterance, _ in packs["train"]]
-    aside[0], aside[-1] = True, False  # so that a trial with few utterances has both
-    kept, held_out = (
-        labelled(
-            target,
-            [each for version in versions for each, out in zip(version, aside, strict=True) if out == side],
-            args.batch_size,
-            say,
+        say(f"{len(packs['train'])} training utterances in {args.versions} versions, {len(test)} of the test")
+        aside = [is_held_out(utterance.text.encode(), HELD_OUT) for utterance, _ in packs["train"]]
+        aside[0], aside[-1] = True, False  # so that a trial with few utterances has both
+        texts, heard = [], []
+        if args.sentences:
+            out = [utterance for (utterance, _), side in zip(packs["train"], aside, strict=True) if side]
+            refused = set().union(*(asr_data.shingles(u.text) for u in [*out, *(u for u, _ in packs["test"])]))
+            texts = asr_spoken.read_sentences(args.sentences, args.speak, refused)
+            # The workers speak while the target transcribes.
+            heard = pool.map(asr_spoken.hear, enumerate(texts), chunksize=8)
+        target = load_speech(args.target)
+        kept, held_out = (
+            labelled(
+                target,
+                [each for version in versions for each, out in zip(version, aside, strict=True) if out == side],
+                args.batch_size,
+                args.tokens,
+                say,
+            )
+            for side in (False, True)
         )
-        for side in (False, True)
-    )
+        if texts:
+            sizes = {"max_tokens": args.tokens, "batch_size": min(args.batch_size, len(texts))}
+            kept = asr_spoken.add(target, kept, texts, heard, **sizes, say=say)
+            say(f"{len(kept.tokens)} windows")
     options = train.Options(
         num_steps=args.steps,
         minutes=None if args.steps else args.minutes,
@@ -165,11 +185,12 @@ def run(args: argparse.Namespace) -> None:
     for i in range(len(LAYERS)):
         layer = {name: value for name, value in tensors.items() if name.startswith(LAYER.format(i))}
         save_file(layer, args.out / f"layer{i}.safetensors")
-    rates = sums[:2] / sums[2]
+    num_windows, rates = len(kept.tokens), sums[:2] / sums[2]
+    del kept, held_out  # tens of gigabytes of states
     report = {
         "layers": LAYERS,
         "steps": num_steps,
-        "windows": len(kept.tokens),
+        "windows": num_windows,
         "held_out_synthetic_speech": {
             "positions": int(sums[2]),
             "acceptance_at_temperature_1": float(rates[0]),
@@ -190,12 +211,13 @@ def run(args: argparse.Namespace) -> None:
     groups = ["human" if each.group in ("asterisk", "librivox") else each.group for each, _ in packs["test"]]
     untrained = train.layers_of(target.module, LAYERS)
     assert nnx.state(untrained.decoder.blocks)
+    others = {"another drafter": load_speech(args.compare).module} if args.compare else {}
     for group in dict.fromkeys(groups):
         rows = [each.astype(np.float32) for each, name in zip(test, groups, strict=True) if name == group]
         states = encode(target.module, np.stack(rows))
         report["test"][group] = measure(target, draft, states)
-        if group == "human":
-            report["test"]["human, before training"] = measure(target, untrained, states)
+        for name, other in {**others, **({"before training": untrained} if group == "human" else {})}.items():
+            report["test"][f"{group}, {name}"] = measure(target, other, states)
         say(f"{group}: {report['test'][group]}")
         write()
     print(json.dumps(report, indent=1))
@@ -231,6 +253,10 @@ def main() -> None:
     training.add_argument("--minutes", type=float, default=2.5)
     training.add_argument("--steps", type=int, help="instead of minutes")
     training.add_argument("--versions", type=int, default=4, help="channels through which each utterance is heard")
+    training.add_argument("--tokens", type=int, default=TRAINED_TOKENS, help="of a transcript, the most")
+    training.add_argument("--sentences", type=Path, help="a file with a sentence per line, for further speech")
+    training.add_argument("--speak", type=int, default=14_000, help="utterances from those sentences")
+    training.add_argument("--compare", type=Path, help="the folder of another drafter, to be measured too")
     training.add_argument("--learning-rate", type=float, default=5e-4)
     training.add_argument("--train-batch", type=int, default=48)
     training.add_argument("--batch-size", type=int, default=256, help="windows transcribed at once")

@@ -1,6 +1,7 @@
 """Fine-tunes SmolLM2 on descriptions and synopses, and distils a drafter of an eighth of its size from it.
 
-    python bench/experiments/train_summarization.py SMOLLM2_FOLDER [--target-steps N] [--draft-steps N] [--seconds S]
+    python bench/experiments/train_summarization.py SMOLLM2_FOLDER [--target-steps N] [--draft-steps N]
+                                                                   [--seconds S] [--draft-seconds S]
 
 Writes `target` and `drafter` beside the pairs, with their losses on the held-out pairs in training.json. The
 computation is in bfloat16, the weights are float32. About five minutes on an H100.
@@ -141,6 +142,7 @@ def main() -> None:
     parser.add_argument("--target-steps", type=int, default=1400)
     parser.add_argument("--draft-steps", type=int, default=4200)
     parser.add_argument("--seconds", type=float, default=150, help="at most, for each of the two")
+    parser.add_argument("--draft-seconds", type=float, help="at most, for the drafter, in place of --seconds")
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--pairs", type=int)
     options = parser.parse_args()
@@ -149,7 +151,8 @@ def main() -> None:
     train, test = (encode(tokenizer, pairs[part][: options.pairs]) for part in ("train", "test"))
     module = load_module(options.folder, dtype=jnp.bfloat16)
     graphdef, params = nnx.split(module)
-    shared = {"seconds": options.seconds, "batch_size": options.batch_size}
+    seconds, draft_seconds = options.seconds, options.draft_seconds or options.seconds
+    shared = {"batch_size": options.batch_size}
     begin = time.monotonic()
 
     def target_loss(params, batch):
@@ -157,7 +160,14 @@ def main() -> None:
         return mean(loss, batch.answers)
 
     params, target_steps = fit(
-        target_loss, float32(params), train, steps=options.target_steps, learning_rate=1e-4, name="target", **shared
+        target_loss,
+        float32(params),
+        train,
+        steps=options.target_steps,
+        seconds=seconds,
+        learning_rate=1e-4,
+        name="target",
+        **shared,
     )
     target_params = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
     nnx.update(module, target_params)
@@ -183,7 +193,14 @@ def main() -> None:
         return mean(kl_divergence(*divergence(target_params, params, batch)), batch.weights)
 
     draft_params, draft_steps = fit(
-        draft_loss, draft_params, train, steps=options.draft_steps, learning_rate=1e-3, name="drafter", **shared
+        draft_loss,
+        draft_params,
+        train,
+        steps=options.draft_steps,
+        seconds=draft_seconds,
+        learning_rate=1e-3,
+        name="drafter",
+        **shared,
     )
     nnx.update(drafter, draft_params)
     models.save_checkpoint(DRAFTER, drafter)
