@@ -39,14 +39,13 @@ def demo_command(seed: int) -> None:
     with doing("compiling steps of " + ", ".join(map(str, draft_length.LENGTHS)) + " drafts, and measuring them"):
         rule = demo_checks.measure_rule(pair, first)
     with doing(f"continuing {len(prompts)} held-out docstrings with speculation and without"):
-        speculative, alone = demo_checks.race(pair, prompts, rule, seed)
+        speculative, alone, gain = demo_checks.race(pair, prompts, rule, seed)
     with doing(f"drawing {demo_checks.NUM_CHECKED:,} speculative tokens after one context"):
         check = demo_checks.check_exactness(pair, first.tokens, seed)
 
     click.echo(f"\nOn {jax.devices()[0].device_kind}, one prompt at a time, {demo_checks.NEW_TOKENS} tokens each:\n")
     runs = [(run.name, f"{run.tokens_per_second:.0f}", f"{run.tokens_per_step:.2f}") for run in (speculative, alone)]
     table([("", "tokens per second", "tokens per step"), *runs])
-    gain = speculative.tokens_per_second / alone.tokens_per_second
     click.echo(
         f"\nSpeculation was {gain:.2f} times as fast as the target alone. Here {draft_length.describe(rule.costs)}."
     )

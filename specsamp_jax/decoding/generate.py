@@ -191,7 +191,8 @@ def _prepare(
     checks.loop(target, draft, num_draft)
     _checks.sampling("sampling", sampling, prompt.shape[0])
     checks.functions(verify_fn, process_logits_fn)
-    keys = streams.row_keys(key, prompt.shape[0])
+    _checks.key(key, prompt.shape[0])
+    keys = _row_keys(key, prompt.shape[0])
     fixed, traced = static.split(sampling, prompt.shape[0])
     processor, processor_data = static.split_processor(process_logits_fn)
     drafter, num_draft = resolve(draft, num_draft)
@@ -202,6 +203,12 @@ def _prepare(
     data = target, drafter, traced, static.pad_end_tokens(eos_token), processor_data
     statics = {"fixed": fixed, "num_draft": num_draft, "verify_fn": verify_fn, "processor": processor}
     return keys, measured, data, statics
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _row_keys(key, batch_size):
+    """`streams.row_keys` in one launch: operation by operation it takes 1 ms of Python."""
+    return streams.row_keys(key, batch_size)
 
 
 def _count(stats: Stats, info: StepInfo) -> Stats:
