@@ -12,7 +12,7 @@ from specsamp_jax.cli.prompts import pad
 from specsamp_jax.decoding.ahead import compile_generate
 from specsamp_jax.decoding.memory import num_bytes
 from specsamp_jax.models import load_checkpoint, vocab_size, with_vocab_size
-from specsamp_jax.models.checkpoints.folder import checkpoint_shapes
+from specsamp_jax.models.checkpoints.folder import open_checkpoint
 
 
 class Text:
@@ -23,9 +23,10 @@ class Text:
         self.prompts, self.lengths = pad(specification["inputs"], 2**31)
         self.max_new_tokens = specification["max_new_tokens"]
         # As the command does, before the weights are loaded.
-        self.target = checkpoint_shapes(specification["target"], dtype=self.dtype)
+        checkpoint = open_checkpoint(specification["target"], dtype=self.dtype)
+        self.target = checkpoint.shapes()
         compile_generate(self.prompts[:1], draft=None, **self._options(0))
-        self.target = load_checkpoint(specification["target"], dtype=self.dtype)
+        self.target = checkpoint.load()
         self.num_bytes = num_bytes(self.target.params)
         self.drafter: Any = None
 

@@ -11,6 +11,7 @@ from jax import lax
 from jaxtyping import Array, Int
 
 from specsamp_jax import _checks
+from specsamp_jax._rank_promotion import allow_rank_promotion
 from specsamp_jax._types import PAD_TOKEN, Draft, SamplingParams, Verification
 from specsamp_jax.certificate import boundary, law
 from specsamp_jax.certificate.report import FALSE_ALARM, Certificate, Check, check_law, chi_square, normal_p_value
@@ -24,6 +25,7 @@ LARGE_VOCAB, LARGE_BATCH, LARGE_NUM_BATCHES = 1200, 128, 128
 FILTERED = SamplingParams(0.8, 3, 0.95, 0.05)
 
 
+@allow_rank_promotion
 def certify(
     verify_fn: VerifyFn,
     *,

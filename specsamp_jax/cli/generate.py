@@ -98,17 +98,18 @@ def generate_command(
     asked += [prompts.chat(message, system) for message in chats]
     began = time.perf_counter()
 
-    def encode(setup: generation.Setup) -> tuple[list[list[int]], Any, Any]:
-        """The tokens of the prompts, and one array of them with their lengths, after a check of the memory."""
-        tokens = [prompt.encode(setup.tokenizer) for prompt in asked]
-        # One width for all batches, and a few for all prompts: they share compiled programs. So do numbers of tokens.
-        padded, lengths = prompts.pad(tokens, vocab_size(setup.target))
-        models = (setup.target, setup.draft) if isinstance(setup.draft, Model) else (setup.target,)
-        sizes = min(batch_size, len(asked)), padded.shape[1], max_new_tokens
-        memory.check(models, *sizes, num_heads=setup.num_heads, max_length=setup.max_length)
-        return tokens, padded, lengths
+    # Small files are read, the prompts encoded and the programs compiled before weights are read.
+    setup = generation.open_models(target, draft, tokenizer, dtype=dtype, ignore=ignore)
+    config, notes = replace_settings(setup.config, settings)
+    config, stop_texts = _split_stops(config, stops, setup.tokenizer.tokenizer)
+    tokens = [prompt.encode(setup.tokenizer) for prompt in asked]
+    # One width for all batches, and a few for all prompts: they share compiled programs. So do numbers of tokens.
+    padded, lengths = prompts.pad(tokens, vocab_size(setup.target))
+    models = (setup.target, setup.draft) if isinstance(setup.draft, Model) else (setup.target,)
+    sizes = min(batch_size, len(asked)), padded.shape[1], max_new_tokens
+    memory.check(models, *sizes, num_heads=setup.num_heads, max_length=setup.max_length)
 
-    def arguments_of(setup: generation.Setup, config: GenerationConfig, lengths: Any) -> dict[str, Any]:
+    def arguments_of(setup: generation.Setup, lengths: Any) -> dict[str, Any]:
         """The arguments of `stream` for a batch of prompts with these lengths, but for `num_draft`."""
         sampling, process_logits_fn = sampling_and_processor(config, lengths)
         return {
@@ -122,18 +123,10 @@ def generate_command(
             "process_logits_fn": process_logits_fn,
         }
 
-    def compile_ahead(setup: generation.Setup) -> None:
-        """Compiles the programs of the first batch."""
-        _, padded, lengths = encode(setup)
-        config, _ = _split_stops(replace_settings(setup.config, settings)[0], stops, setup.tokenizer.tokenizer)
-        arguments = arguments_of(setup, config, lengths[:batch_size])
-        with doing("compiling"):
-            compile_stream(padded[:batch_size], num_draft=draft_length.program(num_draft, setup.draft), **arguments)
-
-    setup = generation.load(target, draft, tokenizer, dtype=dtype, ignore=ignore, prepare_fn=compile_ahead)
-    tokens, padded, lengths = encode(setup)
-    config, notes = replace_settings(setup.config, settings)
-    config, stop_texts = _split_stops(config, stops, setup.tokenizer.tokenizer)
+    with doing("compiling"):
+        program = draft_length.program(num_draft, setup.draft)
+        compile_stream(padded[:batch_size], num_draft=program, **arguments_of(setup, lengths[:batch_size]))
+    setup = generation.read_weights(setup)
     for note in [*setup.notes, f"loaded in {time.perf_counter() - began:.1f} s", *notes]:
         say(note)
     say(describe(config))
@@ -145,7 +138,7 @@ def generate_command(
     try:
         for first in range(0, len(asked), batch_size):
             batch = slice(first, first + batch_size)
-            arguments = arguments_of(setup, config, lengths[batch])
+            arguments = arguments_of(setup, lengths[batch])
             # The first batch, the largest, is measured for all.
             chosen = draft_length.resolve(chosen, padded[batch], **arguments)
             generations = stream(keys[batch], padded[batch], num_draft=chosen, **arguments)

@@ -1,6 +1,6 @@
 """Loads the models and the tokenizer of `specsamp generate`."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,12 +12,11 @@ from specsamp_jax.cli.pair import ASSETS
 from specsamp_jax.decoding.drafters import Drafter, NGramDrafter
 from specsamp_jax.models import (
     GenerationConfig,
-    load_checkpoint,
     load_generation_config,
     vocab_size,
     with_vocab_size,
 )
-from specsamp_jax.models.checkpoints.folder import checkpoint_shapes, read_config
+from specsamp_jax.models.checkpoints.folder import Checkpoint, open_checkpoint
 from specsamp_jax.text import CheckpointTokenizer, check_vocabularies, load_tokenizer
 
 
@@ -32,6 +31,7 @@ class Setup(NamedTuple):
       max_length: The longest text that the target was trained on, if its config.json states it.
       num_heads: The attention heads of each model.
       notes: Messages about the models, in sentences.
+      checkpoints: The files of the target, and of the drafter if it is a model.
     """
 
     target: Model
@@ -41,18 +41,18 @@ class Setup(NamedTuple):
     max_length: int | None
     num_heads: tuple[int, ...]
     notes: list[str]
+    checkpoints: tuple[Checkpoint, ...]
 
 
-def load(
+def open_models(
     target: Path | None,
     draft: str | None,
     tokenizer: Path | None,
     *,
     dtype: str | None = None,
     ignore: Collection[str] = (),
-    prepare_fn: Callable[[Setup], None] | None = None,
 ) -> Setup:
-    """Returns the models `target` and `draft` with their tokenizer.
+    """Returns the models `target` and `draft` with shapes in place of weights, and their tokenizer.
 
     Each of the three may be a checkpoint's folder, a GGUF file, or the id of a model of the Hugging Face hub.
 
@@ -62,7 +62,6 @@ def load(
       tokenizer: The tokenizer of both. None: the target's.
       dtype: The dtype of the computation. None: the dtype of the files; with the trained pair, float32.
       ignore: Settings of the target's generation_config.json to leave out.
-      prepare_fn: Called before weights are read, with models that have shapes in place of weights.
 
     Raises:
       ValueError: A folder is missing or broken, or the two models do not share a vocabulary.
@@ -88,30 +87,46 @@ def load(
             check_vocabularies(text.tokenizer, load_tokenizer(drafter_folder).tokenizer)
         else:
             notes.append(f"{drafter_folder} has no tokenizer.json: its tokens are assumed to be the target's")
-    models = [checkpoint_shapes(folder, dtype=dtype) for folder in (target, drafter_folder) if folder is not None]
-    max_length, num_heads = _read_sizes(target)
-    heads = (num_heads,)
+    folders = [folder for folder in (target, drafter_folder) if folder is not None]
+    checkpoints = tuple(open_checkpoint(folder, dtype=dtype) for folder in folders)
+    models = [checkpoint.shapes() for checkpoint in checkpoints]
+    kind = whole_number(1)
+    max_length = read_setting(checkpoints[0].config, "max_position_embeddings", kind, source=target)
+    num_heads = tuple(checkpoint.module.config.num_attention_heads for checkpoint in checkpoints)
     if drafter_folder is not None:
         size, drafter_size = map(vocab_size, models)
-        heads = (num_heads, _read_sizes(drafter_folder)[1])
         if drafter_size != size:
             notes.append(f"the target has {size} logits and the draft {drafter_size}: the draft's are made to fit")
     elif draft is None:
         notes.append("there is no drafter: the target decodes alone")
+    drafter = NGramDrafter() if draft == NGRAM else None
+    setup = Setup(models[0], drafter, text, config, max_length, num_heads, notes, checkpoints)
+    return _with_models(setup, models)
 
-    def setup(model: Model, drafter: Model | None) -> Setup:
-        other = NGramDrafter() if draft == NGRAM else None
-        fitted = other if drafter is None else with_vocab_size(drafter, vocab_size(model))
-        return Setup(model, fitted, text, config, max_length, heads, notes)
 
-    if prepare_fn is not None:
-        prepare_fn(setup(models[0], models[1] if drafter_folder is not None else None))
-    with loading(target) as progress_fn:
-        model = load_checkpoint(target, dtype=dtype, progress_fn=progress_fn)
-    if drafter_folder is None:
-        return setup(model, None)
-    with loading(drafter_folder) as progress_fn:
-        return setup(model, load_checkpoint(drafter_folder, dtype=dtype, progress_fn=progress_fn))
+def read_weights(setup: Setup) -> Setup:
+    """Returns the setup of `open_models` with weights in its models.
+
+    Raises:
+      ValueError: A file is broken.
+    """
+    models = []
+    for checkpoint in setup.checkpoints:
+        with loading(checkpoint.path) as progress_fn:
+            models.append(checkpoint.load(progress_fn))
+    return _with_models(setup, models)
+
+
+def load(target: Path | None, draft: str | None, tokenizer: Path | None, *, dtype: str | None = None) -> Setup:
+    """Returns `read_weights(open_models(...))`."""
+    return read_weights(open_models(target, draft, tokenizer, dtype=dtype))
+
+
+def _with_models(setup: Setup, models: Sequence[Model]) -> Setup:
+    """The setup with these models, the drafter's logits made to fit the target's."""
+    target, *drafters = models
+    fitted = with_vocab_size(drafters[0], vocab_size(target)) if drafters else setup.draft
+    return setup._replace(target=target, draft=fitted)
 
 
 def _sampling_advice(path: Path) -> str:
@@ -119,10 +134,3 @@ def _sampling_advice(path: Path) -> str:
     prefix = "general.sampling."
     stated = {key: value for key, value in read_gguf(path).metadata.items() if key.startswith(prefix)}
     return ", ".join(f"{key.removeprefix(prefix)} = {brief(value)}" for key, value in stated.items())
-
-
-def _read_sizes(path: Path) -> tuple[int | None, int]:
-    """The longest text and the attention heads of a model whose config was accepted."""
-    config = read_config(path)
-    max_length = read_setting(config, "max_position_embeddings", whole_number(1), source=path)
-    return max_length, read_setting(config, "num_attention_heads", whole_number(1), source=path)

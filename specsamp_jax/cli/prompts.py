@@ -1,6 +1,9 @@
 """Prompts of `specsamp generate`: texts and conversations, from options and files."""
 
+import contextlib
 import json
+import os
+import select
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,6 +16,7 @@ from specsamp_jax.cli.cache import padded_size
 from specsamp_jax.text import CheckpointTokenizer
 
 _MAX_PROMPT_BYTES = 1 << 26
+_PIPE_SECONDS = 5  # in which a pipe's writer must open it
 
 
 class Prompt(NamedTuple):
@@ -91,8 +95,7 @@ def _read(file: Path, option: str) -> str:
     name = "standard input" if str(file) == "-" else str(file)
     try:
         if str(file) != "-":
-            with file.open("rb") as opened:
-                content = opened.read(_MAX_PROMPT_BYTES + 1)
+            content = _read_file(file)
         elif sys.stdin is None:
             raise ValueError(f"{option} - needs standard input, which is closed.")
         else:
@@ -102,6 +105,25 @@ def _read(file: Path, option: str) -> str:
     if len(content) > _MAX_PROMPT_BYTES:
         raise ValueError(f"{option} {name!r} must have at most {_MAX_PROMPT_BYTES:,} bytes, and has more.")
     return decode(content, f"{option} {name!r}")
+
+
+def _read_file(file: Path) -> bytes:
+    """Reads at most a byte more than a prompt may have, of a file or pipe."""
+    if not file.is_fifo():
+        with file.open("rb") as opened:
+            return opened.read(_MAX_PROMPT_BYTES + 1)
+    # `open` would wait for ever for a writer.
+    descriptor = os.open(file, os.O_RDONLY | os.O_NONBLOCK)
+    with os.fdopen(descriptor, "rb") as opened:
+        first = b""
+        if not select.select([descriptor], [], [], _PIPE_SECONDS)[0]:
+            # Without a writer a pipe is at its end; with one there is nothing to read yet.
+            with contextlib.suppress(BlockingIOError):
+                first = os.read(descriptor, 1)
+                if not first:
+                    raise ValueError(f"{file} is a pipe that no program opened for writing in {_PIPE_SECONDS} seconds.")
+        os.set_blocking(descriptor, True)
+        return first + opened.read(_MAX_PROMPT_BYTES + 1)
 
 
 def pad(prompts: Sequence[Sequence[int]], num_tokens: int) -> tuple[np.ndarray, np.ndarray]:

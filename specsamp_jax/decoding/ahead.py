@@ -13,11 +13,13 @@ import jax
 import numpy as np
 from jaxtyping import Array, Int
 
+from specsamp_jax._rank_promotion import allow_rank_promotion
 from specsamp_jax._types import Stats
 from specsamp_jax.decoding import generate as loop
 from specsamp_jax.decoding.num_draft import compiled_lengths
 
 
+@allow_rank_promotion
 def compile_generate(prompt: Int[Array | np.ndarray, "B P"], **arguments: Any) -> None:
     """Compiles the program of `generate(key, prompt, **arguments)`, which later calls of these shapes use.
 
@@ -33,6 +35,7 @@ def compile_generate(prompt: Int[Array | np.ndarray, "B P"], **arguments: Any) -
     _compile(loop._generate.lower(loop.ALL_STEPS, keys, *prompts, *data, **sizes, **statics))
 
 
+@allow_rank_promotion
 def compile_stream(prompt: Int[Array | np.ndarray, "B P"], **arguments: Any) -> None:
     """Compiles the two programs of `stream(key, prompt, **arguments)`; otherwise like `compile_generate`."""
     options, keys, measured, data, statics = _prepare(prompt, arguments)

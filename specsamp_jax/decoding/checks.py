@@ -141,6 +141,15 @@ def proposal(result: Any, batch_size: _checks.Size, num_draft: int) -> None:
         )
 
 
+def stateful(results: Any) -> None:
+    """`(Verification, state)`, as a rule with `init` returns it."""
+    # A Verification is a tuple too, but not of two.
+    if not isinstance(results, tuple) or len(results) != 2:
+        raise ValueError(
+            f"verify_fn must return (Verification, state), because it has `init`; got a {type(results).__name__}."
+        )
+
+
 def verification(result: Any, logits: Float[Array, "B K1 V"]) -> None:
     """A `Verification` with tokens `[B, K + 1]`, as a `verify_fn` returns it."""
     if not isinstance(result, Verification):

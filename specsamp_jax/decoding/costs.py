@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Array, Int
 
 from specsamp_jax import _checks
+from specsamp_jax._rank_promotion import allow_rank_promotion
 from specsamp_jax._types import Model, SamplingParams, Stats
 from specsamp_jax.decoding.drafters import Drafter, ProcessLogitsFn
 from specsamp_jax.decoding.generate import generate, generate_steps, stream
@@ -22,6 +23,7 @@ _FEWEST_STEPS, _MOST_STEPS, _STEPS_SECONDS = 3, 32, 0.1  # timed together: as ma
 _FEWEST_ROUNDS, _MOST_ROUNDS, _SECONDS = 3, 16, 3.0  # no new round after so many seconds
 
 
+@allow_rank_promotion
 def measure_goodput(
     prompt: Int[Array | np.ndarray, "B P"],
     *,

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Array, Int
 
 from specsamp_jax import _checks
+from specsamp_jax._rank_promotion import allow_rank_promotion
 from specsamp_jax._types import Generation, KeyLike, Model, SamplingParams, Stats
 from specsamp_jax.decoding import checks, static
 from specsamp_jax.decoding.drafters import Drafter, ProcessLogitsFn
@@ -104,6 +105,7 @@ def generate(
 ALL_STEPS = np.int32(2**31 - 1)
 
 
+@allow_rank_promotion
 def generate_steps(
     max_steps: Int[Array | np.generic, ""], key, prompt, *, max_new_tokens, prompt_lengths, **arguments
 ) -> Generation:
@@ -127,10 +129,10 @@ def stream(
     verify_fn: VerifyFn = verify,
     process_logits_fn: ProcessLogitsFn | None = None,
 ) -> Iterator[Generation]:
-    """Yields a `Generation` after each step; the last one equals the result of `generate`.
+    """Returns an iterator with a `Generation` after each step; the last one equals the result of `generate`.
 
     The new tokens of a row are those between its previous and its present length. Arguments, tokens and errors are
-    those of `generate`.
+    those of `generate`. Arguments are checked at the call; models run when items are asked for.
 
     Example:
       >>> import jax, jax.numpy as jnp, specsamp_jax as ss
@@ -155,18 +157,24 @@ def stream(
         verify_fn=verify_fn,
         process_logits_fn=process_logits_fn,
     )
+    return _stream(prompt, prompt_lengths, max_new_tokens, keys, measured, data, statics)
+
+
+def _stream(prompt, prompt_lengths, max_new_tokens, keys, measured, data, statics) -> Iterator[Generation]:
+    init_fn, advance_fn = allow_rank_promotion(_init), allow_rank_promotion(_advance)
     shared = {name: statics[name] for name in ("num_draft", "verify_fn")}
-    state = _init(prompt, prompt_lengths, measured, *data[:2], max_new_tokens=max_new_tokens, **shared)
+    state = init_fn(prompt, prompt_lengths, measured, *data[:2], max_new_tokens=max_new_tokens, **shared)
     stats = Stats.zeros(prompt.shape[0], compiled_lengths(statics["num_draft"])[-1])
     length = prompt.shape[1] + max_new_tokens
     if prompt.shape[0] == 0:
         yield _generation(state, stats, length)
     while not bool(state.finished.all()):
-        state, stats = _advance(keys, state, stats, *data, **statics)
+        state, stats = advance_fn(keys, state, stats, *data, **statics)
         # Yields a copy, because the next step donates the buffers of the state.
         yield jax.tree.map(jnp.copy, _generation(state, stats, length))
 
 
+@allow_rank_promotion
 def _prepare(
     key,
     prompt,

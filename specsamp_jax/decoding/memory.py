@@ -1,5 +1,6 @@
 """Memory of a generation, computed from shapes before anything is allocated."""
 
+import operator
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,8 @@ _TOKEN_BYTES = 16
 def check(prompt: Any, models: Sequence[Model], *, max_new_tokens: int, longest_draft: int) -> None:
     """Raises ValueError if the state of a generation cannot be indexed, or needs more memory than is free.
 
-    Counted are the text and the caches of the models, which any generation holds; activations are not. Free is the
+    Counted are the text and the caches of the models, which any generation holds, and the logits that a step of the
+    longest draft verifies; other activations are not. Free is the
     memory of all devices of the platform that has the weights, because caches may be sharded. A traced prompt is not
     compared with the memory of this machine: its program may run on another.
 
@@ -38,18 +40,22 @@ def check(prompt: Any, models: Sequence[Model], *, max_new_tokens: int, longest_
     target, *drafters = models
     slots = num_slots(target, width + max_new_tokens, longest_draft)
     max_lengths = [(target, slots), *((model, length) for model in drafters)]
-    caches = sum(num_bytes(output_shapes(model, prompt.shape, longest)[1]) for model, longest in max_lengths)
+    shapes = [output_shapes(model, prompt.shape, longest) for model, longest in max_lengths]
+    caches = sum(num_bytes(cache) for _, cache in shapes)
+    rows = [longest_draft + 1, *(longest_draft for _ in drafters)]
+    row_bytes = [out.shape[-1] * out.dtype.itemsize for out, _ in shapes]
+    logits = batch_size * sum(map(operator.mul, rows, row_bytes))
     text = _TOKEN_BYTES * batch_size * length
     platform = _platform(models)
     free = free_bytes(platform)
     if free is None:
         return
     free *= 1 if platform == "cpu" else jax.device_count(platform)
-    if text + caches > free:
+    if text + caches + logits > free:
         sizes = _describe(width, max_new_tokens, longest_draft)
         raise ValueError(
-            f"{sizes} take {gigabytes(text)} for the text of {batch_size:,} rows and {gigabytes(caches)} for the "
-            f"caches, and {gigabytes(free)} are free. They are allocated before the first step."
+            f"{sizes} take {gigabytes(text)} for the text of {batch_size:,} rows, {gigabytes(caches)} for the caches "
+            f"and {gigabytes(logits)} for the logits of a step, and {gigabytes(free)} are free."
         )
 
 

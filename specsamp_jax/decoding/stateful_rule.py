@@ -68,8 +68,8 @@ def apply_rule(
             "Was the state made by `init` with another `verify_fn`?"
         )
     results = verify_fn(keys, target_logits, draft, sampling, state, **options)
-    # A Verification is a tuple too, but not of two.
-    result, after = results if isinstance(results, tuple) and len(results) == 2 else (results, state)
+    checks.stateful(results)
+    result, after = results
     checks.verification(result, target_logits)
 
     def keep(old, new):

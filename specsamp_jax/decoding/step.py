@@ -10,6 +10,7 @@ from jax.core import Tracer
 from jaxtyping import Array, Int
 
 from specsamp_jax import _checks
+from specsamp_jax._rank_promotion import allow_rank_promotion
 from specsamp_jax._types import PAD_TOKEN, KeyLike, Model, SamplingParams
 from specsamp_jax.decoding import checks, memory
 from specsamp_jax.decoding import num_draft as num_draft_module
@@ -24,6 +25,7 @@ from specsamp_jax.decoding.stateful_rule import VerifyFn, start_rule
 from specsamp_jax.rules.verify import verify
 
 
+@allow_rank_promotion
 def init(
     prompt: Int[Array | np.ndarray, "B P"],
     *,
@@ -87,6 +89,7 @@ def init(
     return with_own_buffers(state, arguments)
 
 
+@allow_rank_promotion
 def step(
     key: KeyLike,
     state: DecodeState,

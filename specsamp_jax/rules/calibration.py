@@ -9,12 +9,14 @@ from jax import export
 from jaxtyping import Array, Float, Int
 
 from specsamp_jax import _checks
+from specsamp_jax._rank_promotion import allow_rank_promotion
 from specsamp_jax._types import Draft, KeyLike, SamplingParams, Verification
 from specsamp_jax.rules import emit
 from specsamp_jax.rules.calibrated import RowReport
 from specsamp_jax.rules.verify import _verify
 
 
+@allow_rank_promotion
 def verify_calibrated(
     key: KeyLike,
     target_logits: Float[Array, "B K1 V"],
@@ -160,6 +162,7 @@ class CalibratedRule:
         zeros, counts = jnp.zeros((batch_size,), jnp.float32), jnp.zeros((batch_size,), jnp.int32)
         return Calibration(jnp.full((batch_size,), jnp.inf, jnp.float32), counts, counts, zeros, zeros, zeros)
 
+    @allow_rank_promotion
     def __call__(
         self,
         key: KeyLike,

@@ -6,7 +6,13 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from specsamp_jax._types import DEGENERATE_DRAFT, DEGENERATE_TARGET, EMPTY_RESIDUAL, PAD_TOKEN, Verification
+from specsamp_jax._types import (
+    DEGENERATE_DRAFT,
+    DEGENERATE_TARGET,
+    EMPTY_RESIDUAL,
+    PAD_TOKEN,
+    Verification,
+)
 from specsamp_jax.sampling import draw
 from specsamp_jax.sampling import rows as dist
 from specsamp_jax.sampling.mesh_axes import cond
@@ -19,7 +25,8 @@ def draft_mask(tokens: Int[Array, "B K"]) -> Bool[Array, "B K"]:
 
 def num_leading(mask: Bool[Array, "B K"]) -> Int[Array, "B"]:
     """Number of True entries of each row before its first False."""
-    return jnp.cumprod(mask, axis=1, dtype=jnp.int32).sum(1, dtype=jnp.int32)
+    num_columns = mask.shape[1]
+    return jnp.where(mask, num_columns, jnp.arange(num_columns, dtype=jnp.int32)).min(1, initial=num_columns)
 
 
 def exp(values: Float[Array, "B n"]) -> Float[Array, "B n"]:
@@ -45,15 +52,17 @@ def sample_residual(
     uniforms: Float[Array, "B 2"],
 ) -> tuple[Int[Array, "B"], Bool[Array, "B"]]:
     """Samples from the residual, or from `fallback_fn()` if the residual is zero; also returns where it is zero."""
-    sums = draw.tile_sums(residual)
-    empty = sums.sum(-1) == 0
+    sums_of_residual = draw.tile_sums(residual)
+    empty = sums_of_residual.sum(-1) == 0
 
     def patched():
-        weights = jnp.where(empty[:, None], fallback_fn(), residual)
-        return draw.sample_weights(weights, draw.tile_sums(weights), uniforms)
+        return jnp.where(empty[:, None], fallback_fn(), residual)
 
-    token = cond(empty.any(), patched, lambda: draw.sample_weights(residual, sums, uniforms))
-    return token, empty
+    # Two conditionals, so that the draws are in the program once.
+    sums = cond(empty.any(), lambda: draw.tile_sums(patched()), lambda: sums_of_residual)
+    tile = draw.sample_index(sums, uniforms[:, 0])
+    weights = cond(empty.any(), lambda: draw.tile_weights(patched(), tile), lambda: draw.tile_weights(residual, tile))
+    return draw.sample_in_tile(tile, weights, uniforms[:, 1]), empty
 
 
 def pack(

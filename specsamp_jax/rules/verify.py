@@ -7,6 +7,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Key
 
 from specsamp_jax import _checks
+from specsamp_jax._rank_promotion import allow_rank_promotion
 from specsamp_jax._types import CoupledNoise, Draft, KeyLike, SamplingParams, Uniforms, Verification
 from specsamp_jax.rules import block as block_rule
 from specsamp_jax.rules import calibrated as calibrated_rule
@@ -235,6 +236,7 @@ CORES = {
 """Each rule's core in plain JAX, the function that runs its kernel if it has one, and its draws from keys."""
 
 
+@allow_rank_promotion
 def _verify(
     rule: str,
     constants: dict[str, int | float],

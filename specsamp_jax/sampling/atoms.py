@@ -7,9 +7,11 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
 
 from specsamp_jax import _checks
+from specsamp_jax._rank_promotion import allow_rank_promotion
 from specsamp_jax.sampling.reduce import wide
 
 
+@allow_rank_promotion
 def accept_prob(
     target_logits: Float[Array, "*b V"], draft_logits: Float[Array, "*b V"], tokens: Int[Array, "*b"]
 ) -> Float[Array, "*b"]:
@@ -39,6 +41,7 @@ def accept_prob(
     return jnp.where(log_p > -jnp.inf, jnp.exp(jnp.minimum(log_p - log_q, 0)), 0)
 
 
+@allow_rank_promotion
 def residual_logits(target_logits: Float[Array, "*b V"], draft_logits: Float[Array, "*b V"]) -> Float[Array, "*b V"]:
     """Log max(0, p - q): unnormalised logits of the distribution that follows a rejection, -inf where p <= q.
 
@@ -65,6 +68,7 @@ def residual_logits(target_logits: Float[Array, "*b V"], draft_logits: Float[Arr
     return jnp.where(above, shrunk, -jnp.inf)
 
 
+@allow_rank_promotion
 def acceptance_rate(target_logits: Float[Array, "*b V"], draft_logits: Float[Array, "*b V"]) -> Float[Array, "*b"]:
     """The probability that a token drafted from q is accepted, sum min(p, q): one minus their total variation.
 
@@ -83,6 +87,7 @@ def acceptance_rate(target_logits: Float[Array, "*b V"], draft_logits: Float[Arr
     return jnp.minimum(jax.nn.softmax(wide(target_logits)), jax.nn.softmax(wide(draft_logits))).sum(-1)
 
 
+@allow_rank_promotion
 def expected_num_tokens(acceptance_rate: ArrayLike, num_draft: ArrayLike) -> Float[Array, "..."]:
     """Tokens that one step emits on average, (1 - a**(K+1))/(1 - a); K + 1 at a = 1.
 

@@ -4,6 +4,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from specsamp_jax import _checks
+from specsamp_jax._rank_promotion import allow_rank_promotion
 from specsamp_jax._types import TILE, KeyLike, SamplingParams
 from specsamp_jax.sampling import kernels, streams
 from specsamp_jax.sampling import rows as dist
@@ -17,6 +18,7 @@ EVEN_TILES = 8
 """Long rows are summed in a multiple of this many tiles: of 151,936 logits 2 % more are added up than without."""
 
 
+@allow_rank_promotion
 def sample(
     key: KeyLike, logits: Float[Array, "B V"], sampling: SamplingParams | None = None
 ) -> tuple[Int[Array, "B"], Float[Array, "B"]]:
@@ -58,13 +60,15 @@ def _sample(
     def core(logits, words, arrays):
         uniforms = streams.uniforms(streams.row_keys(words, logits.shape[0]), Purpose.DRAFT, 2)
 
-        def draw(sampling):
+        def weigh(sampling):
             rows = dist.target_rows(logits[:, None], make_filter(logits[:, None], sampling))
             p = dist.probs(rows, logits.shape[1])
-            token = sample_weights(p, tile_sums(p), uniforms)
-            return replace_degenerate(token, logits, rows.degenerate[:, 0]), rows.log_normalizers[:, 0]
+            return p, tile_sums(p), rows.degenerate[:, 0], rows.log_normalizers[:, 0]
 
-        return call_unfiltered_if_off(draw, *kernels.merge(numbers, arrays), vocab_size=logits.shape[1])
+        parameters = kernels.merge(numbers, arrays)
+        weighed = call_unfiltered_if_off(weigh, *parameters, vocab_size=logits.shape[1])
+        weights, sums, degenerate, log_normalizers = weighed
+        return replace_degenerate(sample_weights(weights, sums, uniforms), logits, degenerate), log_normalizers
 
     def kernel(logits, words, arrays):
         return kernels.sample(words, logits, *kernels.merge(numbers, arrays))
@@ -92,12 +96,15 @@ def sample_index(weights: Float[Array, "B n"], uniform: Float[Array, "B"]) -> In
     If rounding leaves no such index, the last positive weight; if no weight is positive, 0. In all other cases the
     chosen weight is positive, however the running sums are rounded.
     """
+    num_weights = weights.shape[-1]
     running = jnp.cumsum(weights, axis=-1)
     positive = weights > 0
     chosen = positive & (running > uniform[:, None] * running[:, -1:])
-    last = weights.shape[-1] - 1 - jnp.argmax(positive[:, ::-1], axis=-1)
-    index = jnp.where(chosen.any(-1), jnp.argmax(chosen, axis=-1), last)
-    return jnp.where(positive.any(-1), index, 0)
+    # Not `argmax`, whose buffers delay each call on a CPU: see `call_unfiltered_if_off`.
+    index = jnp.arange(num_weights, dtype=jnp.int32)
+    first = jnp.where(chosen, index, num_weights).min(-1)
+    last = jnp.where(positive, index, 0).max(-1)
+    return jnp.where(first < num_weights, first, last)
 
 
 def sample_weights(
@@ -110,11 +117,20 @@ def sample_weights(
     round each probability to a multiple of 2**-24 of the whole row: an error of percents for a rare token.
     """
     tile = sample_index(sums, uniforms[:, 0])
+    return sample_in_tile(tile, tile_weights(weights, tile), uniforms[:, 1])
+
+
+def tile_weights(weights: Float[Array, "B V"], tile: Int[Array, "B"]) -> Float[Array, "B n"]:
+    """The weights of one tile of each row; 0 beyond the vocabulary."""
     index = tile[:, None] * TILE + jnp.arange(TILE)
     # An index beyond the vocabulary reads any weight, which the mask drops.
     within = jnp.take_along_axis(weights, index, axis=-1, mode="clip")
-    token = tile * TILE + sample_index(jnp.where(index < weights.shape[-1], within, 0), uniforms[:, 1])
-    return token.astype(jnp.int32)  # with JAX's 64 bits switched on, indices are int64
+    return jnp.where(index < weights.shape[-1], within, 0)
+
+
+def sample_in_tile(tile: Int[Array, "B"], weights: Float[Array, "B n"], uniform: Float[Array, "B"]) -> Int[Array, "B"]:
+    """Samples a token of one tile of each row by `tile_weights`."""
+    return tile * TILE + sample_index(weights, uniform)
 
 
 def replace_degenerate(

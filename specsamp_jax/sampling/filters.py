@@ -6,16 +6,16 @@ row itself, a number to multiply it by, and the smallest logit that is kept.
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from specsamp_jax import _checks
 from specsamp_jax._types import Filter, SamplingParams
 from specsamp_jax.sampling.cutoff import largest_logits, largest_threshold, mass_above, running_mass
-from specsamp_jax.sampling.mesh_axes import cond
+from specsamp_jax.sampling.mesh_axes import cond, vary_like
 from specsamp_jax.sampling.reduce import map_rows, row_max, wide
 
 
@@ -28,13 +28,15 @@ def call_unfiltered_if_off(fn: Callable[..., Any], *samplings: SamplingParams | 
     """Returns `fn(*samplings)`, by a program without filters if no parameter changes the logits of any row.
 
     The scale alone costs a CPU a third of a row's logsumexp. A row has the same bits in both programs if its filters
-    are off: a scale of 1 is exact, and a row without a cutoff keeps the sum over all of it. A larger program
-    begins later, whatever it runs: on a CPU the other branch costs a call of `verify` about 60 microseconds before its
-    first operation, for any vocabulary.
+    are off: a scale of 1 is exact, and a row without a cutoff keeps the sum over all of it.
+
+    A call on a CPU begins with an object for each buffer of the program, also of branches that do not run: about 100
+    nanoseconds per buffer in jaxlib 0.12. Reductions have the most: each has three scalars for the function that it
+    applies, an `argmax` and each `top_k` have eleven. So filters share searches and draws where they can.
 
     Args:
       fn: A function of sampling parameters, each None for no filter. Its results have the same types with any of them.
-      samplings: The parameters of the call.
+      samplings: The parameters of the call, with a `top_k` of int32 if it is an array.
       vocab_size: V; a `top_k` from V on is off.
     """
     on = [flag for sampling in samplings if sampling is not None for flag in _changes(sampling, vocab_size)]
@@ -49,13 +51,10 @@ def call_unfiltered_if_off(fn: Callable[..., Any], *samplings: SamplingParams | 
 
 def _changes(sampling: SamplingParams, vocab_size: int) -> list[bool | Bool[Array, "*B"]]:
     """Whether each parameter changes logits: a bool of a Python number, a flag per row of an array."""
-    top_k = sampling.top_k
-    if not isinstance(top_k, int | float | np.generic):
-        top_k = _checks.int32(jnp.asarray(top_k))
     flags = (
         # NaN is greedy.
         (sampling.temperature, lambda value: value != 1),
-        (top_k, lambda value: (value > 0) & (value < vocab_size)),
+        (sampling.top_k, lambda value: (value > 0) & (value < vocab_size)),
         (sampling.top_p, lambda value: value < 1),
         (sampling.min_p, lambda value: value > 0),
     )
@@ -105,8 +104,8 @@ def _cutoffs(
     def per_row(value, dtype):
         return jnp.broadcast_to(jnp.asarray(value, dtype).reshape(-1, 1), off.shape)
 
-    # As int32: a narrower type would wrap where it is compared with V.
-    top_k = per_row(_checks.int32(jnp.asarray(sampling.top_k)), None)
+    # A narrower type than int32 would wrap where it is compared with V.
+    top_k = per_row(sampling.top_k, jnp.int32)
     top_p, min_p = (per_row(value, dtype) for value in (sampling.top_p, sampling.min_p))
     uses_top_k, uses_top_p, uses_min_p = (top_k > 0) & (top_k < vocab_size), top_p < 1, min_p > 0
 
@@ -123,6 +122,16 @@ def _cutoffs(
         return jnp.where(jnp.isfinite(largest), jnp.minimum(cutoff, largest), off)
 
     return cond((uses_top_k | uses_top_p | uses_min_p).any(), filtered, lambda: off)
+
+
+class _Search(NamedTuple):
+    """Arguments of `largest_threshold` after the logits and the largest of them."""
+
+    scale: Float[Array, "B R"]
+    wanted: Float[Array, "B R"]
+    floor: Float[Array, "B R"]
+    above_floor: Float[Array, "B R"]
+    active: Bool[Array, "B R"]
 
 
 def _top_k_top_p(
@@ -145,42 +154,49 @@ def _top_k_top_p(
     whole_row = size == vocab_size
     k = sampling.top_k
     always_short = whole_row or (isinstance(k, int | np.integer) and 0 < k <= size)
+    varying = logits, scale, top_k, top_p
 
     short = uses_top_k & (top_k <= size)
     kth = jnp.where(jnp.arange(size) < top_k[..., None], values, jnp.inf).min(-1)
     floor = jnp.where(short, kth, everything)
-    if not (always_short or is_number(k, 0)):
-        long = uses_top_k & ~short
 
-        def search_top_k():
-            count = top_k.astype(largest.dtype)
-            all_logits = jnp.full_like(largest, vocab_size)
-            return largest_threshold(logits, values, jnp.zeros_like(scale), count, floor, all_logits, long)
+    def by_top_k(floor):
+        count, all_logits = top_k.astype(largest.dtype), jnp.full_like(largest, vocab_size)
+        return _Search(jnp.zeros_like(scale), count, floor, all_logits, uses_top_k & ~short), floor
 
-        floor = cond(long.any(), search_top_k, lambda: floor)
-    if is_number(sampling.top_p, 1.0):
-        return floor
+    def by_top_p(floor):
+        sums = running_mass(values, largest, scale)
+        # Those that were left out are at most `smallest`: below the floor, or without mass.
+        complete = jnp.full_like(short, True) if whole_row else (smallest < floor) | (smallest == -jnp.inf)
+        mass = jnp.where(values >= floor[..., None], sums, 0).max(-1)
+        if not whole_row:
+            reads, mass_found = uses_top_p & ~complete, mass
 
-    sums = running_mass(values, largest, scale)
-    # Those that were left out are at most `smallest`: below the floor, or without mass.
-    complete = jnp.full_like(short, True) if whole_row else (smallest < floor) | (smallest == -jnp.inf)
-    mass = jnp.where(values >= floor[..., None], sums, 0).max(-1)
-    if not whole_row:
-        reads = uses_top_p & ~complete
+            def read_rows():
+                return jnp.where(reads, mass_above(logits, floor, largest, scale, reads), mass_found)
 
-        def read_rows():
-            return jnp.where(reads, mass_above(logits, floor, largest, scale, reads), mass)
+            mass = cond(reads.any(), read_rows, lambda: mass_found)
+        wanted = top_p * mass
+        found = jnp.where(sums >= wanted[..., None], values, -jnp.inf).max(-1)
+        cutoff = jnp.where(uses_top_p, jnp.maximum(floor, found), floor)
+        beyond = uses_top_p & (found == -jnp.inf) & ~short & ~complete
+        return _Search(scale, wanted, floor, mass, beyond), cutoff
 
-        mass = cond(reads.any(), read_rows, lambda: mass)
-    wanted = top_p * mass
-    found = jnp.where(sums >= wanted[..., None], values, -jnp.inf).max(-1)
-    cutoff = jnp.where(uses_top_p, jnp.maximum(floor, found), floor)
+    def search(inputs: _Search, cutoff):
+        def searched():
+            return jnp.where(inputs.active, largest_threshold(logits, values, *inputs), cutoff)
+
+        return cond(inputs.active.any(), searched, lambda: cutoff)
+
+    has_top_k, has_top_p = not is_number(k, 0), not is_number(sampling.top_p, 1.0)
     if always_short:
-        return cutoff
-    beyond = uses_top_p & (found == -jnp.inf) & ~short & ~complete
+        return by_top_p(floor)[1] if has_top_p else floor
+    if not (has_top_k and has_top_p):
+        return search(*(by_top_k if has_top_k else by_top_p)(floor))
 
-    def search_top_p():
-        searched = largest_threshold(logits, values, scale, wanted, floor, mass, beyond)
-        return jnp.where(beyond, searched, cutoff)
+    def narrow(i, cutoff):
+        # One search in the program for both filters: each buffer of a program costs a CPU time, used or not.
+        inputs = cond(i == 0, lambda: by_top_k(cutoff), lambda: by_top_p(cutoff))
+        return vary_like(search(*inputs), varying)
 
-    return cond(beyond.any(), search_top_p, lambda: cutoff)
+    return lax.fori_loop(0, 2, narrow, vary_like(floor, varying))

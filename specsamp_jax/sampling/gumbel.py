@@ -10,9 +10,10 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int, Key
 
 from specsamp_jax import _checks
+from specsamp_jax._rank_promotion import allow_rank_promotion
 from specsamp_jax._types import TILE, KeyLike, SamplingParams
+from specsamp_jax.sampling import kernels, streams
 from specsamp_jax.sampling import rows as dist
-from specsamp_jax.sampling import streams
 from specsamp_jax.sampling.draw import replace_degenerate
 from specsamp_jax.sampling.filters import call_unfiltered_if_off, make_filter
 from specsamp_jax.sampling.mesh_axes import vary_like, with_automatic_axes
@@ -20,6 +21,7 @@ from specsamp_jax.sampling.reduce import at_least_16_bits, wide
 from specsamp_jax.sampling.streams import Purpose
 
 
+@allow_rank_promotion
 def sample_coupled(
     key: KeyLike,
     logits: Float[Array, "B V"],
@@ -72,7 +74,7 @@ def sample_coupled(
             token = largest_perturbed(logits[:, None], rows, keys)[:, 0]
             return replace_degenerate(token, logits, rows.degenerate[:, 0]), rows.log_normalizers[:, 0]
 
-        return call_unfiltered_if_off(apply, sampling, vocab_size=vocab_size)
+        return call_unfiltered_if_off(apply, *kernels.merge(*kernels.split(sampling)), vocab_size=vocab_size)
 
     return with_automatic_axes(draw, logits, streams.words(key, batch_size), positions, sampling)
 

@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Int, UInt32
 from pallas_kernels import config as sizes
 from pallas_kernels import mosaic, random
 from pallas_kernels.limits import Limits
+from specsamp_jax import _checks
 from specsamp_jax._types import TILE, Filter, SamplingParams
 from specsamp_jax.sampling.filters import is_number, make_filter
 from specsamp_jax.sampling.streams import Purpose
@@ -28,14 +29,20 @@ MAX_BATCH = 65_535
 def split(*samplings: SamplingParams | None) -> tuple[list[Any], list[Any]]:
     """Splits sampling parameters into numbers, which are compiled into a program, and arrays.
 
-    Each of the two results has None in place of the parameters of the other; `merge` is the inverse.
+    Each of the two results has None in place of the parameters of the other; `merge` is the inverse. An array `top_k`
+    becomes int32, clipped to it.
     """
 
     def is_array(value):
         return isinstance(value, jax.Array | np.ndarray)
 
+    def as_array(name: str, value: Any) -> Any:
+        if not is_array(value):
+            return None
+        return _checks.int32(value) if name == "top_k" else jnp.asarray(value)
+
     numbers = [jax.tree.map(lambda x: None if is_array(x) else x, sampling) for sampling in samplings]
-    arrays = [jax.tree.map(lambda x: jnp.asarray(x) if is_array(x) else None, sampling) for sampling in samplings]
+    arrays = [s if s is None else SamplingParams(*map(as_array, SamplingParams._fields, s)) for s in samplings]
     return numbers, arrays
 
 

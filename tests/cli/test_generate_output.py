@@ -1,8 +1,10 @@
 """`specsamp generate`: stop strings, JSON lines, prompts in files, and fewer messages if a program reads the output."""
 
 import json
+import os
 import re
 import shutil
+import threading
 from pathlib import Path
 
 import jax
@@ -226,7 +228,7 @@ def test_rules_are_chosen_by_name_and_say_how_far_they_are_from_the_target(gener
 def test_compiled_programs_are_kept_in_the_user_s_cache(run, monkeypatch, tmp_path):
     updates = {}
     monkeypatch.setattr(jax.config, "update", updates.__setitem__)
-    monkeypatch.setattr(generate_module.generation, "load", lambda *_, **options: 1 / 0)
+    monkeypatch.setattr(generate_module.generation, "open_models", lambda *_, **options: 1 / 0)
 
     def folder_used(*options, **environment):
         updates.clear()
@@ -264,3 +266,15 @@ def test_prompts_may_come_from_standard_input(monkeypatch, tmp_path):
     with file.open() as opened:
         monkeypatch.setattr("sys.stdin", opened)
         assert [prompt.text for prompt in prompts.read_prompts(Path("-"))] == ["a\u2028b", "c"]
+
+
+def test_a_pipe_without_a_writer_is_reported_and_one_with_a_writer_is_read(run, monkeypatch, tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    monkeypatch.setattr(prompts, "_PIPE_SECONDS", 0.1)
+    status, _, told = run("generate", "--prompt-file", pipe)
+    assert (status, told) == (2, f"specsamp: {pipe} is a pipe that no program opened for writing in 0.1 seconds.\n")
+    writer = threading.Thread(target=pipe.write_text, args=("text",))
+    writer.start()
+    assert prompts.read_prompt(pipe) == "text"
+    writer.join()

@@ -111,8 +111,11 @@ def test_a_wrong_argument_is_reported(fn, change, message):
     arguments = {"key": jax.random.key(0), "prompt": PROMPT, "target": TARGET, "draft": DRAFT, "max_new_tokens": 4}
     arguments |= {"num_draft": 2} | change
     key, prompt = arguments.pop("key"), arguments.pop("prompt")
+    run = inspect.unwrap(fn)
+    if fn is ss.stream and callable(change.get("process_logits_fn")):  # its first step is the first to call it
+        run = lambda *inputs, **options: next(ss.stream(*inputs, **options))  # noqa: E731
     with pytest.raises(ValueError, match=re.escape(message)):
-        list(inspect.unwrap(fn)(key, prompt, **arguments))
+        run(key, prompt, **arguments)
 
 
 def test_two_rows_of_logits_alone_are_not_taken_for_a_pair():
@@ -161,11 +164,11 @@ def test_a_text_that_memory_cannot_hold_is_reported_before_it_is_allocated(monke
     models = {"target": TARGET, "draft": draft, "num_draft": 2}
     calls = (
         functools.partial(ss.generate, jax.random.key(0)),
-        lambda prompt, **options: next(ss.stream(jax.random.key(0), prompt, **options)),
+        functools.partial(ss.stream, jax.random.key(0)),
         ss.init,
     )
-    # Ids and log-probabilities of the state and of the result, and two caches of int32.
-    needed = 3 * (3 + 7 + 2) * (16 + 2 * 4)
+    # Ids and log-probabilities of the state and of the result, two caches of int32, and the logits of 3 + 2 tokens.
+    needed = 3 * (3 + 7 + 2) * (16 + 2 * 4) + 3 * (3 + 2) * V * 4
     asked = []
 
     def free_bytes(platform):
@@ -270,6 +273,23 @@ def test_a_wrong_result_of_a_drafter_is_reported(proposed, message):
     draft = jax.tree_util.register_static(Drafter)()
     with pytest.raises(ValueError, match=re.escape(message)):
         ss.generate(jax.random.key(0), PROMPT, target=TARGET, draft=draft, num_draft=2, max_new_tokens=3)
+
+
+class Forgetful:
+    """A rule that has a state, and does not return it."""
+
+    def init(self, batch_size):
+        return jnp.zeros(batch_size)
+
+    def __call__(self, key, target_logits, draft, sampling, state):
+        return ss.verify(key, target_logits, draft, sampling)
+
+
+def test_a_rule_with_a_state_returns_it():
+    message = "verify_fn must return (Verification, state), because it has `init`; got a Verification."
+    options = {"target": TARGET, "draft": DRAFT, "max_new_tokens": 2, "verify_fn": Forgetful()}
+    with pytest.raises(ValueError, match=re.escape(message)):
+        ss.generate(jax.random.key(0), PROMPT, **options)
 
 
 def test_init_checks_the_parameters_of_the_drafter():

@@ -61,6 +61,19 @@ def test_a_change_without_a_new_trace(name):
     assert len({result.log_probs.tobytes() for result in results}) > 1
 
 
+def test_the_loop_runs_where_arrays_of_two_ranks_may_not_broadcast():
+    options = {"target": tables.model(tables.table(0)), "draft": None, "max_new_tokens": 2}
+    with jax.numpy_rank_promotion("raise"):
+        steps = ss.stream(KEYS, PROMPT, **options)
+        next(steps)
+        with pytest.raises(ValueError, match="rank_promotion"):  # still the caller's setting between two items
+            jnp.ones(2) + jnp.ones((2, 2))
+        tokens = list(steps)[-1].tokens
+        shapes = jax.eval_shape(lambda: ss.generate(KEYS, PROMPT, **options | {"draft": ss.NGramDrafter()}))
+    assert np.array_equal(tokens, ss.generate(KEYS, PROMPT, **options).tokens)
+    assert shapes.tokens.shape == tokens.shape
+
+
 def test_traced_parameters_give_the_values_of_constant_parameters():
     sampling = ss.SamplingParams(0.5, 2, 0.9, 0.1)
     step = jax.jit(functools.partial(ss.step, target=tables.model(tables.table(0)), draft=None, sampling=sampling))

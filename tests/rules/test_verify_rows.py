@@ -260,7 +260,14 @@ def test_float64_is_verified_in_float64():
         assert np.all((token >= 0) & (token < 29))
 
 
-@pytest.mark.parametrize("mode", [lambda: jax.enable_x64(True), lambda: jax.numpy_dtype_promotion("strict")])
+@pytest.mark.parametrize(
+    "mode",
+    [
+        lambda: jax.enable_x64(True),
+        lambda: jax.numpy_dtype_promotion("strict"),
+        lambda: jax.numpy_rank_promotion("raise"),
+    ],
+)
 def test_types_are_the_same_with_64_bits_and_without_implicit_promotions(mode):
     keys, target, draft = random_batch(29)
     params = jax.tree.map(jnp.asarray, arrays())

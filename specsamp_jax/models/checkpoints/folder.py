@@ -142,7 +142,7 @@ def load_checkpoint(
         floating point. Nothing is loaded in that case. The tensors `rotary_emb.inv_freq`, and `lm_head.weight` if
         the head is the embedding, are allowed and not read.
     """
-    return _adapt(load_module(path, dtype=dtype, progress_fn=progress_fn), path)
+    return open_checkpoint(path, dtype=dtype).load(progress_fn)
 
 
 def _adapt(module: Any, path: str | os.PathLike[str]) -> Model:
@@ -158,30 +158,50 @@ def load_module(
     progress_fn: Callable[[int, int], Any] | None = None,
 ) -> Any:
     """Returns the module that `path` holds, such as a `Llama`; otherwise like `load_checkpoint`."""
-    module, slots, stored = _read_shapes(path, dtype)
-    fill(slots, stored, dtype, progress_fn)
-    return module
+    checkpoint = open_checkpoint(path, dtype=dtype)
+    fill(checkpoint.slots, checkpoint.stored, dtype, progress_fn)
+    return checkpoint.module
 
 
-def checkpoint_shapes(path: str | os.PathLike[str], *, dtype: DTypeLike | None = None) -> Model:
-    """Returns the model of `load_checkpoint` with shapes and dtypes (`jax.ShapeDtypeStruct`) in place of its weights.
+class Checkpoint(NamedTuple):
+    """A checkpoint whose weights are not read yet.
 
-    Args:
-      path: As in `load_checkpoint`.
-      dtype: As in `load_checkpoint`.
-
-    Raises:
-      ValueError: As in `load_checkpoint`.
+    Attributes:
+      path: The folder or GGUF file.
+      config: The settings of config.json.
+      dtype: The dtype of the parameters; None keeps that of the file.
+      module: The module, without weights.
+      slots: Its parameters.
+      stored: The tensors of the file by name.
     """
-    module, slots, stored = _read_shapes(path, dtype)
-    check(slots, stored)
-    for slot in slots:
-        slot.param.set_value(jax.ShapeDtypeStruct(slot.param.shape, loaded_dtype(slot, stored, dtype)))
-    return _adapt(module, path)
+
+    path: Path
+    config: dict[str, Any]
+    dtype: DTypeLike | None
+    module: Any
+    slots: list[Slot]
+    stored: Mapping[str, Stored | gguf_tensors.Quantized]
+
+    def shapes(self) -> Model:
+        """Returns the model with shapes and dtypes (`jax.ShapeDtypeStruct`) in place of its weights.
+
+        Raises:
+          ValueError: As in `load_checkpoint`.
+        """
+        check(self.slots, self.stored)
+        for slot in self.slots:
+            dtype = loaded_dtype(slot, self.stored, self.dtype)
+            slot.param.set_value(jax.ShapeDtypeStruct(slot.param.shape, dtype))
+        return _adapt(self.module, self.path)
+
+    def load(self, progress_fn: Callable[[int, int], Any] | None = None) -> Model:
+        """Returns the result of `load_checkpoint`, and raises its errors."""
+        fill(self.slots, self.stored, self.dtype, progress_fn)
+        return _adapt(self.module, self.path)
 
 
-def _read_shapes(path: str | os.PathLike[str], dtype: DTypeLike | None) -> tuple[Any, list[Slot], Mapping[str, Any]]:
-    """Returns the module without weights, its parameters, and the tensors of the checkpoint."""
+def open_checkpoint(path: str | os.PathLike[str], *, dtype: DTypeLike | None = None) -> Checkpoint:
+    """Reads the config and the shapes of a checkpoint; arguments and errors are those of `load_checkpoint`."""
     path = find_checkpoint(path)
     values, source = read_config(path), path if is_gguf(path) else path / _CONFIG
     family = FAMILIES.get(values.get("model_type") or "")
@@ -205,7 +225,7 @@ def _read_shapes(path: str | os.PathLike[str], dtype: DTypeLike | None) -> tuple
         raise ValueError(f"dtype must be floating point, got {jnp.dtype(dtype)}.")
     compute = _most_common(stored) if dtype is None else dtype
     module = nnx.eval_shape(lambda: family.module(config, dtype=compute, param_dtype=compute, rngs=nnx.Rngs(0)))
-    return module, list(family.layout(module)), stored
+    return Checkpoint(path, values, dtype, module, list(family.layout(module)), stored)
 
 
 def _read_tensors(path: Path, values: Mapping[str, Any]) -> Mapping[str, Stored | gguf_tensors.Quantized]:

@@ -14,7 +14,7 @@ from small_llama import SIZES, make_llama
 
 from specsamp_jax.models import from_nnx, load_checkpoint, load_module, save_checkpoint
 from specsamp_jax.models.checkpoints import slots
-from specsamp_jax.models.checkpoints.folder import checkpoint_shapes
+from specsamp_jax.models.checkpoints.folder import open_checkpoint
 from specsamp_jax.models.checkpoints.tensors import Stored
 
 pytestmark = pytest.mark.optimised(False)
@@ -330,7 +330,7 @@ def test_an_error_in_a_thread_ends_the_load(saved, monkeypatch):
 @pytest.mark.parametrize("dtype", [None, "float16"])
 def test_shapes_of_a_checkpoint_are_those_of_its_model(saved, dtype):
     change_tensors(saved, lambda tensors: tensors.update({"model.norm.weight": np.ones(24, np.float32)}))
-    shapes, model = checkpoint_shapes(saved, dtype=dtype), load_checkpoint(saved, dtype=dtype)
+    shapes, model = open_checkpoint(saved, dtype=dtype).shapes(), load_checkpoint(saved, dtype=dtype)
     assert jax.tree.map(lambda x: (x.shape, x.dtype), model.params) == jax.tree.map(
         lambda x: (x.shape, x.dtype), shapes.params
     )

@@ -20,7 +20,8 @@ from specsamp_jax.models import LogitsSettings, load_checkpoint, load_generation
 
 ROOT = Path(__file__).parents[3]
 PEERS_PYTHON = ROOT / ".venv-peers" / "bin" / "python"  # made by bench/peers/make_env.sh
-REAL = ROOT / ".work" / "real" / "smollm2"
+CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+REAL = CACHE / "specsamp" / "real" / "smollm2"
 GREEDY = ss.SamplingParams(temperature=0.0)
 # As published with Qwen2.5-7B-Instruct and SmolLM2-135M-Instruct.
 QWEN25 = {
@@ -195,7 +196,9 @@ print(json.dumps(texts))
 """
 
 
-@pytest.mark.skipif(not (PEERS_PYTHON.exists() and REAL.exists()), reason="needs transformers and .work/real/smollm2")
+@pytest.mark.slow
+@pytest.mark.skipif(not PEERS_PYTHON.exists(), reason="needs the environment that bench/peers/make_env.sh makes")
+@pytest.mark.skipif(not REAL.exists(), reason="bench/real/fetch.sh smollm2 was not run")
 def test_texts_of_a_real_checkpoint_equal_those_of_transformers():
     from specsamp_jax.text import load_tokenizer
 
