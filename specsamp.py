@@ -4,11 +4,13 @@ Python runs `specsamp_jax/__init__.py`, which imports JAX, before any module of 
 module instead, so that `specsamp --help` imports no JAX and Ctrl-C during the imports ends it without a traceback.
 """
 
+import _thread
 import contextlib
 import importlib
 import os
 import signal
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 
 COMMANDS = {
@@ -38,6 +40,7 @@ def run(arguments: Sequence[str]) -> int:
         import click
 
         cli = _group(click)
+    dropped_hook, sys.unraisablehook = sys.unraisablehook, _raise_interrupt_again
     try:
         try:
             cli.main(list(arguments), prog_name="specsamp", standalone_mode=False)
@@ -61,6 +64,8 @@ def run(arguments: Sequence[str]) -> int:
         if isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
             raise
         return _fail(1, f"out of memory: {str(error).splitlines()[0] if str(error) else 'no reason was given'}")
+    finally:
+        sys.unraisablehook = dropped_hook
     return 0
 
 
@@ -96,6 +101,20 @@ def _quiet_interrupt() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, handler)
+
+
+def _raise_interrupt_again(unraisable) -> None:
+    """Repeats a Ctrl-C that came where Python drops exceptions: JAX has such a function, called at garbage collections.
+
+    While XLA compiles, a signal waits for the next line of Python, which often is in that function.
+    """
+    if not issubclass(unraisable.exc_type, KeyboardInterrupt):
+        sys.__unraisablehook__(unraisable)
+        return
+    # Later, and by a thread: at once it would be raised in this function, and dropped.
+    timer = threading.Timer(0.01, _thread.interrupt_main)
+    timer.daemon = True
+    timer.start()
 
 
 def _discard_output() -> None:

@@ -119,6 +119,28 @@ specsamp.main()
     assert (result.returncode, result.stderr.strip()) == (130, "")
 
 
+def test_ctrl_c_in_a_callback_of_the_garbage_collector_is_not_lost():
+    code = """
+import click, gc, os, signal, sys, time, types, specsamp
+signal.signal(signal.SIGINT, signal.default_int_handler)
+def interrupted(*_):
+    gc.callbacks.remove(interrupted)
+    os.kill(os.getpid(), signal.SIGINT)
+    return None
+@click.command()
+def demo_command():
+    gc.callbacks.append(interrupted)
+    gc.collect()
+    for _ in range(300):
+        time.sleep(0.1)
+sys.modules["specsamp_jax.cli.demo"] = types.SimpleNamespace(demo_command=demo_command)
+sys.modules["specsamp_jax.cli"] = sys.modules["specsamp_jax"] = types.ModuleType("specsamp_jax")
+specsamp.main()
+"""
+    result = process(code, "demo")
+    assert (result.returncode, result.stderr.strip()) == (130, "")
+
+
 @pytest.mark.parametrize(
     ("error", "status", "sentence"),
     [
