@@ -59,7 +59,8 @@ def run(arguments: Sequence[str]) -> int:
             _discard_output()
         return _fail(1, f"{error.filename or 'standard output'}: {error.strerror or error}")
     except ValueError as error:
-        return _fail(2, str(error))
+        # Of Ctrl-C in a comparison that JAX calls from C++, it makes a ValueError with the traceback as text.
+        return 130 if str(error).rstrip().endswith("\nKeyboardInterrupt:") else _fail(2, str(error))
     except (MemoryError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
             raise

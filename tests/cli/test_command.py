@@ -5,6 +5,7 @@ import signal
 from pathlib import Path
 
 import click
+import jax
 import pytest
 from processes import process
 
@@ -158,6 +159,23 @@ def test_known_errors_are_one_sentence(monkeypatch, capsys, error, status, sente
     assert specsamp.run(["demo"]) == status
     captured = capsys.readouterr()
     assert (captured.out, captured.err) == ("", f"specsamp: {sentence}\n")
+
+
+def test_ctrl_c_that_jax_made_a_value_error_of_ends_the_command(monkeypatch, capsys):
+    class Key:
+        def __eq__(self, other):
+            raise KeyboardInterrupt
+
+        def __hash__(self):
+            return 0
+
+    def compare_keys(**options):
+        for _ in range(2):
+            jax.jit(lambda key: None, static_argnums=0)(Key())
+
+    monkeypatch.setattr(demo_command, "callback", compare_keys)
+    assert specsamp.run(["demo"]) == 130
+    assert capsys.readouterr().err == ""
 
 
 def test_other_errors_keep_their_traceback(monkeypatch):
