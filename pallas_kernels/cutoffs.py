@@ -65,6 +65,7 @@ class _Job(NamedTuple):
     out_type: Any
     write_fn: Callable[[int, Any, Any, Kept, Any, Any], None]
     extra: Extra | None
+    limits_fn: Callable[[Limits, Limits, Any], RowLimits]
     batch_size: int
     vocab_size: int
     num_rows: list[int]
@@ -95,7 +96,12 @@ def cutoffs(*inputs: Rows) -> list[Kept]:
             if ref is not None:
                 ref[sequence, row] = value
 
-    return launch("cutoffs", inputs, types, write)
+    return launch("cutoffs", inputs, types, write, limits_fn=_row_limits_without_greedy)
+
+
+def _row_limits_without_greedy(static: Limits, arrays: Limits, sequence: Any) -> RowLimits:
+    """Like `row_limits`, but no row is greedy: `cutoffs` does not return the first largest logit."""
+    return row_limits(static, arrays, sequence)._replace(greedy=None)
 
 
 def launch(
@@ -105,6 +111,7 @@ def launch(
     write_fn: Callable[[int, Any, Any, Kept, Any, Any], None],
     arguments: Any = (),
     extra: Extra | None = None,
+    limits_fn: Callable[[Limits, Limits, Any], RowLimits] = row_limits,
 ) -> Any:
     """Finds the cutoffs of all rows, in one launch or two.
 
@@ -116,6 +123,9 @@ def launch(
         runs in one block per row, or in two blocks one after the other, of which the last has the results.
       arguments: Additional arrays that are passed to `write_fn` and `extra`.
       extra: Other work of the last launch, or None.
+      limits_fn: Returns the parameters of a row, like `limits.row_limits`. Where they say that a row may be greedy,
+        `write_fn` must use `Kept.first`: Mosaic GPU (JAX 0.11 and 0.12) has no layout for the lane numbers of a value
+        that is unused, and searches all layouts of the kernel for one, without end in practice.
 
     Returns:
       The outputs.
@@ -123,7 +133,9 @@ def launch(
     batch_size, _, vocab_size = inputs[0].logits.shape
     num_rows = [rows.logits.shape[1] for rows in inputs]
     blocks = slices.num_blocks(batch_size * sum(num_rows), vocab_size)
-    job = _Job(name, inputs, out_type, write_fn, extra, batch_size, vocab_size, num_rows, sum(num_rows), blocks)
+    job = _Job(
+        name, inputs, out_type, write_fn, extra, limits_fn, batch_size, vocab_size, num_rows, sum(num_rows), blocks
+    )
     arrays = [array_limits(rows.limits, batch_size) for rows in inputs]
     args = [rows.logits.reshape(-1) for rows in inputs], arrays, arguments
     at_once = config.EMITTING_BLOCKS * config.num_multiprocessors()
@@ -307,7 +319,7 @@ def _slice(
     flat, number = sequence * job.num_rows[i] + row, sequence * job.num_slots + sum(job.num_rows[:i]) + row
     shared = None if scratch is None else scratch[job.dtypes.index(jnp.dtype(logits[i].dtype))]
     part = slices.locate_slice(logits[i], job.vocab_size, flat, number, block, job.blocks, shared, barrier)
-    return part, row_limits(static_limits(job.inputs[i].limits), arrays[i], sequence)
+    return part, job.limits_fn(static_limits(job.inputs[i].limits), arrays[i], sequence)
 
 
 def _tiles_scratch(job: _Job) -> list[Any]:

@@ -136,6 +136,38 @@ def test_sample_lowers_for_every_number_of_tiles_per_block(monkeypatch, num_tile
     assert launches(sample, (words, logits)) == 1
 
 
+FROM_KEYS = {
+    "token": kernels.verify_token_from_keys,
+    "block": kernels.verify_block_from_keys,
+    "sigmoid": functools.partial(kernels.verify_sigmoid_from_keys, alpha=-1e4, beta=1e4),
+}
+
+
+def array_parameters():
+    """Rules and shapes, lowered with parameters that are arrays; on every push a rule that `cutoffs` serves."""
+    wide, many = (8, 5, 51865), (64, 4, 151936)
+    for rule, shape, dtype in itertools.product(FROM_KEYS, ((2, 1, 2048), wide, many), ("float32", "bfloat16")):
+        quick = (rule, shape, dtype) == ("sigmoid", (2, 1, 2048), "float32")
+        yield pytest.param(rule, shape, dtype, marks=[] if quick else pytest.mark.slow)
+
+
+@NO_GPU
+@pytest.mark.parametrize(("rule", "shape", "dtype"), list(array_parameters()))
+def test_lowers_from_keys_with_parameters_as_arrays(monkeypatch, rule, shape, dtype):
+    """Mosaic GPU guesses layouts, and takes them back: an unused vector without a layout lets it try for minutes."""
+    layout_inference = pytest.importorskip("jax.experimental.mosaic.gpu.layout_inference")
+    monkeypatch.setitem(layout_inference.infer_layout.__kwdefaults__, "fuel", 1000)
+    batch_size, num_draft, vocab_size = shape
+    target, draft = arg(batch_size, num_draft + 1, vocab_size, dtype=dtype), arg(*shape, dtype=dtype)
+    sampling = ss.SamplingParams(arg(batch_size), arg(batch_size, dtype=jnp.int32), arg(batch_size), arg(batch_size))
+
+    def verify(words, target, tokens, draft, sampling):
+        return FROM_KEYS[rule](words, target, sampling, Draft(tokens, draft), sampling).tokens
+
+    tokens = arg(batch_size, num_draft, dtype=jnp.int32)
+    assert launches(verify, (arg(2, dtype=jnp.uint32), target, tokens, draft, sampling)) > 0
+
+
 @pytest.mark.parametrize("rule", [ss.verify, ss.verify_sigmoid])
 def test_one_implementation_for_each_platform_that_is_compiled_for(rule):
     def text(platform):
