@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import specsamp_jax as ss
+from specsamp_jax.sampling import kernels
 from specsamp_jax.sampling.filters import call_unfiltered_if_off
 
 V = 20
@@ -101,3 +102,8 @@ def test_a_row_has_the_same_bits_in_both_programs(rule, vocab_size):
         for ours, theirs in zip(run(*rows, sampling), expected, strict=True):
             num_rows = 3 if sampling is off else 1
             assert np.asarray(ours[:num_rows]).tobytes() == np.asarray(theirs[:num_rows]).tobytes()
+
+
+def test_a_narrow_top_k_is_wide_before_it_is_compared_with_the_vocabulary():
+    for top_k in (np.array([3, 100], "i1"), jnp.array([3, 100], "uint8")):
+        assert kernels.split(ss.SamplingParams(top_k=top_k))[1][0].top_k.dtype == jnp.int32
