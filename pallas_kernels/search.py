@@ -5,6 +5,9 @@ round, three thresholds divide the interval into four parts. Each block counts t
 a threshold, or sums their weights, and writes the results to `Exchange.sums`. After the cluster barrier, every block
 adds up the results of all blocks in the same order, so all blocks choose the same part. There is one cluster barrier
 per round.
+
+For top-p the first rounds divide the interval into equal parts of logits instead of ranks, half of which are next to 0,
+where the cutoff of a usual row is not. The round that sums all weights compares with two thresholds too.
 """
 
 from typing import Any, NamedTuple
@@ -25,11 +28,17 @@ SLACK = 0.05
 """Margin, in scaled logits, for rounding errors: the search for top-p starts this much below its exact lower bound."""
 
 
+FIRST_OFFSETS = 5.0, 10.0
+"""Distances in scaled logits from the largest logit to the thresholds of the round that sums all weights."""
+
+ROUNDS_BY_VALUE = 2
+"""Rounds of the search for top-p with thresholds at equal distances: from 15 logits, 5 after the first, to .3."""
+
 TOP_K, MASS, TOP_P, TOTAL, DONE = range(5)
 """Stages of the search.
 
 TOP_K searches for the cutoff of top-k. MASS sums the weights of the logits that top-k keeps. TOP_P searches for the
-cutoff of top-p. TOTAL sums the weights of the logits that all filters keep.
+cutoff of top-p. TOTAL sums the weights of the logits that all filters keep, unless a round before has done so.
 """
 
 
@@ -39,6 +48,9 @@ class _State(NamedTuple):
     Attributes:
       stage: The stage.
       low, high: Interval `[low, high)` of ranks that contains the cutoff of the stage.
+      low_logit, high_logit: Logits of these ranks, the latter at most the largest logit.
+      low_sum: Result for `low` as threshold; -1 if it has not been one in this stage.
+      by_value: Number of further rounds with thresholds at equal distances.
       cutoff: Largest cutoff of the stages that are complete.
       required: Count (top-k) or sum of weights (top-p) that the logits at or above the cutoff of the stage must reach.
       total: Result of the last round for its first threshold.
@@ -48,6 +60,10 @@ class _State(NamedTuple):
     stage: Any
     low: Any
     high: Any
+    low_logit: Any
+    high_logit: Any
+    low_sum: Any
+    by_value: Any
     cutoff: Any
     required: Any
     total: Any
@@ -83,44 +99,63 @@ def search_row(part: Slice, limits: RowLimits, exchange_sums: Any, largest: Any,
 
     def body(state: _State) -> _State:
         searching = (state.stage == TOP_K) | (state.stage == TOP_P)
-        pivots = _pivots(state.low, state.high)
-        thresholds = [
-            jnp.where(searching, _scalar(lambda r: _unrank(r, shift), pivot), state.cutoff) for pivot in pivots
-        ]
+        in_mass = state.stage == MASS
+        pivots, thresholds = _pivots(state, shift)
+        if limits.top_p is None:
+            thresholds = [jnp.where(searching, threshold, state.cutoff) for threshold in thresholds]
+        else:
+            first_pivots, first_thresholds = _first_pivots(limits, largest, state.cutoff, shift)
+            for i, (pivot, threshold) in enumerate(zip(first_pivots, first_thresholds, strict=True)):
+                pivots[i] = jnp.where(in_mass, pivot, pivots[i])
+                thresholds[i] = jnp.where(searching, thresholds[i], jnp.where(in_mass, threshold, state.cutoff))
         sums = _sums_above(part, exchange_sums, thresholds, largest, rate, state.stage == TOP_K, state.buffer)
-        low, high = state.low, state.high
-        for pivot, total in zip(pivots, sums, strict=True):
-            low = jnp.where(total >= state.required, jnp.maximum(low, pivot), low)
-            high = jnp.where(total >= state.required, high, jnp.minimum(high, pivot))
-        stage_cutoff = _scalar(lambda r: _unrank(r, shift), low)
-        converged = low + 1 >= high
-        # The next stage.
-        after_top_k = jnp.where(uses_top_p, MASS, TOTAL)
-        stage = jnp.where(state.stage == TOP_K, jnp.where(converged, after_top_k, TOP_K), state.stage)
-        stage = jnp.where(state.stage == MASS, TOP_P, stage)
-        stage = jnp.where((state.stage == TOP_P) & converged, TOTAL, stage)
-        stage = jnp.where(state.stage == TOTAL, DONE, stage)
-        cutoff = jnp.where(searching & converged, jnp.maximum(state.cutoff, stage_cutoff), state.cutoff)
-        cutoff = jnp.where((stage == TOTAL) & (state.stage != TOTAL), finish(cutoff), cutoff)
-        required = state.required
+        required, low, high, low_sum = state.required, state.low, state.high, state.low_sum
+        low_logit, high_logit, by_value = state.low_logit, state.high_logit, state.by_value - 1
         if limits.top_p is not None:
             mass = sums[0]
-            required = jnp.where(state.stage == MASS, limits.top_p * mass, required)
-            start = _top_p_start(limits, largest, mass, part.vocab_size)
+            required = jnp.where(in_mass, limits.top_p * mass, required)
+            start = jnp.maximum(_top_p_start(limits, largest, mass, part.vocab_size), state.cutoff)
             start = _scalar(lambda x: _rank(x, shift), jnp.maximum(start, LOWEST))
-            floor = _scalar(lambda x: _rank(x, shift), jnp.maximum(cutoff, LOWEST))
-            top_p_low = jnp.minimum(jnp.maximum(start, floor), end - 1)
             # With top_p = 0 only the largest logit is kept.
-            top_p_low = jnp.where(limits.top_p > 0, top_p_low, end - 1)
-            low, high = jnp.where(state.stage == MASS, top_p_low, low), jnp.where(state.stage == MASS, end, high)
-        return _State(stage, low, high, cutoff, required, sums[0], 1 - state.buffer)
+            start = jnp.where(limits.top_p > 0, jnp.minimum(start, end - 1), end - 1)
+            start_logit = _scalar(lambda r: _unrank(r, shift), start)
+            low, high = jnp.where(in_mass, start, low), jnp.where(in_mass, end, high)
+            low_logit = jnp.where(in_mass, start_logit, low_logit)
+            high_logit = jnp.where(in_mass, largest, high_logit)
+            low_sum = jnp.where(in_mass, -1.0, low_sum)
+            # Not from the lowest number, from which equal parts would be too long.
+            by_value = jnp.where(in_mass, jnp.where(start > lowest, ROUNDS_BY_VALUE, 0), by_value)
+        for pivot, threshold, total in zip(pivots, thresholds, sums, strict=True):
+            reaches = total >= required
+            raises, lowers = reaches & (pivot > low) & (pivot < high), ~reaches & (pivot < high) & (pivot > low)
+            low, high = jnp.where(raises, pivot, low), jnp.where(lowers, pivot, high)
+            low_logit, high_logit = jnp.where(raises, threshold, low_logit), jnp.where(lowers, threshold, high_logit)
+            low_sum = jnp.where(raises, total, low_sum)
+        converged = searching & (low + 1 >= high)
+        # The next stage.
+        after_top_k = jnp.where(uses_top_p, MASS, TOTAL)
+        stage = jnp.where((state.stage == TOP_K) & converged, after_top_k, state.stage)
+        stage = jnp.where(in_mass, TOP_P, stage)
+        stage = jnp.where((state.stage == TOP_P) & converged, TOTAL, stage)
+        stage = jnp.where(state.stage == TOTAL, DONE, stage)
+        cutoff = jnp.where(converged, jnp.maximum(state.cutoff, low_logit), state.cutoff)
+        begins_total = (stage == TOTAL) & (state.stage != TOTAL)
+        cutoff = jnp.where(begins_total, finish(cutoff), cutoff)
+        # The sum of the kept weights may be known: that of the last threshold.
+        is_summed = begins_total & (state.stage == TOP_P) & (low_sum >= 0) & (cutoff == low_logit)
+        total = jnp.where(is_summed, low_sum, sums[0])
+        stage = jnp.where(is_summed, DONE, stage)
+        search = low, high, low_logit, high_logit, low_sum, by_value
+        return _State(stage, *search, cutoff, required, total, 1 - state.buffer)
 
     top_k = jnp.float32(0) if limits.top_k is None else jnp.asarray(limits.top_k).astype(jnp.float32)
-    low = jnp.maximum(_scalar(lambda x: _rank(x, shift), top_k_bound), lowest)
+    low = jnp.minimum(jnp.maximum(_scalar(lambda x: _rank(x, shift), top_k_bound), lowest), end - 1)
     stage = jnp.where(uses_top_k, TOP_K, jnp.where(uses_top_p, MASS, TOTAL))
     cutoff = jnp.float32(-jnp.inf)
     cutoff = jnp.where(stage == TOTAL, finish(cutoff), cutoff)
-    state = _State(stage, jnp.minimum(low, end - 1), end, cutoff, top_k, jnp.float32(0), jnp.int32(0))
+    logits = _scalar(lambda r: _unrank(r, shift), low), largest
+    zeros = jnp.float32(0), jnp.int32(0)
+    state = _State(stage, low, end, *logits, jnp.float32(-1), jnp.int32(0), cutoff, top_k, *zeros)
     state = lax.while_loop(lambda state: state.stage < DONE, body, state)
     return Kept(largest, state.cutoff, state.total, None)
 
@@ -162,12 +197,35 @@ def _sums_above(part, exchange_sums, thresholds, largest, rate, counting, buffer
     ]
 
 
-def _pivots(low: Any, high: Any) -> list[jax.Array]:
-    """Ranks inside `[low, high)` that divide it into parts of about equal size."""
-    # Divided before the subtraction, because high - low can overflow int32.
+def _pivots(state: _State, shift: int) -> tuple[list[jax.Array], list[jax.Array]]:
+    """Ranks inside `[low, high)` that divide it into parts of about equal size, and their logits."""
     num_parts = NUM_THRESHOLDS + 1
-    step = jnp.maximum(high // num_parts - low // num_parts, 1)
-    return [jnp.minimum(low + step * i, jnp.maximum(high - 1, low)) for i in range(1, num_parts)]
+    number = tiling.lane_index(config.MIN_LANES) + 1
+    # Divided before the subtraction, because high - low can overflow int32.
+    step = jnp.maximum(state.high // num_parts - state.low // num_parts, 1)
+    by_rank = state.low + step * number
+    # Weighted before the subtraction, likewise.
+    share = number.astype(jnp.float32) * (1 / num_parts)
+    by_value = _rank(state.low_logit * (1 - share) + state.high_logit * share, shift)
+    use_value = jnp.where(state.by_value > 0, 0, config.MIN_LANES + 1)
+    ranks = jnp.where(number > use_value, jnp.maximum(by_value, state.low + 1), by_rank)
+    ranks = jnp.minimum(ranks, jnp.maximum(state.high - 1, state.low))
+    logits = _unrank(ranks, shift)
+
+    def scalars(vector, lowest):
+        return [jnp.max(jnp.where(number == i, vector, lowest)) for i in range(1, num_parts)]
+
+    return scalars(ranks, -(2**31)), scalars(logits, -jnp.inf)
+
+
+def _first_pivots(limits: RowLimits, largest: Any, cutoff: Any, shift: int) -> tuple[list[Any], list[Any]]:
+    """Ranks and logits of the thresholds of stage MASS: the cutoff of top-k, and two that may bound that of top-p."""
+    pivots, thresholds = [jnp.int32(-(2**31))], [cutoff]
+    for offset in FIRST_OFFSETS:
+        x = largest - (offset if limits.scale is None else offset / limits.scale)
+        pivots.append(_scalar(lambda x: _rank(x, shift), jnp.maximum(jnp.maximum(x, cutoff), LOWEST)))
+        thresholds.append(_scalar(lambda r: _unrank(r, shift), pivots[-1]))
+    return pivots, thresholds
 
 
 def _shift(dtype: Any) -> int:
