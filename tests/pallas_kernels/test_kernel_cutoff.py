@@ -81,10 +81,12 @@ SETTINGS = [
     {"top_k": 5000, "top_p": 1e-6},
     {"top_p": 0.999},
     {},
+    {"top_p": 0.99, "min_p": 0.2},
 ]
+NUM_SETTINGS = len(SETTINGS)
 
 
-def normal(seed, vocab_size, dtype, count=12):
+def normal(seed, vocab_size, dtype, count=NUM_SETTINGS):
     return (3 * jax.random.normal(jax.random.key(seed), (count, vocab_size))).astype(dtype)
 
 
