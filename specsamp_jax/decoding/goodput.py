@@ -6,32 +6,26 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 from jax import export
-from jax.scipy.special import ndtri
 from jaxtyping import Array, Bool, Float, Int
 
 from specsamp_jax import _checks
+from specsamp_jax.decoding import expected_tokens, probes
 
 CATCH_UP = 32
 """Tokens that a drafter reads at once if it was not run for some steps."""
-
-NEVER = 2**31 - 1
-"""Value of `GoodputState.probe_at` if no probe follows."""
-
-_ASSUMED_WEIGHT, _MEASURED_WEIGHT = 2.0, 20.0  # of a prior, in observations: one number, or one per position
-_SHORTEST_WAIT, _LONGEST_WAIT = 8, 4096  # steps between two probes
-_MOST_DOUBLINGS = 3  # of the wait, after probes that failed
 
 
 @dataclasses.dataclass(frozen=True)
 class GoodputNumDraft:
     """The draft length that promises the most tokens per second; 0, plain decoding, where drafting does not pay.
 
-    After each step the goodput of each of `lengths` is its expected number of tokens over its cost. The expected
-    number is m = 1 + a_1 + a_1 a_2 + ..., where a_i is the running acceptance at position i, given that all drafts
-    before it were accepted, of all rows together; drafts that a drafter did not propose count as rejected. It starts
-    from `prior`. A batch ends with its slowest row, so with B unfinished rows, of which the longest has R tokens left,
-    m is divided by 1 + z sqrt(v / (R m)): v is the variance of a step's tokens, z the expected largest of B normal
-    draws. The step after that runs the length of highest goodput, if it is better than the present one by `hysteresis`.
+    After `steps_per_choice` steps with drafts, and after each probe, the goodput of each of `lengths` is its expected
+    number of tokens over its cost. The expected number is m = 1 + a_1 + a_1 a_2 + ..., where a_i is the running
+    acceptance at position i, given that all drafts before it were accepted, of all rows together; drafts that a drafter
+    did not propose count as rejected. It starts from `prior`. A batch ends with its slowest row, so with B unfinished
+    rows, of which the longest has R tokens left, m is divided by 1 + z sqrt(v / (R m)): v is the variance of a step's
+    tokens, z the expected largest of B normal draws. The steps after that have the length of highest goodput, if it is
+    better than the present one by `hysteresis`.
     A row drafts fewer tokens where fewer are left to its limit.
 
     Acceptance beyond the present length is not observed, so the next longer length is tried from time to time. The
@@ -56,6 +50,7 @@ class GoodputNumDraft:
       prior: Acceptance before there are observations. One number per position, such as `measure_goodput` finds, counts
         as 20 observations of each. One number for all counts as 2 of the first position; the estimate of a position is
         then the prior of the next.
+      steps_per_choice: Steps with drafts between two choices. A choice takes as long as a few small kernels of a GPU.
 
     Example:
       >>> rule = GoodputNumDraft(costs=(1.0, 1.2, 1.4), lengths=(0, 1, 2))
@@ -69,6 +64,7 @@ class GoodputNumDraft:
     memory: float = 100.0
     probe_share: float = 0.01
     prior: float | tuple[float, ...] = 0.7
+    steps_per_choice: int = 8
 
     def __post_init__(self):
         _checks.lengths("GoodputNumDraft.lengths", self.lengths, 0)
@@ -86,6 +82,7 @@ class GoodputNumDraft:
             value = vars(self)[name]
             if not _checks.is_number(value) or not least <= value <= largest:
                 raise ValueError(f"GoodputNumDraft.{name} must be from {least} to {largest}; got {value}.")
+        _checks.count("GoodputNumDraft.steps_per_choice", self.steps_per_choice, 1)
         rates = self.prior if isinstance(self.prior, tuple) else (self.prior,) * self.lengths[-1]
         if not _is_tuple(rates, self.lengths[-1]) or not all(0 <= rate <= 1 for rate in rates):
             raise ValueError(
@@ -96,7 +93,7 @@ class GoodputNumDraft:
     def best(self, acceptance: tuple[float, ...]) -> int:
         """Returns the best draft length for a share of accepted drafts per position, given those before it."""
         rates = jnp.asarray(acceptance, jnp.float32)
-        return self.lengths[int(jnp.argmax(_num_tokens(rates, self.lengths) / jnp.asarray(self.costs)))]
+        return self.lengths[int(jnp.argmax(expected_tokens.num_tokens(rates, self.lengths) / jnp.asarray(self.costs)))]
 
 
 def _is_tuple(value: Any, size: int) -> bool:
@@ -131,7 +128,7 @@ def without_data(rule: GoodputNumDraft) -> GoodputNumDraft:
 class GoodputState(NamedTuple):
     """Observations and the present choice; the batch first, so that rows can be replaced. K is the longest length.
 
-    A step of length 0 changes `probing` alone.
+    A step of length 0 changes nothing, but for `probing` where a probe is due.
 
     Attributes:
       costs: Time of a step at each length.
@@ -140,9 +137,11 @@ class GoodputState(NamedTuple):
       accepted: Those among them in which it was accepted.
       choice: Index of the chosen length.
       probing: Whether the next step probes the length after the chosen one.
-      probe_at: Tokens of the text at which the next probe is due, or `NEVER`.
+      probe_at: Tokens of the text at which the next probe is due, or `probes.NEVER`.
       num_failed: Probes since the last that raised the expected number of tokens, or since the choice changed.
       num_seen: Tokens of the text that are in the drafter's cache without a gap.
+      num_waiting: Steps with drafts since the last choice.
+      num_expected: Expected tokens of a step of the length after the chosen one, as of the last choice.
     """
 
     costs: Float[Array, "B N"]
@@ -154,6 +153,8 @@ class GoodputState(NamedTuple):
     probe_at: Int[Array, "B"]
     num_failed: Int[Array, "B"]
     num_seen: Int[Array, "B"]
+    num_waiting: Int[Array, "B"]
+    num_expected: Float[Array, "B"]
 
 
 export.register_namedtuple_serialization(GoodputState, serialized_name="specsamp_jax.GoodputState")
@@ -166,12 +167,14 @@ def start(
     batch_size, longest = lengths.shape[0], rule.lengths[-1]
     none = jnp.zeros((batch_size, longest), jnp.float32)
     costs, prior = jnp.asarray(data.costs), jnp.asarray(data.prior)
-    acceptance = _acceptance(rule, none, none, prior)
-    num_tokens = _num_tokens(acceptance, rule.lengths)
-    slowest = _num_tokens_of_slowest(acceptance, rule.lengths, jnp.ones((batch_size,), bool), remaining)
+    rates = expected_tokens.acceptance(none, none, prior, is_measured=isinstance(rule.prior, tuple))
+    num_tokens = expected_tokens.num_tokens(rates, rule.lengths)
+    slowest = expected_tokens.num_tokens_of_slowest(rates, rule.lengths, jnp.ones((batch_size,), bool), remaining)
     choice = jnp.argmax(slowest / costs).astype(jnp.int32)
     num_failed = jnp.zeros((batch_size,), jnp.int32)
-    interval = _interval(rule, costs, num_tokens, choice, num_failed)
+    interval = probes.interval(
+        rule.lengths, rule.probe_share, costs=costs, num_tokens=num_tokens, choice=choice, num_failed=num_failed
+    )
     state = GoodputState(
         costs=jnp.broadcast_to(costs, (batch_size, costs.shape[0])),
         prior=jnp.broadcast_to(prior, (batch_size, longest)),
@@ -179,14 +182,16 @@ def start(
         accepted=none,
         choice=jnp.broadcast_to(choice, (batch_size,)),
         probing=jnp.zeros((batch_size,), bool),
-        probe_at=_probe_at(lengths + interval, interval, lengths + remaining),
+        probe_at=probes.probe_at(lengths + interval, interval, lengths + remaining),
         num_failed=num_failed,
         num_seen=lengths,
+        num_waiting=num_failed,
+        num_expected=jnp.broadcast_to(num_tokens[jnp.minimum(choice + 1, len(rule.lengths) - 1)], (batch_size,)),
     )
     return _per_row(rule, choice, remaining), state
 
 
-def update(
+def count(
     rule: GoodputNumDraft,
     length: int,
     state: GoodputState,
@@ -197,7 +202,9 @@ def update(
     lengths: Int[Array, "B"],
     remaining: Int[Array, "B"],
 ) -> tuple[Int[Array, "B"], GoodputState]:
-    """Returns the draft length of each row's next step and the state before it.
+    """Returns each row's draft length as long as the choice stays, and the state with the counts of a step.
+
+    Each element of the results depends on one row alone: on a GPU that is one small kernel after each step.
 
     Args:
       rule: The rule.
@@ -209,118 +216,99 @@ def update(
       lengths: Tokens of each row after the step.
       remaining: Tokens from there to each row's limit.
     """
-    if length > 0:
-        counts = {"active": active, "num_drafted": num_drafted, "num_accepted": num_accepted}
-        state = _observe(rule, state, **counts, lengths=lengths, remaining=remaining)
-    choice = state.choice.max(initial=0)
-    longer = jnp.minimum(choice + 1, len(rule.lengths) - 1)
-    due = (active & (lengths >= state.probe_at)).any()
-    probing = (longer > choice) & due & (rule.probe_share > 0)
-    state = state._replace(probing=jnp.broadcast_to(probing, active.shape))
-    return _per_row(rule, jnp.where(probing, longer, choice), remaining), state
-
-
-def _observe(
-    rule: GoodputNumDraft,
-    state: GoodputState,
-    *,
-    active: Bool[Array, "B"],
-    num_drafted: Int[Array, "B"],
-    num_accepted: Int[Array, "B"],
-    lengths: Int[Array, "B"],
-    remaining: Int[Array, "B"],
-) -> GoodputState:
-    """The state with a step's counts, the choice that follows from them, and the text at which a probe is due."""
+    if length == 0:
+        return num_drafted, state
     position = jnp.arange(rule.lengths[-1])
     tried = active[:, None] & (position < num_drafted[:, None]) & (position <= num_accepted[:, None])
     accepted = tried & (position < num_accepted[:, None])
     keep = jnp.where(tried, 1 - 1 / rule.memory, 1.0)
-    tried, accepted = tried.astype(jnp.float32), accepted.astype(jnp.float32)
-    before = state
-    state = state._replace(tried=state.tried * keep + tried, accepted=state.accepted * keep + accepted)
+    state = state._replace(
+        tried=state.tried * keep + tried.astype(jnp.float32),
+        accepted=state.accepted * keep + accepted.astype(jnp.float32),
+        # The drafter reads its drafts as it draws them: all but the last two tokens are there, whatever was accepted.
+        num_seen=jnp.where(state.probing, state.num_seen, lengths - 2),
+        num_waiting=state.num_waiting + 1,
+    )
+    return jnp.minimum(num_drafted, jnp.maximum(remaining - 1, 0)), state
 
+
+def num_steps_to_choice(rule: GoodputNumDraft, state: GoodputState) -> Int[Array, ""]:
+    """Returns the number of steps with drafts until `settle` chooses again: one if the next is a probe."""
+    return jnp.where(state.probing.any(), 1, rule.steps_per_choice - state.num_waiting.max(initial=0))
+
+
+def probe_is_due(
+    rule: GoodputNumDraft, state: GoodputState, unfinished: Bool[Array, "B"], lengths: Int[Array, "B"]
+) -> Bool[Array, ""]:
+    """Whether the text of an unfinished row has reached its next probe."""
+    return (unfinished & (lengths >= state.probe_at)).any() & (rule.probe_share > 0)
+
+
+def settle(
+    rule: GoodputNumDraft,
+    state: GoodputState,
+    *,
+    unfinished: Bool[Array, "B"],
+    lengths: Int[Array, "B"],
+    remaining: Int[Array, "B"],
+) -> tuple[Int[Array, "B"], GoodputState]:
+    """Returns the draft length of each row's next step, and the state before it, chosen anew where that is due.
+
+    Nothing changes between two choices, so a loop may call it after each step, or after the steps of one choice.
+
+    Args:
+      rule: The rule.
+      state: The state with the counts of all steps.
+      unfinished: Rows that have not finished.
+      lengths: Tokens of each row.
+      remaining: Tokens from there to each row's limit.
+    """
+    rows = {"unfinished": unfinished, "lengths": lengths, "remaining": remaining}
+    num_waiting = state.num_waiting.max(initial=0)
+    chooses = (num_waiting >= rule.steps_per_choice) | (state.probing.any() & (num_waiting > 0))
+    chosen = _choose(rule, state, **rows)
+    state = GoodputState(*(jnp.where(chooses, new, old) for new, old in zip(chosen, state, strict=True)))
+    choice = state.choice.max(initial=0)
+    longer = jnp.minimum(choice + 1, len(rule.lengths) - 1)
+    may_probe = (longer > choice) & (chooses | (jnp.array(rule.lengths)[choice] == 0))
+    probing = may_probe & probe_is_due(rule, state, unfinished, lengths)
+    state = state._replace(probing=jnp.broadcast_to(probing, unfinished.shape))
+    return _per_row(rule, jnp.where(probing, longer, choice), remaining), state
+
+
+def _choose(
+    rule: GoodputNumDraft,
+    state: GoodputState,
+    *,
+    unfinished: Bool[Array, "B"],
+    lengths: Int[Array, "B"],
+    remaining: Int[Array, "B"],
+) -> GoodputState:
+    """The state with the choice that follows from its counts, and the text at which a probe is due."""
     costs, prior = state.costs.max(0, initial=0), state.prior.max(0, initial=0)
-    expected = _num_tokens(_acceptance(rule, before.tried, before.accepted, prior), rule.lengths)
-    acceptance = _acceptance(rule, state.tried, state.accepted, prior)
-    num_tokens = _num_tokens(acceptance, rule.lengths)
-    goodput = _num_tokens_of_slowest(acceptance, rule.lengths, active, remaining) / costs
+    rates = expected_tokens.acceptance(state.tried, state.accepted, prior, is_measured=isinstance(rule.prior, tuple))
+    num_tokens = expected_tokens.num_tokens(rates, rule.lengths)
+    goodput = expected_tokens.num_tokens_of_slowest(rates, rule.lengths, unfinished, remaining) / costs
     old, best = state.choice.max(initial=0), jnp.argmax(goodput).astype(jnp.int32)
     choice = jnp.where(goodput[best] > goodput[old] * (1 + rule.hysteresis), best, old)
     longer, probing, changed = jnp.minimum(old + 1, len(rule.lengths) - 1), state.probing.any(), choice != old
-    raised = probing & (num_tokens[longer] > expected[longer])
+    raised = probing & (num_tokens[longer] > state.num_expected.max(initial=0))
     num_failed = jnp.where(changed | raised, 0, state.num_failed.max(initial=0) + probing.astype(jnp.int32))
-    num_failed = jnp.broadcast_to(num_failed, active.shape)
-    interval = _interval(rule, costs, num_tokens, choice, num_failed)
-    latest = jnp.where(changed | probing, NEVER, state.probe_at)
-    return state._replace(
-        choice=jnp.broadcast_to(choice, active.shape),
-        probe_at=_probe_at(jnp.minimum(latest, lengths + interval), interval, lengths + remaining),
-        num_failed=num_failed,
-        # The drafter reads its drafts as it draws them: all but the last two tokens are there, whatever was accepted.
-        num_seen=jnp.where(state.probing, state.num_seen, lengths - 2),
+    num_failed = jnp.broadcast_to(num_failed, unfinished.shape)
+    interval = probes.interval(
+        rule.lengths, rule.probe_share, costs=costs, num_tokens=num_tokens, choice=choice, num_failed=num_failed
     )
-
-
-def _interval(
-    rule: GoodputNumDraft,
-    costs: Float[Array, "N"],
-    num_tokens: Float[Array, "N"],
-    choice: Int[Array, ""],
-    num_failed: Int[Array, "B"],
-) -> Int[Array, "B"]:
-    """Tokens of a row between two probes of the length after the chosen one."""
-    longer = jnp.minimum(choice + 1, len(rule.lengths) - 1)
-    loss = costs[longer] - costs[choice] * num_tokens[longer] / num_tokens[choice]
-    # A drafter that did not run reads 32 tokens first, which takes about as long as another step of one draft.
-    loss += jnp.where(jnp.array(rule.lengths)[choice] == 0, costs[longer] - costs[choice], 0)
-    wait = loss / (max(rule.probe_share, 1e-6) * costs[choice])
-    wait = jnp.maximum(wait, _SHORTEST_WAIT) * (1 << jnp.minimum(num_failed, _MOST_DOUBLINGS)).astype(jnp.float32)
-    return (jnp.minimum(wait, _LONGEST_WAIT) * num_tokens[choice]).astype(jnp.int32)
-
-
-def _probe_at(due: Int[Array, "B"], interval: Int[Array, "B"], limits: Int[Array, "B"]) -> Int[Array, "B"]:
-    """`due`, or `NEVER` where fewer tokens than two intervals would follow: too few for a probe to pay."""
-    return jnp.where(limits - due >= 2 * interval, due, NEVER)
+    expected = num_tokens[jnp.minimum(choice + 1, len(rule.lengths) - 1)]
+    latest = jnp.where(changed | probing, probes.NEVER, state.probe_at)
+    return state._replace(
+        choice=jnp.broadcast_to(choice, unfinished.shape),
+        probe_at=probes.probe_at(jnp.minimum(latest, lengths + interval), interval, lengths + remaining),
+        num_failed=num_failed,
+        num_expected=jnp.broadcast_to(expected, unfinished.shape),
+        num_waiting=jnp.zeros_like(state.num_waiting),
+    )
 
 
 def _per_row(rule: GoodputNumDraft, index: Int[Array, ""], remaining: Int[Array, "B"]) -> Int[Array, "B"]:
     """The length of that index, or less in rows that are close to their limit: the last token needs no draft."""
     return jnp.minimum(jnp.array(rule.lengths, jnp.int32)[index], jnp.maximum(remaining - 1, 0))
-
-
-def _acceptance(
-    rule: GoodputNumDraft, tried: Float[Array, "B K"], accepted: Float[Array, "B K"], prior: Float[Array, "K"]
-) -> Float[Array, "K"]:
-    """Acceptance at each position, given those before.
-
-    A measured prior has a value per position. Otherwise the estimate of a position is the prior of the next.
-    """
-    tried, accepted = tried.sum(0), accepted.sum(0)
-    if isinstance(rule.prior, tuple):
-        return (accepted + _MEASURED_WEIGHT * prior) / (tried + _MEASURED_WEIGHT)
-    rates = []
-    for i in range(tried.shape[0]):
-        before = rates[-1] if rates else prior[0]
-        rates.append((accepted[i] + _ASSUMED_WEIGHT * before) / (tried[i] + _ASSUMED_WEIGHT))
-    return jnp.stack(rates) if rates else jnp.zeros((0,), jnp.float32)
-
-
-def _num_tokens(acceptance: Float[Array, "K"], lengths: tuple[int, ...]) -> Float[Array, "N"]:
-    """The expected number of tokens of a step at each length."""
-    sums = jnp.concatenate([jnp.ones(1), 1 + jnp.cumsum(jnp.cumprod(acceptance))])
-    return sums[jnp.array(lengths)]
-
-
-def _num_tokens_of_slowest(
-    acceptance: Float[Array, "K"], lengths: tuple[int, ...], active: Bool[Array, "B"], remaining: Int[Array, "B"]
-) -> Float[Array, "N"]:
-    """The expected number of tokens per step, at each length, of the row that needs most steps to its limit."""
-    mean = _num_tokens(acceptance, lengths)
-    reached = jnp.cumprod(acceptance)  # P(at least i drafts are accepted)
-    squares = jnp.cumsum((2 * jnp.arange(reached.shape[0], dtype=jnp.float32) + 1) * reached)
-    variance = jnp.maximum(jnp.concatenate([jnp.zeros(1), squares])[jnp.array(lengths)] - (mean - 1) ** 2, 0)
-    left = jnp.where(active, remaining, 0)
-    num_rows = jnp.maximum((left > 0).sum(), 1).astype(jnp.float32)
-    largest = ndtri((num_rows - 0.375) / (num_rows + 0.25))  # of as many normal draws, by Blom (1958)
-    longest = left.max(initial=1).astype(jnp.float32)
-    return mean / (1 + largest * jnp.sqrt(variance / (longest * mean)))

@@ -77,7 +77,7 @@ def start(
     return jnp.full(lengths.shape, first, jnp.int32), ()
 
 
-def update(
+def count(
     num_draft: NumDraft,
     length: int,
     current: Int[Array, "B"],
@@ -90,14 +90,28 @@ def update(
 ) -> tuple[Int[Array, "B"], Any]:
     """Returns the draft length of each row's next step, and the state of the rule, after a step of `length`.
 
-    See `goodput.update`.
+    `GoodputNumDraft` only counts; `settle` chooses. See `goodput.count`.
     """
     if isinstance(num_draft, GoodputNumDraft):
         counts = {"active": active, "num_drafted": current, "num_accepted": num_accepted}
-        return goodput.update(num_draft, length, state, **counts, lengths=lengths, remaining=remaining)
+        return goodput.count(num_draft, length, state, **counts, lengths=lengths, remaining=remaining)
     if isinstance(num_draft, HeuristicNumDraft):
         return jnp.where(active, num_draft.update(current, num_accepted), current), state
     return current, state
+
+
+def settle(num_draft: NumDraft, state: DecodeState) -> DecodeState:
+    """Returns the state with the draft length chosen anew where that is due. See `goodput.settle`."""
+    if not isinstance(num_draft, GoodputNumDraft):
+        return state
+    next_num_draft, num_draft_state = goodput.settle(
+        num_draft,
+        state.num_draft_state,
+        unfinished=~state.finished,
+        lengths=state.lengths,
+        remaining=state.limits - state.lengths,
+    )
+    return state._replace(num_draft=next_num_draft, num_draft_state=num_draft_state)
 
 
 def longest(state: DecodeState) -> Int[Array, ""]:
@@ -111,12 +125,16 @@ def next_index(num_draft: NumDraft, state: DecodeState) -> Int[Array, ""]:
 
 
 def runs_next(num_draft: NumDraft, index: int, state: DecodeState) -> Bool[Array, ""]:
-    """Whether `next_index` is `index`: two comparisons, because a loop asks after every step."""
-    lengths, needed = compiled_lengths(num_draft), longest(state)
+    """Whether the next step has the length of `index`, as the step before: a loop asks after every step."""
+    lengths = compiled_lengths(num_draft)
+    if isinstance(num_draft, GoodputNumDraft) and lengths[index] == 0:
+        return ~goodput.probe_is_due(num_draft, state.num_draft_state, ~state.finished, state.lengths)
+    needed = longest(state)
     return (needed <= lengths[index]) & (needed > (lengths[index - 1] if index else -1))
 
 
-def is_probe(state: DecodeState) -> Bool[Array, ""]:
-    """Whether the next step only tries a draft length."""
-    rule = state.num_draft_state
-    return rule.probing.any() if isinstance(rule, GoodputState) else jnp.zeros((), bool)
+def most_steps(num_draft: NumDraft, index: int, state: DecodeState) -> Int[Array, ""] | int:
+    """Returns the number of steps of the length of `index` before `settle` must be called."""
+    if isinstance(num_draft, GoodputNumDraft) and compiled_lengths(num_draft)[index] > 0:
+        return goodput.num_steps_to_choice(num_draft, state.num_draft_state)
+    return 2**30

@@ -138,8 +138,10 @@ def step(
     )
     branches = [functools.partial(run, length) for length in num_draft_module.compiled_lengths(num_draft)]
     if len(branches) == 1:
-        return branches[0](state)
-    return lax.switch(num_draft_module.next_index(num_draft, state), branches, catch_up(state, drafter))
+        state, info = branches[0](state)
+    else:
+        state, info = lax.switch(num_draft_module.next_index(num_draft, state), branches, catch_up(state, drafter))
+    return num_draft_module.settle(num_draft, state), info
 
 
 def check_state(state: DecodeState, drafter: Drafter | None, num_draft: NumDraft) -> None:

@@ -9,7 +9,7 @@ from jaxtyping import Array, Bool
 from specsamp_jax._types import Stats
 from specsamp_jax.decoding.catch_up import catch_up
 from specsamp_jax.decoding.drafters import Drafter
-from specsamp_jax.decoding.num_draft import NumDraft, compiled_lengths, is_probe, next_index, runs_next
+from specsamp_jax.decoding.num_draft import NumDraft, compiled_lengths, most_steps, next_index, runs_next, settle
 from specsamp_jax.decoding.state import DecodeState
 
 Carry = tuple[DecodeState, Stats]
@@ -25,11 +25,11 @@ def run_steps(
 ) -> Carry:
     """Returns the state and the counts after all steps.
 
-    Consecutive steps of one length run in a loop of their own. So a conditional is passed once per change of the
-    length, not once per step, and steps of length 0 run in the same loop as without a drafter.
+    Consecutive steps of one length run in a loop of their own. So the conditional and the choice of the next length are
+    passed once per loop, not once per step, and steps of length 0 run in the same loop as without a drafter.
 
     Args:
-      advance_fn: `(length, carry) -> carry`: one step of a length that is compiled in.
+      advance_fn: `(length, carry) -> carry`: one step of a length that is compiled in, which chooses no new length.
       unfinished_fn: `carry -> whether another step follows`.
       carry: The state and the counts before the first step.
       drafter: The drafter.
@@ -40,11 +40,12 @@ def run_steps(
         return lax.while_loop(unfinished_fn, functools.partial(advance_fn, compiled[0]), carry)
 
     def stretch(index, carry):
-        probes = is_probe(carry[0])
+        state, stats = carry
+        end = stats.num_steps + most_steps(num_draft, index, state)
 
         def goes_on(carry):
-            same = runs_next(num_draft, index, carry[0]) & (is_probe(carry[0]) == probes)
-            return unfinished_fn(carry) & same
+            state, stats = carry
+            return unfinished_fn(carry) & (stats.num_steps < end) & runs_next(num_draft, index, state)
 
         return lax.while_loop(goes_on, functools.partial(advance_fn, compiled[index]), carry)
 
@@ -53,6 +54,7 @@ def run_steps(
     def body(carry):
         state, stats = carry
         # The drafter reads before a stretch what it missed. Within a stretch it misses nothing.
-        return lax.switch(next_index(num_draft, state), branches, (catch_up(state, drafter), stats))
+        state, stats = lax.switch(next_index(num_draft, state), branches, (catch_up(state, drafter), stats))
+        return settle(num_draft, state), stats
 
     return lax.while_loop(unfinished_fn, body, carry)

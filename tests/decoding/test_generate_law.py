@@ -86,7 +86,7 @@ def test_the_loop_emits_the_targets_law(draft, num_draft, sampling):
 def test_the_law_while_the_draft_length_follows_the_past():
     """Each sample is a batch of its own, so that its draft lengths follow its own accepted drafts."""
     num_new, prompt = 4, [1, 2, 1, 2, 1]
-    rule = ss.GoodputNumDraft((1.0, 1.45), (0, 1), hysteresis=0.0, memory=1.0, prior=0.5)
+    rule = ss.GoodputNumDraft((1.0, 1.45), (0, 1), hysteresis=0.0, memory=1.0, prior=0.5, steps_per_choice=1)
     models = {"target": tables.model(TARGET), "draft": tables.model(DRAFT), "num_draft": rule}
 
     @jax.jit

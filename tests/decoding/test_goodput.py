@@ -11,7 +11,7 @@ import pytest
 import tables
 
 import specsamp_jax as ss
-from specsamp_jax.decoding import costs, goodput
+from specsamp_jax.decoding import costs, expected_tokens, goodput, probes
 
 pytestmark = pytest.mark.optimised(False)
 
@@ -23,7 +23,8 @@ PROMPT = [1, 2, 1, 2, 1]
 
 def after(rule, accepted, *, num_steps=60, remaining=1000):
     """Draft lengths and states of a row whose step accepts `accepted(i, num_draft)` drafts."""
-    update = jax.jit(functools.partial(goodput.update, rule), static_argnums=0)
+    count = jax.jit(functools.partial(goodput.count, rule), static_argnums=0)
+    settle = jax.jit(functools.partial(goodput.settle, rule))
     row = functools.partial(jnp.full, (1,))
     num_tokens = 5
     num_draft, state = goodput.start(rule, goodput.measured(rule), row(num_tokens), row(remaining))
@@ -31,10 +32,12 @@ def after(rule, accepted, *, num_steps=60, remaining=1000):
     for i in range(num_steps):
         lengths.append(int(num_draft[0]))
         states.append(state)
-        count = min(accepted(i, lengths[-1]), lengths[-1])
-        num_tokens += count + 1
-        counts = {"num_accepted": row(count), "lengths": row(num_tokens), "remaining": row(remaining)}
-        num_draft, state = update(lengths[-1], state, active=row(True), num_drafted=num_draft, **counts)
+        num_accepted = min(accepted(i, lengths[-1]), lengths[-1])
+        num_tokens += num_accepted + 1
+        text = {"lengths": row(num_tokens), "remaining": row(remaining)}
+        counts = {"active": row(True), "num_drafted": num_draft, "num_accepted": row(num_accepted)}
+        _, state = count(lengths[-1], state, **counts, **text)
+        num_draft, state = settle(state, unfinished=row(True), **text)
     return lengths, states
 
 
@@ -71,7 +74,7 @@ def test_the_acceptance_is_that_of_the_steps_that_reached_a_position():
 def test_probes_are_rare_enough_to_be_cheap():
     table = (1.0, 1.5, 2.0)
     lengths, _ = after(ss.GoodputNumDraft(table, LENGTHS, probe_share=0.01), lambda i, k: 0, num_steps=2000)
-    assert 2 <= np.count_nonzero(lengths[100:]) <= 0.01 * 1900 / (table[1] - table[0])
+    assert 2 <= np.count_nonzero(lengths[20:]) <= 0.01 * 1980 / (table[1] - table[0])
     never = after(ss.GoodputNumDraft(table, LENGTHS, probe_share=0.0), lambda i, k: 0, num_steps=300)[0]
     assert not any(never[20:])
 
@@ -85,6 +88,14 @@ def test_probes_that_fail_become_rarer_and_those_that_succeed_do_not():
     # A probe that fails costs the draft, 0.5, and a step of the drafter's reading, 0.5: 20 steps at a share of 0.05.
     assert gaps["rejected"][:4] == [41, 81, 161, 161][: len(gaps["rejected"])]
     assert len(gaps["accepted at times"]) > len(gaps["rejected"])
+
+
+def test_the_length_changes_after_some_steps_with_drafts():
+    rule = ss.GoodputNumDraft(RULE.costs, LENGTHS, prior=0.9, probe_share=0.0, steps_per_choice=5)
+    lengths, _ = after(rule, lambda i, k: 0, num_steps=30)
+    changes = np.flatnonzero(np.diff(lengths)) + 1
+    assert len(changes) >= 1
+    assert (changes % 5 == 0).all()
 
 
 def test_a_measured_acceptance_decides_from_the_first_step():
@@ -108,10 +119,10 @@ def test_the_slowest_row_of_a_batch_decides():
     accepted = (np.random.default_rng(0).random((2_000, 16, 60, 2)) < rates).cumprod(-1).sum(-1)
     num_steps = 1 + (np.cumsum(accepted + 1, axis=-1) < num_tokens).sum(-1)
     rows = jnp.full((16,), num_tokens)
-    slowest = goodput._num_tokens_of_slowest(jnp.array(rates), LENGTHS, rows > 0, rows)
+    slowest = expected_tokens.num_tokens_of_slowest(jnp.array(rates), LENGTHS, rows > 0, rows)
     assert num_tokens / slowest[2] == pytest.approx(num_steps.max(1).mean(), rel=0.02)
     assert slowest[0] == 1
-    alone = goodput._num_tokens_of_slowest(jnp.array(rates), LENGTHS, jnp.arange(16) == 3, rows)
+    alone = expected_tokens.num_tokens_of_slowest(jnp.array(rates), LENGTHS, jnp.arange(16) == 3, rows)
     np.testing.assert_allclose(alone, [1, 1.6, 1.9], rtol=1e-6)
 
 
@@ -158,6 +169,7 @@ def test_the_last_token_of_a_row_needs_no_draft():
         ),
         ({"prior": (0.5, 0.5, 0.5)}, r"2 in all; got \(0.5, 0.5, 0.5\)"),
         ({"memory": 0.5}, "GoodputNumDraft.memory must be from 1"),
+        ({"steps_per_choice": 0}, "GoodputNumDraft.steps_per_choice must be"),
     ],
 )
 def test_wrong_settings_are_reported(options, message):
@@ -192,8 +204,10 @@ def test_no_type_is_promoted_implicitly():
 
     def run():
         start = goodput.start(RULE, goodput.measured(RULE), counts, counts)[1]
-        options = {"active": counts > 0, "num_drafted": counts, "num_accepted": counts, "lengths": counts}
-        return start, goodput.update(RULE, 1, start, **options, remaining=counts)[1]
+        options = {"active": counts > 0, "num_drafted": counts, "num_accepted": counts}
+        text = {"lengths": counts, "remaining": counts}
+        counted = goodput.count(RULE, 1, start, **options, **text)[1]
+        return start, goodput.settle(RULE, counted, unfinished=counts > 0, **text)[1]
 
     with jax.numpy_dtype_promotion("strict"):
         before, after_step = jax.eval_shape(run)
@@ -254,7 +268,7 @@ def test_a_probe_that_too_few_tokens_follow_is_not_made():
     rule = ss.GoodputNumDraft((1.0, 1.5, 9.0), LENGTHS, probe_share=0.05, prior=(0.0, 0.0))
     # Its loss is a step without drafts, so a probe is due after 20 steps, if 40 tokens follow.
     _, state = goodput.start(rule, goodput.measured(rule), jnp.array([5, 5]), jnp.array([59, 60]))
-    assert state.probe_at.tolist() == [goodput.NEVER, 25]
+    assert state.probe_at.tolist() == [probes.NEVER, 25]
 
 
 def test_finished_rows_and_rows_near_their_limit_take_no_part():
