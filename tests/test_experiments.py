@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import caches
+import claims
 import evaluate
 import jax
 import law
@@ -268,8 +269,17 @@ def test_a_share_of_wall_time_needs_texts_and_calls_of_one_program(tmp_path):
     baseline, ours = found.all("text")
     assert baseline["share"] == pytest.approx(6 * 0.05 / 9 / 2)
     assert "share" not in ours
+    assert "call_ms" not in ours
     as_data = {**calls[1], "method": "ours" + settings.AS_DATA, "machine": 0}
     assert "share" in table(tmp_path, [*rows, as_data]).all("text")[1]
+
+
+def test_a_cell_of_a_call_is_missing_only_if_it_was_planned(tmp_path):
+    call = {"kind": "call", "method": "ours", "us": 50.0, "dtype": "bfloat16"}
+    lines = claims.one_call(table(tmp_path, [call]))
+    cells = next(line for line in lines if line.startswith("| 8 texts, bfloat16")).split(" | ")
+    assert cells[1:4] == ["not measured yet", "not measured yet", ""]  # baseline, exact, sigmoid as released
+    assert "- Empty cells were not planned." in lines
 
 
 def test_the_calls_of_a_text_are_those_with_parameters_as_data(tmp_path):

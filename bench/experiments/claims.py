@@ -19,6 +19,7 @@ from rows import (
     span,
     verdict,
 )
+from settings import CALLS, Setting, expand
 
 PAPER_EXACT = 6, 13
 """Percent of time saved in the paper's abstract; with that of `claims_gain` all that is taken from it."""
@@ -43,6 +44,10 @@ def drafters(table: Table) -> list[str]:
         trivial = table.all("trivial")[0]
         out.append(f"- {table.measure} of the models alone, {words}. A trivial system has {trivial['quality'][0]:.1f} "
                    f"{ref(trivial)}.")  # fmt: skip
+        last = rows[3]
+        if last and "difference" in last and not table.fixture and last["difference"][1] <= 0 <= last["difference"][2]:
+            out.append(f"- Sampled, the drafter alone is not seen to be worse than the target {ref(last)}: there, "
+                       "quality cannot tell text by the target's law from text by the drafter's.")  # fmt: skip
     greedy, sampled = (table.find("text", "ours", temperature=t) for t in (0.0, 1.0))
     if greedy and sampled and "accepted" in greedy:
         out.append(f"- The exact rule accepts {greedy['accepted']:.2f} of all drafts greedy and "
@@ -112,7 +117,8 @@ def exactness(table: Table) -> list[str]:
     if ours and "same" in ours:
         others = [r for m in ("baseline", "exact", SIGMOID) if (r := table.find("text", m, temperature=0.0))]
         agree = min((r["same_as_ours"] for r in others), default=0)
-        same = f" Among themselves the rules agree on at least {agree} {ref(*others)}." if others else ""
+        count = f"all {agree}" if agree == ours["texts"] else f"at least {agree}"
+        same = f" Among themselves the rules agree on {count} {ref(*others)}." if others else ""
         out.append(f"- Greedy, ours wrote {ours['same']} of {ours['texts']} texts as the target alone does "
                    f"{ref(ours)}.{same}"
                    + (" So the rest is not the rule's doing: the model reads six positions at once where the target "
@@ -139,7 +145,8 @@ COLUMNS = "baseline", "exact", RELEASED, "ours", SIGMOID, "calibrated", "block",
 
 def one_call(table: Table) -> list[str]:
     """Lines on the time of one call."""
-    lines, saved = [], []
+    lines, saved, shown = [], [], []
+    planned = set(expand(CALLS))
     for size, settings in CASES:
         rows = {m: table.find("call", m, batch_size=size, **settings) for m in COLUMNS}
         base, exact = rows["baseline"], rows["exact"]
@@ -151,14 +158,26 @@ def one_call(table: Table) -> list[str]:
         lines.append(
             [
                 words.replace("temperature 0.0", "greedy").replace("dtype ", ""),
-                *(cell(r, f"{r['us']:.1f}") if r else MISSING for r in rows.values()),
+                *(
+                    cell(r, f"{r['us']:.1f}")
+                    if r
+                    else MISSING * (table.fixture or Setting(m, batch_size=size)._replace(**settings) in planned)
+                    for m, r in rows.items()
+                ),
             ]
         )
+        shown += [r for r in rows.values() if r]
         if base and exact:
             saved.append((100 * (1 - exact["us"] / base["us"]), settings.get("top_k", 0), exact, base))
     if not lines:
         return []
     out = grid(["us per call", *COLUMNS], lines)
+    if any("" in cells for cells in lines):
+        out.append("- Empty cells were not planned.")
+    used = sorted({r["machine"] + 1 for r in shown})
+    if len(used) > 1 and len({table.about["machines"][i - 1].get("device") for i in used}) == 1:
+        out.append(f"- The calls are of machines {' and '.join(map(str, used))}, whose cards are of one kind; times "
+                   "are the card's own, not the host's.")  # fmt: skip
     if saved:
         low, high = PAPER_EXACT
         parts = [

@@ -111,8 +111,8 @@ def tables(table: Table) -> list[str]:
         "Texts. Settings that are not named: a model drafts, temperature 1, full support, float32 logits, 8 texts at a "
         "time, 5 drafts, one seed. Acceptance at a position is among the calls that accepted all drafts before it. "
         "`ms/text` is "
-        "the host's clock over a batch, divided by its texts; `share` is the calls' part of it, where texts and "
-        "calls ran the "
+        "the host's clock over a batch, divided by its texts; `ms of calls/text` are of the batch's calls, with parameters "
+        "as data where those were timed, and `share` is their part of `ms/text`: both only where texts and calls ran the "
         "same program. `same`: texts equal to the target's.",
         "", line(head), line(["---"] * len(head)),
     ]  # fmt: skip

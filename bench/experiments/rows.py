@@ -48,9 +48,11 @@ class Table:
             row["call_us"] = call["us"]
         loop = self.find("call", row["method"] + AS_DATA, **settings) or call
         if loop:
-            row["loop_us"], row["call_ms"] = loop["us"], row["batch_calls"] * loop["us"] / 1e3 / row["texts"]
-            # A share of wall time needs calls and texts that ran the same program.
-            if (row["drafter"], row["num_draft"]) == ("model", "5") and self.same_program(row, loop):
+            row["loop_us"] = loop["us"]
+        # The time of a text's calls, and its share of wall time, need calls and texts that ran the same program.
+        if loop and self.same_program(row, loop):
+            row["call_ms"] = row["batch_calls"] * loop["us"] / 1e3 / row["texts"]
+            if (row["drafter"], row["num_draft"]) == ("model", "5"):
                 row["share"] = row["call_ms"] / row["ms"]
 
     def kernels(self, row: Row) -> bool:
