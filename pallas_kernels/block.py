@@ -5,11 +5,13 @@ A sequence of n usable drafts stops after i of them, for the largest i with `u_i
 `Z_{i+1}` is known from the drafted token alone. They are tried from the right, and the sums of the row that is found
 then choose the token.
 
-Launch `block_emit_at_once`, grid (sequence, row, block), for small batches: the blocks of every possible row sum its
-tiles, and increment the sequence's counter; the last block to arrive tries the rows and emits the token.
+Launch `block_emit_at_once`, grid (sequence, part, block): the blocks sum the tiles of all rows that may be tried, and
+increment the sequence's counter; the last block to arrive tries the rows and emits the token. In small batches every
+row has blocks of its own (a part per row). In large ones the blocks of a sequence sum one row after the other, without
+a barrier between them; blocks of sequences without such a row end at once, so that others take their place.
 
-Launch `block_emit_in_turn`, grid (sequence), one cluster of blocks per sequence, for large batches, in which the tiles
-of a second row cost more than a barrier: the blocks sum the tiles of one row, meet, and try the next row if this one is
+Launch `block_emit_in_turn`, grid (sequence), one cluster of blocks per sequence, for batches whose rows would take more
+memory: the blocks sum the tiles of one row, meet, and try the next row if this one is
 not accepted. All blocks reach the same decision. The last block emits the token.
 
 Order: as in `token`. The sums of each row have a place of their own, written once before the counter or the barrier.
@@ -80,8 +82,7 @@ def verify_filtered_block(
 
 def _choose(shape: tuple[int, ...], config: sizes.Config | None, emit_fn: token.EmitFn | None):
     batch_size, num_rows, vocab_size = shape
-    chosen = emit_at_once if sizes.sums_rows_at_once(batch_size, num_rows) else emit_in_turn
-    return emit_fn or chosen, config or sizes.block_config(batch_size, num_rows, vocab_size)
+    return emit_fn or emit_at_once, config or sizes.block_config(batch_size, num_rows, vocab_size)
 
 
 class _Scratch(NamedTuple):
@@ -145,16 +146,16 @@ def _begin(emission: emit.Emission, inputs, read, scratch: _Scratch, decide_fn, 
     scan.clear_prefix(scratch.sums)
     sync.wait_for_previous_launch()
     sequence, values, _ = decide_fn(inputs, read)
+    uniforms = tiles.load_lanes(read.facts.accept, (sequence.number,))
+    search = block_rule.find_rows(sequence, values, uniforms, scratch.joint)
     token_rule.write_tables(scratch.tables, slice(None), values)
-    # Registers -> shared memory: [lanes].
-    scratch.joint.uniform[...] = tiles.load_lanes(read.facts.accept, (sequence.number,))
-    search = block_rule.find_rows(sequence, scratch.tables, scratch.joint)
     return _Trial(emission._replace(sequence=sequence), scratch.tables, scratch.joint, search, stats_fn(read))
 
 
 def emit_at_once(read, inputs, decide_fn, stats_fn, batch_size, num_rows, vocab_size, config) -> Verification:
     """Launches `block_emit_at_once`. The arguments are those of `token.emit_after`."""
     groups = sizes.groups(vocab_size, [ref.dtype for ref in inputs.logits], config)
+    apart = config.row_parts > 1
 
     def block_emit_at_once(inputs, read, out, sums, scratch):
         def meet(is_last):
@@ -163,31 +164,32 @@ def emit_at_once(read, inputs, decide_fn, stats_fn, batch_size, num_rows, vocab_
         sequence = rows.sequence_view(inputs, vocab_size)
         emission = emit.make_emission(sequence, out, sums, scratch.sums, groups, config.blocks, meet)
         trial = _begin(emission, inputs, read, scratch, decide_fn, stats_fn)
-        emission, search, row = trial.emission, trial.search, lax.axis_index("row")
-        end = trial.stop_at(search.end)
-        decided = search.first == search.end
-        end_needs_sums = last_token.needs_tile_sums(emission, end, trial.stats)
+        emission, search, part = trial.emission, trial.search, lax.axis_index("part")
+        end_needs_sums = last_token.needs_tile_sums(emission, trial.stop_at(search.end), trial.stats)
         greedy = emission.sequence.target.filter.greedy
-        certain = jnp.bool_(False) if greedy is None else greedy[emission.sequence.number] > 0
-
-        def needs_sums(row):
-            tried = block_rule.is_possible(trial.joint, search, row) & ~decided & ~certain
-            return tried | (decided & end_needs_sums & (row == search.end))
-
-        def count_rows(row, count):
-            return count + jnp.where(needs_sums(row), 1, 0)
-
-        count = lax.fori_loop(0, num_rows, count_rows, jnp.int32(0))
+        decided = search.first == search.end
+        tries = ~decided if greedy is None else ~decided & (greedy[emission.sequence.number] == 0)
+        end = jnp.where(decided & end_needs_sums, search.end, -1)
+        flags = block_rule.write_summed(trial.joint, search, tries, end)
+        summed = trial.joint.summed
+        # Parts that sum at least one row, and whether this one does.
+        num_parts, sums_rows = (jnp.sum(flags), summed[part] > 0) if apart else (jnp.max(flags), jnp.max(flags) > 0)
 
         def sum_and_meet():
-            last_token.sum_row(trial.at(row), trial.stop_at(row), trial.stats)
+            def sum_row(row):
+                pl.when(summed[row] > 0)(lambda: last_token.sum_row(trial.at(row), trial.stop_at(row), trial.stats))
+
+            if apart:
+                sum_row(part)
+            else:
+                emit.for_each(num_rows, sum_row)
             arrivals = sync.Arrivals(read.counters, scratch.meeting)
-            return sync.arrive(arrivals, emission.sequence.number, count * config.blocks)
+            return sync.arrive(arrivals, emission.sequence.number, num_parts * config.blocks)
 
         def is_first():
-            return (count == 0) & (row == 0) & (emission.block == 0)
+            return (num_parts == 0) & (part == 0) & (emission.block == 0)
 
-        @pl.when(lax.cond(needs_sums(row), sum_and_meet, is_first))
+        @pl.when(lax.cond(sums_rows, sum_and_meet, is_first))
         def _():
             last = trial.try_rows(lambda row: None)
             stop = trial.stop_at(last)
@@ -198,8 +200,8 @@ def emit_at_once(read, inputs, decide_fn, stats_fn, batch_size, num_rows, vocab_
         block_emit_at_once,
         out_type=emit.output_types(batch_size, num_rows - 1, groups.num_slots, num_rows),
         scratch_types=_scratch(num_rows, groups, sync.int32_scratch()),
-        grid=(batch_size, num_rows, config.blocks),
-        grid_names=("sequence", "row", "block"),
+        grid=(batch_size, config.row_parts, config.blocks),
+        grid_names=("sequence", "part", "block"),
         compiler_params=emit.COMPILER_PARAMS,
     )(inputs, read)
     return out

@@ -9,79 +9,101 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from pallas_kernels import config, last_token, rows, token_rule
+from pallas_kernels import config, last_token, rows, scan, tiles, token_rule
 from pallas_kernels.types import BOUND_SLACK
 
 
 class Joint(NamedTuple):
-    """One value per row in shared memory, each `[lanes]`.
+    """One value per row in shared memory.
 
     Attributes:
-      log_prob: log P_i.
-      uniform: `uniform[i]` decides on row i + 1.
-      possible: 1 if the sequence may stop at the row, else 0.
+      log_prob: log P_i, `[lanes]`.
+      uniform: The uniform that decides on row i; none decides on row 0. `[lanes + 1]`.
+      summed: 1 if the tiles of the row are summed, else 0, `[lanes]`; see `write_summed`.
     """
 
     log_prob: Any
     uniform: Any
-    possible: Any
+    summed: Any
 
 
 def joint_scratch(num_rows: int) -> Joint:
     """Shared memory for `Joint`."""
-    shape = (config.row_lanes(num_rows),)
-    floats = plgpu.SMEM(shape, jnp.float32)
-    return Joint(floats, floats, plgpu.SMEM(shape, jnp.int32))
+    lanes = config.row_lanes(num_rows)
+    return Joint(*(plgpu.SMEM((n,), t) for n, t in ((lanes, jnp.float32), (lanes + 1, jnp.float32), (lanes, jnp.int32))))
 
 
 class Search(NamedTuple):
     """Rows at which a sequence may stop.
 
     Attributes:
+      possible: The row if the sequence may stop at it, else -1, one row per lane.
       end: The number of usable drafts.
       first: The largest possible row.
       sure: The largest possible row with P = 1, at which the sequence stops if it stops at none after it.
     """
 
+    possible: jax.Array
     end: jax.Array
     first: jax.Array
     sure: jax.Array
 
 
-def find_rows(sequence: rows.Sequence, tables: token_rule.Tables, joint: Joint) -> Search:
-    """Finds the possible rows, and writes log P and `possible` of each to `joint`."""
+def find_rows(sequence: rows.Sequence, values: token_rule.Tables, uniforms: jax.Array, joint: Joint) -> Search:
+    """Finds the possible rows, and writes `joint.log_prob` and `joint.uniform`.
+
+    `values` and `uniforms` have one row per lane; uniform i decides on row i + 1.
+    """
+    num_rows, size = sequence.num_draft + 1, config.row_lanes(sequence.num_draft + 1)
+    lane = tiles.lane_index(size)
+    trusted = values.log_q > -jnp.inf
+    # Registers -> shared memory: [lanes], replaced by log P below.
+    joint.log_prob[...] = jnp.where(trusted, values.log_p - values.log_q, -jnp.inf)
+    scan.store_sums(joint.uniform.at[pl.ds(1, size)], uniforms)
 
     def step(row, carry):
-        log_prob, going, search = carry
-        prob = jnp.exp(log_prob)
-        log_p, log_q = tables.log_p[row], tables.log_q[row]
-        trusted = log_q > -jnp.inf
-        usable = trusted & ~token_rule.is_degenerate(sequence, tables, row)
-        # Z = P - (the sum of min(P p, q)), of which the drafted token is one term.
-        most = prob - jnp.exp(jnp.minimum(log_prob + log_p, log_q)) + BOUND_SLACK
-        u = joint.uniform[jnp.maximum(row - 1, 0)]
-        kept = jnp.where(usable, u * (most + 1 - prob) < most, u < prob)
-        possible = (going > 0) & (kept | (row == 0))
-        joint.log_prob[row] = log_prob
-        joint.possible[row] = jnp.where(possible, 1, 0)
-        search = Search(
-            jnp.where((going > 0) & ~usable, row, search.end),
-            jnp.where(possible, row, search.first),
-            jnp.where(possible & ((prob >= 1) | (row == 0)), row, search.sure),
-        )
-        log_prob = jnp.minimum(log_prob + jnp.where(trusted, log_p - log_q, -jnp.inf), 0.0)
-        return log_prob, jnp.where(usable, going, 0), search
+        log_prob, log_probs = carry
+        log_probs = jnp.where(lane == row, log_prob, log_probs)
+        return jnp.minimum(log_prob + joint.log_prob[row], 0.0), log_probs
 
-    zero = jnp.int32(0)
-    carry = jnp.float32(0), jnp.int32(1), Search(zero, zero, zero)
-    return lax.fori_loop(0, sequence.num_draft + 1, step, carry)[2]
+    carry = jnp.float32(0), plgpu.layout_cast(jnp.zeros((size,)), tiles.lane_layout(size))
+    if num_rows <= config.MIN_LANES:
+        # Unrolled, all loads are issued before the first is needed.
+        for row in range(num_rows):
+            carry = step(row, carry)
+    else:
+        carry = lax.fori_loop(0, num_rows, step, carry)
+    log_prob = carry[1]
+    joint.log_prob[...] = log_prob
+    prob = jnp.exp(log_prob)
+    usable = trusted & token_rule.are_regular(sequence, values)
+    # The bonus row has no usable draft.
+    end = jnp.min(jnp.where(usable, rows.MAX_INDEX, lane))
+    # Z = P - (the sum of min(P p, q)), of which the drafted token is one term.
+    most = prob - jnp.exp(jnp.minimum(log_prob + values.log_p, values.log_q)) + BOUND_SLACK
+    # Shared memory -> registers: [lanes].
+    u = plgpu.load(joint.uniform.at[pl.ds(0, size)], layout=tiles.lane_layout(size), optimized=False)
+    kept = jnp.where(usable, u * (most + 1 - prob), u) < jnp.where(usable, most, prob)
+    possible = jnp.where((lane <= end) & (kept | (lane == 0)), lane, -1)
+    first, sure = jnp.max(possible), jnp.max(jnp.where(prob >= 1, possible, 0))
+    return Search(possible, end, first, sure)
 
 
-def is_possible(joint: Joint, search: Search, row: Any) -> jax.Array:
-    """Whether the sequence may stop at a row before its end."""
-    return (joint.possible[row] > 0) & (row >= search.sure) & (row <= search.first)
+def write_summed(joint: Joint, search: Search, tries: jax.Array, other: jax.Array) -> jax.Array:
+    """Writes `joint.summed`: of the possible rows from `sure` to `first` if `tries`, and of row `other`.
+
+    Returns the same flags in registers.
+    """
+    lane = tiles.lane_index(joint.summed.shape[0])
+    # Comparisons of lanes, because Mosaic does not broadcast a scalar boolean.
+    tried = (search.possible >= jnp.where(tries, search.sure, rows.MAX_INDEX)) & (lane <= search.first)
+    flags = jnp.where(tried | (lane == other), 1, 0)
+    # Registers -> shared memory: [lanes].
+    joint.summed[...] = flags
+    return flags
 
 
 def last_row(
@@ -93,10 +115,7 @@ def last_row(
     """
 
     def before(row):
-        def step(other, best):
-            return jnp.where((other < row) & (joint.possible[other] > 0), other, best)
-
-        return lax.fori_loop(0, row, step, jnp.int32(0))
+        return jnp.max(jnp.where(search.possible < row, search.possible, 0))
 
     def step(carry):
         row, _ = carry
@@ -105,7 +124,7 @@ def last_row(
         def accept():
             total, rest = total_fn(row), 1 - jnp.exp(joint.log_prob[row])
             # u < Z / (Z + 1 - P) without the division.
-            return joint.uniform[jnp.maximum(row - 1, 0)] * (total + rest) < total
+            return joint.uniform[row] * (total + rest) < total
 
         # P is 1 at `sure`.
         accepted = lax.cond(row <= search.sure, lambda: jnp.bool_(True), accept)

@@ -56,6 +56,10 @@ CHUNK_TILES = MAX_LOADS * THREADS * VECTOR_BYTES // (2 * TILE)
 FEWEST_AT_ONCE = 8
 """Minimum blocks of each row if the block rule sums the tiles of several rows at once."""
 
+BLOCK_RULE_BLOCKS = 19
+"""Minimum blocks of a sequence in the block rule if they sum one row after the other: two groups of tiles of a row
+each. They are more than run concurrently, because half of the sequences need no sum and their blocks end at once."""
+
 EARLY_EXIT_CLUSTER = 8
 """Maximum blocks per cluster with early exit: no larger cluster was the fastest in any measured case."""
 
@@ -73,12 +77,14 @@ class Config:
       pairs: Maximum ratio of group sizes: tiles per group of one row over tiles per group of two rows,
         whose tiles take twice the registers.
       max_unrolled: Maximum chunks of a row whose sums are combined in an unrolled loop.
+      row_parts: Block rule: K + 1 if each row has `blocks` of its own, 1 if they sum one row after the other.
     """
 
     blocks: int
     max_tiles: int = MAX_TILES
     pairs: int = 2
     max_unrolled: int = MAX_UNROLLED
+    row_parts: int = 1
 
 
 def num_multiprocessors() -> int:
@@ -128,10 +134,11 @@ def sums_rows_at_once(batch_size: int, num_rows: int) -> bool:
 
 
 def block_config(batch_size: int, num_rows: int, vocab_size: int) -> Config:
-    """Blocks of one row in the block rule: as many as run concurrently, or one cluster for all rows of a sequence."""
+    """Blocks of the block rule: of each row as many as run concurrently, or `BLOCK_RULE_BLOCKS` for all rows."""
     if sums_rows_at_once(batch_size, num_rows):
-        return token_config(batch_size * num_rows, vocab_size)
-    return Config(_cluster(EMITTING_BLOCKS * num_multiprocessors() // max(batch_size, 1), vocab_size))
+        return dataclasses.replace(token_config(batch_size * num_rows, vocab_size), row_parts=num_rows)
+    blocks = max(EMITTING_BLOCKS * num_multiprocessors() // max(batch_size, 1), BLOCK_RULE_BLOCKS)
+    return Config(max(1, min(num_tiles(vocab_size) // 2, blocks)))
 
 
 def sample_config(dtype: DTypeLike, batch_size: int, vocab_size: int) -> Config:

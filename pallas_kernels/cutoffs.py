@@ -262,7 +262,7 @@ def _decide_rows(job: _Job, args: Any, lists: Exchange, at_once: int) -> Any:
 
             _at_slot(job, sequence, slot, arguments, search_row)
 
-        _for_each(per_cluster // job.blocks, lambda i: decide_alone(block + i * job.blocks))
+        emit.for_each(per_cluster // job.blocks, lambda i: decide_alone(block + i * job.blocks))
         slices.sync_blocks(job.blocks, barrier)
         layout = tiles.lane_layout(width)
         lane = plgpu.broadcasted_iota(jnp.int32, (width,), 0, layout=layout)
@@ -271,7 +271,7 @@ def _decide_rows(job: _Job, args: Any, lists: Exchange, at_once: int) -> Any:
 
         @pl.when(jnp.max(jnp.where(lane < per_cluster, flags, 0)) > 0)
         def _():
-            _for_each(
+            emit.for_each(
                 per_cluster, lambda number: pl.when(pending[cluster, number] > 0)(lambda: search_together(number))
             )
 
@@ -288,16 +288,6 @@ def _decide_rows(job: _Job, args: Any, lists: Exchange, at_once: int) -> Any:
         compiler_params=emit.COMPILER_PARAMS,
     )(args, lists)
     return out
-
-
-def _for_each(count: int, fn: Callable[[Any], None]):
-    """Calls `fn(i)` for the numbers below `count`, in a loop."""
-
-    def step(i, carry):
-        fn(i)
-        return carry
-
-    lax.fori_loop(0, count, step, jnp.int32(0))
 
 
 def _at_slot(job: _Job, sequence: Any, slot: Any, arguments: Any, fn: Callable[[int, Any], None]):

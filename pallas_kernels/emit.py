@@ -94,6 +94,16 @@ def make_emission(
     return Emission(sequence, outputs, sums, scratch, groups, num_blocks, block, uniforms, meet, sequence.number)
 
 
+def for_each(count: int, fn: Callable[[Any], None]):
+    """Calls `fn(i)` for the numbers below `count`, in a loop."""
+
+    def step(i, carry):
+        fn(i)
+        return carry
+
+    lax.fori_loop(0, count, step, jnp.int32(0))
+
+
 def share(emission: Emission, count: int, fn: Callable[[Any], None]):
     """Calls `fn(i)` for this block's share of the numbers below `count`."""
 

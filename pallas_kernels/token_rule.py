@@ -173,6 +173,16 @@ def is_degenerate(sequence: rows.Sequence, tables: Tables, row: Any) -> jax.Arra
     return degenerate | ((greedy[sequence.number] > 0) & (tables.p_certain[row] < 0))
 
 
+def are_regular(sequence: rows.Sequence, values: Tables) -> jax.Array:
+    """Whether each of the target's rows has a distribution, one row per lane: the opposite of `is_degenerate`."""
+    finite = rows.is_finite(values.p_offset + values.p_log_sum)
+    if sequence.target.filter.greedy is None:
+        return finite
+    # Of greedy rows `p_certain` is -1 only if they are all -inf; of others always.
+    none = jnp.where(sequence.target.filter.greedy[sequence.number] > 0, 0, -1)
+    return finite & (values.p_certain >= none)
+
+
 def target_weights(sequence: rows.Sequence, stop: Stop, logits: list[jax.Array], tile: tiles.Tile) -> jax.Array:
     """Weights `[TILE]` of the target's row: P p."""
     del tile

@@ -16,16 +16,17 @@ pytestmark = [pytest.mark.slow, cases.QUICK]
 core = jax.jit(block.verify_block)
 
 
-@pytest.fixture(params=["at once", "in turn"])
+@pytest.fixture(params=["apart", "together", "in turn"])
 def run(request, interpreted):
     """The kernel with both second launches, with two blocks per row where it is interpreted."""
-    emit_fn = {"at once": block_kernel.emit_at_once, "in turn": block_kernel.emit_in_turn}[request.param]
-    config = None if cases.ON_GPU and request.param == "in turn" else Config(2)
+    emit_fn = block_kernel.emit_in_turn if request.param == "in turn" else block_kernel.emit_at_once
 
     def kernel(*args, config):
         return block_kernel.verify_block(*args, config=config, emit_fn=emit_fn)
 
     def run(*args):
+        num_rows = args[0].shape[1] if request.param == "apart" else 1
+        config = None if cases.ON_GPU and request.param == "in turn" else Config(2, row_parts=num_rows)
         with interpreted():
             return jax.block_until_ready(kernels.verify_block(*args, kernel=kernel, config=config))
 
