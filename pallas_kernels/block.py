@@ -10,9 +10,9 @@ increment the sequence's counter; the last block to arrive tries the rows and em
 row has blocks of its own (a part per row). In large ones the blocks of a sequence sum one row after the other, without
 a barrier between them; blocks of sequences without such a row end at once, so that others take their place.
 
-Launch `block_emit_in_turn`, grid (sequence), one cluster of blocks per sequence, for batches whose rows would take more
-memory: the blocks sum the tiles of one row, meet, and try the next row if this one is
-not accepted. All blocks reach the same decision. The last block emits the token.
+Launch `block_emit_in_turn`, grid (sequence), one cluster of blocks per sequence: the blocks sum the tiles of one row,
+meet, and try the next row if this one is not accepted. It reads the fewest rows, but the slowest sequence waits for
+three or four sums one after another. All blocks reach the same decision. The last block emits the token.
 
 Order: as in `token`. The sums of each row have a place of their own, written once before the counter or the barrier.
 """
@@ -49,14 +49,14 @@ def verify_block(
 ) -> Verification:
     """Returns the verification by the block rule (Sun et al., 2024, arXiv 2403.10444), with K of at least 1.
 
-    Arguments are those of `token.verify_token`. `emit_fn` is `emit_at_once` or `emit_in_turn`, chosen by
-    `config.sums_rows_at_once` if None; `config` is chosen by `config.block_config` if None.
+    Arguments are those of `token.verify_token`. `emit_fn` is `emit_at_once` (None) or `emit_in_turn`;
+    `config` is chosen by `config.block_config` if None.
     """
-    emit_fn, config = _choose(target_logits.shape, config, emit_fn)
+    config = config or sizes.block_config(*target_logits.shape)
     inputs = rows.make_inputs(
         target_logits, target_filter, draft_logits, draft_filter, log_normalizers, draft_tokens, draws
     )
-    return token.read_then_emit(emit_fn, inputs, target_logits.shape, config)
+    return token.read_then_emit(emit_fn or emit_at_once, inputs, target_logits.shape, config)
 
 
 def verify_filtered_block(
@@ -75,14 +75,10 @@ def verify_filtered_block(
 
     Arguments are those of `token_filtered.verify_token`.
     """
-    emit_fn, config = _choose(target_logits.shape, config, emit_fn)
+    config = config or sizes.filtered_block_config(*target_logits.shape)
     models = target_logits, target_limits, draft_logits, draft_limits
+    emit_fn = emit_fn or emit_at_once
     return token_filtered.filter_then_emit(emit_fn, *models, log_normalizers, draft_tokens, draws, config)
-
-
-def _choose(shape: tuple[int, ...], config: sizes.Config | None, emit_fn: token.EmitFn | None):
-    batch_size, num_rows, vocab_size = shape
-    return emit_fn or emit_at_once, config or sizes.block_config(batch_size, num_rows, vocab_size)
 
 
 class _Scratch(NamedTuple):

@@ -33,7 +33,8 @@ class Joint(NamedTuple):
 def joint_scratch(num_rows: int) -> Joint:
     """Shared memory for `Joint`."""
     lanes = config.row_lanes(num_rows)
-    return Joint(*(plgpu.SMEM((n,), t) for n, t in ((lanes, jnp.float32), (lanes + 1, jnp.float32), (lanes, jnp.int32))))
+    log_prob, uniform = (plgpu.SMEM((count,), jnp.float32) for count in (lanes, lanes + 1))
+    return Joint(log_prob, uniform, plgpu.SMEM((lanes,), jnp.int32))
 
 
 class Search(NamedTuple):

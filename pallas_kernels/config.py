@@ -141,6 +141,12 @@ def block_config(batch_size: int, num_rows: int, vocab_size: int) -> Config:
     return Config(max(1, min(num_tiles(vocab_size) // 2, blocks)))
 
 
+def filtered_block_config(batch_size: int, num_rows: int, vocab_size: int) -> Config:
+    """Blocks of the block rule with top-k, top-p or min-p."""
+    config = block_config(batch_size, num_rows, vocab_size)
+    return config if config.row_parts > 1 else dataclasses.replace(config, max_tiles=MAX_FILTERED_TILES)
+
+
 def sample_config(dtype: DTypeLike, batch_size: int, vocab_size: int) -> Config:
     """Blocks of a sample without filters in two launches.
 
