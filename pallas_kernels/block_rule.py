@@ -20,11 +20,13 @@ class Joint(NamedTuple):
     """One value per row in shared memory.
 
     Attributes:
+      log_ratio: log p - log q of the draft after i drafts, `[lanes]`.
       log_prob: log P_i, `[lanes]`.
       uniform: The uniform that decides on row i; none decides on row 0. `[lanes + 1]`.
       summed: 1 if the tiles of the row are summed, else 0, `[lanes]`; see `write_summed`.
     """
 
+    log_ratio: Any
     log_prob: Any
     uniform: Any
     summed: Any
@@ -33,8 +35,8 @@ class Joint(NamedTuple):
 def joint_scratch(num_rows: int) -> Joint:
     """Shared memory for `Joint`."""
     lanes = config.row_lanes(num_rows)
-    log_prob, uniform = (plgpu.SMEM((count,), jnp.float32) for count in (lanes, lanes + 1))
-    return Joint(log_prob, uniform, plgpu.SMEM((lanes,), jnp.int32))
+    log_ratio, log_prob, uniform = (plgpu.SMEM((count,), jnp.float32) for count in (lanes, lanes, lanes + 1))
+    return Joint(log_ratio, log_prob, uniform, plgpu.SMEM((lanes,), jnp.int32))
 
 
 class Search(NamedTuple):
@@ -54,21 +56,21 @@ class Search(NamedTuple):
 
 
 def find_rows(sequence: rows.Sequence, values: token_rule.Tables, uniforms: jax.Array, joint: Joint) -> Search:
-    """Finds the possible rows, and writes `joint.log_prob` and `joint.uniform`.
+    """Finds the possible rows, and writes `joint` but `joint.summed`.
 
     `values` and `uniforms` have one row per lane; uniform i decides on row i + 1.
     """
     num_rows, size = sequence.num_draft + 1, config.row_lanes(sequence.num_draft + 1)
     lane = tiles.lane_index(size)
     trusted = values.log_q > -jnp.inf
-    # Registers -> shared memory: [lanes], replaced by log P below.
-    joint.log_prob[...] = jnp.where(trusted, values.log_p - values.log_q, -jnp.inf)
+    # Registers -> shared memory: [lanes].
+    joint.log_ratio[...] = jnp.where(trusted, values.log_p - values.log_q, -jnp.inf)
     scan.store_sums(joint.uniform.at[pl.ds(1, size)], uniforms)
 
     def step(row, carry):
         log_prob, log_probs = carry
         log_probs = jnp.where(lane == row, log_prob, log_probs)
-        return jnp.minimum(log_prob + joint.log_prob[row], 0.0), log_probs
+        return jnp.minimum(log_prob + joint.log_ratio[row], 0.0), log_probs
 
     carry = jnp.float32(0), plgpu.layout_cast(jnp.zeros((size,)), tiles.lane_layout(size))
     if num_rows <= config.MIN_LANES:
