@@ -52,3 +52,13 @@ def test_a_smaller_gpu_has_fewer_blocks_and_exits_earlier(monkeypatch):
     monkeypatch.setattr(config, "num_multiprocessors", lambda: 66)
     assert config.token_config(64, 151936).blocks == 4
     assert config.exits_early(66, 1, 151936, False)
+
+
+def test_the_block_rule_divides_few_sequences_by_rows_and_many_not():
+    one, many = (config.block_config(batch_size, 5, 151936) for batch_size in (1, 64))
+    assert (one.row_parts, many.row_parts) == (5, 1)
+    assert one.blocks * 5 <= config.EMITTING_BLOCKS * config.num_multiprocessors()
+    assert many.blocks == config.block_config(4096, 5, 151936).blocks == config.BLOCK_RULE_BLOCKS
+    assert config.block_config(4096, 5, 1024).blocks == 1
+    assert config.filtered_block_config(1, 5, 151936) == one
+    assert config.filtered_block_config(64, 5, 151936).max_tiles == config.MAX_FILTERED_TILES
