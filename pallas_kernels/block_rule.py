@@ -9,10 +9,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from pallas_kernels import config, last_token, rows, scan, tiles, token_rule
+from pallas_kernels import config, last_token, rows, tiles, token_rule
 from pallas_kernels.types import BOUND_SLACK
 
 
@@ -22,7 +21,7 @@ class Joint(NamedTuple):
     Attributes:
       log_ratio: log p - log q of the draft after i drafts, `[lanes]`.
       log_prob: log P_i, `[lanes]`.
-      uniform: The uniform that decides on row i; none decides on row 0. `[lanes + 1]`.
+      uniform: The uniform that decides on row i + 1, `[lanes]`.
       summed: 1 if the tiles of the row are summed, else 0, `[lanes]`; see `write_summed`.
     """
 
@@ -34,9 +33,9 @@ class Joint(NamedTuple):
 
 def joint_scratch(num_rows: int) -> Joint:
     """Shared memory for `Joint`."""
-    lanes = config.row_lanes(num_rows)
-    log_ratio, log_prob, uniform = (plgpu.SMEM((count,), jnp.float32) for count in (lanes, lanes, lanes + 1))
-    return Joint(log_ratio, log_prob, uniform, plgpu.SMEM((lanes,), jnp.int32))
+    shape = (config.row_lanes(num_rows),)
+    floats = plgpu.SMEM(shape, jnp.float32)
+    return Joint(floats, floats, floats, plgpu.SMEM(shape, jnp.int32))
 
 
 class Search(NamedTuple):
@@ -55,6 +54,11 @@ class Search(NamedTuple):
     sure: jax.Array
 
 
+def uniform_of(joint: Joint, row: Any) -> jax.Array:
+    """The uniform that decides on a row; row 0, on which none decides, has another row's."""
+    return joint.uniform[jnp.maximum(row - 1, 0)]
+
+
 def find_rows(sequence: rows.Sequence, values: token_rule.Tables, uniforms: jax.Array, joint: Joint) -> Search:
     """Finds the possible rows, and writes `joint` but `joint.summed`.
 
@@ -65,21 +69,25 @@ def find_rows(sequence: rows.Sequence, values: token_rule.Tables, uniforms: jax.
     trusted = values.log_q > -jnp.inf
     # Registers -> shared memory: [lanes].
     joint.log_ratio[...] = jnp.where(trusted, values.log_p - values.log_q, -jnp.inf)
-    scan.store_sums(joint.uniform.at[pl.ds(1, size)], uniforms)
+    joint.uniform[...] = uniforms
 
     def step(row, carry):
-        log_prob, log_probs = carry
-        log_probs = jnp.where(lane == row, log_prob, log_probs)
-        return jnp.minimum(log_prob + joint.log_ratio[row], 0.0), log_probs
+        log_prob, log_probs, u = carry
+        at_row = lane == row
+        log_probs = jnp.where(at_row, log_prob, log_probs)
+        # A scalar per row: matrix instructions, which move so short a vector, need addresses that are multiples of 16.
+        u = jnp.where(at_row, uniform_of(joint, row), u)
+        return jnp.minimum(log_prob + joint.log_ratio[row], 0.0), log_probs, u
 
-    carry = jnp.float32(0), plgpu.layout_cast(jnp.zeros((size,)), tiles.lane_layout(size))
+    zeros = plgpu.layout_cast(jnp.zeros((size,)), tiles.lane_layout(size))
+    carry = jnp.float32(0), zeros, zeros
     if num_rows <= config.MIN_LANES:
         # Unrolled, all loads are issued before the first is needed.
         for row in range(num_rows):
             carry = step(row, carry)
     else:
         carry = lax.fori_loop(0, num_rows, step, carry)
-    log_prob = carry[1]
+    _, log_prob, u = carry
     joint.log_prob[...] = log_prob
     prob = jnp.exp(log_prob)
     usable = trusted & token_rule.are_regular(sequence, values)
@@ -87,8 +95,6 @@ def find_rows(sequence: rows.Sequence, values: token_rule.Tables, uniforms: jax.
     end = jnp.min(jnp.where(usable, rows.MAX_INDEX, lane))
     # Z = P - (the sum of min(P p, q)), of which the drafted token is one term.
     most = prob - jnp.exp(jnp.minimum(log_prob + values.log_p, values.log_q)) + BOUND_SLACK
-    # Shared memory -> registers: [lanes].
-    u = plgpu.load(joint.uniform.at[pl.ds(0, size)], layout=tiles.lane_layout(size), optimized=False)
     kept = jnp.where(usable, u * (most + 1 - prob), u) < jnp.where(usable, most, prob)
     possible = jnp.where((lane <= end) & (kept | (lane == 0)), lane, -1)
     first, sure = jnp.max(possible), jnp.max(jnp.where(prob >= 1, possible, 0))
@@ -127,7 +133,7 @@ def last_row(
         def accept():
             total, rest = total_fn(row), 1 - jnp.exp(joint.log_prob[row])
             # u < Z / (Z + 1 - P) without the division.
-            return joint.uniform[row] * (total + rest) < total
+            return uniform_of(joint, row) * (total + rest) < total
 
         # P is 1 at `sure`.
         accepted = lax.cond(row <= search.sure, lambda: jnp.bool_(True), accept)
