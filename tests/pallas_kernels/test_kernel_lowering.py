@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import kernel_cases as cases
 import pytest
 from jax import export
+from jax.experimental import pallas as pl
+from jax.extend.core import jaxprs_in_params
 from kernel_inputs import LOWERED
 
 import specsamp_jax as ss
@@ -49,6 +51,30 @@ def row_filter(batch_size, num_rows):
 def launches(rule, args):
     text = jax.jit(rule).trace(*args).lower(lowering_platforms=("cuda",)).as_text()
     return text.count('call_target_name = "mosaic_gpu') + text.count("custom_call @mosaic_gpu")
+
+
+def vector_stores(jaxpr):
+    """Type of the shared memory and first element of every vector stored to a part of it, in a jaxpr and inside it."""
+    for eqn in jaxpr.eqns:
+        for inner in jaxprs_in_params(eqn.params):
+            yield from vector_stores(inner)
+        if eqn.primitive.name not in ("swap", "store") or "smem" not in str(eqn.invars[0].aval):
+            continue
+        for indexer in jax.tree.unflatten(eqn.params["tree"], eqn.invars[2:]):
+            last = indexer.indices[-1]
+            if isinstance(last, type(pl.ds(0, 1))):
+                yield eqn.invars[0].aval, last.start
+
+
+@pytest.mark.parametrize("num_draft", [4, 11], ids=lambda k: f"K{k}")
+@pytest.mark.parametrize("rule", ["token", "block"])
+def test_vectors_in_shared_memory_begin_at_multiples_of_16_bytes(rule, num_draft):
+    """Those of a warp's lanes are moved by matrix instructions, which fault on the GPU if they do not."""
+    args = arguments((1, num_draft, 2048, jnp.float32, "normalizers"), lambda *_: Filter())
+    stores = list(vector_stores(jax.make_jaxpr(RULES[rule])(*args).jaxpr))
+    assert stores
+    for ref, start in stores:
+        assert start * ref.dtype.itemsize % 16 == 0, (ref, start)
 
 
 def shapes(on_oldest_jax=(), slow=()):
