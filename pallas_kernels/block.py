@@ -5,20 +5,15 @@ A sequence of n usable drafts stops after i of them, for the largest i with `u_i
 `Z_{i+1}` is known from the drafted token alone. They are tried from the right, and the sums of the row that is found
 then choose the token.
 
-Launch `block_emit_at_once`, grid (sequence, part, block): the blocks sum the tiles of all rows that may be tried, and
+Launch `block_emit_tokens`, grid (sequence, part, block): the blocks sum the tiles of all rows that may be tried, and
 increment the sequence's counter; the last block to arrive tries the rows and emits the token. In small batches every
 row has blocks of its own (a part per row). In large ones the blocks of a sequence sum one row after the other, without
 a barrier between them; blocks of sequences without such a row end at once, so that others take their place.
 
-Launch `block_emit_in_turn`, grid (sequence), one cluster of blocks per sequence: the blocks sum the tiles of one row,
-meet, and try the next row if this one is not accepted. It reads the fewest rows, but the slowest sequence waits for
-three or four sums one after another. All blocks reach the same decision. The last block emits the token.
-
-Order: as in `token`. The sums of each row have a place of their own, written once before the counter or the barrier.
+Order: as in `token`. The sums of each row have a place of their own, written once before the counter.
 """
 
 import functools
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -45,18 +40,16 @@ def verify_block(
     draws: Draws,
     *,
     config: sizes.Config | None = None,
-    emit_fn: token.EmitFn | None = None,
 ) -> Verification:
     """Returns the verification by the block rule (Sun et al., 2024, arXiv 2403.10444), with K of at least 1.
 
-    Arguments are those of `token.verify_token`. `emit_fn` is `emit_at_once` (None) or `emit_in_turn`;
-    `config` is chosen by `config.block_config` if None.
+    Arguments are those of `token.verify_token`; `config` is chosen by `config.block_config` if None.
     """
     config = config or sizes.block_config(*target_logits.shape)
     inputs = rows.make_inputs(
         target_logits, target_filter, draft_logits, draft_filter, log_normalizers, draft_tokens, draws
     )
-    return token.read_then_emit(emit_fn or emit_at_once, inputs, target_logits.shape, config)
+    return token.read_then_emit(emit_tokens, inputs, target_logits.shape, config)
 
 
 def verify_filtered_block(
@@ -69,7 +62,6 @@ def verify_filtered_block(
     draws: Draws,
     *,
     config: sizes.Config | None = None,
-    emit_fn: token.EmitFn | None = None,
 ) -> Verification:
     """Returns the verification by the block rule like `verify_block`, but finds the cutoffs of the filters too.
 
@@ -77,8 +69,7 @@ def verify_filtered_block(
     """
     config = config or sizes.filtered_block_config(*target_logits.shape)
     models = target_logits, target_limits, draft_logits, draft_limits
-    emit_fn = emit_fn or emit_at_once
-    return token_filtered.filter_then_emit(emit_fn, *models, log_normalizers, draft_tokens, draws, config)
+    return token_filtered.filter_then_emit(emit_tokens, *models, log_normalizers, draft_tokens, draws, config)
 
 
 class _Scratch(NamedTuple):
@@ -127,9 +118,9 @@ class _Trial(NamedTuple):
             return of_tiles()
         return lax.cond(stop.p_certain < 0, of_tiles, of_certain)
 
-    def try_rows(self, sum_fn: Callable[[Any], None]) -> jax.Array:
-        """The number of drafts after which the sequence stops; `sum_fn(row)` sums a row's tiles before its trial."""
-        return block_rule.last_row(self.joint, self.search, sum_fn, self.total)
+    def last_row(self) -> jax.Array:
+        """The number of drafts after which the sequence stops."""
+        return block_rule.last_row(self.joint, self.search, self.total)
 
     def write(self, stop: token_rule.Stop):
         """Writes the outputs but the last token."""
@@ -148,12 +139,12 @@ def _begin(emission: emit.Emission, inputs, read, scratch: _Scratch, decide_fn, 
     return _Trial(emission._replace(sequence=sequence), scratch.tables, scratch.joint, search, stats_fn(read))
 
 
-def emit_at_once(read, inputs, decide_fn, stats_fn, batch_size, num_rows, vocab_size, config) -> Verification:
-    """Launches `block_emit_at_once`. The arguments are those of `token.emit_after`."""
+def emit_tokens(read, inputs, decide_fn, stats_fn, batch_size, num_rows, vocab_size, config) -> Verification:
+    """Launches `block_emit_tokens`. The arguments are those of `token.emit_after`."""
     groups = sizes.groups(vocab_size, [ref.dtype for ref in inputs.logits], config)
     apart = config.row_parts > 1
 
-    def block_emit_at_once(inputs, read, out, sums, scratch):
+    def block_emit_tokens(inputs, read, out, sums, scratch):
         def meet(is_last):
             return is_last
 
@@ -187,60 +178,17 @@ def emit_at_once(read, inputs, decide_fn, stats_fn, batch_size, num_rows, vocab_
 
         @pl.when(lax.cond(sums_rows, sum_and_meet, is_first))
         def _():
-            last = trial.try_rows(lambda row: None)
+            last = trial.last_row()
             stop = trial.stop_at(last)
             trial.write(stop)
             last_token.emit_from_sums(trial.at(last), stop, trial.stats)
 
     out, _ = plgpu.kernel(
-        block_emit_at_once,
+        block_emit_tokens,
         out_type=emit.output_types(batch_size, num_rows - 1, groups.num_slots, num_rows),
         scratch_types=_scratch(num_rows, groups, sync.int32_scratch()),
         grid=(batch_size, config.row_parts, config.blocks),
         grid_names=("sequence", "part", "block"),
-        compiler_params=emit.COMPILER_PARAMS,
-    )(inputs, read)
-    return out
-
-
-def emit_in_turn(read, inputs, decide_fn, stats_fn, batch_size, num_rows, vocab_size, config) -> Verification:
-    """Launches `block_emit_in_turn`. The arguments are those of `token.emit_after`; a cluster has `config.blocks`."""
-    groups = sizes.groups(vocab_size, [ref.dtype for ref in inputs.logits], config)
-
-    def block_emit_in_turn(inputs, read, out, sums, scratch):
-        def meet(is_last):
-            sync.sync_cluster(scratch.meeting)
-            return is_last
-
-        sequence = rows.sequence_view(inputs, vocab_size)
-        emission = emit.make_emission(sequence, out, sums, scratch.sums, groups, config.blocks, meet)
-        trial = _begin(emission, inputs, read, scratch, decide_fn, stats_fn)
-
-        def sum_and_meet(row):
-            emission, stop = trial.at(row), trial.stop_at(row)
-
-            @pl.when(last_token.needs_tile_sums(emission, stop, trial.stats))
-            def _():
-                last_token.sum_row(emission, stop, trial.stats)
-                emission.meet_fn()
-
-        last = trial.try_rows(sum_and_meet)
-        stop, emission = trial.stop_at(last), trial.at(last)
-        # Rows that were tried have their sums.
-        pl.when(last == trial.search.end)(lambda: sum_and_meet(last))
-
-        pl.when(emission.block == 0)(lambda: trial.write(stop))
-        is_last = emission.block == config.blocks - 1
-        pl.when(is_last)(lambda: last_token.emit_from_sums(emission, stop, trial.stats))
-
-    out, _ = plgpu.kernel(
-        block_emit_in_turn,
-        out_type=emit.output_types(batch_size, num_rows - 1, groups.num_slots, num_rows),
-        scratch_types=_scratch(num_rows, groups, sync.cluster_scratch()),
-        grid=(batch_size,),
-        grid_names=("sequence",),
-        cluster=(config.blocks,),
-        cluster_names=("block",),
         compiler_params=emit.COMPILER_PARAMS,
     )(inputs, read)
     return out

@@ -115,20 +115,14 @@ def write_summed(joint: Joint, search: Search, tries: jax.Array, other: jax.Arra
     return flags
 
 
-def last_row(
-    joint: Joint, search: Search, sum_fn: Callable[[Any], None], total_fn: Callable[[Any], jax.Array]
-) -> jax.Array:
-    """The row at which the sequence stops.
-
-    `sum_fn(row)` is called for each row that is tried. `total_fn(row)` is then the sum of its weights.
-    """
+def last_row(joint: Joint, search: Search, total_fn: Callable[[Any], jax.Array]) -> jax.Array:
+    """The row at which the sequence stops; `total_fn(row)` is the sum of a row's weights."""
 
     def before(row):
         return jnp.max(jnp.where(search.possible < row, search.possible, 0))
 
     def step(carry):
         row, _ = carry
-        sum_fn(row)
 
         def accept():
             total, rest = total_fn(row), 1 - jnp.exp(joint.log_prob[row])

@@ -1,4 +1,4 @@
-"""The block kernel returns the XLA core's tokens on the same uniforms, whether rows are summed at once or in turn."""
+"""The block kernel gives the tokens of the XLA core on the same uniforms, with blocks for each row and for all rows."""
 
 import jax
 import jax.numpy as jnp
@@ -16,19 +16,14 @@ pytestmark = [pytest.mark.slow, cases.QUICK]
 core = jax.jit(block.verify_block)
 
 
-@pytest.fixture(params=["apart", "together", "in turn"])
+@pytest.fixture(params=["apart", "together"])
 def run(request, interpreted):
-    """The kernel with both second launches, with two blocks per row where it is interpreted."""
-    emit_fn = block_kernel.emit_in_turn if request.param == "in turn" else block_kernel.emit_at_once
-
-    def kernel(*args, config):
-        return block_kernel.verify_block(*args, config=config, emit_fn=emit_fn)
+    """The kernel with two blocks for each row, and with two for all rows of a sequence."""
 
     def run(*args):
-        num_rows = args[0].shape[1] if request.param == "apart" else 1
-        config = None if cases.ON_GPU and request.param == "in turn" else Config(2, row_parts=num_rows)
+        config = Config(2, row_parts=args[0].shape[1] if request.param == "apart" else 1)
         with interpreted():
-            return jax.block_until_ready(kernels.verify_block(*args, kernel=kernel, config=config))
+            return jax.block_until_ready(kernels.verify_block(*args, kernel=block_kernel.verify_block, config=config))
 
     return run
 
@@ -125,21 +120,3 @@ def test_chunks_of_tiles_choose_the_token_after_all_drafts(run):
     target, target_filter, draft, draft_filter, uniforms = cases.random_case(13, 3, 1, 16400, dtype=jnp.bfloat16)
     uniforms = uniforms._replace(accept=jnp.zeros((3, 1)))
     check(run, (target, target_filter, draft, draft_filter, uniforms))
-
-
-@pytest.mark.skipif(cases.ON_GPU, reason="races are found by the interpreter")
-def test_no_block_reads_what_another_may_not_have_written(interpreted):
-    args = far_case(3, 1, 3, 2100)
-    args = *args[:-1], args[-1]._replace(accept=jnp.full((1, 3), 0.9))
-    # Raises at a race.
-    with interpreted(detect_races=True):
-        got = jax.block_until_ready(
-            kernels.verify_block(
-                *args,
-                kernel=lambda *args, config: block_kernel.verify_block(
-                    *args, config=config, emit_fn=block_kernel.emit_in_turn
-                ),
-                config=Config(2),
-            )
-        )
-    assert got.tokens.tolist() == block.verify_block(*args).tokens.tolist()
