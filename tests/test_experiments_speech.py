@@ -9,6 +9,12 @@ import pytest
 import score
 
 
+def word_errors(references, texts):
+    """Word errors of texts as long as their references, which need no jiwer."""
+    pairs = [(reference.split(), text.split()) for reference, text in zip(references, texts, strict=True)]
+    return np.array([[[sum(map(str.__ne__, *pair))], [len(pair[0])]] for pair in pairs], float)
+
+
 def written(folder, rows):
     (folder / "task.json").write_text(
         json.dumps(
@@ -17,6 +23,7 @@ def written(folder, rows):
     )
     (folder / "runs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     tables = score.Tables(folder)
+    tables.score_fn = word_errors
     tables.add_texts()
     return next(row for row in tables.rows if row["kind"] == "text")
 
