@@ -41,11 +41,13 @@ def run_steps(
 
     def stretch(index, carry):
         state, stats = carry
-        end = stats.num_steps + most_steps(num_draft, index, state)
+        begin, most = stats.num_steps, most_steps(num_draft, index, state)
 
         def goes_on(carry):
             state, stats = carry
-            return unfinished_fn(carry) & (stats.num_steps < end) & runs_next(num_draft, index, state)
+            # The first step was chosen. Without it the outer loop might repeat this choice for ever.
+            more = (stats.num_steps < begin + most) & runs_next(num_draft, index, state)
+            return unfinished_fn(carry) & ((stats.num_steps == begin) | more)
 
         return lax.while_loop(goes_on, functools.partial(advance_fn, compiled[index]), carry)
 

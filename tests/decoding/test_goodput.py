@@ -281,14 +281,23 @@ def test_finished_rows_and_rows_near_their_limit_take_no_part():
             assert (after.num_draft_state.tried == before.num_draft_state.tried).all()
 
 
-def test_generate_takes_the_steps_of_step():
-    """`generate` runs stretches of steps; the drafter is probed, drafts for a while, and misses tokens in between."""
-    rule = ss.GoodputNumDraft((1.0, 1.2, 1.4), LENGTHS, prior=0.1, probe_share=1.0, memory=5.0)
+@pytest.mark.parametrize(
+    ("options", "fewest_changes"),
+    [
+        # The drafter is probed, drafts for a while, and misses tokens in between.
+        ({"prior": 0.1, "memory": 5.0}, 4),
+        # A probe is due long before the next choice, when the last token, which needs no draft, is all that is left.
+        ({"prior": 0.9, "steps_per_choice": 100}, 1),
+    ],
+)
+def test_generate_takes_the_steps_of_step(options, fewest_changes):
+    """`generate` runs stretches of steps."""
+    rule = ss.GoodputNumDraft((1.0, 1.2, 1.4), (0, 1, 2), probe_share=1.0, **options)
     draft = tables.model(DRAFT)
     items = steps(rule, draft, 90)
     num_steps = sum(not before.finished.all() for before, _, _ in items)
     chosen = [int(before.num_draft.max()) for before, _, _ in items[:num_steps]]
-    assert np.count_nonzero(np.diff(chosen)) >= 4
+    assert np.count_nonzero(np.diff(chosen)) >= fewest_changes
     text = ss.generate(
         jax.random.key(0),
         np.array([PROMPT, [3, 0, 2, 1, 1]]),
