@@ -160,34 +160,44 @@ class GoodputState(NamedTuple):
 export.register_namedtuple_serialization(GoodputState, serialized_name="specsamp_jax.GoodputState")
 
 
+class Rows(NamedTuple):
+    """The rows of a batch, as a choice sees them.
+
+    Attributes:
+      unfinished: Rows that have not finished.
+      lengths: Tokens of each row.
+      remaining: Tokens from there to each row's limit.
+    """
+
+    unfinished: Bool[Array, "B"]
+    lengths: Int[Array, "B"]
+    remaining: Int[Array, "B"]
+
+
 def start(
     rule: GoodputNumDraft, data: Measured, lengths: Int[Array, "B"], remaining: Int[Array, "B"]
 ) -> tuple[Int[Array, "B"], GoodputState]:
     """Returns the draft length of each row's first step and the state before it."""
     batch_size, longest = lengths.shape[0], rule.lengths[-1]
-    none = jnp.zeros((batch_size, longest), jnp.float32)
-    costs, prior = jnp.asarray(data.costs), jnp.asarray(data.prior)
-    rates = expected_tokens.acceptance(none, none, prior, is_measured=isinstance(rule.prior, tuple))
-    num_tokens = expected_tokens.num_tokens(rates, rule.lengths)
-    slowest = expected_tokens.num_tokens_of_slowest(rates, rule.lengths, jnp.ones((batch_size,), bool), remaining)
-    choice = jnp.argmax(slowest / costs).astype(jnp.int32)
-    num_failed = jnp.zeros((batch_size,), jnp.int32)
-    interval = probes.interval(
-        rule.lengths, rule.probe_share, costs=costs, num_tokens=num_tokens, choice=choice, num_failed=num_failed
-    )
+    none, never = jnp.zeros((batch_size, longest), jnp.float32), jnp.zeros((batch_size,), bool)
+    zeros = jnp.zeros((batch_size,), jnp.int32)
     state = GoodputState(
-        costs=jnp.broadcast_to(costs, (batch_size, costs.shape[0])),
-        prior=jnp.broadcast_to(prior, (batch_size, longest)),
+        costs=jnp.broadcast_to(jnp.asarray(data.costs), (batch_size, len(rule.lengths))),
+        prior=jnp.broadcast_to(jnp.asarray(data.prior), (batch_size, longest)),
         tried=none,
         accepted=none,
-        choice=jnp.broadcast_to(choice, (batch_size,)),
-        probing=jnp.zeros((batch_size,), bool),
-        probe_at=probes.probe_at(lengths + interval, interval, lengths + remaining),
-        num_failed=num_failed,
+        choice=zeros,
+        probing=never,
+        probe_at=zeros,
+        num_failed=zeros,
         num_seen=lengths,
-        num_waiting=num_failed,
-        num_expected=jnp.broadcast_to(num_tokens[jnp.minimum(choice + 1, len(rule.lengths) - 1)], (batch_size,)),
+        num_waiting=zeros,
+        num_expected=zeros.astype(jnp.float32),
     )
+    rows = Rows(~never, lengths, remaining)
+    num_tokens, goodput = _estimates(rule, state, rows)
+    choice = jnp.argmax(goodput).astype(jnp.int32)
+    state = _with_choice(rule, state, rows, num_tokens, choice=choice, num_failed=zeros, latest=probes.NEVER)
     return _per_row(rule, choice, remaining), state
 
 
@@ -234,79 +244,80 @@ def count(
 
 def num_steps_to_choice(rule: GoodputNumDraft, state: GoodputState) -> Int[Array, ""]:
     """Returns the number of steps with drafts until `settle` chooses again: one if the next is a probe."""
-    return jnp.where(state.probing.any(), 1, rule.steps_per_choice - state.num_waiting.max(initial=0))
+    return jnp.where(state.probing.any(), 1, rule.steps_per_choice) - state.num_waiting.max(initial=0)
 
 
-def probe_is_due(
-    rule: GoodputNumDraft, state: GoodputState, unfinished: Bool[Array, "B"], lengths: Int[Array, "B"]
-) -> Bool[Array, ""]:
+def probe_is_due(rule: GoodputNumDraft, state: GoodputState, rows: Rows) -> Bool[Array, ""]:
     """Whether the text of an unfinished row has reached its next probe."""
-    return (unfinished & (lengths >= state.probe_at)).any() & (rule.probe_share > 0)
+    return (rows.unfinished & (rows.lengths >= state.probe_at)).any() & (rule.probe_share > 0)
 
 
-def settle(
-    rule: GoodputNumDraft,
-    state: GoodputState,
-    *,
-    unfinished: Bool[Array, "B"],
-    lengths: Int[Array, "B"],
-    remaining: Int[Array, "B"],
-) -> tuple[Int[Array, "B"], GoodputState]:
+def settle(rule: GoodputNumDraft, state: GoodputState, rows: Rows) -> tuple[Int[Array, "B"], GoodputState]:
     """Returns the draft length of each row's next step, and the state before it, chosen anew where that is due.
 
     Nothing changes between two choices, so a loop may call it after each step, or after the steps of one choice.
-
-    Args:
-      rule: The rule.
-      state: The state with the counts of all steps.
-      unfinished: Rows that have not finished.
-      lengths: Tokens of each row.
-      remaining: Tokens from there to each row's limit.
+    `state` has the counts of all steps.
     """
-    rows = {"unfinished": unfinished, "lengths": lengths, "remaining": remaining}
-    num_waiting = state.num_waiting.max(initial=0)
-    chooses = (num_waiting >= rule.steps_per_choice) | (state.probing.any() & (num_waiting > 0))
-    chosen = _choose(rule, state, **rows)
+    chooses = num_steps_to_choice(rule, state) <= 0
+    chosen = _choose(rule, state, rows)
     state = GoodputState(*(jnp.where(chooses, new, old) for new, old in zip(chosen, state, strict=True)))
     choice = state.choice.max(initial=0)
-    longer = jnp.minimum(choice + 1, len(rule.lengths) - 1)
+    longer = _longer(rule, choice)
     may_probe = (longer > choice) & (chooses | (jnp.array(rule.lengths)[choice] == 0))
-    probing = may_probe & probe_is_due(rule, state, unfinished, lengths)
-    state = state._replace(probing=jnp.broadcast_to(probing, unfinished.shape))
-    return _per_row(rule, jnp.where(probing, longer, choice), remaining), state
+    probing = may_probe & probe_is_due(rule, state, rows)
+    state = state._replace(probing=jnp.broadcast_to(probing, rows.unfinished.shape))
+    return _per_row(rule, jnp.where(probing, longer, choice), rows.remaining), state
 
 
-def _choose(
-    rule: GoodputNumDraft,
-    state: GoodputState,
-    *,
-    unfinished: Bool[Array, "B"],
-    lengths: Int[Array, "B"],
-    remaining: Int[Array, "B"],
-) -> GoodputState:
+def _choose(rule: GoodputNumDraft, state: GoodputState, rows: Rows) -> GoodputState:
     """The state with the choice that follows from its counts, and the text at which a probe is due."""
-    costs, prior = state.costs.max(0, initial=0), state.prior.max(0, initial=0)
-    rates = expected_tokens.acceptance(state.tried, state.accepted, prior, is_measured=isinstance(rule.prior, tuple))
-    num_tokens = expected_tokens.num_tokens(rates, rule.lengths)
-    goodput = expected_tokens.num_tokens_of_slowest(rates, rule.lengths, unfinished, remaining) / costs
+    num_tokens, goodput = _estimates(rule, state, rows)
     old, best = state.choice.max(initial=0), jnp.argmax(goodput).astype(jnp.int32)
     choice = jnp.where(goodput[best] > goodput[old] * (1 + rule.hysteresis), best, old)
-    longer, probing, changed = jnp.minimum(old + 1, len(rule.lengths) - 1), state.probing.any(), choice != old
-    raised = probing & (num_tokens[longer] > state.num_expected.max(initial=0))
+    probing, changed = state.probing.any(), choice != old
+    raised = probing & (num_tokens[_longer(rule, old)] > state.num_expected.max(initial=0))
     num_failed = jnp.where(changed | raised, 0, state.num_failed.max(initial=0) + probing.astype(jnp.int32))
-    num_failed = jnp.broadcast_to(num_failed, unfinished.shape)
+    num_failed = jnp.broadcast_to(num_failed, rows.unfinished.shape)
+    latest = jnp.where(changed | probing, probes.NEVER, state.probe_at)
+    return _with_choice(rule, state, rows, num_tokens, choice=choice, num_failed=num_failed, latest=latest)
+
+
+def _estimates(rule: GoodputNumDraft, state: GoodputState, rows: Rows) -> tuple[Float[Array, "N"], Float[Array, "N"]]:
+    """Expected tokens of a step at each length, and its goodput."""
+    costs, prior = state.costs.max(0, initial=0), state.prior.max(0, initial=0)
+    rates = expected_tokens.acceptance(state.tried, state.accepted, prior, is_measured=isinstance(rule.prior, tuple))
+    slowest = expected_tokens.num_tokens_of_slowest(rates, rule.lengths, rows.unfinished, rows.remaining)
+    return expected_tokens.num_tokens(rates, rule.lengths), slowest / costs
+
+
+def _with_choice(
+    rule: GoodputNumDraft,
+    state: GoodputState,
+    rows: Rows,
+    num_tokens: Float[Array, "N"],
+    *,
+    choice: Int[Array, ""],
+    num_failed: Int[Array, "B"],
+    latest: Int[Array, "B"] | int,
+) -> GoodputState:
+    """The state after a choice; the next probe is due at the text `latest` or before."""
+    costs, shape = state.costs.max(0, initial=0), rows.unfinished.shape
     interval = probes.interval(
         rule.lengths, rule.probe_share, costs=costs, num_tokens=num_tokens, choice=choice, num_failed=num_failed
     )
-    expected = num_tokens[jnp.minimum(choice + 1, len(rule.lengths) - 1)]
-    latest = jnp.where(changed | probing, probes.NEVER, state.probe_at)
+    due = jnp.minimum(latest, rows.lengths + interval)
     return state._replace(
-        choice=jnp.broadcast_to(choice, unfinished.shape),
-        probe_at=probes.probe_at(jnp.minimum(latest, lengths + interval), interval, lengths + remaining),
+        choice=jnp.broadcast_to(choice, shape),
+        probe_at=probes.probe_at(due, interval, rows.lengths + rows.remaining),
         num_failed=num_failed,
-        num_expected=jnp.broadcast_to(expected, unfinished.shape),
+        num_expected=jnp.broadcast_to(num_tokens[_longer(rule, choice)], shape),
         num_waiting=jnp.zeros_like(state.num_waiting),
     )
+
+
+def _longer(rule: GoodputNumDraft, index: Int[Array, ""]) -> Int[Array, ""]:
+    """The index of the length after that of `index`; the last has none."""
+    return jnp.minimum(index + 1, len(rule.lengths) - 1)
 
 
 def _per_row(rule: GoodputNumDraft, index: Int[Array, ""], remaining: Int[Array, "B"]) -> Int[Array, "B"]:

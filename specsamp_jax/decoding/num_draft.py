@@ -104,14 +104,12 @@ def settle(num_draft: NumDraft, state: DecodeState) -> DecodeState:
     """Returns the state with the draft length chosen anew where that is due. See `goodput.settle`."""
     if not isinstance(num_draft, GoodputNumDraft):
         return state
-    next_num_draft, num_draft_state = goodput.settle(
-        num_draft,
-        state.num_draft_state,
-        unfinished=~state.finished,
-        lengths=state.lengths,
-        remaining=state.limits - state.lengths,
-    )
+    next_num_draft, num_draft_state = goodput.settle(num_draft, state.num_draft_state, _rows(state))
     return state._replace(num_draft=next_num_draft, num_draft_state=num_draft_state)
+
+
+def _rows(state: DecodeState) -> goodput.Rows:
+    return goodput.Rows(~state.finished, state.lengths, state.limits - state.lengths)
 
 
 def longest(state: DecodeState) -> Int[Array, ""]:
@@ -128,7 +126,7 @@ def runs_next(num_draft: NumDraft, index: int, state: DecodeState) -> Bool[Array
     """Whether the next step has the length of `index`, as the step before: a loop asks after every step."""
     lengths = compiled_lengths(num_draft)
     if isinstance(num_draft, GoodputNumDraft) and lengths[index] == 0:
-        return ~goodput.probe_is_due(num_draft, state.num_draft_state, ~state.finished, state.lengths)
+        return ~goodput.probe_is_due(num_draft, state.num_draft_state, _rows(state))
     needed = longest(state)
     return (needed <= lengths[index]) & (needed > (lengths[index - 1] if index else -1))
 

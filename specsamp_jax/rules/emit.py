@@ -6,13 +6,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from specsamp_jax._types import (
-    DEGENERATE_DRAFT,
-    DEGENERATE_TARGET,
-    EMPTY_RESIDUAL,
-    PAD_TOKEN,
-    Verification,
-)
+from specsamp_jax._types import DEGENERATE_DRAFT, DEGENERATE_TARGET, EMPTY_RESIDUAL, PAD_TOKEN, Verification
 from specsamp_jax.sampling import draw
 from specsamp_jax.sampling import rows as dist
 from specsamp_jax.sampling.mesh_axes import cond

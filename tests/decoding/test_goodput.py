@@ -37,7 +37,7 @@ def after(rule, accepted, *, num_steps=60, remaining=1000):
         text = {"lengths": row(num_tokens), "remaining": row(remaining)}
         counts = {"active": row(True), "num_drafted": num_draft, "num_accepted": row(num_accepted)}
         _, state = count(lengths[-1], state, **counts, **text)
-        num_draft, state = settle(state, unfinished=row(True), **text)
+        num_draft, state = settle(state, goodput.Rows(row(True), **text))
     return lengths, states
 
 
@@ -207,7 +207,7 @@ def test_no_type_is_promoted_implicitly():
         options = {"active": counts > 0, "num_drafted": counts, "num_accepted": counts}
         text = {"lengths": counts, "remaining": counts}
         counted = goodput.count(RULE, 1, start, **options, **text)[1]
-        return start, goodput.settle(RULE, counted, unfinished=counts > 0, **text)[1]
+        return start, goodput.settle(RULE, counted, goodput.Rows(counts > 0, **text))[1]
 
     with jax.numpy_dtype_promotion("strict"):
         before, after_step = jax.eval_shape(run)

@@ -158,9 +158,7 @@ def load_module(
     progress_fn: Callable[[int, int], Any] | None = None,
 ) -> Any:
     """Returns the module that `path` holds, such as a `Llama`; otherwise like `load_checkpoint`."""
-    checkpoint = open_checkpoint(path, dtype=dtype)
-    fill(checkpoint.slots, checkpoint.stored, dtype, progress_fn)
-    return checkpoint.module
+    return open_checkpoint(path, dtype=dtype).load_module(progress_fn)
 
 
 class Checkpoint(NamedTuple):
@@ -194,10 +192,14 @@ class Checkpoint(NamedTuple):
             slot.param.set_value(jax.ShapeDtypeStruct(slot.param.shape, dtype))
         return _adapt(self.module, self.path)
 
+    def load_module(self, progress_fn: Callable[[int, int], Any] | None = None) -> Any:
+        """Returns the result of `load_module`, and raises its errors."""
+        fill(self.slots, self.stored, self.dtype, progress_fn)
+        return self.module
+
     def load(self, progress_fn: Callable[[int, int], Any] | None = None) -> Model:
         """Returns the result of `load_checkpoint`, and raises its errors."""
-        fill(self.slots, self.stored, self.dtype, progress_fn)
-        return _adapt(self.module, self.path)
+        return _adapt(self.load_module(progress_fn), self.path)
 
 
 def open_checkpoint(path: str | os.PathLike[str], *, dtype: DTypeLike | None = None) -> Checkpoint:
