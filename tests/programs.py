@@ -10,21 +10,24 @@ costs._MOST_ROUNDS = costs._FEWEST_ROUNDS
 
 MAY_COMPILE_KERNELS, CHANGES = dispatch._may_compile_kernels, filters._changes
 
-_present = (True, True, True)
+# Part of the key of all of JAX's caches: a program traced or compiled in one way is never reused in another.
+_way = jax.make_user_context((True, True, True))
+
+
+def way():
+    """The arguments of the last call of `compile_with`."""
+    return _way.value
 
 
 def compile_with(optimised, kernels, both):
     """Sets the level of optimisation, and whether kernels and programs without filters are traced.
 
-    Drops compiled programs at each change, because JAX would reuse them under the other setting.
+    Programs of earlier tests stay, for later tests that compile in their way.
     """
-    global _present
-    if (optimised, kernels, both) != _present:
-        _present = optimised, kernels, both
-        jax.config.update("jax_disable_most_optimizations", not optimised)
-        dispatch._may_compile_kernels = MAY_COMPILE_KERNELS if kernels else _on_a_gpu
-        filters._changes = CHANGES if both else _on_if_traced
-        jax.clear_caches()
+    _way.set_global((optimised, kernels, both))
+    jax.config.update("jax_disable_most_optimizations", not optimised)
+    dispatch._may_compile_kernels = MAY_COMPILE_KERNELS if kernels else _on_a_gpu
+    filters._changes = CHANGES if both else _on_if_traced
 
 
 def _on_a_gpu(arguments):

@@ -11,6 +11,7 @@ import caches
 import claims
 import evaluate
 import jax
+import jax.numpy as jnp
 import law
 import methods
 import metrics
@@ -55,7 +56,7 @@ def step_law(method, z_p, z_q):
             bonus=lambda prefix: oracle.sigmoid_as_released_bonus(z_p[len(prefix)]),
         )
     if method in SIGMOIDS:
-        return oracle.sigmoid_step_law(z_p, z_q, q, *SIGMOIDS[method])
+        return oracle.sigmoid_step_law(z_p, z_q, np.stack(q), *SIGMOIDS[method])
     return oracle.speculative_law(lambda s: oracle.distribution(z_p[len(s)]), lambda s: q[len(s)], 2)
 
 
@@ -122,7 +123,7 @@ def test_emitted_tokens_follow_the_oracles_law(assert_law, method, sampling):
 
     @functools.partial(jax.jit, compiler_options=QUICK)
     def step(key, target_logits, tokens, logits):
-        return methods.VERIFY_FNS[method](key, target_logits, ss.Draft(tokens, logits, sampling), sampling).tokens
+        return methods.FUNCTIONS[method](key, target_logits, ss.Draft(tokens, logits, sampling), sampling).tokens
 
     assert_law(step(jax.random.key(0), rows[0], tokens, rows[1]), step_law(method, z_p, z_q))
 
@@ -135,7 +136,7 @@ def test_deterministic_and_missing_drafts_are_exact(assert_law, method):
 
     @functools.partial(jax.jit, compiler_options=QUICK)
     def step(key, target_logits, tokens):
-        return methods.VERIFY_FNS[method](key, target_logits, ss.Draft(tokens)).tokens
+        return methods.FUNCTIONS[method](key, target_logits, ss.Draft(tokens), None).tokens
 
     p = [oracle.distribution(z.astype(float)) for z in Z_P]
     expected = oracle.speculative_law(lambda s: p[len(s)], lambda s: oracle.one_hot(1, 5), 1)
@@ -145,11 +146,11 @@ def test_deterministic_and_missing_drafts_are_exact(assert_law, method):
 def test_a_greedy_row_takes_the_largest_logits():
     greedy = ss.SamplingParams(temperature=0.0)
     drafts = np.stack([Z_P[:2].argmax(-1), [int(Z_P[0].argmax()), 0]]).astype(np.int32)
-    target, logits = np.tile(Z_P, (2, 1, 1)), np.tile(Z_Q, (2, 1, 1))
+    target, draft = np.tile(Z_P, (2, 1, 1)), ss.Draft(jnp.array(drafts), jnp.array(np.tile(Z_Q, (2, 1, 1))), greedy)
 
     @functools.partial(jax.jit, compiler_options=QUICK)
     def step(key):
-        return methods.verify_exact(key, target, ss.Draft(drafts, logits, greedy), greedy)
+        return methods.verify_exact(key, target, draft, greedy)
 
     result = step(jax.random.key(0))
     expected = np.cumprod(drafts == Z_P[:2].argmax(-1), axis=1).sum(1)
