@@ -14,7 +14,7 @@ import specsamp_jax as ss
 
 ROOT = Path(__file__).parent.parent
 LAYERS = [
-    {"_types", "_files", "_rank_promotion"},
+    {"_types", "_files", "_rank_promotion", "_resident"},
     {"_checks", "_gguf"},
     {"_hub"},
     {"sampling"},

@@ -4,15 +4,14 @@ While XLA compiles a program, or reads a compiled one, it needs more memory than
 this does not add to the peak of the process.
 """
 
-import ctypes
 import inspect
-import sys
 from typing import Any
 
 import jax
 import numpy as np
 from jaxtyping import Array, Int
 
+from specsamp_jax import _resident
 from specsamp_jax._rank_promotion import allow_rank_promotion
 from specsamp_jax._types import Stats
 from specsamp_jax.decoding import generate as loop
@@ -56,9 +55,6 @@ def _prepare(prompt: Any, arguments: dict[str, Any]) -> tuple[Any, ...]:
 
 
 def _compile(lowered: jax.stages.Lowered) -> None:
-    """Compiles a program, which JAX keeps, and returns memory that the compiler has freed to the system."""
+    """Compiles a program, which JAX keeps, and returns memory that the compiler no longer needs to the system."""
     lowered.compile()
-    if sys.platform == "linux":
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # of glibc
-        if trim is not None:
-            trim(0)
+    _resident.release()
