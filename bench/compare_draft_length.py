@@ -6,7 +6,10 @@
 The package's trained pair in float32, temperature 1, no end token, after 32 tokens of a held-out docstring. A cell
 `B:N` is a batch size and the number of new tokens. The "bad" drafter is the "good" one with the entries of each matrix
 in random order. `measure_goodput` runs before every eighth round, on that round's prompt, as `specsamp generate` does.
-Rows of other cells and drafters that FILE has already are kept, so a table can be made in pieces.
+Rows of other cells and drafters that FILE has already are kept, so a table can be made in pieces. `--merge` writes a
+table of pieces that were measured at the same time, on several GPUs:
+
+    python bench/compare_draft_length.py --out FILE --merge PIECE.json ...
 
 In a round all contenders continue the same prompts in random order. The texts of the first round count. The target
 alone runs twice, under two names: the difference of its two times is that of the measurement. A contender that took
@@ -191,6 +194,22 @@ def kept(out: Path, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return list(merged.values())
 
 
+def write(out: Path, about: dict[str, Any], rows: list[dict[str, Any]]) -> None:
+    """Writes rows, with those of the result file that they do not replace."""
+    merged = kept(out, rows)
+    about = about | {"others": max(row["others"] for row in merged)}
+    timing.write(out, about, merged, lines_of(about, merged))
+
+
+def merge(out: Path, pieces: list[Path]) -> None:
+    """Writes the rows of the pieces that exist, with the environment of the first."""
+    tables = [results.read(piece) for piece in pieces if piece.exists()]
+    if not tables:
+        raise SystemExit(f"--merge: none of {', '.join(map(str, pieces))} exists.")
+    rows = [row for _, each in tables for row in each]
+    write(out, tables[0][0], sorted(rows, key=lambda row: row["batch"]))
+
+
 def main() -> None:
     """Measures each cell, and writes the results after each."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -200,7 +219,11 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=40, help="per cell and drafter, without compilation")
     parser.add_argument("--seconds-at-most", type=float, default=700, help="no cell begins after so many seconds")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "draft_length_cpu")
+    parser.add_argument("--merge", nargs="+", type=Path, help="results of this script; measures nothing")
     arguments = parser.parse_args()
+    if arguments.merge:
+        merge(arguments.out, arguments.merge)
+        return
     began = time.perf_counter()
     lengths = tuple(arguments.lengths)
     pair = load_pair()
@@ -229,9 +252,7 @@ def main() -> None:
             result = race(run_fn, measure_fn, contenders(draft, lengths), draft, arguments.seconds)
             labels = {"drafter": name, "batch": batch_size, "new_tokens": num_new, "others": use.others()}
             rows.append(summary(result, labels))
-            merged = kept(arguments.out, rows)
-            about = timing.environment() | {"others": max(row["others"] for row in merged), "lengths": lengths}
-            timing.write(arguments.out, about, merged, lines_of(about, merged))
+            write(arguments.out, timing.environment() | {"lengths": lengths}, rows)
             print(f"after {time.perf_counter() - began:.0f} s", flush=True)
 
 

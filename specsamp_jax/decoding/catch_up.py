@@ -7,9 +7,12 @@ from jax import lax
 from jaxtyping import Array, Int
 
 from specsamp_jax.decoding.drafters import Drafter, ReadsText
-from specsamp_jax.decoding.goodput import CATCH_UP, GoodputState
+from specsamp_jax.decoding.goodput import GoodputState
 from specsamp_jax.decoding.num_draft import longest
 from specsamp_jax.decoding.state import DecodeState
+
+CATCH_UP = 32
+"""Tokens that a drafter reads at once if it was not run for some steps."""
 
 
 def start_drafter(

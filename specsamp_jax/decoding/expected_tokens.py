@@ -1,10 +1,13 @@
 """Expected tokens of a step at each draft length, from the acceptance at each position."""
 
 import jax.numpy as jnp
-from jax.scipy.special import ndtri
-from jaxtyping import Array, Bool, Float, Int
+from jax.scipy.special import ndtr
+from jaxtyping import Array, Float, Int
 
-_ASSUMED_WEIGHT, _MEASURED_WEIGHT = 2.0, 20.0  # of a prior, in observations: one number, or one per position
+_ASSUMED_WEIGHT = 2.0  # of a prior of one number, in observations
+_MEASURED_WEIGHT = 20.0  # of a prior of one number per position, in observations of each row
+_SHARED_WEIGHT = 100.0  # of the acceptance of all rows, in observations of a row
+_REACH, _POINTS = 3.0, 32  # deviations, and points of the integral
 
 
 def acceptance(
@@ -14,9 +17,10 @@ def acceptance(
 
     A measured prior has a value per position. Otherwise the estimate of a position is the prior of the next.
     """
+    weight = _MEASURED_WEIGHT * tried.shape[0]
     tried, accepted = tried.sum(0), accepted.sum(0)
     if is_measured:
-        return (accepted + _MEASURED_WEIGHT * prior) / (tried + _MEASURED_WEIGHT)
+        return (accepted + weight * prior) / (tried + weight)
     rates = []
     for i in range(tried.shape[0]):
         before = rates[-1] if rates else prior[0]
@@ -24,33 +28,45 @@ def acceptance(
     return jnp.stack(rates) if rates else jnp.zeros((0,), jnp.float32)
 
 
-def num_tokens(rates: Float[Array, "K"], lengths: tuple[int, ...]) -> Float[Array, "N"]:
+def num_tokens(rates: Float[Array, "*B K"], lengths: tuple[int, ...]) -> Float[Array, "N *B"]:
     """The expected number of tokens of a step at each length."""
-    sums = [1 + jnp.zeros(())]
-    for reached in _reached(rates):
-        sums.append(sums[-1] + reached)
-    return jnp.stack([sums[length] for length in lengths])
+    return _moments(rates, lengths)[0]
 
 
-def _reached(rates: Float[Array, "K"]) -> list[Float[Array, ""]]:
-    """P(at least i drafts are accepted), i from 1 on. Scalars make one kernel on a GPU, a running product several."""
-    reached = [1 + jnp.zeros(())]
-    for i in range(rates.shape[0]):
-        reached.append(reached[-1] * rates[i])
-    return reached[1:]
+def _moments(
+    rates: Float[Array, "*B K"], lengths: tuple[int, ...]
+) -> tuple[Float[Array, "N *B"], Float[Array, "N *B"]]:
+    """Mean and variance of the tokens of a step at each length, if positions are accepted independently."""
+    reached = jnp.ones(rates.shape[:-1])
+    mean, square = [reached], [jnp.zeros_like(reached)]
+    # Single positions make one kernel on a GPU, a running product several.
+    for i in range(rates.shape[-1]):
+        reached *= rates[..., i]
+        mean.append(mean[-1] + reached)
+        square.append(square[-1] + (2 * i + 1) * reached)
+    means, squares = (jnp.stack([each[length] for length in lengths]) for each in (mean, square))
+    return means, jnp.maximum(squares - (means - 1) ** 2, 0)
 
 
-def num_tokens_of_slowest(
-    rates: Float[Array, "K"], lengths: tuple[int, ...], unfinished: Bool[Array, "B"], remaining: Int[Array, "B"]
+def num_steps_of_slowest(
+    tried: Float[Array, "B K"],
+    accepted: Float[Array, "B K"],
+    rates: Float[Array, "K"],
+    lengths: tuple[int, ...],
+    remaining: Int[Array, "B"],
 ) -> Float[Array, "N"]:
-    """The expected number of tokens per step, at each length, of the row that needs most steps to its limit."""
-    mean = num_tokens(rates, lengths)
-    squares = [jnp.zeros(())]
-    for i, reached in enumerate(_reached(rates)):
-        squares.append(squares[-1] + (2 * i + 1) * reached)
-    variance = jnp.maximum(jnp.stack([squares[length] for length in lengths]) - (mean - 1) ** 2, 0)
-    left = jnp.where(unfinished, remaining, 0)
-    num_rows = jnp.maximum((left > 0).sum(), 1).astype(jnp.float32)
-    largest = ndtri((num_rows - 0.375) / (num_rows + 0.25))  # of as many normal draws, by Blom (1958)
-    longest = left.max(initial=1).astype(jnp.float32)
-    return mean / (1 + largest * jnp.sqrt(variance / (longest * mean)))
+    """The expected number of steps, at each length, until the last row has its remaining tokens.
+
+    The number of steps of a row is taken as normal. The row's acceptance is that of all rows, `rates`, until it has
+    observations of its own.
+    """
+    own = (accepted + _SHARED_WEIGHT * rates) / (tried + _SHARED_WEIGHT)
+    num_tokens, variance = _moments(own, lengths)
+    mean = remaining.astype(jnp.float32) / num_tokens
+    deviation = jnp.sqrt(mean * variance) / num_tokens
+    # The integral of P(a row is not ready), from where that is nearly 1 to where it is nearly 0.
+    low, high = (mean - _REACH * deviation).max(-1, initial=0), (mean + _REACH * deviation).max(-1, initial=0)
+    points = (jnp.arange(_POINTS, dtype=jnp.float32) + 0.5) / _POINTS
+    steps = low + (high - low) * points[:, None]
+    ready = ndtr((steps[..., None] - mean) / jnp.where(deviation > 0, deviation, 1))
+    return low + (high - low) * (1 - ready.prod(-1)).mean(0)

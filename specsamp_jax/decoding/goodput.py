@@ -11,22 +11,21 @@ from jaxtyping import Array, Bool, Float, Int
 from specsamp_jax import _checks
 from specsamp_jax.decoding import expected_tokens, probes
 
-CATCH_UP = 32
-"""Tokens that a drafter reads at once if it was not run for some steps."""
+_MOST_INTERVALS = 8  # of `steps_per_choice`, to the next choice
 
 
 @dataclasses.dataclass(frozen=True)
 class GoodputNumDraft:
     """The draft length that promises the most tokens per second; 0, plain decoding, where drafting does not pay.
 
-    After `steps_per_choice` steps with drafts, and after each probe, the goodput of each of `lengths` is its expected
-    number of tokens over its cost. The expected number is m = 1 + a_1 + a_1 a_2 + ..., where a_i is the running
-    acceptance at position i, given that all drafts before it were accepted, of all rows together; drafts that a drafter
-    did not propose count as rejected. It starts from `prior`. A batch ends with its slowest row, so with B unfinished
-    rows, of which the longest has R tokens left, m is divided by 1 + z sqrt(v / (R m)): v is the variance of a step's
-    tokens, z the expected largest of B normal draws. The steps after that have the length of highest goodput, if it is
-    better than the present one by `hysteresis`.
-    A row drafts fewer tokens where fewer are left to its limit.
+    After `steps_per_choice` steps with drafts, and after each probe, the rule estimates for each of `lengths` when the
+    last row would end. A row with R tokens left takes about R / m steps, where m = 1 + a_1 + a_1 a_2 + ..., and a_i is
+    the running acceptance at position i, given that all drafts before it were accepted; drafts that a drafter did not
+    propose count as rejected. It starts from `prior`, then from that of all rows. The time to the end is the expected
+    number of steps of the slowest row times the cost of a step. The length of the least time follows, if it takes less
+    than the present one by `hysteresis`. A choice that keeps the length doubles the number of steps to the next, up to
+    eight times `steps_per_choice`; one that changes it starts again. A row drafts fewer tokens where fewer are left to
+    its limit.
 
     Acceptance beyond the present length is not observed, so the next longer length is tried from time to time. The
     wait is the expected loss of such a probe over `probe_share` of a step's cost, between 8 and 4,096 steps. It
@@ -48,9 +47,9 @@ class GoodputNumDraft:
       memory: Observations that the running acceptance of a row remembers.
       probe_share: Expected share of the time that probes may cost.
       prior: Acceptance before there are observations. One number per position, such as `measure_goodput` finds, counts
-        as 20 observations of each. One number for all counts as 2 of the first position; the estimate of a position is
-        then the prior of the next.
-      steps_per_choice: Steps with drafts between two choices. A choice takes as long as a few small kernels of a GPU.
+        as 20 observations by each row. One number for all counts as 2 of the first position; the estimate of a
+        position is then the prior of the next.
+      steps_per_choice: Fewest steps with drafts between two choices: on a GPU a choice is some 40 small kernels.
 
     Example:
       >>> rule = GoodputNumDraft(costs=(1.0, 1.2, 1.4), lengths=(0, 1, 2))
@@ -60,7 +59,7 @@ class GoodputNumDraft:
 
     costs: tuple[float, ...]
     lengths: tuple[int, ...] = (0, 1, 2, 3, 4, 6, 8)
-    hysteresis: float = 0.01
+    hysteresis: float = 0.02
     memory: float = 100.0
     probe_share: float = 0.01
     prior: float | tuple[float, ...] = 0.7
@@ -141,6 +140,7 @@ class GoodputState(NamedTuple):
       num_failed: Probes since the last that raised the expected number of tokens, or since the choice changed.
       num_seen: Tokens of the text that are in the drafter's cache without a gap.
       num_waiting: Steps with drafts since the last choice.
+      interval: Steps with drafts from there to the next choice.
       num_expected: Expected tokens of a step of the length after the chosen one, as of the last choice.
     """
 
@@ -154,6 +154,7 @@ class GoodputState(NamedTuple):
     num_failed: Int[Array, "B"]
     num_seen: Int[Array, "B"]
     num_waiting: Int[Array, "B"]
+    interval: Int[Array, "B"]
     num_expected: Float[Array, "B"]
 
 
@@ -192,11 +193,12 @@ def start(
         num_failed=zeros,
         num_seen=lengths,
         num_waiting=zeros,
+        interval=zeros + rule.steps_per_choice,
         num_expected=zeros.astype(jnp.float32),
     )
     rows = Rows(~never, lengths, remaining)
-    num_tokens, goodput = _estimates(rule, state, rows)
-    choice = jnp.argmax(goodput).astype(jnp.int32)
+    num_tokens, time = _estimates(rule, state, rows)
+    choice = jnp.argmin(time).astype(jnp.int32)
     state = _with_choice(rule, state, rows, num_tokens, choice=choice, num_failed=zeros, latest=probes.NEVER)
     return _per_row(rule, choice, remaining), state
 
@@ -242,9 +244,9 @@ def count(
     return jnp.minimum(num_drafted, jnp.maximum(remaining - 1, 0)), state
 
 
-def num_steps_to_choice(rule: GoodputNumDraft, state: GoodputState) -> Int[Array, ""]:
+def num_steps_to_choice(state: GoodputState) -> Int[Array, ""]:
     """Returns the number of steps with drafts until `settle` chooses again: one if the next is a probe."""
-    return jnp.where(state.probing.any(), 1, rule.steps_per_choice) - state.num_waiting.max(initial=0)
+    return jnp.where(state.probing.any(), 1, state.interval.max(initial=0)) - state.num_waiting.max(initial=0)
 
 
 def probe_is_due(rule: GoodputNumDraft, state: GoodputState, rows: Rows) -> Bool[Array, ""]:
@@ -258,7 +260,7 @@ def settle(rule: GoodputNumDraft, state: GoodputState, rows: Rows) -> tuple[Int[
     Nothing changes between two choices, so a loop may call it after each step, or after the steps of one choice.
     `state` has the counts of all steps.
     """
-    chooses = num_steps_to_choice(rule, state) <= 0
+    chooses = num_steps_to_choice(state) <= 0
     chosen = _choose(rule, state, rows)
     state = GoodputState(*(jnp.where(chooses, new, old) for new, old in zip(chosen, state, strict=True)))
     choice = state.choice.max(initial=0)
@@ -271,23 +273,26 @@ def settle(rule: GoodputNumDraft, state: GoodputState, rows: Rows) -> tuple[Int[
 
 def _choose(rule: GoodputNumDraft, state: GoodputState, rows: Rows) -> GoodputState:
     """The state with the choice that follows from its counts, and the text at which a probe is due."""
-    num_tokens, goodput = _estimates(rule, state, rows)
-    old, best = state.choice.max(initial=0), jnp.argmax(goodput).astype(jnp.int32)
-    choice = jnp.where(goodput[best] > goodput[old] * (1 + rule.hysteresis), best, old)
+    num_tokens, time = _estimates(rule, state, rows)
+    old, best = state.choice.max(initial=0), jnp.argmin(time).astype(jnp.int32)
+    choice = jnp.where(time[best] * (1 + rule.hysteresis) < time[old], best, old)
     probing, changed = state.probing.any(), choice != old
     raised = probing & (num_tokens[_longer(rule, old)] > state.num_expected.max(initial=0))
     num_failed = jnp.where(changed | raised, 0, state.num_failed.max(initial=0) + probing.astype(jnp.int32))
     num_failed = jnp.broadcast_to(num_failed, rows.unfinished.shape)
     latest = jnp.where(changed | probing, probes.NEVER, state.probe_at)
+    longer = jnp.minimum(state.interval * jnp.where(probing, 1, 2), _MOST_INTERVALS * rule.steps_per_choice)
+    state = state._replace(interval=jnp.where(changed, rule.steps_per_choice, longer))
     return _with_choice(rule, state, rows, num_tokens, choice=choice, num_failed=num_failed, latest=latest)
 
 
 def _estimates(rule: GoodputNumDraft, state: GoodputState, rows: Rows) -> tuple[Float[Array, "N"], Float[Array, "N"]]:
-    """Expected tokens of a step at each length, and its goodput."""
+    """Expected tokens of a step at each length, and the time until the last row ends."""
     costs, prior = state.costs.max(0, initial=0), state.prior.max(0, initial=0)
     rates = expected_tokens.acceptance(state.tried, state.accepted, prior, is_measured=isinstance(rule.prior, tuple))
-    slowest = expected_tokens.num_tokens_of_slowest(rates, rule.lengths, rows.unfinished, rows.remaining)
-    return expected_tokens.num_tokens(rates, rule.lengths), slowest / costs
+    left = jnp.where(rows.unfinished, rows.remaining, 0)
+    num_steps = expected_tokens.num_steps_of_slowest(state.tried, state.accepted, rates, rule.lengths, left)
+    return expected_tokens.num_tokens(rates, rule.lengths), num_steps * costs
 
 
 def _with_choice(

@@ -134,5 +134,5 @@ def runs_next(num_draft: NumDraft, index: int, state: DecodeState) -> Bool[Array
 def most_steps(num_draft: NumDraft, index: int, state: DecodeState) -> Int[Array, ""] | int:
     """Returns the number of steps of the length of `index` before `settle` must be called."""
     if isinstance(num_draft, GoodputNumDraft) and compiled_lengths(num_draft)[index] > 0:
-        return goodput.num_steps_to_choice(num_draft, state.num_draft_state)
+        return goodput.num_steps_to_choice(state.num_draft_state)
     return 2**30

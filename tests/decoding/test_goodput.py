@@ -113,17 +113,41 @@ def test_the_measured_acceptance_is_that_of_the_steps_that_reached_a_position():
     assert costs._acceptance(counts, 2) == pytest.approx((100.25 / 200.5, 15.25 / 60.5))
 
 
+def num_steps_of_slowest(rates, accepted, remaining, tried=1e6):
+    """The expected number of steps at `LENGTHS` of rows whose own acceptance is `accepted`."""
+    own = jnp.array(accepted, jnp.float32)
+    counts = jnp.full(own.shape, tried), own * tried
+    return expected_tokens.num_steps_of_slowest(*counts, jnp.array(rates, jnp.float32), LENGTHS, jnp.array(remaining))
+
+
 def test_the_slowest_row_of_a_batch_decides():
-    """Against 2,000 batches of 16 rows: the steps until all have 60 tokens, of up to two drafts each."""
-    rates, num_tokens = np.array([0.6, 0.5], np.float32), 60
-    accepted = (np.random.default_rng(0).random((2_000, 16, 60, 2)) < rates).cumprod(-1).sum(-1)
-    num_steps = 1 + (np.cumsum(accepted + 1, axis=-1) < num_tokens).sum(-1)
-    rows = jnp.full((16,), num_tokens)
-    slowest = expected_tokens.num_tokens_of_slowest(jnp.array(rates), LENGTHS, rows > 0, rows)
-    assert num_tokens / slowest[2] == pytest.approx(num_steps.max(1).mean(), rel=0.02)
-    assert slowest[0] == 1
-    alone = expected_tokens.num_tokens_of_slowest(jnp.array(rates), LENGTHS, jnp.arange(16) == 3, rows)
-    np.testing.assert_allclose(alone, [1, 1.6, 1.9], rtol=1e-6)
+    """Against 2,000 batches of 16 rows, of which some accept less or have fewer tokens left, with two drafts each."""
+    remaining = np.array([60] * 12 + [40] * 4)
+    rates = np.linspace([0.5, 0.4], [0.7, 0.6], 16)
+    accepted = (np.random.default_rng(0).random((2_000, 16, 60, 2)) < rates[:, None]).cumprod(-1).sum(-1)
+    num_steps = 1 + (np.cumsum(accepted + 1, axis=-1) < remaining[:, None]).sum(-1)
+    expected = num_steps_of_slowest(rates.mean(0), rates, remaining)
+    assert expected[2] == pytest.approx(num_steps.max(1).mean(), rel=0.02)
+    assert expected[0] == 60
+    alone = num_steps_of_slowest([0.6, 0.5], [[0.6, 0.5], [0.0, 0.0]], [60, 0])
+    np.testing.assert_allclose(alone, [60, 60 / 1.6, 60 / 1.9], rtol=0.01)
+
+
+def test_a_row_without_observations_has_the_acceptance_of_all():
+    rates, rows = [0.6, 0.5], [[0.9, 0.9], [0.1, 0.1]]
+    unknown = num_steps_of_slowest(rates, rows, [60, 60], tried=0.0)
+    np.testing.assert_allclose(unknown, num_steps_of_slowest(rates, [rates, rates], [60, 60]), rtol=1e-5)
+    assert num_steps_of_slowest(rates, rows, [60, 60])[1] > 1.2 * unknown[1]
+
+
+def test_the_time_between_choices_doubles_while_they_confirm_the_length():
+    rule = ss.GoodputNumDraft(RULE.costs, LENGTHS, prior=0.9, probe_share=0.0, memory=10.0, steps_per_choice=2)
+    lengths, states = after(rule, lambda i, k: k if i < 60 else 0, num_steps=120)
+    choices = [i for i, state in enumerate(states) if i and state.num_waiting[0] == 0]
+    assert choices[:6] == [2, 6, 14, 30, 46, 62]
+    assert lengths[59] == 2
+    changed = next(i for i in range(60, 120) if lengths[i] != 2)
+    assert states[changed].interval.tolist() == [2]
 
 
 def test_costs_do_not_follow_a_machine_that_is_slower_in_some_rounds():
