@@ -61,7 +61,7 @@ class GoodputNumDraft:
     lengths: tuple[int, ...] = (0, 1, 2, 3, 4, 6, 8)
     hysteresis: float = 0.02
     memory: float = 100.0
-    probe_share: float = 0.01
+    probe_share: float = 0.005
     prior: float | tuple[float, ...] = 0.7
     steps_per_choice: int = 8
 
