@@ -23,7 +23,19 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array, Float, Int
 
-from pallas_kernels import block_rule, emit, last_token, rows, scan, sync, tiles, token, token_filtered, token_rule
+from pallas_kernels import (
+    block_rule,
+    emit,
+    last_token,
+    reading,
+    rows,
+    scan,
+    sync,
+    tiles,
+    token,
+    token_filtered,
+    token_rule,
+)
 from pallas_kernels import config as sizes
 from pallas_kernels.limits import Limits
 from pallas_kernels.random import Draws
@@ -133,10 +145,12 @@ def _begin(emission: emit.Emission, inputs, read, scratch: _Scratch, decide_fn, 
     scan.clear_prefix(scratch.sums)
     sync.wait_for_previous_launch()
     sequence, values, _ = decide_fn(inputs, read)
-    uniforms = tiles.load_lanes(read.facts.accept, (sequence.number,))
-    search = block_rule.find_rows(sequence, values, uniforms, scratch.joint)
+    uniforms = reading.load_uniforms(emission.uniforms, read, sequence)
+    accept = tiles.load_lanes(read.facts.accept, (sequence.number,))
+    search = block_rule.find_rows(sequence, values, accept, scratch.joint)
     token_rule.write_tables(scratch.tables, slice(None), values)
-    return _Trial(emission._replace(sequence=sequence), scratch.tables, scratch.joint, search, stats_fn(read))
+    emission = emission._replace(sequence=sequence, uniforms=uniforms)
+    return _Trial(emission, scratch.tables, scratch.joint, search, stats_fn(read))
 
 
 def emit_tokens(read, inputs, decide_fn, stats_fn, batch_size, num_rows, vocab_size, config) -> Verification:

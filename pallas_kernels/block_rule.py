@@ -90,7 +90,7 @@ def find_rows(sequence: rows.Sequence, values: token_rule.Tables, uniforms: jax.
     _, log_prob, u = carry
     joint.log_prob[...] = log_prob
     prob = jnp.exp(log_prob)
-    usable = trusted & token_rule.are_regular(sequence, values)
+    usable = trusted & token_rule.are_regular(sequence, values.p_offset, values.p_log_sum, values.p_certain)
     # The bonus row has no usable draft.
     end = jnp.min(jnp.where(usable, rows.MAX_INDEX, lane))
     # Z = P - (the sum of min(P p, q)), of which the drafted token is one term.

@@ -147,19 +147,23 @@ def filtered_block_config(batch_size: int, num_rows: int, vocab_size: int) -> Co
     return config if config.row_parts > 1 else dataclasses.replace(config, max_tiles=MAX_FILTERED_TILES)
 
 
-def sample_config(dtype: DTypeLike, batch_size: int, vocab_size: int) -> Config:
-    """Blocks of a sample without filters in two launches.
+def samples_in_two_launches(dtype: DTypeLike, batch_size: int, vocab_size: int) -> bool:
+    """Whether rows without filters are sampled faster in two launches.
 
-    Chunks of whole tiles have sums, so that one block picks the token: one or two blocks took 14.3 us at B 64,
-    V 151,936, eight blocks 15.5. Otherwise the blocks divide the row.
+    They are if every row begins at a vector: at V 151,936, bfloat16, 5.1 us for 6.1 at B 1, 6.3 for 7.6 at B 8. Other
+    rows are if they fill the GPU more than half.
     """
-    config = token_config(batch_size, vocab_size)
-    return config if chunks(dtype, vocab_size).tiles is None else dataclasses.replace(config, blocks=1)
+    aligned = row_vector_size(dtype, vocab_size) == vector_size(dtype)
+    return aligned or batch_size * num_tiles(vocab_size) >= 32 * num_multiprocessors()
 
 
-def samples_in_two_launches(batch_size: int, vocab_size: int) -> bool:
-    """Whether rows without filters are sampled faster in two launches: where they fill the GPU more than half."""
-    return batch_size * num_tiles(vocab_size) >= 32 * num_multiprocessors()
+def sample_tiles(batch_size: int) -> int:
+    """Tiles per block that reads a row without filters, of which another block picks the token.
+
+    With 2, 3 and 4, V 151,936, bfloat16: 11.9, 12.3 and 12.5 us at B 64; at B 128 18.5 or 21.9 (with 2, from call to
+    call) and 18.8 (with 4).
+    """
+    return 2 if batch_size <= 64 else 4
 
 
 def sigmoid_config(batch_size: int, vocab_size: int) -> Config:

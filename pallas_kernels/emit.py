@@ -89,7 +89,7 @@ def make_emission(
             return is_last
         return meet_fn(is_last)
 
-    # Loaded or computed early, so that their latency is hidden before the barrier.
+    # Computed where they are used, in the one block that emits: the compiler moves them there.
     uniforms = random.emit_uniforms(sequence.inputs.draws, sequence.number)
     return Emission(sequence, outputs, sums, scratch, groups, num_blocks, block, uniforms, meet, sequence.number)
 

@@ -76,6 +76,31 @@ def facts_types(batch_size: int, num_rows: int) -> Facts:
     return Facts(jax.ShapeDtypeStruct(shape, jnp.int32), *(jax.ShapeDtypeStruct(shape, jnp.float32),) * 5)
 
 
+def uniforms_type(inputs: rows.Inputs, batch_size: int) -> Any:
+    """Type of the uniforms of the last tokens, `[B, 2]`; None if they are inputs.
+
+    The first launch computes them: that takes about a microsecond, which its reading hides. In the second, every block
+    would compute them, or the one that emits would keep all waiting.
+    """
+    if not isinstance(inputs.draws, random.Noise):
+        return None
+    return jax.ShapeDtypeStruct((batch_size, random.EMIT_DRAWS), jnp.float32)
+
+
+def write_uniforms(sequence: rows.Sequence, ref: Any):
+    """Computes and writes the uniforms of a sequence's last token, unless they are inputs."""
+    if ref is not None:
+        for i, value in enumerate(random.emit_uniforms(sequence.inputs.draws, sequence.number)):
+            ref[sequence.number, i] = value
+
+
+def load_uniforms(computed: list[jax.Array], read: Any, sequence: rows.Sequence) -> list[jax.Array]:
+    """The uniforms of a sequence's last token from `read.uniforms`, the first launch; `computed` without them."""
+    if read.uniforms is None:
+        return computed
+    return [read.uniforms[sequence.number, i] for i in range(random.EMIT_DRAWS)]
+
+
 def reads_draft(inputs: rows.Inputs) -> bool:
     """Whether the draft's rows must be read, because it has logits but no `log_normalizers`."""
     return inputs.draft is not None and inputs.log_normalizers is None

@@ -94,7 +94,7 @@ def sample(
         part = slices.locate_slice(logits, vocab_size, row, row, block, blocks, row_tiles, barrier)
         part = slices.load_slice(part)
         # Computed while the loads of the logits are in flight.
-        uniforms = random.emit_uniforms(noise, row)
+        uniforms = scan.hold(scan_scratch, random.emit_uniforms(noise, row))
         result = _sample_row(
             part, row_limits(static, arrays, row), uniforms, sums, exchange, shared, tile_sums, scan_scratch
         )

@@ -18,6 +18,9 @@ PREFIX = 1536
 RADIX = 8
 """Factor by which each round increases the length of the partial sums."""
 
+HELD = 8
+"""Numbers at the end of the scratch for `hold`."""
+
 EXCHANGE_BYTES = 16 * 4 * 32 * 4
 """Bytes of shared memory in which warps exchange partial sums: 16 float32 sums, each from 4 warps of 32 lanes."""
 
@@ -70,8 +73,17 @@ class RunningSums(NamedTuple):
 
 
 def search_scratch(count: int) -> Any:
-    """Shared memory for `running_sums` of `count` numbers, or of a tile if that is longer."""
-    return plgpu.SMEM((PREFIX + max(TILE, to_lanes(count)),), jnp.float32)
+    """Shared memory for `running_sums` of `count` numbers, or of a tile if that is longer, and for `hold`."""
+    return plgpu.SMEM((PREFIX + max(TILE, to_lanes(count)) + HELD,), jnp.float32)
+
+
+def hold(scratch: Any, values: list[jax.Array]) -> list[jax.Array]:
+    """Returns at most `HELD` scalars, computed before this line, where the compiler would compute them at their use."""
+    start = scratch.shape[0] - HELD
+    for i, value in enumerate(values):
+        # Registers -> shared memory: one float32. A store is not moved over the barriers that follow.
+        scratch[start + i] = value
+    return [scratch[start + i] for i in range(len(values))]
 
 
 def clear_prefix(scratch: Any):

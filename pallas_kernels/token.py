@@ -38,6 +38,7 @@ class Reading(NamedTuple):
       draft: Likewise of the draft's; None if they are not read.
       target_by_row: The target's statistics with one chunk per lane, for the emitting row.
       facts: One value of each kind per drafted token; see `reading.Facts`.
+      uniforms: The uniforms of the last token; see `reading.uniforms_type`. None without drafts.
       counters: Zeros, `[B]`, for `sync.arrive`.
     """
 
@@ -45,6 +46,7 @@ class Reading(NamedTuple):
     draft: reading.ChunkStats | None
     target_by_row: reading.ChunkStats
     facts: reading.Facts
+    uniforms: Any
     counters: Any
 
 
@@ -128,6 +130,8 @@ def read_rows(
             def _():
                 reading.look_up(sequence, slot, out.facts)
 
+            pl.when((chunk == num_chunks) & (slot == num_draft))(lambda: reading.write_uniforms(sequence, out.uniforms))
+
         @pl.when((slot == 0) & (chunk == 0))
         def _():
             out.counters[sequence.number] = 0
@@ -157,6 +161,7 @@ def read_rows(
         draft=stats(inputs.draft.logits, vocab_size) if reads_draft and inputs.draft else None,
         target_by_row=reading.stats_by_row(batch_size, num_rows, inputs.target.logits, vocab_size),
         facts=reading.facts_types(batch_size, num_rows),
+        uniforms=reading.uniforms_type(inputs, batch_size) if num_draft else None,
         counters=jax.ShapeDtypeStruct((batch_size,), jnp.int32),
     )
     (read,) = plgpu.kernel(
@@ -207,7 +212,8 @@ def emit_after(
         scan.clear_prefix(scratch)
         sync.wait_for_previous_launch()
         sequence, values, accepted = decide_fn(inputs, read)
-        emission = emission._replace(sequence=sequence)
+        uniforms = reading.load_uniforms(emission.uniforms, read, sequence)
+        emission = emission._replace(sequence=sequence, uniforms=uniforms)
         token_rule.write_tables(tables, slice(None), values)
         lane = tiles.lane_index(sizes.row_lanes(num_rows))
         row = jnp.min(jnp.where(accepted, rows.MAX_INDEX, lane))

@@ -48,6 +48,7 @@ class Read(NamedTuple):
       filters: Scale `[B]` and greedy `[B]` of the target and of the draft; a field is None if it is known at compile
         time.
       facts: One value of each kind per drafted token; see `reading.Facts`.
+      uniforms: The uniforms of the last token; see `reading.uniforms_type`.
       counters: Zeros, `[B]`, for `sync.arrive`.
     """
 
@@ -55,6 +56,7 @@ class Read(NamedTuple):
     draft: RowFacts | None
     filters: tuple[Filter, Filter]
     facts: reading.Facts
+    uniforms: Any
     counters: Any
 
 
@@ -176,6 +178,7 @@ def _read(
         draft=row_facts(filters[1]) if len(searched) > 1 else None,
         filters=(filters[0], filters[1]),
         facts=reading.facts_types(batch_size, num_rows),
+        uniforms=reading.uniforms_type(inputs, batch_size),
         counters=jax.ShapeDtypeStruct((batch_size,), jnp.int32),
     )
     arrays = tuple(array_limits(model_limits, batch_size) for model_limits in limits)
@@ -201,6 +204,7 @@ def _read(
 
         @pl.when(block == 0)
         def _():
+            reading.write_uniforms(view, out.uniforms)
             out.counters[sequence] = 0
             for model_limits, array, filter in zip(limits, arrays, out.filters, strict=True):
                 limit = row_limits(static_limits(model_limits), array, sequence)

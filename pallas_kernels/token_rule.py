@@ -159,28 +159,18 @@ def stop_at(sequence: rows.Sequence, tables: Tables, row: jax.Array) -> Stop:
             q_offset, q_log_sum = tables.q_offset[row], tables.q_log_sum[row]
             if sequence.draft.filter.greedy is not None:
                 q_certain = jnp.where(sequence.draft.filter.greedy[sequence.number] > 0, drafted, -1)
-    degenerate = is_degenerate(sequence, tables, row)
+    degenerate = ~are_regular(sequence, offset, log_sum, certain)
     return Stop(row, rejecting, distrusted, degenerate, offset, log_sum, certain, q_offset, q_log_sum, q_certain)
 
 
-def is_degenerate(sequence: rows.Sequence, tables: Tables, row: Any) -> jax.Array:
-    """Whether the target's row has no distribution."""
-    degenerate = ~rows.is_finite(tables.p_offset[row] + tables.p_log_sum[row])
-    greedy = sequence.target.filter.greedy
-    if greedy is None:
-        return degenerate
-    # A greedy row that is all -inf has no token of probability 1.
-    return degenerate | ((greedy[sequence.number] > 0) & (tables.p_certain[row] < 0))
-
-
-def are_regular(sequence: rows.Sequence, values: Tables) -> jax.Array:
-    """Whether each of the target's rows has a distribution, one row per lane: the opposite of `is_degenerate`."""
-    finite = rows.is_finite(values.p_offset + values.p_log_sum)
+def are_regular(sequence: rows.Sequence, p_offset: jax.Array, p_log_sum: jax.Array, p_certain: Any) -> jax.Array:
+    """Whether target rows with these values of `Tables` have a distribution."""
+    finite = rows.is_finite(p_offset + p_log_sum)
     if sequence.target.filter.greedy is None:
         return finite
     # Of greedy rows `p_certain` is -1 only if they are all -inf; of others always.
     none = jnp.where(sequence.target.filter.greedy[sequence.number] > 0, 0, -1)
-    return finite & (values.p_certain >= none)
+    return finite & (p_certain >= none)
 
 
 def target_weights(sequence: rows.Sequence, stop: Stop, logits: list[jax.Array], tile: tiles.Tile) -> jax.Array:

@@ -132,6 +132,15 @@ def law_from_keys(batch_size, calls, vocab_size=32000):
     return chi_square(functools.partial(draw, target, logits), p, likely, calls, limit)
 
 
+def law_of_sample(batch_size, calls, vocab_size=32000):
+    """Chi-square test of `sample` without filters, at a temperature, in 64 cells."""
+    row = make(jax.random.key(7), 1, 1, vocab_size, jnp.bfloat16, "logits")[0][0, 0] * 1.5
+    p = np.asarray(jax.nn.softmax(row.astype(jnp.float32) / 0.8), np.float64)
+    logits = jnp.broadcast_to(row, (batch_size, vocab_size))
+    draw = jax.jit(lambda key: ss.sample(key, logits, ss.SamplingParams(0.8))[0])
+    return chi_square(draw, p, np.argsort(-p)[:63], calls, 134.9)
+
+
 def chi_square(draw, p, cells, calls, limit):
     """Chi-square statistic of the tokens of many calls of `draw(key)`; all tokens outside `cells` are one cell."""
     counts = np.zeros(len(cells) + 1)
@@ -169,6 +178,8 @@ CASES = {
     "law V32000": law,
     "law from keys V32000 B1024": lambda: law_from_keys(1024, 200),
     "law from keys V32000 B16": lambda: law_from_keys(16, 4000),
+    "law of sample V32000 B64": lambda: law_of_sample(64, 3200),
+    "law of sample V32000 B256": lambda: law_of_sample(256, 800),
     "edges": edges,
     "B1 V151936": lambda: plain(1, 4, 151936),
     "B256 K8 V151936 normalizers": lambda: plain(256, 8, 151936, kind="normalizers"),

@@ -86,7 +86,8 @@ def sample(
 ) -> tuple[Int[Array, "B"], Float[Array, "B"]]:
     """Returns the result of `draw.sample`: one or two launches, which compute uniforms from the words of the keys."""
     logits, parameters = at_least_a_tile(logits), limits(sampling)
-    two_launches = sample_unfiltered.supports(parameters) and sizes.samples_in_two_launches(*logits.shape)
+    faster = sizes.samples_in_two_launches(logits.dtype, *logits.shape)
+    two_launches = sample_unfiltered.supports(parameters) and faster
     kernel = sample_unfiltered if two_launches else sample_kernel
     return kernel.sample(logits, parameters, noise(words, Purpose.DRAFT))
 

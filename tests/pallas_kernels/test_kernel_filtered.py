@@ -190,7 +190,7 @@ def sample_unfiltered(key, target, drafted, tokens, normalizers, sampling):
     return ss.sample(key, target[:, 0], ss.SamplingParams(0.7))
 
 
-LAUNCHES = [(verify, 8, 2), (verify, 64, 3), (verify_unfiltered, 8, 2), (sample, 8, 1), (sample_unfiltered, 64, 2)]
+LAUNCHES = [(verify, 8, 2), (verify, 64, 3), (verify_unfiltered, 8, 2), (sample, 8, 1), (sample_unfiltered, 8, 2)]
 # On every push: lists of candidates, no filters, and a search of cutoffs in clusters.
 EACH_PUSH = {(verify, 64): False, (verify_unfiltered, 8): False, (sample, 8): True}
 

@@ -94,21 +94,33 @@ def test_weight_in_few_places(check):
 
 
 @pytest.mark.parametrize(
-    "sampling", [None, ss.SamplingParams(0.7, 20, 0.8), SAMPLING], ids=["plain", "numbers", "arrays"]
+    ("sampling", "launches"),
+    [(None, 2), (ss.SamplingParams(0.7, 20, 0.8), 1), (SAMPLING, 1)],
+    ids=["plain", "numbers", "arrays"],
 )
-def test_one_launch_and_nothing_else(sampling):
+def test_few_launches_and_nothing_else(sampling, launches):
     args = jax.eval_shape(lambda: jax.random.key(0)), jax.ShapeDtypeStruct((6, 151936), jnp.bfloat16)
     step = jax.jit(functools.partial(ss.sample, sampling=sampling))
     text = step.trace(*args).lower(lowering_platforms=("cuda",)).as_text()
-    assert text.count("custom_call @mosaic_gpu") == 1
+    assert text.count("custom_call @mosaic_gpu") == launches
     assert not any(word in text for word in ("stablehlo.while", "stablehlo.sort", "stablehlo.reduce", "stablehlo.exp"))
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
-@pytest.mark.parametrize(("vocab_size", "dtype"), [(4104, jnp.bfloat16), (4097, jnp.float32), (37, jnp.float16)])
-def test_two_launches_equal_xla(check, monkeypatch, vocab_size, dtype, temperature):
-    """Rows without filters that fill the GPU."""
+@pytest.mark.parametrize(
+    ("vocab_size", "dtype", "tiles"),
+    [
+        (4104, jnp.bfloat16, 2),
+        (4097, jnp.float32, 2),
+        (37, jnp.float16, 2),
+        (3076, jnp.float32, 4),
+        (8200, jnp.float16, 4),
+    ],
+)
+def test_two_launches_equal_xla(check, monkeypatch, vocab_size, dtype, tiles, temperature):
+    """Rows without filters, which begin at a vector or fill the GPU."""
     monkeypatch.setattr(config, "samples_in_two_launches", lambda *shape: True)
+    monkeypatch.setattr(config, "sample_tiles", lambda batch_size: tiles)
     logits = normal(9, vocab_size, dtype).at[1, 5].set(jnp.nan).at[2].set(-jnp.inf).at[3, 1:].set(-jnp.inf)
     check(jax.random.key(10), logits.at[4].set(1.0), ss.SamplingParams(temperature))
     check(jax.random.split(jax.random.key(11), 6), logits, ss.SamplingParams(temperature))
