@@ -12,6 +12,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 COMMANDS = {
     "certify": "Certify a verification rule, or a target and a drafter: is the text distributed as the target's own?",
@@ -40,34 +41,37 @@ def run(arguments: Sequence[str]) -> int:
         import click
 
         cli = _group(click)
-    dropped_hook, sys.unraisablehook = sys.unraisablehook, _raise_interrupt_again
-    try:
+    with _interrupts() as interrupted:
         try:
-            cli.main(list(arguments), prog_name="specsamp", standalone_mode=False)
-        except click.exceptions.NoArgsIsHelpError as error:
-            click.echo(error.format_message())
-        sys.stdout.flush()
-    except click.ClickException as error:
+            try:
+                cli.main(list(arguments), prog_name="specsamp", standalone_mode=False)
+            except click.exceptions.NoArgsIsHelpError as error:
+                click.echo(error.format_message())
+            sys.stdout.flush()
+            return 0
+        except (Exception, KeyboardInterrupt) as error:
+            # Libraries turn Ctrl-C into errors of their own, such as JAX a comparison in a ValueError.
+            return 130 if interrupted.is_set() else _status(error, click)
+
+
+def _status(error: Any, click: Any) -> int:
+    """The exit status of an error, which is written as one sentence if it is known, and raised otherwise."""
+    if isinstance(error, click.ClickException):
         return _fail(error.exit_code, error.format_message())
-    except (click.Abort, KeyboardInterrupt):
+    if isinstance(error, (click.Abort, KeyboardInterrupt)):
         return 130
-    except BrokenPipeError:  # the reader, such as `head`, has what it wanted
+    if isinstance(error, BrokenPipeError):  # the reader, such as `head`, has what it wanted
         _discard_output()
         return 1
-    except OSError as error:
+    if isinstance(error, OSError):
         if error.filename is None:
             _discard_output()
         return _fail(1, f"{error.filename or 'standard output'}: {error.strerror or error}")
-    except ValueError as error:
-        # Of Ctrl-C in a comparison that JAX calls from C++, it makes a ValueError with the traceback as text.
-        return 130 if str(error).rstrip().endswith("\nKeyboardInterrupt:") else _fail(2, str(error))
-    except (MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
-            raise
+    if isinstance(error, ValueError):
+        return _fail(2, str(error))
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED" in str(error)):
         return _fail(1, f"out of memory: {str(error).splitlines()[0] if str(error) else 'no reason was given'}")
-    finally:
-        sys.unraisablehook = dropped_hook
-    return 0
+    raise error
 
 
 def _group(click):
@@ -91,13 +95,36 @@ def _group(click):
 
 
 @contextlib.contextmanager
-def _quiet_interrupt() -> Iterator[None]:
+def _interrupts() -> Iterator[threading.Event]:
+    """While it lasts, Ctrl-C also sets the event, and is raised again where Python or a library drops it."""
+    interrupted = threading.Event()
+
+    def on_interrupt(number, frame):
+        interrupted.set()
+        signal.default_int_handler(number, frame)
+
+    dropped_hook, sys.unraisablehook = sys.unraisablehook, _raise_interrupt_again
+    try:
+        with _interrupt_handler(on_interrupt):
+            yield interrupted
+    finally:
+        sys.unraisablehook = dropped_hook
+
+
+def _quiet_interrupt() -> contextlib.AbstractContextManager[None]:
     """While it lasts, Ctrl-C ends the process by the signal itself, with nothing written."""
+    return _interrupt_handler(signal.SIG_DFL)
+
+
+@contextlib.contextmanager
+def _interrupt_handler(new) -> Iterator[None]:
+    """While it lasts, `new` handles Ctrl-C, unless it is ignored, as under nohup, or handled by somebody else."""
     handler = signal.getsignal(signal.SIGINT)
-    if handler is not signal.default_int_handler:  # ignored, as under nohup, or handled by somebody else
+    ours = handler is signal.default_int_handler or getattr(handler, "__module__", None) == __name__
+    if not ours or threading.current_thread() is not threading.main_thread():
         yield
         return
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, new)
     try:
         yield
     finally:
