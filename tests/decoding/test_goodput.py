@@ -140,6 +140,13 @@ def test_a_row_without_observations_has_the_acceptance_of_all():
     assert num_steps_of_slowest(rates, rows, [60, 60])[1] > 1.2 * unknown[1]
 
 
+@pytest.mark.parametrize("num_rows", [1, 16])
+def test_a_measured_prior_counts_as_20_observations_of_each_row(num_rows):
+    tried, accepted, prior = jnp.full((num_rows, 1), 20.0), jnp.full((num_rows, 1), 10.0), jnp.array([0.9])
+    rates = expected_tokens.acceptance(tried, accepted, prior, is_measured=True)
+    np.testing.assert_allclose(rates, 0.7, rtol=1e-6)
+
+
 def test_the_time_between_choices_doubles_while_they_confirm_the_length():
     rule = ss.GoodputNumDraft(RULE.costs, LENGTHS, prior=0.9, probe_share=0.0, memory=10.0, steps_per_choice=2)
     lengths, states = after(rule, lambda i, k: k if i < 60 else 0, num_steps=120)
