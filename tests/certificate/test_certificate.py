@@ -101,8 +101,6 @@ def few_draws(monkeypatch):
     monkeypatch.setattr(checks, "LARGE_NUM_BATCHES", 8)
 
 
-# Filtering runs for longer than it compiles.
-@pytest.mark.optimised(True)
 @pytest.mark.both_programs
 def test_the_token_rule_passes_what_the_textbook_rule_does_not_implement(few_draws):
     certificate = ss.certify(ss.verify, checks=["filtered"])
@@ -155,7 +153,6 @@ def test_a_residual_without_q_fails():
     assert failed(ss.certify(rule, draft_fn=drawn, checks=["sampled", "large"])) == {"sampled", "large"}
 
 
-@pytest.mark.optimised(True)
 def test_the_sigmoid_rule_fails_and_accepts_more_than_any_exact_rule():
     assert failed(ss.certify(ss.verify_sigmoid, draft_fn=drawn, checks=["sampled", "large"])) == {
         "sampled",

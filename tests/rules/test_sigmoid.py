@@ -15,6 +15,8 @@ from specsamp_jax._types import Filter, Uniforms
 from specsamp_jax.rules import sigmoid as sigmoid_rule
 from specsamp_jax.sampling import rows as dist
 
+pytestmark = pytest.mark.optimised(False)
+
 B, K, V, TILE = 256, 3, 29, 8
 ALPHA, BETA = 1.0, 2.5
 RELEASED = {"alpha": -1e4, "beta": 1e4}

@@ -14,6 +14,9 @@ import specsamp_jax as ss
 from specsamp_jax._types import Uniforms
 from specsamp_jax.rules.token import verify_token
 
+# test_verify_law and test_verify_rows compile the rule with all optimisations.
+pytestmark = pytest.mark.optimised(False)
+
 B, K, V, TILE = 256, 3, 29, 8
 SETTINGS = [
     OFF,

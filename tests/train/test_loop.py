@@ -9,6 +9,8 @@ import pytest
 
 from specsamp_jax.train import loop
 
+pytestmark = pytest.mark.optimised(False)
+
 PARAMS = {"w": jnp.array([[1.0, -2.0], [0.5, 3.0]]), "b": jnp.zeros(2)}
 FROZEN = jnp.array([0.3, -0.1])
 
