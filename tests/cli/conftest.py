@@ -1,7 +1,7 @@
 import pytest
 
 import specsamp
-from specsamp_jax.cli import shared
+from specsamp_jax.cli import generate, shared
 
 
 @pytest.fixture(autouse=True)
@@ -21,3 +21,18 @@ def run(capsys):
         return status, captured.out, captured.err
 
     return run
+
+
+def not_compiled(*arguments, **options):
+    """Takes the place of `compile_stream` where nothing calls the program."""
+
+
+@pytest.fixture
+def replace_stream(monkeypatch):
+    """Lets `specsamp generate` call another function in place of `stream`, for which no program is compiled."""
+
+    def replace_stream(stream, compile_fn=not_compiled):
+        monkeypatch.setattr(generate, "stream", stream)
+        monkeypatch.setattr(generate, "compile_stream", compile_fn)
+
+    return replace_stream

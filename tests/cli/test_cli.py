@@ -12,9 +12,9 @@ from flax import nnx
 
 import specsamp_jax as ss
 from specsamp_jax.cli import demo_checks, draft_length, generation, memory
-from specsamp_jax.cli import generate as generate_module
 from specsamp_jax.cli.pair import ASSETS
 from specsamp_jax.cli.rows import Row, in_order
+from specsamp_jax.decoding.ahead import compile_stream
 from specsamp_jax.models import Llama, LlamaConfig, load_checkpoint, load_module, save_checkpoint, with_vocab_size
 from specsamp_jax.text import load_tokenizer
 
@@ -102,14 +102,14 @@ def test_a_chat_message_is_put_into_the_chat_template(run, folders):
     assert reply == tokenizer.decode(alone(folders, [prompt], 6)[0][len(prompt) :]) + "\n"
 
 
-def test_an_interrupt_ends_the_line_and_reports_the_counts(run, monkeypatch, folders):
+def test_an_interrupt_ends_the_line_and_reports_the_counts(run, replace_stream, folders):
     def interrupted(key, prompt, *, prompt_lengths, **options):
         tokens = np.concatenate([prompt[:, : prompt_lengths[0]], [[ord("x") - 33]]], axis=1)
         stats = ss.Stats(*map(jax.numpy.asarray, (1, [1], np.zeros(0, "i"), np.zeros(0, "i"), [0])))
         yield ss.Generation(*map(jax.numpy.asarray, (tokens, [tokens.shape[1]], 0.0 * tokens)), stats)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(generate_module, "stream", interrupted)
+    replace_stream(interrupted)
     status, text, progress = run("generate", "--target", folders / "target", "--prompt", "the")
     assert (status, text) == (130, "thex\n")
     assert "1 tokens in 1 steps of the target" in progress
@@ -239,14 +239,14 @@ def test_end_tokens_are_read_from_the_checkpoint(folders, tmp_path):
 
 
 @pytest.fixture
-def settings_of(run, monkeypatch, folders, tmp_path):
+def settings_of(run, replace_stream, folders, tmp_path):
     """Runs `generate` on a folder with these settings; returns the arguments of `stream` and the messages."""
     folder = Path(shutil.copytree(folders / "target", tmp_path / "copy"))
 
-    def settings_of(values, *options):
+    def settings_of(values, *options, **replaced):
         (folder / "generation_config.json").write_text(json.dumps(values))
         calls = []
-        monkeypatch.setattr(generate_module, "stream", lambda *_, **options: calls.append(options) or iter(()))
+        replace_stream(lambda *_, **options: calls.append(options) or iter(()), **replaced)
         status, _, told = run("generate", "--target", folder, "--prompt", "the", "--max-new-tokens", 1, *options)
         assert status == 0, told
         return calls[0], told
@@ -257,7 +257,8 @@ def settings_of(run, monkeypatch, folders, tmp_path):
 def test_options_take_the_place_of_the_checkpoint_s_settings(settings_of):
     values = {"do_sample": True, "temperature": 0.5, "top_k": 20, "repetition_penalty": 1.1, "num_beams": 2}
     options = ["--ignore", "num_beams", "--top-k", 3, "--no-repeat-ngram-size", 4, "--presence-penalty", 0.5]
-    called, told = settings_of(values, *options)
+    # The program is compiled with these processors.
+    called, told = settings_of(values, *options, compile_fn=compile_stream)
     assert called["sampling"] == ss.SamplingParams(0.5, 3)
     penalty, counts, ngrams = called["process_logits_fn"].processors
     assert (penalty.penalty, counts.presence, counts.frequency, ngrams.size) == (1.1, 0.5, 0, 4)

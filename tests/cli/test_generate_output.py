@@ -42,7 +42,7 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture
-def generate(run, monkeypatch, folder):
+def generate(run, replace_stream, folder):
     """Runs `generate` with a `stream` that yields these texts; returns output, messages and calls of `stream`."""
 
     def generate(continuations, *options, per_step=1):
@@ -63,7 +63,7 @@ def generate(run, monkeypatch, folder):
                 stats = ss.Stats(*map(jnp.asarray, (step, ends - prompt_lengths, [size], [1], np.zeros(size, "i"))))
                 yield ss.Generation(jnp.asarray(tokens), jnp.asarray(ends), jnp.asarray(-0.5 * (tokens > 0)), stats)
 
-        monkeypatch.setattr(generate_module, "stream", stream)
+        replace_stream(stream)
         status, text, told = run("generate", "--target", folder, *options)
         assert status == 0, told
         return text, told, calls

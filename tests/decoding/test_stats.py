@@ -42,16 +42,16 @@ def test_a_degenerate_row_is_reported_to_the_caller_of_the_loop():
     [
         ({"eos_token": 3}, [1, 2, 3]),
         # The end token is drafted after the limit.
-        ({"max_new_tokens": 2, "eos_token": 4}, [1, 2, 3]),
+        ({"eos_token": 6}, [1, 2, 3, 4, 5]),
         ({"eos_token": 0}, [1, 2, 3, 4, 5]),
     ],
     ids=["end", "limit", "neither"],
 )
 def test_drafts_after_an_end_token_or_the_limit_are_ignored_and_not_counted(options, tokens):
-    options = {"target": NUMBERS, "draft": NUMBERS, "num_draft": 4, "max_new_tokens": 4, **options}
+    options = {"target": NUMBERS, "draft": NUMBERS, "num_draft": 5, "max_new_tokens": 4, **options}
     result = ss.generate(jax.random.key(0), jnp.array([[1]]), **options)
     assert result.lengths.tolist() == [len(tokens)]
     assert result.tokens[0, : len(tokens)].tolist() == tokens
     assert (result.tokens[0, len(tokens) :] == ss.PAD_TOKEN).all()
-    counts = [int(i + 1 < len(tokens)) for i in range(4)]  # every draft of the text, accepted
+    counts = [int(i + 1 < len(tokens)) for i in range(5)]  # every draft of the text, accepted
     assert result.stats.num_accepted.tolist() == result.stats.num_drafted.tolist() == counts
