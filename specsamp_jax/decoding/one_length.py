@@ -108,7 +108,9 @@ def step_of_length(
     gained = jnp.where(jnp.arange(length + 1) < num_new[:, None], result.tokens, PAD_TOKEN)
     missing = num_draft_module.compiled_lengths(num_draft)[-1] - length
     gained = jnp.pad(gained, ((0, 0), (0, missing)), constant_values=PAD_TOKEN)
-    kept = drafts_in_text(num_drafted, result.num_accepted, num_new)
+    # Constants without drafts, so that the loop's counts by position are not changed: a kernel per step on a GPU.
+    none = jnp.zeros((batch_size,), jnp.int32)
+    kept = drafts_in_text(num_drafted, result.num_accepted, num_new) if length else (none, none)
     counted = (jnp.where(active, count, 0) for count in (*kept, result.status))
     return new_state, StepInfo(gained, num_new, *counted)
 
