@@ -69,14 +69,10 @@ class Worker:
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self.loaded = self._answer()
 
-    def run(self, index: int, *, assisted: bool = False) -> dict[str, Any]:
+    def run(self, index: int) -> dict[str, Any]:
         """Decodes one input."""
-        return self.ask(index=index, assisted=assisted)
-
-    def ask(self, **request: Any) -> dict[str, Any]:
-        """Sends a request and returns the answer."""
         assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps(request) + "\n")
+        self._process.stdin.write(json.dumps({"index": index}) + "\n")
         self._process.stdin.flush()
         return self._answer()
 
@@ -108,43 +104,63 @@ def compare(case: Case, specification: dict[str, Any], pythons: dict[str, Path],
     specification = specification | {"target": str(models / case.folder)}
     for folder in {case.folder, case.drafter} - {None, NGRAM}:
         read_once(models / str(folder))
-    labels = {"model": case.name, "dtype": specification["dtype"]}
-    with tempfile.TemporaryDirectory() as cache:
-        specification["cache"] = cache
-        # transformers loads first: its peak while it loads is not beside our weights.
-        workers = {"transformers": Worker("transformers", pythons["transformers"], specification)}
-        firsts = {"transformers": workers["transformers"].run(0)}
-        cold = Worker("specsamp", pythons["specsamp"], specification)
-        compiling = cold.run(0)
-        cold.close()
-        workers["specsamp"] = Worker("specsamp", pythons["specsamp"], specification)
-        firsts["specsamp"] = workers["specsamp"].run(0)
-        rows = measure(workers, len(specification["inputs"]), rounds, assisted=False)
-        for system, row in rows.items():
-            loaded, decoding = workers[system].loaded, row["seconds"]
-            row |= {"load_seconds": loaded["seconds"], "load_over_weights": loaded["over_weights"]}
-            row |= {"start_seconds": loaded["seconds"] + firsts[system]["seconds"] - decoding}
-        first = cold.loaded["seconds"] + compiling["seconds"] - rows["specsamp"]["seconds"]
-        rows["specsamp"] |= {"first_start_seconds": first, "first_over_weights": compiling["over_weights"]}
-        result = [labels | {"drafter": None, "system": system} | row for system, row in rows.items()]
-        if case.drafter is not None:
+    labels, result = {"model": case.name, "dtype": specification["dtype"]}, []
+    num_inputs = len(specification["inputs"])
+    # Each in processes of its own: a peak has nothing of another case in it.
+    for drafter in dict.fromkeys((None, case.drafter)):
+        folder = drafter if drafter in (None, NGRAM) else str(models / drafter)
+        with tempfile.TemporaryDirectory() as cache:
+            workers, started = start(specification | {"drafter": folder, "cache": cache}, pythons)
+            rows = measure(workers, num_inputs, rounds)
+            for system, row in rows.items():
+                times = started[system]
+                if drafter is None:
+                    row |= {"load_seconds": times["seconds"], "load_over_weights": times["over_weights"]}
+                    row |= {"start_seconds": times["seconds"] + times["first"] - row["seconds"]}
+                    if "cold" in times:
+                        row |= {"first_start_seconds": times["cold"] - row["seconds"]}
+                if "first_over_weights" in times:
+                    row |= {"first_over_weights": times["first_over_weights"]}
+                result.append(labels | {"drafter": drafter, "system": system} | row)
             for worker in workers.values():
-                worker.ask(drafter=case.drafter if case.drafter == NGRAM else str(models / case.drafter))
-                worker.run(0, assisted=True)
-            rows = measure(workers, len(specification["inputs"]), rounds, assisted=True)
-            result += [labels | {"drafter": case.drafter, "system": system} | row for system, row in rows.items()]
-        for worker in workers.values():
-            worker.close()
+                worker.close()
     return result
 
 
-def measure(workers: dict[str, Worker], num_inputs: int, rounds: int, *, assisted: bool) -> dict[str, dict[str, Any]]:
+def start(
+    specification: dict[str, Any], pythons: dict[str, Path]
+) -> tuple[dict[str, Worker], dict[str, dict[str, Any]]]:
+    """Returns a worker of each system that has decoded once, and its seconds and peaks until then.
+
+    Of this library two processes run one after the other: the first fills the cache of compiled programs.
+    """
+    # transformers loads first: its peak while it loads is not beside our weights.
+    workers = {"transformers": Worker("transformers", pythons["transformers"], specification)}
+    started = {"transformers": first_run(workers["transformers"])}
+    cold = Worker("specsamp", pythons["specsamp"], specification)
+    compiling = first_run(cold)
+    cold.close()
+    workers["specsamp"] = Worker("specsamp", pythons["specsamp"], specification)
+    started["specsamp"] = first_run(workers["specsamp"])
+    started["specsamp"] |= {"cold": compiling["seconds"] + compiling["first"]}
+    started["specsamp"] |= {"first_over_weights": compiling["first_over_weights"]}
+    started["transformers"].pop("first_over_weights")
+    return workers, started
+
+
+def first_run(worker: Worker) -> dict[str, Any]:
+    """Decodes the first input, and returns the seconds and the peak of loading and of this run."""
+    first = worker.run(0)
+    return worker.loaded | {"first": first["seconds"], "first_over_weights": first["over_weights"]}
+
+
+def measure(workers: dict[str, Worker], num_inputs: int, rounds: int) -> dict[str, dict[str, Any]]:
     """Runs the systems in turns on each input, and returns medians over rounds and inputs."""
     runs: dict[str, list[dict[str, Any]]] = {system: [] for system in workers}
     for i in range(rounds * num_inputs):
         for system in list(workers)[:: 1 if i % 2 else -1]:
             time.sleep(timing.SETTLE_SECONDS)
-            runs[system].append(workers[system].run(i % num_inputs, assisted=assisted))
+            runs[system].append(workers[system].run(i % num_inputs))
     rows = {}
     for system, made in runs.items():
         num_tokens = [run["num_tokens"] for run in made]
@@ -225,8 +241,10 @@ def page_lines(about: dict[str, Any], rows: Sequence[dict[str, Any]]) -> list[st
     header = ["checkpoint", "system", "tokens/s", "times transformers", "CPU ms per token", "tokens per pass"]
     header += ["peak over weights", "equal texts"]
     starts = ["checkpoint", "system", "loaded, s", "ready, s", "ready with an empty cache, s", "peak over weights"]
+    memory = f"This library's peaks were measured again on {about['memory']}, by `bench/real_memory.py`."
     return [
         *timing.environment_lines(about),
+        *(["", memory] if "memory" in about else []),
         "",
         "## Commands",
         "",

@@ -7,11 +7,12 @@ import numpy as np
 import worker
 
 import specsamp_jax as ss
-from specsamp_jax.cli.draft_length import LENGTHS
+from specsamp_jax.cli.draft_length import AUTO, LENGTHS, program
+from specsamp_jax.cli.folders import NGRAM
 from specsamp_jax.cli.prompts import pad
 from specsamp_jax.decoding.ahead import compile_generate
 from specsamp_jax.decoding.memory import num_bytes
-from specsamp_jax.models import load_checkpoint, vocab_size, with_vocab_size
+from specsamp_jax.models import vocab_size, with_vocab_size
 from specsamp_jax.models.checkpoints.folder import open_checkpoint
 
 
@@ -19,39 +20,42 @@ class Text:
     """Greedy decoding of a decoder-only model; the draft length is the command's, from measured costs."""
 
     def __init__(self, specification: dict[str, Any]):
-        self.dtype = specification["dtype"]
+        dtype, drafter = specification["dtype"], specification["drafter"]
         self.prompts, self.lengths = pad(specification["inputs"], 2**31)
         self.max_new_tokens = specification["max_new_tokens"]
-        # As the command does, before the weights are loaded.
-        checkpoint = open_checkpoint(specification["target"], dtype=self.dtype)
-        self.target = checkpoint.shapes()
-        compile_generate(self.prompts[:1], draft=None, **self._options(0))
-        self.target = checkpoint.load()
-        self.num_bytes = num_bytes(self.target.params)
-        self.drafter: Any = None
+        # As the command does: compiled before the weights are loaded.
+        folders = [specification["target"], *([] if drafter in (None, NGRAM) else [drafter])]
+        checkpoints = [open_checkpoint(folder, dtype=dtype) for folder in folders]
+        self._set_models([checkpoint.shapes() for checkpoint in checkpoints], drafter)
+        self.num_draft = program(AUTO, self.drafter)
+        compile_generate(self.prompts[:1], **self._options(0))
+        models = [checkpoint.load() for checkpoint in checkpoints]
+        self._set_models(models, drafter)
+        self.num_bytes = sum(num_bytes(model.params) for model in models)
+        if drafter is not None:
+            options = {name: value for name, value in self._options(0).items() if name != "num_draft"}
+            self.num_draft = ss.measure_goodput(self.prompts[:1], lengths=LENGTHS, **options)
+
+    def _set_models(self, models: list[ss.Model], drafter: str | None) -> None:
+        self.target, *drafters = models
+        self.drafter: Any = ss.NGramDrafter() if drafter == NGRAM else None
+        for model in drafters:
+            self.drafter = with_vocab_size(model, vocab_size(self.target))
 
     def _options(self, index: int) -> dict[str, Any]:
         return {
             "target": self.target,
+            "draft": self.drafter,
+            "num_draft": self.num_draft,
             "max_new_tokens": self.max_new_tokens,
             "prompt_lengths": self.lengths[index : index + 1],
             "sampling": ss.SamplingParams(temperature=0.0),
         }
 
-    def add_drafter(self, drafter: str) -> None:
-        """Loads a drafter and measures costs and acceptance, as the command does."""
-        if drafter == "ngram":
-            self.drafter = ss.NGramDrafter()
-        else:
-            self.drafter = with_vocab_size(load_checkpoint(drafter, dtype=self.dtype), vocab_size(self.target))
-            self.num_bytes += num_bytes(self.drafter.params)
-        self.num_draft = ss.measure_goodput(self.prompts[:1], draft=self.drafter, lengths=LENGTHS, **self._options(0))
-
-    def run(self, index: int, assisted: bool) -> tuple[list[int], int, int]:
+    def run(self, index: int) -> tuple[list[int], int, int]:
         """Returns the new tokens, their number, and the passes of the target."""
-        models = {"draft": self.drafter, "num_draft": self.num_draft} if assisted else {"draft": None}
         key, prompt = jax.random.key(0), self.prompts[index : index + 1]
-        result = jax.block_until_ready(ss.generate(key, prompt, **models, **self._options(index)))
+        result = jax.block_until_ready(ss.generate(key, prompt, **self._options(index)))
         begin, end = int(self.lengths[index]), int(result.lengths[0])
         return np.asarray(result.tokens)[0, begin:end].tolist(), end - begin, int(result.stats.num_steps)
 
@@ -66,7 +70,7 @@ class Speech:
         self.sounds = [np.load(file) for file in specification["inputs"]]
         self.num_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(self.speech.module))
 
-    def run(self, index: int, assisted: bool) -> tuple[str, int, int]:
+    def run(self, index: int) -> tuple[str, int, int]:
         """Returns the text, the number of its tokens with the end token, and the passes of the decoder."""
         from specsamp_jax.speech import transcribe
 

@@ -30,7 +30,7 @@ class Text:
         self.options |= {"max_new_tokens": specification["max_new_tokens"]}
         self.num_bytes, self.num_passes = num_bytes(self.target), 0
         self.target.register_forward_hook(self._count)
-        self.assistant: dict[str, Any] = {}
+        self.assistant = self._assistant(specification["drafter"])
 
     def _load(self, folder: str) -> Any:
         return transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=self.dtype).eval()
@@ -38,19 +38,20 @@ class Text:
     def _count(self, *_: Any) -> None:
         self.num_passes += 1
 
-    def add_drafter(self, drafter: str) -> None:
+    def _assistant(self, drafter: str | None) -> dict[str, Any]:
         """Loads a drafter, or switches on the look-up of n-grams in the text."""
+        if drafter is None:
+            return {}
         if drafter == "ngram":
-            self.assistant = {"prompt_lookup_num_tokens": 10}  # of transformers' documentation
-            return
+            return {"prompt_lookup_num_tokens": 10}  # of transformers' documentation
         model = self._load(drafter)
         self.num_bytes += num_bytes(model)
-        self.assistant = {"assistant_model": model}
+        return {"assistant_model": model}
 
-    def run(self, index: int, assisted: bool) -> tuple[list[int], int, int]:
+    def run(self, index: int) -> tuple[list[int], int, int]:
         """Returns the new tokens, their number, and the passes of the target."""
         prompt, self.num_passes = self.prompts[index], 0
-        options = self.options | (self.assistant if assisted else {})
+        options = self.options | self.assistant
         text = self.target.generate(prompt, attention_mask=torch.ones_like(prompt), **options)
         return text[0, prompt.shape[1] :].tolist(), text.shape[1] - prompt.shape[1], self.num_passes
 
@@ -70,7 +71,7 @@ class Speech:
     def _count(self, *_: Any) -> None:
         self.num_passes += 1
 
-    def run(self, index: int, assisted: bool) -> tuple[str, int, int]:
+    def run(self, index: int) -> tuple[str, int, int]:
         """Returns the text, the number of its tokens with the end token, and the passes of the decoder."""
         self.num_passes = 0
         features = self.extract(self.sounds[index], sampling_rate=RATE, return_tensors="pt").input_features

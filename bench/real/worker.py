@@ -26,8 +26,7 @@ def serve(load: Callable[[dict[str, Any]], Any]) -> None:
 
     Args:
       load: Takes the specification in the first argument of the process, and returns an object with `num_bytes`, the
-        size of the weights, `add_drafter(drafter)`, and `run(index, assisted) -> (output, number of tokens,
-        passes of the target)`.
+        size of the weights, and `run(index) -> (output, number of tokens, passes of the target)`.
     """
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # libraries may print
@@ -44,10 +43,6 @@ def serve(load: Callable[[dict[str, Any]], Any]) -> None:
     for line in sys.stdin:
         request = json.loads(line)
         began, cpu = time.perf_counter(), time.process_time()
-        if "drafter" in request:
-            system.add_drafter(request["drafter"])
-            result: dict[str, Any] = {}
-        else:
-            output, num_tokens, passes = system.run(request["index"], request["assisted"])
-            result = {"output": output, "num_tokens": num_tokens, "passes": passes}
+        output, num_tokens, passes = system.run(request["index"])
+        result = {"output": output, "num_tokens": num_tokens, "passes": passes}
         answer(seconds=time.perf_counter() - began, cpu=time.process_time() - cpu, **result)
