@@ -249,6 +249,18 @@ def num_steps_to_choice(state: GoodputState) -> Int[Array, ""]:
     return jnp.where(state.probing.any(), 1, state.interval.max(initial=0)) - state.num_waiting.max(initial=0)
 
 
+def num_steps_to_probe(rule: GoodputNumDraft, state: GoodputState, rows: Rows) -> Int[Array, ""]:
+    """Returns the number of steps of length 0, of one token per row each, until `settle` may start a probe; at least 1.
+
+    So a loop of such steps need not ask after each whether a probe is due. If a row finishes before it reaches its
+    probe, `settle` finds that none is due.
+    """
+    if rule.probe_share == 0:
+        return jnp.int32(probes.NEVER)
+    left = jnp.where(rows.unfinished, state.probe_at - rows.lengths, probes.NEVER)
+    return jnp.maximum(left.min(initial=probes.NEVER), 1)
+
+
 def probe_is_due(rule: GoodputNumDraft, state: GoodputState, rows: Rows) -> Bool[Array, ""]:
     """Whether the text of an unfinished row has reached its next probe."""
     return (rows.unfinished & (rows.lengths >= state.probe_at)).any() & (rule.probe_share > 0)

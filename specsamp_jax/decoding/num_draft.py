@@ -45,6 +45,8 @@ class HeuristicNumDraft:
         return jnp.where(num_accepted >= num_draft, longer, jnp.maximum(num_draft - self.decrease, 1))
 
 
+_MANY = 2**30  # steps
+
 NumDraft = int | HeuristicNumDraft | GoodputNumDraft
 
 
@@ -123,16 +125,21 @@ def next_index(num_draft: NumDraft, state: DecodeState) -> Int[Array, ""]:
 
 
 def runs_next(num_draft: NumDraft, index: int, state: DecodeState) -> Bool[Array, ""]:
-    """Whether the next step has the length of `index`, as the step before: a loop asks after every step."""
+    """Whether the next step has the length of `index`, as the step before: a loop asks after every step.
+
+    Steps of length 0 of `GoodputNumDraft` change no row's draft length, so only `most_steps` ends them.
+    """
     lengths = compiled_lengths(num_draft)
     if isinstance(num_draft, GoodputNumDraft) and lengths[index] == 0:
-        return ~goodput.probe_is_due(num_draft, state.num_draft_state, _rows(state))
+        return jnp.bool_(True)
     needed = longest(state)
     return (needed <= lengths[index]) & (needed > (lengths[index - 1] if index else -1))
 
 
 def most_steps(num_draft: NumDraft, index: int, state: DecodeState) -> Int[Array, ""] | int:
     """Returns the number of steps of the length of `index` before `settle` must be called."""
-    if isinstance(num_draft, GoodputNumDraft) and compiled_lengths(num_draft)[index] > 0:
+    if not isinstance(num_draft, GoodputNumDraft):
+        return _MANY
+    if compiled_lengths(num_draft)[index] > 0:
         return goodput.num_steps_to_choice(state.num_draft_state)
-    return 2**30
+    return jnp.minimum(goodput.num_steps_to_probe(num_draft, state.num_draft_state, _rows(state)), _MANY)

@@ -1,5 +1,6 @@
 """Draft length by goodput: its choice by hand, gaps in a drafter's cache, costs; test_generate_law has its law."""
 
+import dataclasses
 import functools
 import inspect
 import re
@@ -300,6 +301,25 @@ def test_a_probe_that_too_few_tokens_follow_is_not_made():
     # Its loss is a step without drafts, so a probe is due after 20 steps, if 40 tokens follow.
     _, state = goodput.start(rule, goodput.measured(rule), jnp.array([5, 5]), jnp.array([59, 60]))
     assert state.probe_at.tolist() == [probes.NEVER, 25]
+
+
+def test_steps_without_drafts_end_where_the_first_unfinished_row_probes():
+    row = functools.partial(jnp.full, (3,))
+    rule = ss.GoodputNumDraft((1.0, 9.0, 9.0), LENGTHS)
+    _, state = goodput.start(rule, goodput.measured(rule), row(5), row(1000))
+    state = state._replace(probe_at=jnp.array([20, 9, 12]))
+    lengths = jnp.array([15, 8, 8])
+
+    def num_steps(rule, unfinished, lengths=lengths):
+        rows = goodput.Rows(jnp.array(unfinished), lengths, row(900))
+        return int(goodput.num_steps_to_probe(rule, state, rows)), bool(goodput.probe_is_due(rule, state, rows))
+
+    for unfinished, expected in [([True] * 3, 1), ([True, False, True], 4), ([True, False, False], 5)]:
+        assert num_steps(rule, unfinished) == (expected, False)
+        assert num_steps(rule, unfinished, lengths + expected)[1]
+    assert num_steps(rule, [True] * 3, lengths + 100) == (1, True)
+    assert num_steps(dataclasses.replace(rule, probe_share=0.0), [True] * 3)[0] == probes.NEVER
+    assert num_steps(rule, [False] * 3)[0] == probes.NEVER
 
 
 def test_finished_rows_and_rows_near_their_limit_take_no_part():
