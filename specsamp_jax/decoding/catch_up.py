@@ -7,7 +7,7 @@ from jax import lax
 from jaxtyping import Array, Int
 
 from specsamp_jax.decoding.drafters import Drafter, ReadsText
-from specsamp_jax.decoding.goodput import GoodputState
+from specsamp_jax.decoding.goodput_state import GoodputState
 from specsamp_jax.decoding.num_draft import longest
 from specsamp_jax.decoding.state import DecodeState
 

@@ -10,7 +10,8 @@ from specsamp_jax import _checks
 from specsamp_jax._types import Draft, Model, Verification
 from specsamp_jax.decoding import memory
 from specsamp_jax.decoding.drafters import Drafter, NGramDrafter, SamplingDrafter
-from specsamp_jax.decoding.goodput import GoodputNumDraft, GoodputState
+from specsamp_jax.decoding.goodput import GoodputNumDraft
+from specsamp_jax.decoding.goodput_state import GoodputState
 from specsamp_jax.decoding.model_call import num_slots, vocab_size
 from specsamp_jax.decoding.num_draft import HeuristicNumDraft, NumDraft, compiled_lengths
 from specsamp_jax.decoding.state import DecodeState

@@ -5,11 +5,11 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from jax import export
 from jaxtyping import Array, Bool, Float, Int
 
 from specsamp_jax import _checks
 from specsamp_jax.decoding import expected_tokens, probes
+from specsamp_jax.decoding.goodput_state import GoodputState, Rows, num_steps_to_choice, probe_is_due
 
 _MOST_INTERVALS = 8  # of `steps_per_choice`, to the next choice
 
@@ -124,57 +124,6 @@ def without_data(rule: GoodputNumDraft) -> GoodputNumDraft:
     return dataclasses.replace(rule, costs=(1.0,) * len(rule.costs), prior=prior)
 
 
-class GoodputState(NamedTuple):
-    """Observations and the present choice; the batch first, so that rows can be replaced. K is the longest length.
-
-    A step of length 0 changes nothing, but for `probing` where a probe is due.
-
-    Attributes:
-      costs: Time of a step at each length.
-      prior: Acceptance at each position before there are observations.
-      tried: Steps that asked for a draft at each position and had accepted all before it; older ones count less.
-      accepted: Those among them in which it was accepted.
-      choice: Index of the chosen length.
-      probing: Whether the next step probes the length after the chosen one.
-      probe_at: Tokens of the text at which the next probe is due, or `probes.NEVER`.
-      num_failed: Probes since the last that raised the expected number of tokens, or since the choice changed.
-      num_seen: Tokens of the text that are in the drafter's cache without a gap.
-      num_waiting: Steps with drafts since the last choice.
-      interval: Steps with drafts from there to the next choice.
-      num_expected: Expected tokens of a step of the length after the chosen one, as of the last choice.
-    """
-
-    costs: Float[Array, "B N"]
-    prior: Float[Array, "B K"]
-    tried: Float[Array, "B K"]
-    accepted: Float[Array, "B K"]
-    choice: Int[Array, "B"]
-    probing: Bool[Array, "B"]
-    probe_at: Int[Array, "B"]
-    num_failed: Int[Array, "B"]
-    num_seen: Int[Array, "B"]
-    num_waiting: Int[Array, "B"]
-    interval: Int[Array, "B"]
-    num_expected: Float[Array, "B"]
-
-
-export.register_namedtuple_serialization(GoodputState, serialized_name="specsamp_jax.GoodputState")
-
-
-class Rows(NamedTuple):
-    """The rows of a batch, as a choice sees them.
-
-    Attributes:
-      unfinished: Rows that have not finished.
-      lengths: Tokens of each row.
-      remaining: Tokens from there to each row's limit.
-    """
-
-    unfinished: Bool[Array, "B"]
-    lengths: Int[Array, "B"]
-    remaining: Int[Array, "B"]
-
-
 def start(
     rule: GoodputNumDraft, data: Measured, lengths: Int[Array, "B"], remaining: Int[Array, "B"]
 ) -> tuple[Int[Array, "B"], GoodputState]:
@@ -244,28 +193,6 @@ def count(
     return jnp.minimum(num_drafted, jnp.maximum(remaining - 1, 0)), state
 
 
-def num_steps_to_choice(state: GoodputState) -> Int[Array, ""]:
-    """Returns the number of steps with drafts until `settle` chooses again: one if the next is a probe."""
-    return jnp.where(state.probing.any(), 1, state.interval.max(initial=0)) - state.num_waiting.max(initial=0)
-
-
-def num_steps_to_probe(rule: GoodputNumDraft, state: GoodputState, rows: Rows) -> Int[Array, ""]:
-    """Returns the number of steps of length 0, of one token per row each, until `settle` may start a probe; at least 1.
-
-    So a loop of such steps need not ask after each whether a probe is due. If a row finishes before it reaches its
-    probe, `settle` finds that none is due.
-    """
-    if rule.probe_share == 0:
-        return jnp.int32(probes.NEVER)
-    left = jnp.where(rows.unfinished, state.probe_at - rows.lengths, probes.NEVER)
-    return jnp.maximum(left.min(initial=probes.NEVER), 1)
-
-
-def probe_is_due(rule: GoodputNumDraft, state: GoodputState, rows: Rows) -> Bool[Array, ""]:
-    """Whether the text of an unfinished row has reached its next probe."""
-    return (rows.unfinished & (rows.lengths >= state.probe_at)).any() & (rule.probe_share > 0)
-
-
 def settle(rule: GoodputNumDraft, state: GoodputState, rows: Rows) -> tuple[Int[Array, "B"], GoodputState]:
     """Returns the draft length of each row's next step, and the state before it, chosen anew where that is due.
 
@@ -278,7 +205,7 @@ def settle(rule: GoodputNumDraft, state: GoodputState, rows: Rows) -> tuple[Int[
     choice = state.choice.max(initial=0)
     longer = _longer(rule, choice)
     may_probe = (longer > choice) & (chooses | (jnp.array(rule.lengths)[choice] == 0))
-    probing = may_probe & probe_is_due(rule, state, rows)
+    probing = may_probe & probe_is_due(rule.probe_share, state, rows)
     state = state._replace(probing=jnp.broadcast_to(probing, rows.unfinished.shape))
     return _per_row(rule, jnp.where(probing, longer, choice), rows.remaining), state
 

@@ -7,8 +7,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
 from specsamp_jax import _checks
-from specsamp_jax.decoding import goodput
-from specsamp_jax.decoding.goodput import GoodputNumDraft, GoodputState, Measured
+from specsamp_jax.decoding import goodput, goodput_state
+from specsamp_jax.decoding.goodput import GoodputNumDraft, Measured
+from specsamp_jax.decoding.goodput_state import GoodputState, Rows
 from specsamp_jax.decoding.state import DecodeState
 
 
@@ -110,8 +111,8 @@ def settle(num_draft: NumDraft, state: DecodeState) -> DecodeState:
     return state._replace(num_draft=next_num_draft, num_draft_state=num_draft_state)
 
 
-def _rows(state: DecodeState) -> goodput.Rows:
-    return goodput.Rows(~state.finished, state.lengths, state.limits - state.lengths)
+def _rows(state: DecodeState) -> Rows:
+    return Rows(~state.finished, state.lengths, state.limits - state.lengths)
 
 
 def longest(state: DecodeState) -> Int[Array, ""]:
@@ -141,5 +142,6 @@ def most_steps(num_draft: NumDraft, index: int, state: DecodeState) -> Int[Array
     if not isinstance(num_draft, GoodputNumDraft):
         return _MANY
     if compiled_lengths(num_draft)[index] > 0:
-        return goodput.num_steps_to_choice(state.num_draft_state)
-    return jnp.minimum(goodput.num_steps_to_probe(num_draft, state.num_draft_state, _rows(state)), _MANY)
+        return goodput_state.num_steps_to_choice(state.num_draft_state)
+    until_probe = goodput_state.num_steps_to_probe(num_draft.probe_share, state.num_draft_state, _rows(state))
+    return jnp.minimum(until_probe, _MANY)

@@ -12,7 +12,7 @@ import pytest
 import tables
 
 import specsamp_jax as ss
-from specsamp_jax.decoding import costs, expected_tokens, goodput, probes
+from specsamp_jax.decoding import costs, expected_tokens, goodput, goodput_state, probes
 
 pytestmark = pytest.mark.optimised(False)
 
@@ -312,7 +312,8 @@ def test_steps_without_drafts_end_where_the_first_unfinished_row_probes():
 
     def num_steps(rule, unfinished, lengths=lengths):
         rows = goodput.Rows(jnp.array(unfinished), lengths, row(900))
-        return int(goodput.num_steps_to_probe(rule, state, rows)), bool(goodput.probe_is_due(rule, state, rows))
+        arguments = rule.probe_share, state, rows
+        return int(goodput_state.num_steps_to_probe(*arguments)), bool(goodput_state.probe_is_due(*arguments))
 
     for unfinished, expected in [([True] * 3, 1), ([True, False, True], 4), ([True, False, False], 5)]:
         assert num_steps(rule, unfinished) == (expected, False)

@@ -1,0 +1,82 @@
+"""State of a draft length by goodput, and when its next choice and its next probe are due."""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jax import export
+from jaxtyping import Array, Bool, Float, Int
+
+from specsamp_jax.decoding import probes
+
+
+class GoodputState(NamedTuple):
+    """Observations and the present choice; the batch first, so that rows can be replaced. K is the longest length.
+
+    A step of length 0 changes nothing, but for `probing` where a probe is due.
+
+    Attributes:
+      costs: Time of a step at each length.
+      prior: Acceptance at each position before there are observations.
+      tried: Steps that asked for a draft at each position and had accepted all before it; older ones count less.
+      accepted: Those among them in which it was accepted.
+      choice: Index of the chosen length.
+      probing: Whether the next step probes the length after the chosen one.
+      probe_at: Tokens of the text at which the next probe is due, or `probes.NEVER`.
+      num_failed: Probes since the last that raised the expected number of tokens, or since the choice changed.
+      num_seen: Tokens of the text that are in the drafter's cache without a gap.
+      num_waiting: Steps with drafts since the last choice.
+      interval: Steps with drafts from there to the next choice.
+      num_expected: Expected tokens of a step of the length after the chosen one, as of the last choice.
+    """
+
+    costs: Float[Array, "B N"]
+    prior: Float[Array, "B K"]
+    tried: Float[Array, "B K"]
+    accepted: Float[Array, "B K"]
+    choice: Int[Array, "B"]
+    probing: Bool[Array, "B"]
+    probe_at: Int[Array, "B"]
+    num_failed: Int[Array, "B"]
+    num_seen: Int[Array, "B"]
+    num_waiting: Int[Array, "B"]
+    interval: Int[Array, "B"]
+    num_expected: Float[Array, "B"]
+
+
+export.register_namedtuple_serialization(GoodputState, serialized_name="specsamp_jax.GoodputState")
+
+
+class Rows(NamedTuple):
+    """The rows of a batch, as a choice sees them.
+
+    Attributes:
+      unfinished: Rows that have not finished.
+      lengths: Tokens of each row.
+      remaining: Tokens from there to each row's limit.
+    """
+
+    unfinished: Bool[Array, "B"]
+    lengths: Int[Array, "B"]
+    remaining: Int[Array, "B"]
+
+
+def num_steps_to_choice(state: GoodputState) -> Int[Array, ""]:
+    """Returns the number of steps with drafts until `goodput.settle` chooses again: one if the next is a probe."""
+    return jnp.where(state.probing.any(), 1, state.interval.max(initial=0)) - state.num_waiting.max(initial=0)
+
+
+def num_steps_to_probe(probe_share: float, state: GoodputState, rows: Rows) -> Int[Array, ""]:
+    """Returns the number of steps of length 0, at least 1, until `goodput.settle` may start a probe.
+
+    Each gives a row one token, so a loop of them need not ask after each whether a probe is due. If a row finishes before
+    it reaches its probe, `goodput.settle` finds that none is due.
+    """
+    if probe_share == 0:
+        return jnp.int32(probes.NEVER)
+    left = jnp.where(rows.unfinished, state.probe_at - rows.lengths, probes.NEVER)
+    return jnp.maximum(left.min(initial=probes.NEVER), 1)
+
+
+def probe_is_due(probe_share: float, state: GoodputState, rows: Rows) -> Bool[Array, ""]:
+    """Whether the text of an unfinished row has reached its next probe."""
+    return (rows.unfinished & (rows.lengths >= state.probe_at)).any() & (probe_share > 0)
