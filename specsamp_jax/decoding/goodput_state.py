@@ -68,8 +68,8 @@ def num_steps_to_choice(state: GoodputState) -> Int[Array, ""]:
 def num_steps_to_probe(probe_share: float, state: GoodputState, rows: Rows) -> Int[Array, ""]:
     """Returns the number of steps of length 0, at least 1, until `goodput.settle` may start a probe.
 
-    Each gives a row one token, so a loop of them need not ask after each whether a probe is due. If a row finishes before
-    it reaches its probe, `goodput.settle` finds that none is due.
+    Each gives a row one token, so a loop of them need not ask after each whether a probe is due. If a row finishes
+    before it reaches its probe, `goodput.settle` finds that none is due.
     """
     if probe_share == 0:
         return jnp.int32(probes.NEVER)
