@@ -120,8 +120,7 @@ def _choose_tile_by_chunks(emission, stop, stats, chunk_tiles):
     """Chooses a tile of p by the first uniform: first a chunk by its sum in `stats`, then one of its tiles."""
     tops, totals = reading.load_row_stats(target := emission.sequence.target, stats, stop.num_accepted)
     weights = totals * jnp.exp2((tops - stop.p_offset) * rows.exp2_rate(rows.scale_of(target)))
-    # Below 2**-80 no uniform but 0 reaches a chunk, and its probabilities may round to zeros.
-    running = scan.running_sums(emission.scratch, jnp.where(weights > 2.0**-80, weights, 0.0))
+    running = scan.running_sums(emission.scratch, jnp.where(weights > scan.LEAST_WEIGHT, weights, 0.0))
     bound = emission.uniforms[0] * running.total
     chunk = scan.first_beyond(running, bound)
     if chunk_tiles == 1:  # Mosaic finds no layout for the scalars of a single sum.

@@ -25,9 +25,6 @@ from pallas_kernels import emit, random, rows, scan, sync, tiles, token
 from pallas_kernels.limits import Limits, RowLimits, maybe_on, row_limits, static_limits
 from pallas_kernels.types import TILE, Filter
 
-LEAST_WEIGHT = 2.0**-80
-"""Weight of a tile, relative to the row's largest logit, that counts as 0: no uniform but 0 reaches it."""
-
 
 class TileSums(NamedTuple):
     """Statistics of the tiles of each row in global memory, `[B, lanes]`.
@@ -142,7 +139,7 @@ def _emit(inputs: rows.Inputs, read: TileSums, view_fn, batch_size: int) -> tupl
         top = jnp.max(tops)
         weights = totals * jnp.exp2((tops - top) * rate)
         # Not `weights > LEAST_WEIGHT`, which would drop NaN.
-        running = scan.running_sums(scratch, jnp.where(weights <= LEAST_WEIGHT, 0.0, weights))
+        running = scan.running_sums(scratch, jnp.where(weights <= scan.LEAST_WEIGHT, 0.0, weights))
         log_sum = jnp.log(running.total)
         normalizers[sequence.number] = _scaled(top, scale) + log_sum
 

@@ -18,6 +18,10 @@ PREFIX = 1536
 RADIX = 8
 """Factor by which each round increases the length of the partial sums."""
 
+LEAST_WEIGHT = 2.0**-80
+"""Weight of a tile or chunk, relative to the largest logit of its row, that counts as 0: no uniform but 0 reaches it,
+and its probabilities may round to zeros."""
+
 HELD = 8
 """Numbers at the end of the scratch for `hold`."""
 
