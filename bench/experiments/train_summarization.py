@@ -91,16 +91,20 @@ def fit(
     batch_size: int,
     learning_rate: float,
     name: str,
+    fixed: Any = None,
 ) -> tuple[Any, int]:
-    """Returns trained parameters and the number of steps; the learning rate falls as a cosine of steps or seconds."""
+    """Returns trained parameters and the number of steps; the learning rate falls as a cosine of steps or seconds.
+
+    `fixed` are arrays that `loss_fn(params, batch, fixed)` reads: as a closure they would be constants of the program.
+    """
     optimizer = optax.chain(
         optax.clip_by_global_norm(1.0), optax.scale_by_adam(b2=0.95), optax.add_decayed_weights(0.01)
     )
     opt_state = jax.jit(optimizer.init)(params)
 
     @jax.jit(donate_argnums=(0, 1))
-    def update(params, opt_state, batch, rate):
-        loss, gradients = jax.value_and_grad(loss_fn)(params, batch)
+    def update(params, opt_state, batch, rate, fixed):
+        loss, gradients = jax.value_and_grad(loss_fn)(params, batch, fixed)
         updates, opt_state = optimizer.update(gradients, opt_state, params)
         return optax.apply_updates(params, jax.tree.map(lambda u: -rate * u, updates)), opt_state, loss
 
@@ -117,7 +121,7 @@ def fit(
         if progress > 1 and step > 2:
             break
         rate = learning_rate * min(step / 50, (1 + np.cos(np.pi * min(progress, 1))) / 2)
-        params, opt_state, loss = update(params, opt_state, Texts(*(part[index] for part in texts)), rate)
+        params, opt_state, loss = update(params, opt_state, Texts(*(part[index] for part in texts)), rate, fixed)
         losses.append(loss)
         if step % 50 == 0 or step == steps:
             show(step, steps, f"{name}: loss {np.mean(jax.device_get(losses[-50:])):.3f}")
@@ -155,7 +159,7 @@ def main() -> None:
     shared = {"batch_size": options.batch_size}
     begin = time.monotonic()
 
-    def target_loss(params, batch):
+    def target_loss(params, batch, _):
         loss = next_token_loss(logits(graphdef, params, batch.tokens[:, :-1]), batch.tokens)
         return mean(loss, batch.answers)
 
@@ -189,7 +193,7 @@ def main() -> None:
         p = jax.lax.stop_gradient(logits(graphdef, target_params, fed))
         return p, logits(draft_graphdef, params, fed)
 
-    def draft_loss(params, batch):
+    def draft_loss(params, batch, target_params):
         return mean(kl_divergence(*divergence(target_params, params, batch)), batch.weights)
 
     draft_params, draft_steps = fit(
@@ -200,13 +204,14 @@ def main() -> None:
         seconds=draft_seconds,
         learning_rate=1e-3,
         name="drafter",
+        fixed=target_params,
         **shared,
     )
     nnx.update(drafter, draft_params)
     models.save_checkpoint(DRAFTER, drafter)
 
     @jax.jit
-    def held_out(params, batch):
+    def held_out(target_params, params, batch):
         p, q = divergence(target_params, params, batch)
         overlap = jnp.minimum(jax.nn.softmax(p), jax.nn.softmax(q)).sum(-1)
         agree = p.argmax(-1) == q.argmax(-1)
@@ -215,7 +220,7 @@ def main() -> None:
 
     size = min(16, len(test.tokens))
     starts = range(0, len(test.tokens) - size + 1, size)
-    found = [held_out(draft_params, Texts(*(part[i : i + size] for part in test))) for i in starts]
+    found = [held_out(target_params, draft_params, Texts(*(part[i : i + size] for part in test))) for i in starts]
     names = "target_loss", "drafter_loss", "overlap", "same_first_choice"
     about = dict(zip(names, np.mean(jax.device_get(found), axis=0).round(4).tolist(), strict=True))
     sizes = [sum(x.size for x in jax.tree.leaves(each)) for each in (target_params, draft_params)]
