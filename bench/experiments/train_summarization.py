@@ -120,7 +120,8 @@ def fit(
         progress = max(step / steps, (time.monotonic() - start) / seconds)
         if progress > 1 and step > 2:
             break
-        rate = learning_rate * min(step / 50, (1 + np.cos(np.pi * min(progress, 1))) / 2)
+        # A Python number at every step: NumPy's have another type, for which the program would be compiled again.
+        rate = learning_rate * float(min(step / 50, (1 + np.cos(np.pi * min(progress, 1))) / 2))
         params, opt_state, loss = update(params, opt_state, Texts(*(part[index] for part in texts)), rate, fixed)
         losses.append(loss)
         if step % 50 == 0 or step == steps:
