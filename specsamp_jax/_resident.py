@@ -1,4 +1,4 @@
-"""Returns memory to the system that a process keeps after a compilation: freed heap, and code that ran once."""
+"""Returns memory to the system that a process keeps after a compilation: freed heap, and libraries' code and constants."""
 
 import contextlib
 import ctypes
@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 _SMAPS = Path("/proc/self/smaps")
 _LARGE = 8 << 20
-"""Bytes of resident code from which a mapping is worth a system call: of JAX's library, not of Python's."""
+"""Resident bytes from which a mapping is worth a system call: of JAX's library, not of Python's."""
 _DONTNEED = 4  # MADV_DONTNEED of Linux
 
 
@@ -23,7 +23,7 @@ class Mapping(NamedTuple):
       mode: Its permissions: `r-xp` for the code of a library.
       inode: The file that is mapped; 0 if there is none.
       resident: Bytes in memory.
-      changed: Bytes that differ from the file.
+      changed: Bytes that differ from the file, also those that were swapped out.
     """
 
     begin: int
@@ -35,10 +35,10 @@ class Mapping(NamedTuple):
 
 
 def release() -> None:
-    """Returns freed heap memory and the unchanged code of large libraries to the system.
+    """Returns freed heap memory and the unchanged code and constants of large libraries to the system.
 
-    XLA's compiler frees more memory than it keeps, and leaves a hundred megabytes of its code resident. Code that runs
-    again is mapped again from the page cache, page by page. Does nothing on systems other than Linux.
+    XLA's compiler frees more memory than it keeps, and leaves a hundred megabytes of its library resident. Pages that
+    are used again are mapped again from the page cache, one by one. Does nothing on systems other than Linux.
     """
     if sys.platform != "linux":
         return
@@ -47,18 +47,18 @@ def release() -> None:
     if trim is not None:
         trim(0)
     with contextlib.suppress(OSError):  # /proc may be hidden
-        for mapping in unchanged_code(_SMAPS.read_text().splitlines()):
+        for mapping in unchanged(_SMAPS.read_text().splitlines()):
             # Nothing is lost: these pages are read-only and equal to the file's.
             size = ctypes.c_size_t(mapping.end - mapping.begin)
             libc.madvise(ctypes.c_void_p(mapping.begin), size, ctypes.c_int(_DONTNEED))
 
 
-def unchanged_code(smaps: Iterable[str]) -> list[Mapping]:
-    """Returns the mappings of large libraries' code in lines of /proc/PID/smaps, those without changed pages."""
+def unchanged(smaps: Iterable[str]) -> list[Mapping]:
+    """Returns the read-only mappings of large libraries in lines of /proc/PID/smaps, those without changed pages."""
     return [
         mapping
         for mapping in _mappings(smaps)
-        if mapping.mode == "r-xp" and mapping.inode and not mapping.changed and mapping.resident >= _LARGE
+        if mapping.mode in ("r-xp", "r--p") and mapping.inode and not mapping.changed and mapping.resident >= _LARGE
     ]
 
 
@@ -75,7 +75,7 @@ def _mappings(smaps: Iterable[str]) -> Iterator[Mapping]:
             name, _, value = line.partition(":")
             if name == "Rss":
                 mapping = mapping._replace(resident=1024 * int(value.split()[0]))
-            elif name in ("Private_Dirty", "Shared_Dirty", "Anonymous"):
+            elif name in ("Private_Dirty", "Shared_Dirty", "Anonymous", "Swap"):
                 mapping = mapping._replace(changed=mapping.changed + 1024 * int(value.split()[0]))
     if mapping is not None:
         yield mapping

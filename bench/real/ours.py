@@ -56,7 +56,7 @@ class Text:
         """Returns the new tokens, their number, and the passes of the target."""
         key, prompt = jax.random.key(0), self.prompts[index : index + 1]
         result = jax.block_until_ready(ss.generate(key, prompt, **self._options(index)))
-        begin, end = int(self.lengths[index]), int(result.lengths[0])
+        begin, end = int(self.lengths[index]), np.asarray(result.lengths).item()
         return np.asarray(result.tokens)[0, begin:end].tolist(), end - begin, int(result.stats.num_steps)
 
 

@@ -124,6 +124,7 @@ def generate_command(
         }
 
     with doing("compiling"):
+        keys = row_keys(jax.random.key(seed), len(asked))
         program = draft_length.program(num_draft, setup.draft)
         compile_stream(padded[:batch_size], num_draft=program, **arguments_of(setup, lengths[:batch_size]))
     setup = generation.read_weights(setup)
@@ -132,7 +133,7 @@ def generate_command(
     say(describe(config))
     if setup.max_length is not None and lengths.max() + max_new_tokens > setup.max_length:
         warn(f"the target was trained on texts of up to {setup.max_length} tokens, and this one may become longer")
-    keys, meter = row_keys(jax.random.key(seed), len(asked)), Meter(max_new_tokens)
+    meter = Meter(max_new_tokens)
     chosen: draft_length.Choice = num_draft
     rule_states: dict[int, Any] = {}
     try:

@@ -36,7 +36,7 @@ def compile_generate(prompt: Int[Array | np.ndarray, "B P"], **arguments: Any) -
 
 @allow_rank_promotion
 def compile_stream(prompt: Int[Array | np.ndarray, "B P"], **arguments: Any) -> None:
-    """Compiles the two programs of `stream(key, prompt, **arguments)`; otherwise like `compile_generate`."""
+    """Compiles the programs of `stream(key, prompt, **arguments)`; otherwise like `compile_generate`."""
     options, keys, measured, data, statics = _prepare(prompt, arguments)
     inputs = prompt, options["prompt_lengths"], measured, *data[:2]
     shared = {name: statics[name] for name in ("num_draft", "verify_fn")}
@@ -44,6 +44,8 @@ def compile_stream(prompt: Int[Array | np.ndarray, "B P"], **arguments: Any) -> 
     state = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), lowered.out_info)
     _compile(lowered)
     stats = Stats.zeros(prompt.shape[0], compiled_lengths(statics["num_draft"])[-1])
+    length = prompt.shape[1] + options["max_new_tokens"]
+    loop._text.lower(state, stats, length=length).compile()
     _compile(loop._advance.lower(keys, state, stats, *data, **statics))
 
 
@@ -51,7 +53,9 @@ def _prepare(prompt: Any, arguments: dict[str, Any]) -> tuple[Any, ...]:
     parameters = inspect.signature(loop.generate).parameters.values()
     defaults = {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}
     options = defaults | arguments
-    return options, *loop._prepare(jax.random.key(0), prompt, **options)
+    keys, *others = loop._prepare(jax.random.key(0), prompt, **options)
+    loop._row_keys(keys, prompt.shape[0])  # the small program of calls with a key per row
+    return options, keys, *others
 
 
 def _compile(lowered: jax.stages.Lowered) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int
+from jaxtyping import Array, Bool, Int
 
 from specsamp_jax import _checks
 from specsamp_jax._rank_promotion import allow_rank_promotion
@@ -166,12 +166,13 @@ def _stream(prompt, prompt_lengths, max_new_tokens, keys, measured, data, static
     state = init_fn(prompt, prompt_lengths, measured, *data[:2], max_new_tokens=max_new_tokens, **shared)
     stats = Stats.zeros(prompt.shape[0], compiled_lengths(statics["num_draft"])[-1])
     length = prompt.shape[1] + max_new_tokens
+    text, finished = _text(state, stats, length=length)
     if prompt.shape[0] == 0:
-        yield _generation(state, stats, length)
-    while not bool(state.finished.all()):
+        yield text
+    while not bool(finished):
         state, stats = advance_fn(keys, state, stats, *data, **statics)
-        # Yields a copy, because the next step donates the buffers of the state.
-        yield jax.tree.map(jnp.copy, _generation(state, stats, length))
+        text, finished = _text(state, stats, length=length)
+        yield text
 
 
 @allow_rank_promotion
@@ -236,6 +237,12 @@ def _count(stats: Stats, info: StepInfo) -> Stats:
 
 def _generation(state: DecodeState, stats: Stats, length: int) -> Generation:
     return Generation(state.tokens[:, :length], state.lengths, state.log_probs, stats, state.verify_state)
+
+
+@functools.partial(jax.jit, static_argnames="length")
+def _text(state: DecodeState, stats: Stats, *, length: int) -> tuple[Generation, Bool[Array, ""]]:
+    """A copy of the text, because the next step donates the buffers of the state, and whether all rows are finished."""
+    return jax.tree.map(jnp.copy, _generation(state, stats, length)), state.finished.all()
 
 
 _STEP_STATICS = ("fixed", "num_draft", "verify_fn", "processor")

@@ -13,7 +13,7 @@ from specsamp_jax.decoding.ahead import compile_generate, compile_stream
 pytestmark = pytest.mark.optimised(False)
 
 PROMPT = np.array([[1, 2, 3], [2, 0, 0]], np.int32)
-PROGRAMS = {compile_generate: ["_generate"], compile_stream: ["_init", "_advance"]}
+PROGRAMS = {compile_generate: ["_generate"], compile_stream: ["_init", "_advance", "_text"]}
 
 
 def run(compile_fn, **options):
