@@ -1,8 +1,12 @@
 """Real checkpoints beside transformers: writes results/real_cpu.json and docs/real-checkpoints.md.
 
 python bench/compare_real.py
+
+A run that was cut off goes on, with the same options, from the finished parts in results/real_cpu.partial.
 """
 
+import functools
+import itertools
 import json
 import os
 import shlex
@@ -11,12 +15,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import click
 import numpy as np
+import real_page
 import timing
 from gpu import results
 
@@ -24,8 +29,6 @@ from specsamp_jax.models.whisper.features import SAMPLE_RATE
 from specsamp_jax.speech import load_wav
 from specsamp_jax.text import load_tokenizer
 
-PAGE = timing.ROOT / "docs" / "real-checkpoints.md"
-MARKS = "<!-- written by bench/compare_real.py -->", "<!-- end of what it writes -->"
 NGRAM, WHISPER = "ngram", "whisper-base"
 SOUNDS, NUM_SOUNDS = Path("/usr/share/pocketsphinx/test/data/librivox"), 3
 DTYPES = ("bfloat16", "float32")
@@ -98,33 +101,34 @@ def read_once(folder: Path) -> None:
                 pass
 
 
-def compare(case: Case, specification: dict[str, Any], pythons: dict[str, Path], rounds: int) -> list[dict[str, Any]]:
-    """Returns the rows of one checkpoint in one dtype."""
+def compare(
+    case: Case, drafter: str | None, specification: dict[str, Any], pythons: dict[str, Path], rounds: int
+) -> Iterator[dict[str, Any]]:
+    """Yields the rows of one checkpoint in one dtype, alone or with its drafter.
+
+    Each has processes of its own, so that a peak has nothing of another case in it.
+    """
     models = Path(specification["models"])
-    specification = specification | {"target": str(models / case.folder)}
-    for folder in {case.folder, case.drafter} - {None, NGRAM}:
+    for folder in {case.folder, drafter} - {None, NGRAM}:
         read_once(models / str(folder))
-    labels, result = {"model": case.name, "dtype": specification["dtype"]}, []
-    num_inputs = len(specification["inputs"])
-    # Each in processes of its own: a peak has nothing of another case in it.
-    for drafter in dict.fromkeys((None, case.drafter)):
-        folder = drafter if drafter in (None, NGRAM) else str(models / drafter)
-        with tempfile.TemporaryDirectory() as cache:
-            workers, started = start(specification | {"drafter": folder, "cache": cache}, pythons)
-            rows = measure(workers, num_inputs, rounds)
-            for system, row in rows.items():
-                times = started[system]
-                if drafter is None:
-                    row |= {"load_seconds": times["seconds"], "load_over_weights": times["over_weights"]}
-                    row |= {"start_seconds": times["seconds"] + times["first"] - row["seconds"]}
-                    if "cold" in times:
-                        row |= {"first_start_seconds": times["cold"] - row["seconds"]}
-                if "first_over_weights" in times:
-                    row |= {"first_over_weights": times["first_over_weights"]}
-                result.append(labels | {"drafter": drafter, "system": system} | row)
-            for worker in workers.values():
-                worker.close()
-    return result
+    labels = {"model": case.name, "dtype": specification["dtype"], "drafter": drafter}
+    specification = specification | {"target": str(models / case.folder)}
+    specification |= {"drafter": drafter if drafter in (None, NGRAM) else str(models / drafter)}
+    with tempfile.TemporaryDirectory() as cache:
+        workers, started = start(specification | {"cache": cache}, pythons)
+        rows = measure(workers, len(specification["inputs"]), rounds)
+        for worker in workers.values():
+            worker.close()
+    for system, row in rows.items():
+        times = started[system]
+        if drafter is None:
+            row |= {"load_seconds": times["seconds"], "load_over_weights": times["over_weights"]}
+            row |= {"start_seconds": times["seconds"] + times["first"] - row["seconds"]}
+            if "cold" in times:
+                row |= {"first_start_seconds": times["cold"] - row["seconds"]}
+        if "first_over_weights" in times:
+            row |= {"first_over_weights": times["first_over_weights"]}
+        yield labels | {"system": system} | row
 
 
 def start(
@@ -199,72 +203,31 @@ def specifications(
         yield case, {"kind": kind, "models": str(models), "inputs": inputs, "max_new_tokens": max_new_tokens}
 
 
-def command_rows(models: Path, names: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """Runs the command on each checkpoint, and yields what it wrote to standard output and to standard error."""
-    for name in names:
-        case = CASES[name]
-        if name == WHISPER:
-            arguments = ["transcribe", str(next(iter(sorted(SOUNDS.glob("*.wav"))))), "--target", case.folder]
-            arguments += ["--language", "en"]
-        else:
-            arguments = ["generate", "--target", case.folder]
-            arguments += [] if case.drafter in (None, NGRAM) else ["--draft", str(case.drafter)]
-            arguments += ["--chat", QUESTION, "--temperature", "0", "--max-new-tokens", "48"]
-        command = [sys.executable, "-m", "specsamp", *arguments, "--verbose"]
-        environment = os.environ | {"PYTHONPATH": str(timing.ROOT)}
+def command_row(models: Path, name: str) -> dict[str, Any]:
+    """Runs the command on a checkpoint with an empty cache: its standard output and error, and its peak memory."""
+    case = CASES[name]
+    if name == WHISPER:
+        arguments = ["transcribe", str(next(iter(sorted(SOUNDS.glob("*.wav"))))), "--target", case.folder]
+        arguments += ["--language", "en"]
+    else:
+        arguments = ["generate", "--target", case.folder]
+        arguments += [] if case.drafter in (None, NGRAM) else ["--draft", str(case.drafter)]
+        arguments += ["--chat", QUESTION, "--temperature", "0", "--max-new-tokens", "48"]
+    run = "import sys, specsamp, worker; code = specsamp.run(sys.argv[1:]); "
+    run += "print(worker.peak_bytes(), file=sys.stderr); sys.exit(code)"
+    path = os.pathsep.join([str(timing.ROOT), str(timing.ROOT / "bench" / "real")])
+    with tempfile.TemporaryDirectory() as cache:
+        command = [sys.executable, "-c", run, *arguments, "--verbose"]
+        environment = os.environ | {"PYTHONPATH": path, "SPECSAMP_CACHE": cache}
         done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=models, env=environment)
-        # A message about the cache holds a path of this machine.
-        messages = [line for line in done.stderr.splitlines() if "programs are kept in" not in line]
-        shown = [Path(word).name if word.endswith(".wav") else word for word in arguments]
-        yield {"command": shlex.join(["specsamp", *shown]), "output": done.stdout, "messages": messages}
-
-
-def page_lines(about: dict[str, Any], rows: Sequence[dict[str, Any]]) -> list[str]:
-    """Markdown of the results: the commands with their output, speed, start and memory."""
-    speed, start, result = [], [], []
-    for row in rows:
-        if "command" in row:
-            lines = [*row["messages"], *row["output"].strip("\n").splitlines()]
-            # Texts hold fences of three.
-            result += ["````console", f"$ {row['command']}", *lines, "````", ""]
-            continue
-        label = f"{row['model']}, {row['dtype']}" + (f", drafts: {row['drafter']}" if row["drafter"] else "")
-        cells = [label, row["system"], f"{row['tokens_per_second']:.1f}", f"{row['times_transformers']:.2f}"]
-        cells += [f"{row['cpu_ms_per_token']:.0f}", f"{row['tokens_per_pass']:.2f}", f"{row['over_weights']:.2f}"]
-        speed.append([*cells, f"{row['same_texts']:.0%}" if "same_texts" in row else ""])
-        if "start_seconds" in row:
-            cold = f"{row['first_start_seconds']:.1f}" if "first_start_seconds" in row else ""
-            # A difference of two times that vary: not before the weights are there.
-            ready = max(row["start_seconds"], row["load_seconds"])
-            cells = [label, row["system"], f"{row['load_seconds']:.1f}", f"{ready:.1f}", cold]
-            start.append([*cells, f"{row['load_over_weights']:.2f}"])
-    header = ["checkpoint", "system", "tokens/s", "times transformers", "CPU ms per token", "tokens per pass"]
-    header += ["peak over weights", "equal texts"]
-    starts = ["checkpoint", "system", "loaded, s", "ready, s", "ready with an empty cache, s", "peak over weights"]
-    memory = f"This library's peaks were measured again on {about['memory']}, by `bench/real_memory.py`."
-    return [
-        *timing.environment_lines(about),
-        *(["", memory] if "memory" in about else []),
-        "",
-        "## Commands",
-        "",
-        *result,
-        "## Speed and memory",
-        "",
-        *results.table(header, speed, left=(0, 1)),
-        "",
-        "## Start",
-        "",
-        *results.table(starts, start, left=(0, 1)),
-    ]
-
-
-def write_page(file: Path) -> None:
-    """Replaces the part of the page that comes from the results."""
-    before, _, rest = PAGE.read_text().partition(MARKS[0])
-    _, _, after = rest.partition(MARKS[1])
-    content = "\n".join(page_lines(*results.read(file)))
-    PAGE.write_text(f"{before}{MARKS[0]}\n\n{content}\n\n{MARKS[1]}{after}")
+    *messages, peak = done.stderr.splitlines()
+    # A message about the cache holds a path of this machine.
+    messages = [line for line in messages if "programs are kept in" not in line]
+    folders = {case.folder, case.drafter} - {None, NGRAM}
+    weights = sum(file.stat().st_size for folder in folders for file in (models / str(folder)).glob("*.safetensors"))
+    shown = [Path(word).name if word.endswith(".wav") else word for word in arguments]
+    command = shlex.join(["specsamp", *shown])
+    return {"command": command, "output": done.stdout, "messages": messages, "over_weights": int(peak) / weights}
 
 
 def fetched() -> Path:
@@ -292,24 +255,39 @@ def main(
     page_only: bool,
 ) -> None:
     if page_only:
-        write_page(out)
+        real_page.write_page(out)
         return
-    about, rows, watch = timing.environment(), [], timing.Watch()
+    about = timing.environment()
     pythons = {"specsamp": Path(sys.executable), "transformers": peers}
     question = "import torch, transformers as t; print(torch.__version__, t.__version__)"
     versions = subprocess.run([peers, "-c", question], check=True, capture_output=True, text=True).stdout.split()
     about["peers"] = {"versions": dict(zip(("torch", "transformers"), versions, strict=True))}
+    models, partial = models.absolute(), out.with_suffix(".partial")
+    finished = dict(map(json.loads, partial.read_text().splitlines())) if partial.exists() else {}
+
+    def keep(part: str, rows_fn: Callable[[], Iterable[dict[str, Any]]]) -> None:
+        """Runs a part and writes its rows to the file of finished parts, unless they are there."""
+        if part not in finished:
+            watch, began = timing.Watch(), time.perf_counter()
+            finished[part] = {"rows": list(rows_fn()), "others": watch.others()}
+            with partial.open("a") as file:
+                file.write(json.dumps([part, finished[part]]) + "\n")
+            print(f"{part}: {time.perf_counter() - began:.0f} s", file=sys.stderr, flush=True)
+
     with tempfile.TemporaryDirectory() as folder:
-        for case, specification in specifications(models.absolute(), names, max_new_tokens, Path(folder)):
-            for dtype in dtypes:
-                rows += compare(case, specification | {"dtype": dtype}, pythons, rounds)
-                print(f"{case.name}, {dtype}: done", file=sys.stderr, flush=True)
-    rows += command_rows(models.absolute(), names)
-    about["others"] = watch.others()
-    results.write(out, timing.four_digits(about), timing.four_digits(rows))
+        for case, specification in specifications(models, names, max_new_tokens, Path(folder)):
+            for dtype, drafter in itertools.product(dtypes, dict.fromkeys((None, case.drafter))):
+                arguments = case, drafter, specification | {"dtype": dtype}, pythons, rounds
+                keep(f"{case.name}, {dtype}, {drafter}", functools.partial(compare, *arguments))
+    for name in names:
+        keep(f"command with {name}", lambda name=name: [command_row(models, name)])
+    about["others"] = max(part["others"] for part in finished.values())
+    rows = timing.four_digits([row for part in finished.values() for row in part["rows"]])
+    results.write(out, timing.four_digits(about), rows)
     if out.resolve().parent == timing.RESULTS:
-        write_page(out)
-    print("\n".join(page_lines(about, rows)))
+        real_page.write_page(out)
+    print("\n".join(real_page.page_lines(about, rows)))
+    partial.unlink()
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from typing import Any
 
 import click
 import compare_real
+import real_page
 import timing
 from gpu import results
 
@@ -52,7 +53,7 @@ def main(models: Path, out: Path) -> None:
                 measure_memory(case, specification | {"dtype": dtype}, Path(sys.executable), rows)
                 print(f"{case.name}, {dtype}: done", file=sys.stderr, flush=True)
     results.write(out, timing.four_digits(about), timing.four_digits(rows))
-    compare_real.write_page(out)
+    real_page.write_page(out)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Returns memory to the system that a process keeps after a compilation: freed heap, and libraries' code and constants."""
+"""Returns memory to the system that a process keeps after a compilation: freed heap, code and constants."""
 
 import contextlib
 import ctypes
