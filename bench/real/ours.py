@@ -14,6 +14,7 @@ from specsamp_jax.decoding.ahead import compile_generate
 from specsamp_jax.decoding.memory import num_bytes
 from specsamp_jax.models import vocab_size, with_vocab_size
 from specsamp_jax.models.checkpoints.folder import open_checkpoint
+from specsamp_jax.sampling.dispatch import for_this_machine
 
 
 class Text:
@@ -88,4 +89,5 @@ def load(specification: dict[str, Any]) -> Text | Speech:
 
 
 if __name__ == "__main__":
-    worker.serve(load)
+    with for_this_machine(True):  # as the command does
+        worker.serve(load)

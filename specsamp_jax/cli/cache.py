@@ -1,13 +1,16 @@
 """JAX's persistent compilation cache, which the commands use by default, and sizes that let programs be used again."""
 
+import functools
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import click
 import jax
 
 from specsamp_jax.cli.shared import is_verbose, say, warn
+from specsamp_jax.sampling.dispatch import for_this_machine
 
 OFF = "off"
 """Value of `--cache` for no cache."""
@@ -16,14 +19,20 @@ _STEP = 512  # of large sizes, whose caches take gigabytes
 
 
 def cache_option(command: Callable[..., None]) -> Callable[..., None]:
-    """Adds `--cache`, which takes effect before the command runs."""
+    """Adds `--cache`, which takes effect before the command runs. Its programs are for this machine alone."""
+
+    @functools.wraps(command)
+    def run(**arguments: Any) -> None:
+        with for_this_machine(True):
+            command(**arguments)
+
     return click.option(
         "--cache",
         envvar="SPECSAMP_CACHE",
         help=f"Folder of compiled programs, or {OFF!r}. Default: specsamp in the user's cache directory.",
         expose_value=False,
         callback=_use,
-    )(command)
+    )(run)
 
 
 def default_folder() -> Path:

@@ -18,6 +18,7 @@ from specsamp_jax.cli import generate as generate_module
 from specsamp_jax.cli import prompts, shared, verification
 from specsamp_jax.cli.rows import Row
 from specsamp_jax.models import Llama, LlamaConfig, save_checkpoint
+from specsamp_jax.sampling.dispatch import for_this_machine
 from specsamp_jax.text import load_tokenizer
 
 pytestmark = pytest.mark.optimised(False)
@@ -251,6 +252,14 @@ def test_compiled_programs_are_kept_in_the_user_s_cache(run, monkeypatch, tmp_pa
     status, _, told = run("generate", "--prompt", "a", "--cache", tmp_path / "file" / "below")
     assert status == 2
     assert "below cannot be made: Not a directory." in told
+
+
+def test_a_command_traces_programs_for_this_machine_alone(run, monkeypatch):
+    used = []
+    monkeypatch.setattr(generate_module.generation, "open_models", lambda *_, **__: used.append(for_this_machine.value))
+    with pytest.raises(AttributeError):  # of None in place of models
+        run("generate", "--prompt", "a")
+    assert (used, for_this_machine.value) == ([True], False)
 
 
 def test_the_cache_s_folder_is_reported_with_verbose(run, monkeypatch, tmp_path):

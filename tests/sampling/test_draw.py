@@ -1,11 +1,15 @@
 """The bounds of the vocabulary: no token beyond it is drawn, and no id beyond it has a logit."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from inputs import quick_jit
 
+import specsamp_jax as ss
+from pallas_kernels import mosaic
 from specsamp_jax._types import TILE
+from specsamp_jax.sampling.dispatch import for_this_machine
 from specsamp_jax.sampling.draw import sample_weights, tile_sums
 from specsamp_jax.sampling.filters import Filter
 from specsamp_jax.sampling.rows import log_prob, target_rows, token_logits
@@ -44,3 +48,14 @@ def test_an_id_outside_the_vocabulary_has_no_logit(token, cutoff):
     tokens = jnp.full((2, 2), token, jnp.int32)
     assert np.all(logits_of(rows, tokens) == -np.inf)
     assert np.all(log_probs(rows, tokens) == -np.inf)
+
+
+@pytest.mark.kernels
+@pytest.mark.skipif(mosaic.WHY_MISSING is not None, reason="this jaxlib is without Mosaic GPU")
+def test_kernels_are_traced_for_other_machines_alone():
+    def program():
+        return str(jax.make_jaxpr(lambda logits: ss.sample(jax.random.key(0), logits))(jnp.zeros((1, 2 * TILE))))
+
+    assert "run_scoped" in program()  # a primitive of Pallas
+    with for_this_machine(True):
+        assert ("run_scoped" in program()) == (jax.default_backend() == "gpu")
