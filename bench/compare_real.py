@@ -174,7 +174,6 @@ def measure(workers: dict[str, Worker], num_inputs: int, rounds: int) -> dict[st
         ]
         rows[system] = {
             "tokens_per_second": statistics.median(rates),
-            "best_tokens_per_second": max(rates),
             "times_transformers": statistics.median(ratios),
             "cpu_ms_per_token": 1e3 * sum(run["cpu"] for run in made) / sum(num_tokens),
             "tokens_per_pass": sum(num_tokens) / sum(run["passes"] for run in made),
