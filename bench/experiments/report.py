@@ -24,8 +24,8 @@ def findings(found: list[Table]) -> list[str]:
         return []
     same = "; ".join(said for t in found if not t.fixture and (said := claims.losses(t)))
     out = [
-        f"- **No loss by the exact rules was seen**: {same}. Where it is not decided, the margin is narrower than these "
-        "runs resolve."
+        f"- **No loss by the exact rules was seen**: {same}. The intervals of the others that are not decided are too "
+        "wide for the margin."
     ]
     for t in found:
         calls = {size: [t.find("call", m, batch_size=size) for m in claims.COLUMNS[:5]] for size in (1, 8)}
@@ -74,7 +74,9 @@ def setting(table: Table) -> list[str]:
             "**These are fixtures: no weights were fetched. The numbers show that the scripts run, nothing else.**"
         )
     for i, machine in enumerate(about["machines"]):
-        out.append(f"Machine {i + 1}: {', '.join(f'{k} {v}' for k, v in machine.items() if k != 'models')}.")
+        kinds = (row["kind"] for row in table.rows if row["machine"] == i and row["kind"] != "trivial")
+        of = f" ({', '.join(f'{kind}s' for kind in dict.fromkeys(kinds))})"
+        out.append(f"Machine {i + 1}{of}: {', '.join(f'{k} {v}' for k, v in machine.items() if k != 'models')}.")
     lines = [f"- {text}" for text in [*out, *about.get("notes", [])]]
     for kind, words in (("text", "Texts"), ("call", "Calls")):
         absent = about.get("missing", {}).get(kind, {})
@@ -93,7 +95,7 @@ def number(row: Row, key: str, form: str = ".4g") -> str:
 
 def settings_of(row: Row) -> str:
     """The settings of a row that are not the defaults, with its machine."""
-    parts = describe(row), f"machine {row['machine'] + 1}" if row["machine"] else ""
+    parts = describe(row), "busy" if row.get("busy") else "", f"machine {row['machine'] + 1}" if row["machine"] else ""
     return ", ".join(part for part in parts if part)
 
 
@@ -205,7 +207,8 @@ def page(tables_of_tasks: list[Table], images: str) -> str:
 def trained(table: Table) -> Row:
     """Numbers of a training, without its folders."""
     values = table.about["training"]
-    return {key.replace("_", " "): value for key, value in values.items() if not isinstance(value, dict)}
+    found = {key.replace("_", " "): value for key, value in values.items() if not isinstance(value, dict)}
+    return {key: float(f"{value:.4g}") if isinstance(value, float) else value for key, value in found.items()}
 
 
 def main() -> None:

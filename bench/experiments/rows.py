@@ -152,6 +152,12 @@ def verdict(table: Table, row: Row) -> str:
     )
 
 
+def excludes_loss(table: Table, row: Row) -> bool:
+    """Whether an interval leaves no room for a loss of more than the margin, whatever it says of a gain."""
+    _, low, high = row["difference"]
+    return (-low if table.measure == "ROUGE-L" else high) <= MARGINS[table.measure]
+
+
 def loses(table: Table, difference: list[float]) -> bool:
     """Whether an interval lies on the side of worse quality: a higher ROUGE is better, a lower word error rate."""
     _, low, high = difference

@@ -126,6 +126,8 @@ class Tables:
             }
             if len(drafted):
                 entry["accepted"] = digits(np.sum(accepted) / np.sum(drafted), 3)
+            if any(row.get("busy") for row in timed):
+                entry["busy"] = True
             if len(timed) > 1:
                 times = [1e3 * row["seconds"] / num_texts for row in timed]
                 entry["ms_range"] = [digits(min(times)), digits(max(times))]
