@@ -11,6 +11,7 @@ from rows import (
     Table,
     cell,
     change,
+    days,
     excludes_loss,
     grid,
     loses,
@@ -220,18 +221,6 @@ def one_call(table: Table) -> list[str]:
         out.append(f"- With top-k 50, 8 texts, the sigmoid's kernel takes {change(sigmoid['us'], ours['us'])} than "
                    f"ours: the cutoff has to be found in either {ref(sigmoid, ours)}.")  # fmt: skip
     return out + as_data(table)
-
-
-def days(table: Table, rows: list[Row]) -> str:
-    """A sentence on calls that were timed on different days, with the kernels of those days."""
-    timed: dict[str, list[str]] = {}
-    for row in rows:
-        timed.setdefault(table.about["machines"][row["machine"]]["date"], []).append(row["method"])
-    if len(timed) == 1:
-        return ""
-    *_, (last, methods) = sorted(timed.items())
-    return (f" Those of {' and '.join(dict.fromkeys(methods))} were timed on {last}, after changes of the kernels, the "
-            f"others on {' and '.join(day for day in sorted(timed) if day != last)}.")  # fmt: skip
 
 
 def as_data(table: Table) -> list[str]:

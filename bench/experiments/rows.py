@@ -162,3 +162,20 @@ def loses(table: Table, difference: list[float]) -> bool:
     """Whether an interval lies on the side of worse quality: a higher ROUGE is better, a lower word error rate."""
     _, low, high = difference
     return high < 0 if table.measure == "ROUGE-L" else low > 0
+
+
+def days(table: Table, calls: list[Row]) -> str:
+    """Sentences on calls that were timed on different days, with the kernels of those days, and on their texts."""
+
+    def date(row: Row) -> str:
+        return table.about["machines"][row["machine"]]["date"]
+
+    every = sorted({date(row) for row in calls})
+    if len(every) == 1:
+        return ""
+    methods = dict.fromkeys(row["method"] for row in calls if date(row) == every[-1])
+    words = " and ".join(methods)
+    said = f" Those of {words} were timed on {every[-1]}, after changes of the kernels, the others on {every[0]}."
+    if any((row := table.find("text", method)) and date(row) != every[-1] for method in methods):
+        said += f" The texts of {words} ran before these changes, so that their shares of wall time are of both days."
+    return said
