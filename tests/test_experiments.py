@@ -252,6 +252,41 @@ def test_a_verdict_compares_the_whole_interval_with_the_margin(tmp_path, differe
     assert page_rows.verdict(table(tmp_path, [row]), row) == words
 
 
+@pytest.mark.parametrize(
+    ("difference", "words"),
+    [([0.5, -0.1, 1.1], "No loss of more than the margin"), ([0.5, -1.1, 2.1], "about 38 seeds")],
+)
+def test_an_interval_that_leaves_the_margin_on_the_side_of_a_gain_is_told_so(tmp_path, difference, words):
+    rows = [texts("ours", seeds=15, difference=difference)]
+    assert words in claims.exactness(table(tmp_path, rows))[-1]
+
+
+@pytest.mark.parametrize(
+    ("longer", "words"), [([-8.0, -9.5, -6.5], "seen to be smaller"), ([-3.0, -4.0, -2.0], "loss smaller")]
+)
+def test_a_loss_is_smaller_only_if_the_intervals_do_not_meet(tmp_path, longer, words):
+    rows = [
+        texts("drafter alone"),
+        texts("sigmoid 2e4", difference=[-9.0, -10.0, -8.0], to_drafter=[-2.0, -3.0, -1.0]),
+        {"kind": "law", "method": "sigmoid 2e4", "bonus_to_target": 0.9},
+        texts("sigmoid 2e4", num_draft="heuristic", difference=longer),
+    ]
+    (line,) = [line for line in claims.cost(table(tmp_path, rows)) if "heuristic" in line]
+    assert words in line
+
+
+def test_times_that_other_work_or_another_day_disturbs_are_told(tmp_path):
+    machines = [{"kernels": "on", "date": "1"}, {"kernels": "on", "date": "2"}]
+    calls = [{"kind": "call", "method": m, "us": 50.0, "machine": i} for i, m in enumerate(("baseline", "ours"))]
+    rows = [texts("target alone"), texts("baseline"), texts("ours", busy=True), *calls]
+    found = table(tmp_path, rows, machines=machines)
+    assert "Other processes compiled while ours ran" in "".join(claims.gain(found))
+    said = page_rows.days(found, found.all("call"))
+    assert "Those of ours were timed on 2" in said
+    assert "The texts of ours ran before" in said
+    assert not page_rows.days(found, found.all("call")[:1])
+
+
 def test_a_claim_without_its_row_says_that_it_is_not_measured(tmp_path):
     rows = [texts("baseline"), texts("sigmoid 2e4", difference=[-9.0, -10.0, -8.0])]
     text = report.page([table(tmp_path, rows, missing={"text": {}, "call": {"defaults": ["ours"]}})], ".")
