@@ -160,12 +160,11 @@ def count(
     active: Bool[Array, "B"],
     num_drafted: Int[Array, "B"],
     num_accepted: Int[Array, "B"],
-    lengths: Int[Array, "B"],
     remaining: Int[Array, "B"],
 ) -> tuple[Int[Array, "B"], GoodputState]:
-    """Returns each row's draft length as long as the choice stays, and the state with the counts of a step.
+    """Returns each row's draft length as long as the choice stays, and the state with the observations of a step.
 
-    Each element of the results depends on one row alone: on a GPU that is one small kernel after each step.
+    On a GPU each array of the results is a small kernel after each step; `count_steps` does what can wait.
 
     Args:
       rule: The rule.
@@ -174,7 +173,6 @@ def count(
       active: Rows that had not finished before the step.
       num_drafted: Drafts that were asked for.
       num_accepted: Drafts that were accepted.
-      lengths: Tokens of each row after the step.
       remaining: Tokens from there to each row's limit.
     """
     if length == 0:
@@ -186,11 +184,28 @@ def count(
     state = state._replace(
         tried=state.tried * keep + tried.astype(jnp.float32),
         accepted=state.accepted * keep + accepted.astype(jnp.float32),
-        # The drafter reads its drafts as it draws them: all but the last two tokens are there, whatever was accepted.
-        num_seen=jnp.where(state.probing, state.num_seen, lengths - 2),
-        num_waiting=state.num_waiting + 1,
     )
     return jnp.minimum(num_drafted, jnp.maximum(remaining - 1, 0)), state
+
+
+def count_steps(
+    length: int, state: GoodputState, num_steps: Int[Array, ""] | int, lengths: Int[Array, "B"]
+) -> GoodputState:
+    """Returns the state after `num_steps` consecutive steps of one compiled length, each of which `count` has seen.
+
+    Args:
+      length: The compiled length of the steps.
+      state: The state.
+      num_steps: Number of steps, at least 1.
+      lengths: Tokens of each row after them.
+    """
+    if length == 0:
+        return state
+    return state._replace(
+        # The drafter reads its drafts as it draws them: all but the last two tokens are there, whatever was accepted.
+        num_seen=jnp.where(state.probing, state.num_seen, lengths - 2),
+        num_waiting=state.num_waiting + num_steps,
+    )
 
 
 def settle(rule: GoodputNumDraft, state: GoodputState, rows: Rows) -> tuple[Int[Array, "B"], GoodputState]:

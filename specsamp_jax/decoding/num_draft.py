@@ -88,19 +88,26 @@ def count(
     *,
     active: Bool[Array, "B"],
     num_accepted: Int[Array, "B"],
-    lengths: Int[Array, "B"],
     remaining: Int[Array, "B"],
 ) -> tuple[Int[Array, "B"], Any]:
     """Returns the draft length of each row's next step, and the state of the rule, after a step of `length`.
 
-    `GoodputNumDraft` only counts; `settle` chooses. See `goodput.count`.
+    `GoodputNumDraft` only counts; `count_steps` and `settle` follow. See `goodput.count`.
     """
     if isinstance(num_draft, GoodputNumDraft):
         counts = {"active": active, "num_drafted": current, "num_accepted": num_accepted}
-        return goodput.count(num_draft, length, state, **counts, lengths=lengths, remaining=remaining)
+        return goodput.count(num_draft, length, state, **counts, remaining=remaining)
     if isinstance(num_draft, HeuristicNumDraft):
         return jnp.where(active, num_draft.update(current, num_accepted), current), state
     return current, state
+
+
+def count_steps(num_draft: NumDraft, length: int, state: DecodeState, num_steps: Int[Array, ""] | int) -> DecodeState:
+    """Returns the state after `num_steps` consecutive steps of `length`. See `goodput.count_steps`."""
+    if not isinstance(num_draft, GoodputNumDraft):
+        return state
+    counted = goodput.count_steps(length, state.num_draft_state, num_steps, state.lengths)
+    return state._replace(num_draft_state=counted)
 
 
 def settle(num_draft: NumDraft, state: DecodeState) -> DecodeState:

@@ -35,7 +35,7 @@ def step_of_length(
     """Runs one step that drafts `length` tokens, or fewer in rows whose `state.num_draft` is less.
 
     The drafter's cache must hold the text; see `catch_up`. `StepInfo.tokens` has the width of the longest draft length.
-    The step is counted for the rule that sets the draft length, which chooses in `num_draft.settle`.
+    The rule that sets the draft length observes the step; `num_draft.count_steps` and `num_draft.settle` follow.
     """
     batch_size = state.tokens.shape[0]
     keys = step_keys(key, state.lengths, drafter, verify_fn)
@@ -89,9 +89,9 @@ def step_of_length(
     num_new, ended = _cut(result.tokens, result.num_accepted + 1, state, eos_token)
     active = ~state.finished
     lengths = state.lengths + num_new
-    counts = {"active": active, "num_accepted": result.num_accepted, "lengths": lengths}
+    counts = {"active": active, "num_accepted": result.num_accepted, "remaining": state.limits - lengths}
     next_num_draft, num_draft_state = num_draft_module.count(
-        num_draft, length, state.num_draft, state.num_draft_state, **counts, remaining=state.limits - lengths
+        num_draft, length, state.num_draft, state.num_draft_state, **counts
     )
     new_state = DecodeState(
         tokens=append(state.tokens, state.lengths, result.tokens, num_new),

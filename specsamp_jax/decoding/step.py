@@ -136,7 +136,12 @@ def step(
         verify_fn=verify_fn,
         process_logits_fn=process_logits_fn,
     )
-    branches = [functools.partial(run, length) for length in num_draft_module.compiled_lengths(num_draft)]
+
+    def advance(length, state):
+        state, info = run(length, state)
+        return num_draft_module.count_steps(num_draft, length, state, 1), info
+
+    branches = [functools.partial(advance, length) for length in num_draft_module.compiled_lengths(num_draft)]
     if len(branches) == 1:
         state, info = branches[0](state)
     else:

@@ -9,7 +9,15 @@ from jaxtyping import Array, Bool
 from specsamp_jax._types import Stats
 from specsamp_jax.decoding.catch_up import catch_up
 from specsamp_jax.decoding.drafters import Drafter
-from specsamp_jax.decoding.num_draft import NumDraft, compiled_lengths, most_steps, next_index, runs_next, settle
+from specsamp_jax.decoding.num_draft import (
+    NumDraft,
+    compiled_lengths,
+    count_steps,
+    most_steps,
+    next_index,
+    runs_next,
+    settle,
+)
 from specsamp_jax.decoding.state import DecodeState
 
 Carry = tuple[DecodeState, Stats]
@@ -49,7 +57,8 @@ def run_steps(
             more = (stats.num_steps < begin + most) & runs_next(num_draft, index, state)
             return unfinished_fn(carry) & ((stats.num_steps == begin) | more)
 
-        return lax.while_loop(goes_on, functools.partial(advance_fn, compiled[index]), carry)
+        state, stats = lax.while_loop(goes_on, functools.partial(advance_fn, compiled[index]), carry)
+        return count_steps(num_draft, compiled[index], state, stats.num_steps - begin), stats
 
     branches = [functools.partial(stretch, index) for index in range(len(compiled))]
 

@@ -24,7 +24,12 @@ PROMPT = [1, 2, 1, 2, 1]
 
 def after(rule, accepted, *, num_steps=60, remaining=1000):
     """Draft lengths and states of a row whose step accepts `accepted(i, num_draft)` drafts."""
-    count = jax.jit(functools.partial(goodput.count, rule), static_argnums=0)
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def count(length, state, lengths, **counts):
+        state = goodput.count(rule, length, state, **counts)[1]
+        return goodput.count_steps(length, state, 1, lengths)
+
     settle = jax.jit(functools.partial(goodput.settle, rule))
     row = functools.partial(jnp.full, (1,))
     num_tokens = 5
@@ -37,7 +42,7 @@ def after(rule, accepted, *, num_steps=60, remaining=1000):
         num_tokens += num_accepted + 1
         text = {"lengths": row(num_tokens), "remaining": row(remaining)}
         counts = {"active": row(True), "num_drafted": num_draft, "num_accepted": row(num_accepted)}
-        _, state = count(lengths[-1], state, **counts, **text)
+        state = count(lengths[-1], state, **counts, **text)
         num_draft, state = settle(state, goodput.Rows(row(True), **text))
     return lengths, states
 
@@ -236,10 +241,9 @@ def test_no_type_is_promoted_implicitly():
 
     def run():
         start = goodput.start(RULE, goodput.measured(RULE), counts, counts)[1]
-        options = {"active": counts > 0, "num_drafted": counts, "num_accepted": counts}
-        text = {"lengths": counts, "remaining": counts}
-        counted = goodput.count(RULE, 1, start, **options, **text)[1]
-        return start, goodput.settle(RULE, counted, goodput.Rows(counts > 0, **text))[1]
+        options = {"active": counts > 0, "num_drafted": counts, "num_accepted": counts, "remaining": counts}
+        counted = goodput.count_steps(1, goodput.count(RULE, 1, start, **options)[1], 1, counts)
+        return start, goodput.settle(RULE, counted, goodput.Rows(counts > 0, counts, counts))[1]
 
     with jax.numpy_dtype_promotion("strict"):
         before, after_step = jax.eval_shape(run)
