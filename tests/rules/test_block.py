@@ -139,7 +139,7 @@ def test_degenerate_rows_end_a_draft():
 
 # The law of the public function
 
-NUM_DRAWS, K, SMALL = 100_000, 2, 4
+NUM_DRAWS, K, SMALL = 40_000, 2, 4
 
 
 @pytest.mark.optimised(True)  # runs for longer than it compiles
