@@ -22,6 +22,10 @@ COUNT = 4
 """Index in `counts` of the number of elements found; indices 0 to 3 are the counts of the block's four warps."""
 
 
+RANKS = 8
+"""Values with which `kth_largest` compares at once, each counted by itself."""
+
+
 def counts_scratch() -> Any:
     """Scratch for `collect`, in shared memory."""
     return plgpu.SMEM((8,), jnp.int32)
@@ -32,15 +36,25 @@ def kth_largest(values: Any, count: Any) -> jax.Array:
     layout = tiling.lane_layout(config.THREADS)
     lane_value = plgpu.load(values, layout=layout)
 
-    def compare(i, rank):
-        return rank + (values[i] >= lane_value).astype(jnp.int32)
+    # Several counts, because additions to one count wait for each other.
+    def compare(i, ranks):
+        at = i * RANKS
+        return tuple(rank + (values[at + j] >= lane_value).astype(jnp.int32) for j, rank in enumerate(ranks))
 
     zero = plgpu.layout_cast(jnp.zeros((config.THREADS,), jnp.int32), layout)
-    rank = lax.fori_loop(0, config.THREADS, compare, zero)
+    rank = sum(lax.fori_loop(0, config.THREADS // RANKS, compare, (zero,) * RANKS))
     return jnp.max(jnp.where(rank >= count, lane_value, -jnp.inf))
 
 
-def collect(vectors: list[jax.Array], layout: Any, bound: Any, listed: Any, counts: Any):
+def collect(
+    vectors: list[jax.Array],
+    layout: Any,
+    bound: Any,
+    listed: Any,
+    counts: Any,
+    numbered: Any = None,
+    numbers: list[jax.Array] | None = None,
+):
     """Writes the elements that are at least `bound[0]` to `listed`, in a deterministic order.
 
     Args:
@@ -50,12 +64,25 @@ def collect(vectors: list[jax.Array], layout: Any, bound: Any, listed: Any, coun
       listed: Shared memory, float32 `[capacity]`. Elements beyond its capacity are dropped.
       counts: Shared memory from `counts_scratch`. `counts[COUNT]` is set to the number of elements that are at least
         the bound, dropped ones included.
+      numbered: Shared memory, int32 `[capacity]`, for the number of each element of `listed`, or None.
+      numbers: The numbers of the elements of vectors of one element per thread, int32. None: an element's number is its
+        index in the concatenation of the vectors.
     """
+    # Refs and numbers that are not needed are left out: inline PTX takes no None.
+    more_refs = () if numbered is None else (numbered,)
+    more_arrays = () if numbers is None else tuple(numbers)
 
-    @plgpu.inline_mgpu(arg_types=((layout,) * len(vectors), *(plgpu.RefType(),) * 3))
+    @plgpu.inline_mgpu(
+        arg_types=(
+            (layout,) * len(vectors),
+            (layout,) * len(more_arrays),
+            (plgpu.RefType(),) * len(more_refs),
+            *(plgpu.RefType(),) * 3,
+        )
+    )
     def emit(context, *refs):
         del context
-        arrays, bound, listed, counts = refs
+        arrays, number_arrays, number_refs, bound, listed, counts = refs
         i32, f32 = ir.IntegerType.get_signless(32), ir.F32Type.get()
 
         def const(value):
@@ -97,13 +124,28 @@ def collect(vectors: list[jax.Array], layout: Any, bound: Any, listed: Any, coun
             arith.addi(listed, arith.muli(offset, const(4))),
             arith.addi(listed, const(4 * capacity)),
         )
-        for number, words in zip(vector_counts, vectors, strict=True):
+        per_thread, _ = size_and_dtype
+        # Distance from an element's address in `listed` to that of its number.
+        distance = [arith.subi(address(ref), listed) for ref in number_refs]
+        first_numbers = [_int32(register) for array in number_arrays for register in array.registers.flat]
+        own = arith.muli(thread, const(per_thread))
+        for i, (number, words) in enumerate(zip(vector_counts, vectors, strict=True)):
+            # The start is part of the code: the compiler would keep the sums of all vectors in registers.
+            start = 0 if first_numbers else i * config.THREADS * per_thread
+            first = [] if not number_refs else [first_numbers[i]] if first_numbers else [own]
+            code = _write(*size_and_dtype, start if first else None)
             next_address = ptx(
-                _write(*size_and_dtype), next_address, end_address, bound_value, number, *words, result=i32
+                code, next_address, end_address, bound_value, number, *words, *distance, *first, result=i32
             )
         mosaic.warpgroup_barrier()
 
-    emit(tuple(vectors), bound, listed, counts)
+    emit(tuple(vectors), more_arrays, more_refs, bound, listed, counts)
+
+
+def _int32(register: Any) -> Any:
+    """The number in a register of a vector of one element per thread."""
+    zero = arith.constant(ir.IntegerType.get_signless(32), ir.IntegerAttr.get(ir.IntegerType.get_signless(32), 0))
+    return llvm.extractelement(register, zero)
 
 
 def _words(register: Any) -> list[Any]:
@@ -129,7 +171,7 @@ def _element(i: int, dtype: Any, first_word: int) -> str:
     return f"mov.b32 {{low, high}}, {word}; cvt.f32.f16 x, {('low', 'high')[half]}; "
 
 
-REGISTERS = ".reg .pred p, q; .reg .f32 x, y; .reg .b32 w, n, both; .reg .b16 low, high; "
+REGISTERS = ".reg .pred p, q; .reg .f32 x, y; .reg .b32 w, n, m, both; .reg .b16 low, high; "
 """PTX declarations of the registers that `_element`, `_count` and `_write` use."""
 
 
@@ -152,13 +194,18 @@ def _count(size: int, dtype: Any) -> str:
     return start + bound + counts + to_float32 + "add.f32 x, x, y; cvt.rzi.u32.f32 $0, x; }"
 
 
-def _write(size: int, dtype: Any) -> str:
+def _write(size: int, dtype: Any, start: int | None) -> str:
     """PTX that stores the elements, in the words from $5 on, that are at least $3, from address $1 on.
 
     $0 is the address after the last element. Nothing is stored at address $2 or above. $4 is the number of elements to
-    store, from `_count`: if it is 0 in all threads of a warp, the warp skips the conversions and stores.
+    store, from `_count`: if it is 0 in all threads of a warp, the warp skips the conversions and stores. With a
+    start, the last but one operand is the distance from an element's address to that of its number, and the number of
+    element i is the last operand plus `start` plus i.
     """
-    store_one = "setp.ge.f32 p, x, $3; setp.lt.and.u32 q, n, $2, p; @q st.shared.f32 [n], x; @p add.u32 n, n, 4; "
+    words = size if dtype == ir.F32Type.get() else -(-size // 2)
+    store_number = f"@q add.u32 w, n, ${5 + words}; @q add.u32 m, ${6 + words}, {{}}; @q st.shared.u32 [w], m; "
+    store_one = "setp.ge.f32 p, x, $3; setp.lt.and.u32 q, n, $2, p; @q st.shared.f32 [n], x; "
+    store_one += ("" if start is None else store_number) + "@p add.u32 n, n, 4; "
     any_in_warp = "mov.u32 n, $1; setp.ne.u32 p, $4, 0; vote.sync.any.pred q, p, 0xffffffff; @!q bra DONE; "
-    elements = "".join(_element(i, dtype, 5) + store_one for i in range(size))
+    elements = "".join(_element(i, dtype, 5) + store_one.format((start or 0) + i) for i in range(size))
     return "{ " + REGISTERS + any_in_warp + elements + "DONE: mov.u32 $0, n; }"

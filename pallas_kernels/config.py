@@ -157,6 +157,11 @@ def samples_in_two_launches(dtype: DTypeLike, batch_size: int, vocab_size: int) 
     return aligned or batch_size * num_tiles(vocab_size) >= 32 * num_multiprocessors()
 
 
+def lists_first(batch_size: int, blocks: int, top_k: int | None) -> bool:
+    """Whether rows that are sampled with filters are listed in a launch of their own."""
+    return isinstance(top_k, int) and 0 < top_k <= 64 and batch_size * blocks >= 384
+
+
 def sample_tiles(batch_size: int) -> int:
     """Tiles per block that reads a row without filters, of which another block picks the token.
 

@@ -31,6 +31,9 @@ from pallas_kernels.search import round_down, search_row
 from pallas_kernels.slices import MAX_CANDIDATES, Exchange, Kept, Scratch, Slice
 from pallas_kernels.types import TILE
 
+TILE_BITS = TILE.bit_length() - 1
+"""Binary logarithm of `TILE`."""
+
 MAX_TOP_K = 128
 """Largest k for which candidates are listed: the number of groups of logits."""
 
@@ -76,7 +79,12 @@ def list_candidates(part: Slice, limits: RowLimits, exchange: Exchange, shared: 
 
         @pl.when(is_listed)
         def _():
-            candidates.collect(part.tiles, part.layout, shared.bound, shared.listed, shared.counts)
+            numbered = None if exchange.tokens is None else shared.numbers
+            candidates.collect(part.tiles, part.layout, shared.bound, shared.listed, shared.counts, numbered)
+            if numbered is not None:
+                numbers = plgpu.load(numbered, layout=tiling.lane_layout(MAX_CANDIDATES))
+                # Registers -> L2: [MAX_CANDIDATES].
+                scan.store_sums(exchange.tokens.at[part.row, part.block], _tokens(part, numbers))
             values = plgpu.load(shared.listed, layout=tiling.lane_layout(MAX_CANDIDATES))
             # Registers -> L2: [MAX_CANDIDATES].
             scan.store_sums(exchange.lists.at[part.row, part.block], values)
@@ -101,18 +109,22 @@ def decide(
     def find_kept():
         if not may_list(limits):
             return search_fn(largest)
-        counts = slices.load_per_block(exchange.counts.at[part.row], part, 0)
-        # A larger count means that the list of a block is incomplete or was not made.
-        fits = jnp.max(counts) <= MAX_CANDIDATES
-        pl.when(fits)(lambda: _merge_candidates(part, limits, exchange, shared, largest))
-        fits = fits & (jnp.where(fits, shared.counts[candidates.COUNT], MAX_CANDIDATES + 1) <= MAX_CANDIDATES)
         return lax.cond(
-            fits,
-            lambda: _cutoff_among_candidates(limits, shared, largest, rate, part.vocab_size),
+            merge(part, limits, exchange, shared, largest),
+            lambda: cutoff_among_candidates(limits, shared, largest, rate, part.vocab_size),
             lambda: search_fn(largest),
         )
 
     return lax.cond(jnp.abs(largest) < jnp.inf, find_kept, lambda: degenerate)._replace(first=first)
+
+
+def merge(part: Slice, limits: RowLimits, exchange: Exchange, shared: Scratch, largest: jax.Array) -> jax.Array:
+    """Merges the lists of all blocks, and returns whether the merged list, `shared.listed`, has all candidates."""
+    counts = slices.load_per_block(exchange.counts.at[part.row], part, 0)
+    # A larger count means that the list of a block is incomplete or was not made.
+    fits = jnp.max(counts) <= MAX_CANDIDATES
+    pl.when(fits)(lambda: _merge_candidates(part, limits, exchange, shared, largest))
+    return fits & (jnp.where(fits, shared.counts[candidates.COUNT], MAX_CANDIDATES + 1) <= MAX_CANDIDATES)
 
 
 def load_largest(part: Slice, limits: RowLimits, exchange: Exchange) -> tuple[jax.Array, jax.Array | None]:
@@ -164,16 +176,29 @@ def _merge_candidates(part: Slice, limits: RowLimits, exchange: Exchange, shared
     lists = [plgpu.load(exchange.lists.at[part.row, i], layout=layout, optimized=False) for i in range(part.num_blocks)]
     lists = [jnp.where(lane < count, x, -jnp.inf) for count, x in zip(counts, lists, strict=True)]
     bound = jnp.float32(LOWEST)
+    tokens, numbered = None, None
+    if exchange.tokens is not None:
+        numbered = shared.numbers
+        tokens = [
+            plgpu.load(exchange.tokens.at[part.row, i], layout=layout, optimized=False) for i in range(part.num_blocks)
+        ]
     if limits.top_k is not None:
         shared.group_max[...] = functools.reduce(jnp.maximum, lists)
         bound = jnp.maximum(bound, candidates.kth_largest(shared.group_max, limits.top_k))
     if limits.min_p is not None:
         bound = jnp.maximum(bound, min_p_cutoff(largest, limits))
     shared.bound[0] = bound
-    candidates.collect(lists, layout, shared.bound, shared.listed, shared.counts)
+    candidates.collect(lists, layout, shared.bound, shared.listed, shared.counts, numbered, tokens)
 
 
-def _cutoff_among_candidates(limits: RowLimits, shared: Scratch, largest: Any, rate: Any, vocab_size: int) -> Kept:
+def _tokens(part: Slice, numbers: jax.Array) -> jax.Array:
+    """Indices in the row of elements of a block's share, from their indices in the concatenation of its tiles."""
+    tile_numbers = (numbers >> TILE_BITS) * part.num_blocks + part.block
+    tile = tiling.locate_tile(tile_numbers, part.vocab_size, [(part.logits, part.flat)], False)
+    return tile.first * tile.vec + (numbers & (TILE - 1))
+
+
+def cutoff_among_candidates(limits: RowLimits, shared: Scratch, largest: Any, rate: Any, vocab_size: int) -> Kept:
     """Finds the cutoff and the sum of the kept weights by comparing each candidate with all others."""
     layout = tiling.lane_layout(MAX_CANDIDATES)
     count = shared.counts[candidates.COUNT]

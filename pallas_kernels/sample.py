@@ -28,7 +28,7 @@ from pallas_kernels import tiles as tiling
 from pallas_kernels.cutoff import find_cutoff
 from pallas_kernels.limits import Limits, RowLimits, array_limits, row_limits, static_limits
 from pallas_kernels.rows import LOWEST, MAX_INDEX, exp2_rate
-from pallas_kernels.slices import Exchange, Scratch, Slice
+from pallas_kernels.slices import Exchange, Kept, Scratch, Slice
 from pallas_kernels.types import TILE
 
 TILES_AT_ONCE = 4
@@ -67,18 +67,14 @@ def sample(
     Returns:
       tokens `[B]`, and log_normalizers `[B]`, which are not finite in degenerate rows.
     """
+    from pallas_kernels import sample_filtered
+
+    if sample_filtered.supports(limits):
+        return sample_filtered.sample(logits, limits, noise)
     batch_size, vocab_size = logits.shape
     blocks = slices.num_blocks(batch_size, vocab_size)
     static, arrays = static_limits(limits), array_limits(limits, batch_size)
-    width = config.to_lanes(config.num_tiles(vocab_size))
-    per_tile = batch_size, width
-    per_block = batch_size, slices.MAX_CLUSTER
-    sums = Sums(
-        jax.ShapeDtypeStruct(per_tile, jnp.float32),
-        jax.ShapeDtypeStruct(per_tile, jnp.float32),
-        jax.ShapeDtypeStruct(per_block, jnp.int32),
-        jax.ShapeDtypeStruct(per_block, jnp.float32),
-    )
+    sums = sums_types(batch_size, vocab_size)
     results = jax.ShapeDtypeStruct((batch_size,), jnp.int32), jax.ShapeDtypeStruct((batch_size,), jnp.float32)
     shared = (
         slices.scratch(),
@@ -116,6 +112,18 @@ def sample(
     return results
 
 
+def sums_types(batch_size: int, vocab_size: int) -> Sums:
+    """Types of `Sums`."""
+    per_tile = batch_size, config.to_lanes(config.num_tiles(vocab_size))
+    per_block = batch_size, slices.MAX_CLUSTER
+    return Sums(
+        jax.ShapeDtypeStruct(per_tile, jnp.float32),
+        jax.ShapeDtypeStruct(per_tile, jnp.float32),
+        jax.ShapeDtypeStruct(per_block, jnp.int32),
+        jax.ShapeDtypeStruct(per_block, jnp.float32),
+    )
+
+
 def _sample_row(
     part: Slice,
     limits: RowLimits,
@@ -127,23 +135,30 @@ def _sample_row(
     scan_scratch: Any,
 ) -> tuple[jax.Array, jax.Array]:
     """Returns the token, which only block 0 is sure to have (other blocks may return 0), and the logsumexp."""
-    scan.clear_prefix(scan_scratch)
-    rate = exp2_rate(limits.scale)
-    cutoff = None
     # Later passes read the row from shared memory, because fewer blocks would fit if it stayed in registers.
     _copy_to_shared(part)
+
+    if limits.top_k is None and limits.top_p is None and limits.min_p is None:
+        top = jnp.max(functools.reduce(jnp.maximum, part.tiles).astype(jnp.float32))
+        # Finite, so that -inf minus the reference is -inf and not NaN.
+        kept = Kept(jnp.maximum(top, LOWEST), None, None, None)
+    else:
+        kept = find_cutoff(part, limits._replace(greedy=None), exchange, shared)
+    return sample_shared(part, limits, kept, uniforms, sums, tile_sums, scan_scratch)
+
+
+def sample_shared(
+    part: Slice, limits: RowLimits, kept: Kept, uniforms: list[jax.Array], sums: Sums, tile_sums: Any, scan_scratch: Any
+) -> tuple[jax.Array, jax.Array]:
+    """Like `_sample_row`, of a row in `part.shared` whose cutoff is found; `kept.cutoff` is None without filters."""
+    scan.clear_prefix(scan_scratch)
+    rate = exp2_rate(limits.scale)
+    cutoff, reference = kept.cutoff, kept.largest
 
     def tile_weights(i):
         # Shared memory -> registers: [TILE].
         return weights_fn(plgpu.load(part.shared.at[i], layout=part.layout, optimized=False))
 
-    if limits.top_k is None and limits.top_p is None and limits.min_p is None:
-        top = jnp.max(functools.reduce(jnp.maximum, part.tiles).astype(jnp.float32))
-        # Finite, so that -inf minus the reference is -inf and not NaN.
-        reference = jnp.maximum(top, LOWEST)
-    else:
-        kept = find_cutoff(part, limits._replace(greedy=None), exchange, shared)
-        cutoff, reference = kept.cutoff, kept.largest
     weights_fn = functools.partial(_weights, reference=reference, rate=rate, cutoff=cutoff)
     _write_sums(part, tile_weights, reference, sums, tile_sums)
     slices.sync_blocks(part.num_blocks, part.barrier)
@@ -189,7 +204,7 @@ def _copy_to_shared(part: Slice):
 
 def _write_sums(part: Slice, weights_fn: Any, reference: Any, sums: Sums, tile_sums: Any):
     """Writes the sum of the weights of each tile of this block, and the reference of these weights, to `sums`."""
-    count = len(part.tiles)
+    count = part.shared.shape[0]
     for start in range(0, count, TILES_AT_ONCE):
         weights = [weights_fn(i) for i in range(start, min(start + TILES_AT_ONCE, count))]
         if len(weights) == 1:  # Mosaic stores no vector of one sum.
@@ -225,7 +240,7 @@ def _first_largest(part: Slice, sums: Sums) -> jax.Array:
         return jnp.maximum(top, x), jnp.where(x > top, tile.indices(), first)
 
     start = [plgpu.layout_cast(jnp.full((TILE,), value), part.layout) for value in (-jnp.inf, MAX_INDEX)]
-    tops, indices = lax.fori_loop(0, len(part.tiles), step, tuple(start))
+    tops, indices = lax.fori_loop(0, part.shared.shape[0], step, tuple(start))
     top = jnp.max(tops)
     sums.top[part.row, part.block] = top
     sums.first[part.row, part.block] = jnp.min(jnp.where(tops == top, indices, MAX_INDEX))

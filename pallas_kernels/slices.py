@@ -57,6 +57,7 @@ class Exchange(NamedTuple):
       counts: Number of each block's candidates, more than `MAX_CANDIDATES` if its list is incomplete or was not made,
         `[rows, MAX_CLUSTER]`.
       lists: The candidates of each block, `[rows, blocks, MAX_CANDIDATES]`.
+      tokens: The indices of the candidates of each block, int32 `[rows, blocks, MAX_CANDIDATES]`, or None.
       sums: Each block's count or sum for each threshold of the search, `[rows, 2, NUM_THRESHOLDS, MAX_CLUSTER]`.
         Consecutive rounds alternate between the two buffers of axis 1, so that a block can write the next round's
         sums while another block still reads those of this round.
@@ -67,6 +68,7 @@ class Exchange(NamedTuple):
     bounds: Any
     counts: Any
     lists: Any
+    tokens: Any
     sums: Any
 
 
@@ -79,6 +81,7 @@ class Scratch(NamedTuple):
       bound: Smallest candidate, `[1]`.
       listed: List of candidates, `[MAX_CANDIDATES]`.
       weights: `exp((x - largest) * scale)` of each candidate x, `[MAX_CANDIDATES]`.
+      numbers: Numbers of the listed candidates, int32 `[MAX_CANDIDATES]`.
       counts: Scratch of `candidates.collect`.
     """
 
@@ -87,6 +90,7 @@ class Scratch(NamedTuple):
     bound: Any
     listed: Any
     weights: Any
+    numbers: Any
     counts: Any
 
 
@@ -152,8 +156,14 @@ def exchange(num_rows: int, blocks: int) -> Exchange:
         jax.ShapeDtypeStruct(per_block, jnp.float32),
         jax.ShapeDtypeStruct(per_block, jnp.int32),
         jax.ShapeDtypeStruct((num_rows, blocks, MAX_CANDIDATES), jnp.float32),
+        None,
         jax.ShapeDtypeStruct((num_rows, 2, NUM_THRESHOLDS, MAX_CLUSTER), jnp.float32),
     )
+
+
+def token_lists(num_rows: int, blocks: int) -> Any:
+    """Type of `Exchange.tokens`."""
+    return jax.ShapeDtypeStruct((num_rows, blocks, MAX_CANDIDATES), jnp.int32)
 
 
 def tiles_scratch(dtype: Any, vocab_size: int, blocks: int) -> Any:
@@ -169,6 +179,7 @@ def scratch() -> Scratch:
         plgpu.SMEM((1,), jnp.float32),
         plgpu.SMEM((MAX_CANDIDATES,), jnp.float32),
         plgpu.SMEM((MAX_CANDIDATES,), jnp.float32),
+        plgpu.SMEM((MAX_CANDIDATES,), jnp.int32),
         candidates.counts_scratch(),
     )
 

@@ -19,11 +19,14 @@ def arrive(arrivals, sequence, num_blocks):
     return number == num_blocks - 1
 
 
-def collect(vectors, layout, bound, listed, counts):
+def collect(vectors, layout, bound, listed, counts, numbered=None, numbers=None):
     x = jnp.concatenate([v.astype(jnp.float32) for v in vectors])
     reached = x >= bound[0]
     place = jnp.where(reached, jnp.cumsum(reached) - 1, listed.shape[0])
     listed[...] = jnp.full(listed.shape, jnp.nan).at[place].set(x, mode="drop")
+    if numbered is not None:
+        number = jnp.arange(x.size, dtype=jnp.int32) if numbers is None else jnp.concatenate(numbers)
+        numbered[...] = jnp.full(numbered.shape, -1, jnp.int32).at[place].set(number, mode="drop")
     counts[candidates.COUNT] = reached.sum(dtype=jnp.int32)
 
 

@@ -124,3 +124,13 @@ def test_two_launches_equal_xla(check, monkeypatch, vocab_size, dtype, tiles, te
     logits = normal(9, vocab_size, dtype).at[1, 5].set(jnp.nan).at[2].set(-jnp.inf).at[3, 1:].set(-jnp.inf)
     check(jax.random.key(10), logits.at[4].set(1.0), ss.SamplingParams(temperature))
     check(jax.random.split(jax.random.key(11), 6), logits, ss.SamplingParams(temperature))
+
+
+@pytest.mark.parametrize("check", [1, 2], indirect=True)
+@pytest.mark.parametrize("sampling", [SAMPLING, ss.SamplingParams(0.7, 20, 0.8)], ids=["arrays", "numbers"])
+@pytest.mark.parametrize(("vocab_size", "dtype"), [(2056, jnp.bfloat16), (3001, jnp.float32)])
+def test_lists_of_a_launch_of_their_own(check, monkeypatch, vocab_size, dtype, sampling):
+    monkeypatch.setattr(config, "lists_first", lambda *shape: True)
+    logits = normal(1, vocab_size, dtype).at[4, 7].set(jnp.nan).at[5].set(0)
+    tokens = check(jax.random.key(5), logits, sampling)
+    assert tokens[4] == jnp.nanargmax(logits[4].astype(jnp.float32))
