@@ -81,8 +81,8 @@ def list_candidates(part: Slice, limits: RowLimits, exchange: Exchange, shared: 
         def _():
             numbered = None if exchange.tokens is None else shared.numbers
             candidates.collect(part.tiles, part.layout, shared.bound, shared.listed, shared.counts, numbered)
-            if numbered is not None:
-                numbers = plgpu.load(numbered, layout=tiling.lane_layout(MAX_CANDIDATES))
+            if exchange.tokens is not None:
+                numbers = plgpu.load(shared.numbers, layout=tiling.lane_layout(MAX_CANDIDATES))
                 # Registers -> L2: [MAX_CANDIDATES].
                 scan.store_sums(exchange.tokens.at[part.row, part.block], _tokens(part, numbers))
             values = plgpu.load(shared.listed, layout=tiling.lane_layout(MAX_CANDIDATES))

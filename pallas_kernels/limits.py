@@ -77,6 +77,11 @@ def row_limits(static: Limits, arrays: Limits, sequence: Any) -> RowLimits:
     return RowLimits(scale, greedy, value("top_k", 0), value("top_p", 1.0), value("min_p", 0.0))
 
 
+def fixed_row_limits(limits: Limits) -> RowLimits:
+    """The parameters that are numbers, and so the same in all rows; None in place of arrays."""
+    return row_limits(static_limits(limits), Limits(None, None, None, None), 0)
+
+
 def min_p_cutoff(largest: Any, limits: RowLimits) -> jax.Array:
     """The smallest logit that min-p keeps in a row whose largest logit is `largest`."""
     log_min_p = jnp.log(jnp.where(limits.min_p > 0, limits.min_p, 0.0).astype(jnp.float32))

@@ -11,6 +11,9 @@ Grid (sequence,), one cluster of blocks per row.
 
 Greedy and degenerate rows take their first largest logit instead. The two uniforms of a row are computed from its key
 in the kernel (`random`).
+
+`sample_unfiltered` and `sample_filtered` are faster where they apply. Top-p alone, a large top-k and greedy parameters
+are left to this kernel.
 """
 
 import functools
@@ -67,10 +70,6 @@ def sample(
     Returns:
       tokens `[B]`, and log_normalizers `[B]`, which are not finite in degenerate rows.
     """
-    from pallas_kernels import sample_filtered
-
-    if sample_filtered.supports(limits):
-        return sample_filtered.sample(logits, limits, noise)
     batch_size, vocab_size = logits.shape
     blocks = slices.num_blocks(batch_size, vocab_size)
     static, arrays = static_limits(limits), array_limits(limits, batch_size)

@@ -11,6 +11,7 @@ whole cluster (`sample.sample_shared`), which reads them again.
 Few rows take one launch. Where lists have a launch of their own (`config.lists_first`), no block waits while it reads.
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -23,9 +24,17 @@ from jaxtyping import Array, Float, Int
 from pallas_kernels import candidates, config, random, scan, slices, sync
 from pallas_kernels import sample as whole_rows
 from pallas_kernels import tiles as tiling
-from pallas_kernels.cutoff import TILE_BITS, cutoff_among_candidates, list_candidates, load_largest, may_list, merge, search
-from pallas_kernels.limits import Limits, RowLimits, array_limits, maybe_on, row_limits, static_limits
 from pallas_kernels.config import MIN_LANES, WARP
+from pallas_kernels.cutoff import (
+    TILE_BITS,
+    cutoff_among_candidates,
+    list_candidates,
+    load_largest,
+    may_list,
+    merge,
+    search,
+)
+from pallas_kernels.limits import Limits, RowLimits, array_limits, fixed_row_limits, maybe_on, row_limits, static_limits
 from pallas_kernels.rows import MAX_INDEX, exp2_rate
 from pallas_kernels.slices import MAX_CANDIDATES, Exchange, Kept, Scratch, Slice
 from pallas_kernels.types import TILE
@@ -36,14 +45,20 @@ COMPILER_PARAMS = plgpu.CompilerParams(approx_math=True, reduction_scratch_bytes
 HELD_AT = MAX_CANDIDATES + WARP
 """Index of the uniforms in shared memory: after the list of candidates and the sums of tiles."""
 
+MAX_TOP_K = 64
+"""Largest top-k, if it is a number, for which lists pay."""
+
 AT_ONCE = 4
 """Candidates that the loop of `_pick` reads at once."""
 
 
 def supports(limits: Limits) -> bool:
-    """Whether candidates may be listed, and not all rows are greedy."""
-    temperature = static_limits(limits).temperature
-    return may_list(maybe_on(limits)) and (temperature is None or row_limits(limits, Limits(*[None] * 4), 0).greedy is None)
+    """Whether candidates may be listed, and not all rows are greedy.
+
+    Lists of a top-k that is a number above `MAX_TOP_K` may overflow, and `sample.sample` does not read the row again.
+    """
+    can_draw = fixed_row_limits(limits).greedy is None
+    return can_draw and may_list(maybe_on(limits)) and (static_limits(limits).top_k or 0) <= MAX_TOP_K
 
 
 def sample(
@@ -65,21 +80,12 @@ def sample(
         return row_limits(static, arrays, row)
 
     def list_in(part, arrays, exchange, shared):
-        list_candidates(slices.load_slice(part), filters(arrays, part.row)._replace(greedy=None), exchange, shared)
-
-    def finish(part, arrays, uniforms, results, sums, exchange, shared, tile_sums, scan_scratch):
-        tokens, normalizers = results
-        row_filters = filters(arrays, part.row)
-        result = _sample_row(part, row_filters, uniforms, sums, exchange, shared, tile_sums, scan_scratch)
-
-        @pl.when(part.block == 0)
-        def _():
-            tokens[part.row], normalizers[part.row] = result
+        list_candidates(part, filters(arrays, part.row)._replace(greedy=None), exchange, shared)
 
     def list_rows(inputs, exchange, shared):
         sync.start_dependent_launch()
         logits, arrays = inputs
-        list_in(locate(logits, None, None), arrays, exchange, shared)
+        list_in(slices.load_slice(locate(logits, None, None)), arrays, exchange, shared)
 
     def sample_lists(
         inputs, lists, results, sums, round_sums, pending, row_tiles, scan_scratch, floats, integers, barrier
@@ -97,7 +103,7 @@ def sample(
         # Only block 0 reads the lists; the others wait for what it says.
         @pl.when(part.block == 0)
         def _():
-            largest, _ = load_largest(part, row_filters, exchange)
+            largest = load_largest(part, row_filters, exchange)[0]
             is_done = _draws(limits, largest) & merge(part, row_filters, exchange, shared, largest)
             pending[part.row] = 1 - is_done.astype(jnp.int32)
 
@@ -111,7 +117,7 @@ def sample(
 
         @pl.when(pending[part.row] > 0)
         def _():
-            largest, _ = load_largest(part, row_filters, exchange)
+            largest = load_largest(part, row_filters, exchange)[0]
             result = _search_whole(part, limits, largest, uniforms, sums, exchange, tile_sums, scan_scratch)
 
             @pl.when(part.block == 0)
@@ -125,9 +131,15 @@ def sample(
         loaded = slices.load_slice(part)
         # Computed while the loads of the logits are in flight.
         uniforms = scan.hold(held, random.emit_uniforms(noise, part.row))
-        list_candidates(loaded, filters(arrays, part.row)._replace(greedy=None), exchange, shared)
+        list_in(loaded, arrays, exchange, shared)
         slices.sync_blocks(part.num_blocks, part.barrier)
-        finish(part, arrays, uniforms, results, sums, exchange, shared, tile_sums, scan_scratch)
+        limits = filters(arrays, part.row)
+        result = _sample_row(part, limits, uniforms, sums, exchange, shared, tile_sums, scan_scratch)
+        tokens, normalizers = results
+
+        @pl.when(part.block == 0)
+        def _():
+            tokens[part.row], normalizers[part.row] = result
 
     sums = whole_rows.sums_types(batch_size, vocab_size)
     scratch = (
@@ -137,26 +149,29 @@ def sample(
         plgpu.SMEM((MAX_CANDIDATES + MIN_LANES,), jnp.int32),
         sync.cluster_scratch(),
     )
-    cluster = dict(
+    on_clusters = functools.partial(
+        plgpu.kernel,
+        scratch_types=scratch,
         grid=(batch_size,),
         grid_names=("sequence",),
         cluster=(blocks,),
         cluster_names=("block",),
         compiler_params=COMPILER_PARAMS,
     )
-    if not config.lists_first(batch_size, blocks, static.top_k):
-        out_type = results, sums, exchange
-        return plgpu.kernel(sample, out_type=out_type, scratch_types=scratch, **cluster)((noise, flat, arrays))[0]
+    # Only with a top-k that is a number are the lists short enough for one block.
+    if not static.top_k or not config.lists_first(batch_size * blocks):
+        return on_clusters(sample, out_type=(results, sums, exchange))((noise, flat, arrays))[0]
     (lists,) = plgpu.kernel(
         list_rows,
         out_type=(exchange._replace(sums=None),),
-        scratch_types=(slices.scratch(),),
+        scratch_types=(slices.scratch()._replace(numbers=plgpu.SMEM((MAX_CANDIDATES,), jnp.int32)),),
         grid=(batch_size, blocks),
         grid_names=("sequence", "block"),
         compiler_params=COMPILER_PARAMS,
     )((flat, arrays))
-    out_type = results, sums, exchange.sums, jax.ShapeDtypeStruct((batch_size,), jnp.int32)
-    return plgpu.kernel(sample_lists, out_type=out_type, scratch_types=scratch, **cluster)((noise, flat, arrays), lists)[0]
+    pending = jax.ShapeDtypeStruct((batch_size,), jnp.int32)
+    out_type = results, sums, exchange.sums, pending
+    return on_clusters(sample_lists, out_type=out_type)((noise, flat, arrays), lists)[0]
 
 
 class _Memory(NamedTuple):
@@ -198,7 +213,7 @@ def _sample_row(
 ) -> tuple[jax.Array, jax.Array]:
     """Returns the token, which only block 0 is sure to have, and the logsumexp. The candidates are listed."""
     filters = limits._replace(greedy=None)
-    largest, _ = load_largest(part, filters, exchange)
+    largest = load_largest(part, filters, exchange)[0]
 
     def pick():
         kept, normalizer = _decide(part, filters, shared, largest)
@@ -280,7 +295,7 @@ def _pick(shared: Scratch, kept: Kept, rate: Any, uniforms: list[jax.Array]) -> 
 
 
 def _first_beyond(numbers: jax.Array, positive: jax.Array, beyond: jax.Array) -> jax.Array:
-    """The smallest number that is positive and beyond a bound; if rounding leaves none, the largest that is positive."""
+    """The smallest positive number beyond a bound; if rounding leaves none, the largest positive one."""
     # The largest rank is the first number beyond the bound, else the last number before it.
     rank = jnp.where(beyond, MAX_INDEX - numbers, numbers)
     best = jnp.max(jnp.where(positive, rank, 0))

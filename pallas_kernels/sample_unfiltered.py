@@ -22,7 +22,7 @@ from jaxtyping import Array, Float, Int
 
 from pallas_kernels import config as sizes
 from pallas_kernels import emit, random, rows, scan, sync, tiles, token
-from pallas_kernels.limits import Limits, RowLimits, maybe_on, row_limits, static_limits
+from pallas_kernels.limits import Limits, fixed_row_limits, maybe_on, static_limits
 from pallas_kernels.types import TILE, Filter
 
 
@@ -41,7 +41,7 @@ class TileSums(NamedTuple):
 def supports(limits: Limits) -> bool:
     """Whether `sample` takes these parameters: a temperature above 0 that is a number, and no filter."""
     is_number = static_limits(limits).temperature is not None
-    return is_number and maybe_on(limits)[1:] == (None, None, None) and _row_limits(limits).greedy is None
+    return is_number and maybe_on(limits)[1:] == (None, None, None) and fixed_row_limits(limits).greedy is None
 
 
 def sample(
@@ -52,7 +52,7 @@ def sample(
     `config` is of `token_emit` where it picks the token; `config.token_config` chooses it if None.
     """
     batch_size, vocab_size = logits.shape
-    scale = _row_limits(limits).scale
+    scale = fixed_row_limits(limits).scale
     drafts = jnp.zeros((batch_size, 0), jnp.int32)
     inputs = rows.make_inputs(logits[:, None], Filter(), None, Filter(), None, drafts, noise)
 
@@ -166,8 +166,3 @@ def _emit(inputs: rows.Inputs, read: TileSums, view_fn, batch_size: int) -> tupl
 
 def _scaled(x, scale):
     return x if scale is None else x * scale
-
-
-def _row_limits(limits: Limits) -> RowLimits:
-    """The parameters of all rows, which are numbers."""
-    return row_limits(static_limits(limits), Limits(*[None] * len(limits)), 0)

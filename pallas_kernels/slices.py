@@ -81,7 +81,7 @@ class Scratch(NamedTuple):
       bound: Smallest candidate, `[1]`.
       listed: List of candidates, `[MAX_CANDIDATES]`.
       weights: `exp((x - largest) * scale)` of each candidate x, `[MAX_CANDIDATES]`.
-      numbers: Numbers of the listed candidates, int32 `[MAX_CANDIDATES]`.
+      numbers: Numbers of the listed candidates, int32 `[MAX_CANDIDATES]`, or None.
       counts: Scratch of `candidates.collect`.
     """
 
@@ -179,7 +179,7 @@ def scratch() -> Scratch:
         plgpu.SMEM((1,), jnp.float32),
         plgpu.SMEM((MAX_CANDIDATES,), jnp.float32),
         plgpu.SMEM((MAX_CANDIDATES,), jnp.float32),
-        plgpu.SMEM((MAX_CANDIDATES,), jnp.int32),
+        None,
         candidates.counts_scratch(),
     )
 

@@ -19,7 +19,7 @@ from specsamp_jax.sampling.filters import is_number, make_filter
 from specsamp_jax.sampling.streams import Purpose
 
 if TYPE_CHECKING or mosaic.WHY_MISSING is None:
-    from pallas_kernels import cutoffs, sample_unfiltered, slices
+    from pallas_kernels import cutoffs, sample_filtered, sample_unfiltered, slices
     from pallas_kernels import sample as sample_kernel
 
 MAX_BATCH = 65_535
@@ -86,9 +86,11 @@ def sample(
 ) -> tuple[Int[Array, "B"], Float[Array, "B"]]:
     """Returns the result of `draw.sample`: one or two launches, which compute uniforms from the words of the keys."""
     logits, parameters = at_least_a_tile(logits), limits(sampling)
-    faster = sizes.samples_in_two_launches(logits.dtype, *logits.shape)
-    two_launches = sample_unfiltered.supports(parameters) and faster
-    kernel = sample_unfiltered if two_launches else sample_kernel
+    kernel = sample_kernel
+    if sample_filtered.supports(parameters):
+        kernel = sample_filtered
+    elif sample_unfiltered.supports(parameters) and sizes.samples_in_two_launches(logits.dtype, *logits.shape):
+        kernel = sample_unfiltered
     return kernel.sample(logits, parameters, noise(words, Purpose.DRAFT))
 
 

@@ -127,10 +127,22 @@ def test_two_launches_equal_xla(check, monkeypatch, vocab_size, dtype, tiles, te
 
 
 @pytest.mark.parametrize("check", [1, 2], indirect=True)
-@pytest.mark.parametrize("sampling", [SAMPLING, ss.SamplingParams(0.7, 20, 0.8)], ids=["arrays", "numbers"])
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        ss.SamplingParams(0.7, 20, 0.8),
+        ss.SamplingParams(SAMPLING.temperature, 5, SAMPLING.top_p, SAMPLING.min_p),
+    ],
+    ids=["numbers", "arrays"],
+)
 @pytest.mark.parametrize(("vocab_size", "dtype"), [(2056, jnp.bfloat16), (3001, jnp.float32)])
 def test_lists_of_a_launch_of_their_own(check, monkeypatch, vocab_size, dtype, sampling):
-    monkeypatch.setattr(config, "lists_first", lambda *shape: True)
+    monkeypatch.setattr(config, "lists_first", lambda num_blocks: True)
     logits = normal(1, vocab_size, dtype).at[4, 7].set(jnp.nan).at[5].set(0)
     tokens = check(jax.random.key(5), logits, sampling)
     assert tokens[4] == jnp.nanargmax(logits[4].astype(jnp.float32))
+
+
+@pytest.mark.parametrize("check", [2], indirect=True)
+def test_a_top_k_that_lists_do_not_hold(check):
+    check(jax.random.key(6), normal(2, 2056, jnp.bfloat16), ss.SamplingParams(0.7, 100, 0.9))
