@@ -3,9 +3,10 @@
 #   bench/experiments/run.sh                          # both tasks, with the trained models
 #   bench/experiments/run.sh --task summarization     # one of them
 #   bench/experiments/run.sh --quick                  # under two minutes on two cores; on fixtures in place of the models
-# Needs pip install -e '.[experiments]'. Data and models, once:
+# Needs pip install -e '.[experiments,gguf]'. Data and models, once (apt checks its packages, fetch.sh the weights' SHA-256):
+#   bench/real/fetch.sh smollm2 whisper-base
 #   apt-get update -o Acquire::Languages=en && python bench/experiments/summarization_data.py
-#   python bench/experiments/train_summarization.py SMOLLM2_FOLDER
+#   python bench/experiments/train_summarization.py ~/.cache/specsamp/real/smollm2
 #   bench/experiments/asr_packages.sh, asr_data.py and train_asr.py, as these say
 # They and the raw rows are kept in $SPECSAMP_EXPERIMENTS (default: ~/.cache/specsamp/experiments).
 set -euo pipefail
