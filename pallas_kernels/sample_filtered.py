@@ -45,7 +45,7 @@ COMPILER_PARAMS = plgpu.CompilerParams(approx_math=True, reduction_scratch_bytes
 HELD_AT = MAX_CANDIDATES + WARP
 """Index of the uniforms in shared memory: after the list of candidates and the sums of tiles."""
 
-MAX_TOP_K = 64
+LARGEST_TOP_K = 64
 """Largest top-k, if it is a number, for which lists pay."""
 
 AT_ONCE = 4
@@ -55,10 +55,10 @@ AT_ONCE = 4
 def supports(limits: Limits) -> bool:
     """Whether candidates may be listed, and not all rows are greedy.
 
-    Lists of a top-k that is a number above `MAX_TOP_K` may overflow, and `sample.sample` does not read the row again.
+    A top-k that is a number above `LARGEST_TOP_K` may overflow its lists; `sample.sample` does not read the row again.
     """
     can_draw = fixed_row_limits(limits).greedy is None
-    return can_draw and may_list(maybe_on(limits)) and (static_limits(limits).top_k or 0) <= MAX_TOP_K
+    return can_draw and may_list(maybe_on(limits)) and (static_limits(limits).top_k or 0) <= LARGEST_TOP_K
 
 
 def sample(
