@@ -96,7 +96,7 @@ class _Scratch(NamedTuple):
 def _scratch(num_rows: int, groups: sizes.Groups, meeting: Any) -> tuple[_Scratch]:
     """Types of the shared memory."""
     tables, joint = token_rule.tables_scratch(num_rows), block_rule.joint_scratch(num_rows)
-    return (_Scratch(tables, joint, scan.search_scratch(groups.num_slots), meeting),)
+    return (_Scratch(tables, joint, scan.choose_scratch(), meeting),)
 
 
 class _Trial(NamedTuple):
@@ -142,7 +142,6 @@ class _Trial(NamedTuple):
 
 def _begin(emission: emit.Emission, inputs, read, scratch: _Scratch, decide_fn, stats_fn) -> _Trial:
     """Waits for the first launch, and finds the possible rows."""
-    scan.clear_prefix(scratch.sums)
     sync.wait_for_previous_launch()
     sequence, values, _ = decide_fn(inputs, read)
     uniforms = reading.load_uniforms(emission.uniforms, read, sequence)

@@ -148,7 +148,7 @@ def _first_largest(part: Slice, top: Any) -> jax.Array:
     first = plgpu.layout_cast(jnp.full((TILE,), MAX_INDEX), part.layout)
     for i, x in enumerate(part.tiles):
         number = i * part.num_blocks + part.block
-        tile = tiling.locate_tile(number, part.vocab_size, [(part.logits, part.flat)], False)
+        tile = tiling.locate_tile(number, part.vocab_size, [(part.logits, part.flat)])
         first = jnp.where(x.astype(jnp.float32) == top, jnp.minimum(first, tile.indices()), first)
     return jnp.min(first)
 
@@ -194,7 +194,7 @@ def _merge_candidates(part: Slice, limits: RowLimits, exchange: Exchange, shared
 def _tokens(part: Slice, numbers: jax.Array) -> jax.Array:
     """Indices in the row of elements of a block's share, from their indices in the concatenation of its tiles."""
     tile_numbers = (numbers >> TILE_BITS) * part.num_blocks + part.block
-    tile = tiling.locate_tile(tile_numbers, part.vocab_size, [(part.logits, part.flat)], False)
+    tile = tiling.locate_tile(tile_numbers, part.vocab_size, [(part.logits, part.flat)])
     return tile.first * tile.vec + (numbers & (TILE - 1))
 
 

@@ -13,7 +13,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from pallas_kernels import config, random, rows, scan, sync, tiles
-from pallas_kernels.types import DEGENERATE_DRAFT, DEGENERATE_TARGET, EMPTY_RESIDUAL, PAD_TOKEN, Verification
+from pallas_kernels.types import DEGENERATE_DRAFT, DEGENERATE_TARGET, EMPTY_RESIDUAL, PAD_TOKEN, TILE, Verification
 
 COMPILER_PARAMS = plgpu.CompilerParams(approx_math=True, reduction_scratch_bytes=scan.EXCHANGE_BYTES)
 """Approximate exponentials of the hardware, and shared memory for `scan.sum_vectors`."""
@@ -29,7 +29,7 @@ class Emission(NamedTuple):
       sequence: The sequence.
       outputs: The outputs of all sequences; `log_probs` is None where a rule writes none.
       sums: Sums of tiles in global memory, `[n, slots]`, through which the blocks communicate.
-      scratch: Shared memory, from `scan.search_scratch`.
+      scratch: Shared memory, from `scan.choose_scratch`.
       groups: The tiles' groups.
       num_blocks: Blocks of the sequence.
       block: Index of this block.
@@ -139,6 +139,29 @@ def read_group(emission: Emission, sources: Sources, group: Any) -> list[tuple[t
     return [rows.load_tiles(sources, first + j) for j in range(size)]
 
 
+def prefetch_draft(emission: Emission):
+    """Starts to load this block's first group of tiles of each of the draft's rows into the L2.
+
+    Rows that do not begin at a vector are left out, because the copy takes multiples of 16 bytes.
+    """
+    draft, groups = emission.sequence.draft, emission.groups
+    if draft is None:
+        return
+    vec = config.vector_size(draft.logits.dtype)
+    if config.row_vector_size(draft.logits.dtype, draft.vocab_size) != vec:
+        return
+    first = emission.block * groups.pair_size - groups.before
+    low = jnp.maximum(first * TILE, 0)
+    high = jnp.minimum((first + groups.pair_size) * TILE, draft.vocab_size)
+
+    @pl.when(low < high)
+    def _():
+        for row in range(draft.num_rows):
+            # In vectors first, which shows the compiler that the address is a multiple of one.
+            start = rows.flat_row(draft, row) * (draft.vocab_size // vec) + low // vec
+            sync.prefetch(draft.logits, start * vec, high - low)
+
+
 def write_sums(emission: Emission, group: Any, weights: list[jax.Array], read: list[tuple[tiles.Tile, Any]]):
     """Writes the sum of the weights of each tile of a group, 0 for the empty tiles before the row."""
     tile = read[-1][0]
@@ -172,9 +195,8 @@ def sum_alone(emission: Emission, group_fn: Callable[[Any], None]):
 def choose_tile(emission: Emission) -> tuple[jax.Array, jax.Array]:
     """Chooses a tile by the first uniform from the sums in global memory; also returns the sum of all weights."""
     sums = tiles.load_first_lanes(emission.sums, (emission.number,), emission.groups.num_slots, 0.0)
-    running = scan.running_sums(emission.scratch, sums)
-    slot = scan.first_beyond(running, emission.uniforms[0] * running.total)
-    return slot - emission.groups.before, running.total
+    slot, total = scan.choose(emission.scratch, sums, emission.uniforms[0], tiles.lane_layout(sums.shape[0]))
+    return slot - emission.groups.before, total
 
 
 def sum_tiles(emission: Emission) -> jax.Array:
@@ -184,9 +206,9 @@ def sum_tiles(emission: Emission) -> jax.Array:
 
 def choose_token(emission: Emission, sources: Sources, weights_fn: Callable, number: jax.Array) -> jax.Array:
     """Chooses a token of tile `number` by the second uniform."""
-    tile, logits = rows.load_tiles(sources, number, in_shared=True)
+    tile, logits = rows.load_tiles(sources, number)
     weights = tiles.mask_tile(weights_fn(logits, tile), tile)
-    index = scan.first_in_tile_beyond(emission.scratch, weights, emission.uniforms[1])
+    index = scan.choose(emission.scratch, weights, emission.uniforms[1], tile.layout).number
     return jnp.clip(tile.first * tile.vec + index, 0, emission.sequence.target.vocab_size - 1)
 
 

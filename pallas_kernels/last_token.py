@@ -120,18 +120,18 @@ def _choose_tile_by_chunks(emission, stop, stats, chunk_tiles):
     """Chooses a tile of p by the first uniform: first a chunk by its sum in `stats`, then one of its tiles."""
     tops, totals = reading.load_row_stats(target := emission.sequence.target, stats, stop.num_accepted)
     weights = totals * jnp.exp2((tops - stop.p_offset) * rows.exp2_rate(rows.scale_of(target)))
-    running = scan.running_sums(emission.scratch, jnp.where(weights > scan.LEAST_WEIGHT, weights, 0.0))
-    bound = emission.uniforms[0] * running.total
-    chunk = scan.first_beyond(running, bound)
+    weights = jnp.where(weights > scan.LEAST_WEIGHT, weights, 0.0)
+    chunk, total = scan.choose(emission.scratch, weights, emission.uniforms[0], tiles.lane_layout(weights.shape[0]))
     if chunk_tiles == 1:  # Mosaic finds no layout for the scalars of a single sum.
         return chunk
     # Divided by the row's sum, as the weights of tiles are.
-    rest = (bound - emission.scratch[scan.PREFIX + chunk - 1]) * jnp.exp2(stop.p_log_sum * -rows.LOG2_E)
+    before = jnp.sum(jnp.where(tiles.lane_index(weights.shape[0]) < chunk, weights, 0.0))
+    rest = (emission.uniforms[0] * total - before) * jnp.exp2(stop.p_log_sum * -rows.LOG2_E)
     first = chunk * chunk_tiles
     read = [rows.load_tiles([(target, stop.num_accepted)], first + i) for i in range(chunk_tiles)]
     weighed = [tiles.mask_tile(target_weights(emission.sequence, stop, logits, tile), tile) for tile, logits in read]
     sums = scan.sum_vectors(weighed, vec := read[0][0].vec)
-    return first + scan.first_scalar_beyond(scan.to_scalars(sums, vec), rest).number
+    return first + scan.first_scalar_beyond(scan.to_scalars(sums, vec), rest)
 
 
 def _emit_certain(emission, stop):

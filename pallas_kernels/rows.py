@@ -177,13 +177,11 @@ def prob(rows: Rows, row: Any, logits: jax.Array, offset: jax.Array, log_sum: ja
     return p if cutoff is None else jnp.where(x >= cutoff, p, 0.0)
 
 
-def load_tiles(
-    rows: list[tuple[Rows, Any]], number: Any, in_shared: bool = False
-) -> tuple[tiles.Tile, list[jax.Array]]:
+def load_tiles(rows: list[tuple[Rows, Any]], number: Any) -> tuple[tiles.Tile, list[jax.Array]]:
     """Loads tile `number` of each of `rows`, pairs of a model's rows and the index of a row."""
     flat = [(model.logits, flat_row(model, row)) for model, row in rows]
     vocab_size = rows[0][0].vocab_size
-    tile = tiles.locate_tile(number, vocab_size, flat, in_shared)
+    tile = tiles.locate_tile(number, vocab_size, flat)
     return tile, [tiles.load_tile(ref, vocab_size, row, tile) for ref, row in flat]
 
 

@@ -79,7 +79,7 @@ def sample(
         slices.scratch(),
         slices.tiles_scratch(logits.dtype, vocab_size, blocks),
         plgpu.SMEM((32,), jnp.float32),
-        scan.search_scratch(config.num_tiles(vocab_size)),
+        scan.choose_scratch(),
     )
 
     def sample(inputs, results, sums, exchange, shared, row_tiles, tile_sums, scan_scratch, barrier):
@@ -150,7 +150,6 @@ def sample_shared(
     part: Slice, limits: RowLimits, kept: Kept, uniforms: list[jax.Array], sums: Sums, tile_sums: Any, scan_scratch: Any
 ) -> tuple[jax.Array, jax.Array]:
     """Like `_sample_row`, of a row in `part.shared` whose cutoff is found; `kept.cutoff` is None without filters."""
-    scan.clear_prefix(scan_scratch)
     rate = exp2_rate(limits.scale)
     cutoff, reference = kept.cutoff, kept.largest
 
@@ -167,9 +166,10 @@ def sample_shared(
         for ref, fill in ((sums.sums, 0.0), (sums.tops, LOWEST))
     )
     largest = jnp.max(tops)
-    running = scan.running_sums(scan_scratch, sums_by_tile * jnp.exp2((tops - largest) * rate))
+    by_tile = sums_by_tile * jnp.exp2((tops - largest) * rate)
+    number, total = scan.choose(scan_scratch, by_tile, uniforms[0], tiling.lane_layout(by_tile.shape[0]))
     # largest + log_sum is not finite in degenerate rows. If all logits are -inf, the sum is 0 or NaN.
-    log_sum = jnp.log(running.total)
+    log_sum = jnp.log(total)
     degenerate = ~(jnp.abs(largest + log_sum) < jnp.inf)
     takes_largest = degenerate if limits.greedy is None else degenerate | limits.greedy
     if limits.greedy is not None:
@@ -178,7 +178,7 @@ def sample_shared(
 
     def draw():
         def choose():
-            return _choose(part, running, uniforms, scan_scratch, largest, rate, cutoff)
+            return _choose(part, number, uniforms[1], scan_scratch, largest, rate, cutoff)
 
         return lax.cond(part.block == 0, choose, lambda: jnp.int32(0))
 
@@ -217,14 +217,13 @@ def _write_sums(part: Slice, weights_fn: Any, reference: Any, sums: Sums, tile_s
         sums.tops[part.row, tile] = reference
 
 
-def _choose(part: Slice, running: Any, uniforms: Any, scan_scratch: Any, largest: Any, rate: Any, cutoff: Any):
-    """Picks a tile by the first uniform, and a token in it by the second."""
-    number = scan.first_beyond(running, uniforms[0] * running.total)
-    tile = tiling.locate_tile(number, part.vocab_size, [(part.logits, part.row)], True)
+def _choose(part: Slice, number: Any, uniform: Any, scan_scratch: Any, largest: Any, rate: Any, cutoff: Any):
+    """Picks a token in tile `number`."""
+    tile = tiling.locate_tile(number, part.vocab_size, [(part.logits, part.row)])
     # L2 -> registers: [TILE].
     x = tiling.load_tile(part.logits, part.vocab_size, part.row, tile)
     weights = tiling.mask_tile(_weights(x, largest, rate, cutoff), tile)
-    index = scan.first_in_tile_beyond(scan_scratch, weights, uniforms[1])
+    index = scan.choose(scan_scratch, weights, uniform, tile.layout).number
     return jnp.clip(tile.first * tile.vec + index, 0, part.vocab_size - 1)
 
 
@@ -233,7 +232,7 @@ def _first_largest(part: Slice, sums: Sums) -> jax.Array:
 
     def step(i, carry):
         top, first = carry
-        tile = tiling.locate_tile(i * part.num_blocks + part.block, part.vocab_size, [(part.logits, part.row)], False)
+        tile = tiling.locate_tile(i * part.num_blocks + part.block, part.vocab_size, [(part.logits, part.row)])
         x = plgpu.load(part.shared.at[i], layout=part.layout, optimized=False).astype(jnp.float32)
         x = jnp.where(x == x, x, -jnp.inf)
         return jnp.maximum(top, x), jnp.where(x > top, tile.indices(), first)

@@ -144,7 +144,7 @@ def sample(
     sums = whole_rows.sums_types(batch_size, vocab_size)
     scratch = (
         slices.tiles_scratch(logits.dtype, vocab_size, blocks),
-        scan.search_scratch(config.num_tiles(vocab_size)),
+        plgpu.SMEM((TILE + config.THREADS,), jnp.float32),
         plgpu.SMEM((HELD_AT + scan.HELD + MIN_LANES,), jnp.float32),
         plgpu.SMEM((MAX_CANDIDATES + MIN_LANES,), jnp.int32),
         sync.cluster_scratch(),
@@ -185,7 +185,7 @@ class _Memory(NamedTuple):
 def _memory(scan_scratch: Any, floats: Any, integers: Any) -> _Memory:
     """Divides shared memory, of which each allocation takes 1 kB or more. Vectors begin at multiples of 16 bytes.
 
-    Lists use the memory of running sums, which are needed only after them; weights of candidates are written after the
+    Lists use the memory of `scan.choose`, which is needed only after them; weights of candidates are written after the
     maxima of groups were read.
     """
     groups = scan_scratch.at[pl.ds(TILE, config.THREADS)]

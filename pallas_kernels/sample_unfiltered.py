@@ -131,7 +131,6 @@ def _emit(inputs: rows.Inputs, read: TileSums, view_fn, batch_size: int) -> tupl
         rate = rows.exp2_rate(scale)
         # Computed before the wait, which hides their latency.
         uniforms = scan.hold(scratch, random.emit_uniforms(inputs.draws, sequence.number))
-        scan.clear_prefix(scratch)
         sync.wait_for_previous_launch()
         count = sizes.num_tiles(target.vocab_size)
         tops = tiles.load_first_lanes(read.top, (sequence.number,), count, -jnp.inf)
@@ -139,15 +138,15 @@ def _emit(inputs: rows.Inputs, read: TileSums, view_fn, batch_size: int) -> tupl
         top = jnp.max(tops)
         weights = totals * jnp.exp2((tops - top) * rate)
         # Not `weights > LEAST_WEIGHT`, which would drop NaN.
-        running = scan.running_sums(scratch, jnp.where(weights <= scan.LEAST_WEIGHT, 0.0, weights))
-        log_sum = jnp.log(running.total)
+        weights = jnp.where(weights <= scan.LEAST_WEIGHT, 0.0, weights)
+        number, total = scan.choose(scratch, weights, uniforms[0], tiles.lane_layout(weights.shape[0]))
+        log_sum = jnp.log(total)
         normalizers[sequence.number] = _scaled(top, scale) + log_sum
 
         def draw():
-            number = scan.first_beyond(running, uniforms[0] * running.total)
-            tile, (x,) = rows.load_tiles([(target, 0)], number, in_shared=True)
+            tile, (x,) = rows.load_tiles([(target, 0)], number)
             weights = tiles.mask_tile(jnp.exp2((x.astype(jnp.float32) - top) * rate), tile)
-            index = scan.first_in_tile_beyond(scratch, weights, uniforms[1])
+            index = scan.choose(scratch, weights, uniforms[1], tile.layout).number
             return jnp.clip(tile.first * tile.vec + index, 0, target.vocab_size - 1)
 
         regular = rows.is_finite(top + log_sum)
@@ -157,7 +156,7 @@ def _emit(inputs: rows.Inputs, read: TileSums, view_fn, batch_size: int) -> tupl
     return plgpu.kernel(
         sample_emit,
         out_type=(integers, floats),
-        scratch_types=(scan.search_scratch(read.top.shape[-1]),),
+        scratch_types=(scan.choose_scratch(),),
         grid=(batch_size,),
         grid_names=("sequence",),
         compiler_params=emit.COMPILER_PARAMS,

@@ -1,22 +1,23 @@
-"""Joint sums of several vectors, running sums, and the first index at which a running sum exceeds a bound."""
+"""Joint sums of several vectors, and choices: the first index at which a running sum exceeds a bound."""
 
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.experimental import pallas as pl
+from jax._src.lib.mlir import ir  # pyright: ignore[reportPrivateImportUsage]
+from jax._src.lib.mlir.dialects import arith, llvm
+from jax.experimental.mosaic.gpu import FragmentedArray
+from jax.experimental.mosaic.gpu import utils as mosaic
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from pallas_kernels.config import THREADS, to_lanes
-from pallas_kernels.tiles import lane_layout
-from pallas_kernels.types import TILE
+from pallas_kernels.config import THREADS, WARP
 
-PREFIX = 1536
-"""Zeros before the numbers of a running sum: the largest distance that a round reads back, for up to 2,048 numbers."""
+WARPS = THREADS // WARP
+"""Warps of a block."""
 
-RADIX = 8
-"""Factor by which each round increases the length of the partial sums."""
+MAX_LOADS = 16
+"""Most loads per thread of the weights that `choose` takes: 2,048 with one weight per load."""
 
 LEAST_WEIGHT = 2.0**-80
 """Weight of a tile or chunk, relative to the largest logit of its row, that counts as 0: no uniform but 0 reaches it,
@@ -68,17 +69,9 @@ def to_scalars(sums: jax.Array, vec: int) -> list[jax.Array]:
     return [jnp.sum(jnp.where(number == i, sums, 0.0)) for i in range(sums.shape[0])]
 
 
-class RunningSums(NamedTuple):
-    """`[n]` weights, their running sums and total; the scratch holds the running sums too, from `PREFIX` on."""
-
-    weights: jax.Array
-    sums: jax.Array
-    total: jax.Array
-
-
-def search_scratch(count: int) -> Any:
-    """Shared memory for `running_sums` of `count` numbers, or of a tile if that is longer, and for `hold`."""
-    return plgpu.SMEM((PREFIX + max(TILE, to_lanes(count)) + HELD,), jnp.float32)
+def choose_scratch() -> Any:
+    """Shared memory for `choose` and for `hold`."""
+    return plgpu.SMEM((MAX_LOADS * WARPS + WARPS + HELD,), jnp.float32)
 
 
 def hold(scratch: Any, values: list[jax.Array]) -> list[jax.Array]:
@@ -90,76 +83,125 @@ def hold(scratch: Any, values: list[jax.Array]) -> list[jax.Array]:
     return [scratch[start + i] for i in range(len(values))]
 
 
-def clear_prefix(scratch: Any):
-    """Writes the zeros that `running_sums` reads before its numbers."""
-    layout = plgpu.Layout.WG_STRIDED((PREFIX,), vec_size=4)
-    scratch[pl.ds(0, PREFIX)] = plgpu.layout_cast(jnp.zeros((PREFIX,), jnp.float32), layout)
-
-
-def running_sums(scratch: Any, weights: jax.Array) -> RunningSums:
-    """Running sums of `[n]` weights.
-
-    Each round adds to every sum of `length` numbers the seven preceding sums of that length. `scratch` is from
-    `search_scratch`, its prefix cleared.
-    """
-    n = weights.shape[0]
-    layout = lane_layout(n)
-
-    def load(back):
-        # Shared memory -> registers: [n], one element per thread and load.
-        return plgpu.load(scratch.at[pl.ds(PREFIX - back, n)], layout=layout)
-
-    scratch[pl.ds(PREFIX, n)] = weights
-    by_lane = sums = load(0)
-    length = 1
-    while length < n:
-        for back in range(length, min(RADIX * length, n), length):
-            sums = sums + load(back)
-        scratch[pl.ds(PREFIX, n)] = sums
-        length *= RADIX
-    return RunningSums(by_lane, sums, scratch[PREFIX + n - 1])
-
-
-def first_beyond(running: RunningSums, bound: jax.Array) -> jax.Array:
-    """The first index of a positive weight at which the running sum exceeds `bound`.
-
-    If rounding leaves no such index, the last positive weight; if no weight is positive, -1.
-    """
-    n = running.weights.shape[0]
-    index = plgpu.broadcasted_iota(jnp.int32, (n,), 0, layout=lane_layout(n))
-    # The largest rank is the first index beyond the bound, else the last index before it.
-    rank = jnp.where(running.sums > bound, 2 * n - index, index)
-    best = jnp.max(jnp.where(running.weights > 0, rank, -1))
-    return jnp.where(best >= n, 2 * n - best, best)
-
-
 class Choice(NamedTuple):
-    """Index of a chosen weight, and the sum of the weights before it."""
+    """The index of a chosen weight, and the sum of all weights."""
 
     number: jax.Array
-    before: jax.Array
+    total: jax.Array
 
 
-def first_scalar_beyond(weights: list[jax.Array], bound: jax.Array) -> Choice:
-    """Like `first_beyond`, for a few scalars."""
-    best, found, total, before = jnp.int32(-1), jnp.bool_(False), jnp.float32(0), jnp.float32(0)
+def choose(scratch: Any, weights: jax.Array, uniform: jax.Array, layout: Any) -> Choice:
+    """The first index of a positive weight at which the running sum exceeds `uniform` times the sum of all weights.
+
+    If rounding leaves no such index, the last positive weight; if no weight is positive, -1.
+
+    Every thread adds the weights that it holds of a load, a warp adds those of its threads by shuffles, and the warps
+    exchange their sums in shared memory. With a second exchange, of the best index of each warp, a choice takes two
+    barriers; running sums in shared memory would take one or two per round.
+
+    Args:
+      scratch: Shared memory, from `choose_scratch`.
+      weights: `[n]` float32 in registers. Each thread holds adjacent weights per load, in the order of the threads.
+      uniform: At least 0 and less than 1.
+      layout: The layout of the weights, with at most `MAX_LOADS` loads per thread.
+    """
+    n = weights.shape[0]
+    dtypes = jnp.dtype(jnp.int32), jnp.dtype(jnp.float32)
+    results = [plgpu.ShapeDtypeStruct((), dtype, layout=plgpu.Layout.WG_SPLAT) for dtype in dtypes]
+
+    @plgpu.inline_mgpu(arg_types=(layout, plgpu.Layout.WG_SPLAT, plgpu.RefType()), return_type=tuple(results))
+    def emit(context, *arguments):
+        del context
+        weights, uniform, scratch = arguments
+        i32, f32 = ir.IntegerType.get_signless(32), ir.F32Type.get()
+
+        def const(value):
+            return arith.constant(i32, ir.IntegerAttr.get(i32, value))
+
+        def ptx(code, *args, result=None):
+            return mosaic.inline_ptx(code, *args, result_types=result, has_side_effects=True, convergent=True)
+
+        address = llvm.ptrtoint(i32, mosaic.memref_ptr(scratch))
+        thread = mosaic.thread_idx()
+        warp, lane = arith.shrui(thread, const(5)), arith.andi(thread, const(WARP - 1))
+
+        def place(load, of_warp):
+            return arith.addi(arith.addi(address, const(4 * WARPS * load)), arith.muli(of_warp, const(4)))
+
+        zero = arith.constant(f32, ir.FloatAttr.get(f32, 0.0))
+        loads = [_elements(register) for register in weights.registers.flat]
+        # The running sums of each load in a thread, and over the threads before it in its warp.
+        running = [_running_sums(load) for load in loads]
+        inclusive = [ptx(_WARP_SUM, sums[-1], result=f32) for sums in running]
+        before = [ptx(_PREVIOUS_LANE, sums, result=f32) for sums in inclusive]
+        for i, sums in enumerate(inclusive):
+            ptx("{ .reg .pred p; setp.eq.u32 p, $0, 31; @p st.shared.f32 [$1], $2; }", lane, place(i, warp), sums)
+        mosaic.warpgroup_barrier()
+        total = zero
+        for i in range(len(loads)):
+            of_warps = [ptx("ld.shared.f32 $0, [$1];", place(i, const(j)), result=f32) for j in range(WARPS)]
+            start = total
+            for j, of_warp in enumerate(of_warps):
+                lower = arith.cmpi(arith.CmpIPredicate.ult, const(j), warp)
+                start = arith.addf(start, arith.select(lower, of_warp, zero))
+                total = arith.addf(total, of_warp)
+            before[i] = arith.addf(start, before[i])
+        bound = arith.mulf(uniform.registers.item(), total)
+        # The largest rank is the first index beyond the bound, else the last index before it.
+        best, size = const(-1), len(loads[0])
+        own = arith.muli(thread, const(size))
+        for i, (load, sums) in enumerate(zip(loads, running, strict=True)):
+            for j, (weight, local) in enumerate(zip(load, sums, strict=True)):
+                index = arith.addi(own, const(i * THREADS * size + j))
+                beyond = arith.cmpf(arith.CmpFPredicate.OGT, arith.addf(before[i], local), bound)
+                rank = arith.select(beyond, arith.subi(const(2 * n), index), index)
+                positive = arith.cmpf(arith.CmpFPredicate.OGT, weight, zero)
+                best = arith.maxsi(best, arith.select(positive, rank, const(-1)))
+        best = ptx("redux.sync.max.s32 $0, $1, 0xffffffff;", best, result=i32)
+        ptx("{ .reg .pred p; setp.eq.u32 p, $0, 0; @p st.shared.s32 [$1], $2; }", lane, place(MAX_LOADS, warp), best)
+        mosaic.warpgroup_barrier()
+        for j in range(WARPS):
+            best = arith.maxsi(best, ptx("ld.shared.s32 $0, [$1];", place(MAX_LOADS, const(j)), result=i32))
+        is_beyond = arith.cmpi(arith.CmpIPredicate.sge, best, const(n))
+        number = arith.select(is_beyond, arith.subi(const(2 * n), best), best)
+        return FragmentedArray.splat(number, (), is_signed=True), FragmentedArray.splat(total, ())
+
+    chosen: Any = emit(weights, uniform, scratch)
+    return Choice(*chosen)
+
+
+_WARP_SUM = (
+    "{ .reg .pred p; .reg .f32 t; mov.f32 $0, $1; "
+    + "".join(f"shfl.sync.up.b32 t|p, $0, {1 << i}, 0, 0xffffffff; @p add.f32 $0, $0, t; " for i in range(5))
+    + "}"
+)
+"""PTX of the sum in $0 of $1 over the lanes of a warp up to this one."""
+
+_PREVIOUS_LANE = (
+    "{ .reg .pred p; .reg .f32 t; shfl.sync.up.b32 t|p, $1, 1, 0, 0xffffffff; selp.f32 $0, t, 0f00000000, p; }"
+)
+"""PTX of $1 in the lane before this one, 0 in the first."""
+
+
+def _elements(register: Any) -> list[Any]:
+    """The float32 numbers of one load of a thread."""
+    i32 = ir.IntegerType.get_signless(32)
+    size = ir.VectorType(register.type).shape[0]
+    return [llvm.extractelement(register, arith.constant(i32, ir.IntegerAttr.get(i32, i))) for i in range(size)]
+
+
+def _running_sums(values: list[Any]) -> list[Any]:
+    sums = values[:1]
+    for value in values[1:]:
+        sums.append(arith.addf(sums[-1], value))
+    return sums
+
+
+def first_scalar_beyond(weights: list[jax.Array], bound: jax.Array) -> jax.Array:
+    """The index that `choose` finds for a few scalars and this bound."""
+    best, found, total = jnp.int32(-1), jnp.bool_(False), jnp.float32(0)
     for i, weight in enumerate(weights):
-        better = (weight > 0) & ~found
-        best, before = jnp.where(better, i, best), jnp.where(better, total, before)
+        best = jnp.where((weight > 0) & ~found, i, best)
         total = total + weight
         found = found | ((weight > 0) & (total > bound))
-    return Choice(best, before)
-
-
-def first_in_tile_beyond(scratch: Any, weights: jax.Array, uniform: jax.Array) -> jax.Array:
-    """Like `first_beyond`, for `[TILE]` weights and a bound of `uniform` times their sum, in two levels."""
-    scratch[pl.ds(PREFIX, TILE)] = weights
-    layout = stack_layout(1).reduce(0)
-    starts = [PREFIX + i * THREADS for i in range(TILE // THREADS)]
-    # Shared memory -> registers: [THREADS] per part, one element per thread.
-    parts = [plgpu.load(scratch.at[pl.ds(start, THREADS)], layout=layout) for start in starts]
-    sums = to_scalars(sum_vectors(parts, 1), 1)
-    bound = uniform * sum(sums[1:], sums[0])
-    part = first_scalar_beyond(sums, bound)
-    weights = plgpu.load(scratch.at[pl.ds(PREFIX + part.number * THREADS, THREADS)], layout=lane_layout(THREADS))
-    return part.number * THREADS + first_beyond(running_sums(scratch, weights), bound - part.before)
+    return best

@@ -85,7 +85,6 @@ def verify_sigmoid(
             return is_last
 
         emission = emit.make_emission(sequence, out, sums, scratch, groups, config.blocks, meet)
-        scan.clear_prefix(scratch)
         stop = _decide(emission, score)
         if num_draft:
             pl.when(stop.rejecting)(lambda: _sum_tiles(emission, score, stop, tops, residual_weights))
@@ -104,7 +103,7 @@ def verify_sigmoid(
     out, _, _ = plgpu.kernel(
         sigmoid,
         out_type=(*emit.output_types(batch_size, num_draft, groups.num_slots), tops),
-        scratch_types=(scan.search_scratch(groups.num_slots), sync.cluster_scratch()),
+        scratch_types=(scan.choose_scratch(), sync.cluster_scratch()),
         grid=(batch_size,),
         grid_names=("sequence",),
         cluster=(config.blocks,),

@@ -199,7 +199,7 @@ def locate_slice(
       shared: Shared memory from `tiles_scratch`.
       barrier: Scratch of the cluster barrier.
     """
-    tile = tiling.locate_tile(jnp.int32(0), vocab_size, [(ref, row)], False)
+    tile = tiling.locate_tile(jnp.int32(0), vocab_size, [(ref, row)])
     return Slice(ref, row, [], shared, barrier, tile.layout, tile.vec, row_index, block, blocks, vocab_size, ref.dtype)
 
 
@@ -231,7 +231,7 @@ def copy_to_shared(part: Slice):
 
 def _load_tile(part: Slice, i: Any, masked: bool) -> jax.Array:
     """Loads the i-th tile of a block's share; if `masked`, with -inf past the end of the row."""
-    tile = tiling.locate_tile(i * part.num_blocks + part.block, part.vocab_size, [(part.logits, part.flat)], False)
+    tile = tiling.locate_tile(i * part.num_blocks + part.block, part.vocab_size, [(part.logits, part.flat)])
     # HBM -> registers: [TILE], vec elements per thread and load.
     x = tiling.load_tile(part.logits, part.vocab_size, part.flat, tile)
     return tiling.mask_tile(x, tile, -jnp.inf) if masked else x

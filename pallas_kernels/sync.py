@@ -78,6 +78,21 @@ def sync_cluster(scratch: Any):
     emit()
 
 
+def prefetch(ref: Any, start: Any, size: Any):
+    """Starts the copy of `size` elements of a flat array from `start` on to the L2; both are multiples of 16 bytes."""
+    item_bytes = jnp.dtype(ref.dtype).itemsize
+
+    @plgpu.inline_mgpu(arg_types=(plgpu.RefType(), plgpu.Layout.WG_SPLAT))
+    def emit(context, *arguments):
+        del context
+        ref, num_bytes = arguments
+        leader = mosaic.single_thread_predicate(mosaic.ThreadSubset.WARPGROUP)
+        copy = "@$2 cp.async.bulk.prefetch.L2.global [$0], $1;"
+        mosaic.inline_ptx(copy, mosaic.memref_ptr(ref), num_bytes.registers.item(), leader, has_side_effects=True)
+
+    emit(ref.at[pl.ds(start, 1)], size * item_bytes)
+
+
 def arrive(arrivals: Arrivals, sequence: Any, num_blocks: Any) -> jax.Array:
     """Counts this block and returns whether it is the sequence's last to arrive; if so, it sees the others' writes."""
 

@@ -50,22 +50,18 @@ class Tile(NamedTuple):
     Attributes:
       vec: Elements per load.
       first: Index in the row of the first vector loaded; smaller than the tile's if its load would exceed the array.
-      in_shared: Whether the elements are stored to shared memory next, which needs the equivalent strided layout.
       low: The first index in the row that belongs to the tile.
       high: The index after the last one.
     """
 
     vec: int
     first: jax.Array
-    in_shared: bool
     low: jax.Array
     high: jax.Array
 
     @property
     def layout(self) -> Any:
         """Layout of the loaded elements: one vector per thread and load."""
-        if self.in_shared:
-            return plgpu.Layout.WG_STRIDED((TILE,), vec_size=self.vec)
         vec = self.vec
         tiling = plgpu.Tiling(((THREADS * vec,), (32 * vec,), (vec,)))
         return plgpu.Layout.TILED(tiling, warp_dims=(-3,), lane_dims=(-2,), vector_dim=-1)
@@ -75,7 +71,7 @@ class Tile(NamedTuple):
         return plgpu.broadcasted_iota(jnp.int32, (TILE,), 0, layout=self.layout) + self.first * self.vec
 
 
-def locate_tile(number: jax.Array, vocab_size: int, rows: list[tuple[Any, jax.Array]], in_shared: bool = False) -> Tile:
+def locate_tile(number: jax.Array, vocab_size: int, rows: list[tuple[Any, jax.Array]]) -> Tile:
     """Locates tile `number` in each of `rows`, pairs of a flat array and the index of a row in it.
 
     The tile has equal indices in all these rows. A tile before the first or after the last one is empty.
@@ -86,7 +82,7 @@ def locate_tile(number: jax.Array, vocab_size: int, rows: list[tuple[Any, jax.Ar
     for ref, row in rows:
         first = jnp.minimum(first, ref.shape[0] // vec - tile_vectors - row * row_vectors)
     high = jnp.minimum((number + 1) * TILE, vocab_size)
-    return Tile(vec, first, in_shared, number * TILE, high)
+    return Tile(vec, first, number * TILE, high)
 
 
 def load_tile(ref: Any, vocab_size: int, row: jax.Array, tile: Tile) -> jax.Array:

@@ -209,7 +209,8 @@ def emit_after(
 
         sequence = rows.sequence_view(inputs, vocab_size)
         emission = emit.make_emission(sequence, out, sums, scratch, groups, config.blocks, meet)
-        scan.clear_prefix(scratch)
+        if config.prefetches and inputs.log_normalizers is not None:
+            emit.prefetch_draft(emission)
         sync.wait_for_previous_launch()
         sequence, values, accepted = decide_fn(inputs, read)
         uniforms = reading.load_uniforms(emission.uniforms, read, sequence)
@@ -227,7 +228,7 @@ def emit_after(
         out_type=emit.output_types(batch_size, num_draft, groups.num_slots),
         scratch_types=(
             token_rule.tables_scratch(num_rows),
-            scan.search_scratch(groups.num_slots),
+            scan.choose_scratch(),
             sync.int32_scratch(),
         ),
         grid=(batch_size, config.blocks),

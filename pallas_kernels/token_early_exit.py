@@ -72,7 +72,6 @@ def verify_token(
             return is_last
 
         emission = emit.make_emission(sequence, out, sums, scratch, groups, config.blocks, meet)
-        scan.clear_prefix(scratch)
         row = _read_to_rejection(emission, read, tables)
         stop = token_rule.stop_at(sequence, tables, row)
 
@@ -95,7 +94,7 @@ def verify_token(
         out_type=(*emit.output_types(batch_size, num_draft, groups.num_slots), read_type),
         scratch_types=(
             token_rule.tables_scratch(num_rows),
-            scan.search_scratch(groups.num_slots),
+            scan.choose_scratch(),
             sync.cluster_scratch(),
         ),
         grid=(batch_size,),

@@ -5,7 +5,7 @@ import kernel_cases as cases
 import pytest
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from pallas_kernels import candidates, sync
+from pallas_kernels import candidates, scan, sync
 
 
 def sync_cluster(barrier):
@@ -17,6 +17,14 @@ def arrive(arrivals, sequence, num_blocks):
     number = arrivals.counters[sequence]
     arrivals.counters[sequence] = number + 1
     return number == num_blocks - 1
+
+
+def choose(scratch, weights, uniform, layout):
+    del scratch, layout
+    sums, index = jnp.cumsum(weights), jnp.arange(weights.size)
+    n, positive = weights.size, weights > 0
+    best = jnp.max(jnp.where(positive, jnp.where(sums > uniform * sums[-1], 2 * n - index, index), -1))
+    return scan.Choice(jnp.where(best >= n, 2 * n - best, best).astype(jnp.int32), sums[-1])
 
 
 def collect(vectors, layout, bound, listed, counts, numbered=None, numbers=None):
@@ -48,6 +56,7 @@ def interpreted(monkeypatch):
     for name, fn in STAND_INS.items():
         monkeypatch.setattr(sync, name, fn)
     monkeypatch.setattr(candidates, "collect", collect)
+    monkeypatch.setattr(scan, "choose", choose)
 
     def interpreted(**params):
         return plgpu.force_gpu_interpret_mode(plgpu.InterpretGPUParams(inline_mgpu="ignore", **params))
