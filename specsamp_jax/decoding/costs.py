@@ -120,7 +120,7 @@ def _texts(
             stats = generate_steps(np.int32(most_steps), key, prompt, num_draft=rule, **options).stats
         else:
             stats = Stats.zeros(prompt.shape[0], rule.lengths[-1])
-            for text in itertools.islice(stream(key, prompt, num_draft=rule, **options), most_steps + 1):
+            for text in itertools.islice(stream(key, prompt, num_draft=rule, **options), most_steps):
                 stats = text.stats
         counts.append((rule.lengths[-1], jax.device_get(stats)))
         most_steps -= max(int(counts[-1][1].num_steps), 1)

@@ -431,6 +431,17 @@ def test_costs_are_data_and_are_positive():
     assert len(traces) == num_traces, "generate runs the program that was measured, whatever the costs"
 
 
+def test_the_acceptance_is_measured_on_whole_texts_of_so_many_steps():
+    models = {"target": tables.model(TARGET), "draft": tables.model(TARGET)}
+    options = models | {"max_new_tokens": 9, "prompt_lengths": None, "sampling": ss.SamplingParams(), "eos_token": None}
+    options |= {"verify_fn": ss.verify, "process_logits_fn": None}
+    for decode_fn in (ss.generate, ss.stream):
+        counts = costs._texts(7, np.array([PROMPT]), costs.forced((0, 2), 1), options, decode_fn)
+        # Two drafts of the target itself are accepted: nine tokens are three steps, and one step is left of seven.
+        assert [(length, int(stats.num_steps)) for length, stats in counts] == [(2, 3), (2, 3), (2, 1)]
+        assert costs._acceptance(counts, 2) == pytest.approx((7.25 / 7.5,) * 2)
+
+
 def test_a_drafter_of_length_zero_costs_nothing():
     """With a choice of 0, neither the drafter nor its cache is touched."""
     calls = []
