@@ -13,9 +13,9 @@ from jaxtyping import Array, Int
 
 from specsamp_jax import _resident
 from specsamp_jax._rank_promotion import allow_rank_promotion
-from specsamp_jax._types import Stats
 from specsamp_jax.decoding import generate as loop
 from specsamp_jax.decoding.num_draft import compiled_lengths
+from specsamp_jax.decoding.stats import Counts
 
 
 @allow_rank_promotion
@@ -43,10 +43,10 @@ def compile_stream(prompt: Int[Array | np.ndarray, "B P"], **arguments: Any) -> 
     lowered = loop._init.lower(*inputs, max_new_tokens=options["max_new_tokens"], **shared)
     state = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), lowered.out_info)
     _compile(lowered)
-    stats = Stats.zeros(prompt.shape[0], compiled_lengths(statics["num_draft"])[-1])
+    counts = Counts.zeros(prompt.shape[0], compiled_lengths(statics["num_draft"])[-1])
     length = prompt.shape[1] + options["max_new_tokens"]
-    loop._text.lower(state, stats, length=length).compile()
-    _compile(loop._advance.lower(keys, state, stats, *data, **statics))
+    loop._text.lower(state, counts, length=length).compile()
+    _compile(loop._advance.lower(keys, state, counts, *data, **statics))
 
 
 def _prepare(prompt: Any, arguments: dict[str, Any]) -> tuple[Any, ...]:

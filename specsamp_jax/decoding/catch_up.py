@@ -4,7 +4,7 @@ from typing import Any
 
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Int
+from jaxtyping import Array, Bool, Int
 
 from specsamp_jax.decoding.drafters import Drafter, ReadsText
 from specsamp_jax.decoding.goodput_state import GoodputState
@@ -45,14 +45,11 @@ def catch_up(state: DecodeState, drafter: Drafter | None) -> DecodeState:
     `CATCH_UP` tokens, so that a probe costs no more after a longer wait; earlier ones stay missing until a step
     that is no probe.
     """
-    rule = state.num_draft_state
-    if not isinstance(rule, GoodputState) or not isinstance(drafter, ReadsText):
+    if not (isinstance(state.num_draft_state, GoodputState) and isinstance(drafter, ReadsText)):
         return state
-    width = min(CATCH_UP, state.tokens.shape[1])
-    end = state.lengths - 2
+    rule, width = state.num_draft_state, _width(state)
+    first, end = _missing(state)
     drafts = longest(state) > 0
-    first = jnp.where(rule.probing, jnp.maximum(rule.num_seen, state.lengths - width), rule.num_seen)
-    first = jnp.where(state.finished, end, first)
 
     def behind(carry):
         return drafts & (carry[0] < end).any()
@@ -68,3 +65,25 @@ def catch_up(state: DecodeState, drafter: Drafter | None) -> DecodeState:
     _, draft_state = lax.while_loop(behind, read, (first, state.draft_state))
     num_seen = jnp.where(drafts & (first <= rule.num_seen), jnp.maximum(end, rule.num_seen), rule.num_seen)
     return state._replace(draft_state=draft_state, num_draft_state=rule._replace(num_seen=num_seen))
+
+
+def is_behind(state: DecodeState) -> Bool[Array, ""]:
+    """Whether the next step drafts, and `catch_up` has something to read before it, if `may_miss_tokens`."""
+    first, end = _missing(state)
+    return (longest(state) > 0) & (first < end).any()
+
+
+def may_miss_tokens(state: DecodeState, drafter: Drafter | None) -> bool:
+    """Whether there are steps that leave out a drafter with a cache."""
+    return isinstance(state.num_draft_state, GoodputState) and isinstance(drafter, ReadsText)
+
+
+def _width(state: DecodeState) -> int:
+    return min(CATCH_UP, state.tokens.shape[1])
+
+
+def _missing(state: DecodeState) -> tuple[Int[Array, "B"], Int[Array, "B"]]:
+    """The first token of each row that the drafter reads, and the first that it does not."""
+    rule, end = state.num_draft_state, state.lengths - 2
+    first = jnp.where(rule.probing, jnp.maximum(rule.num_seen, state.lengths - _width(state)), rule.num_seen)
+    return jnp.where(state.finished, end, first), end

@@ -21,6 +21,8 @@ from specsamp_jax.rules.verify import verify
 
 _FEWEST_STEPS, _MOST_STEPS, _STEPS_SECONDS = 3, 32, 0.1  # timed together: as many as take so long
 _FEWEST_ROUNDS, _MOST_ROUNDS, _SECONDS = 3, 16, 3.0  # no new round after so many seconds
+_MOST_TEXTS, _TEXT_SECONDS = 8, 1.0  # whole texts with the longest drafts, for the acceptance
+_ENOUGH_STEPS = 64  # of these texts; if there are fewer, the rounds' steps count too
 
 
 @allow_rank_promotion
@@ -40,13 +42,14 @@ def measure_goodput(
 ) -> GoodputNumDraft:
     """Returns a `GoodputNumDraft` with the seconds of a step at each of `lengths`, and the acceptance at each position.
 
-    Decodes a few steps after the prompts with each length in turn, for about three seconds and the time of
-    compilation, and throws the texts away. `costs` are shares of the time of a round of all lengths, medians of the
-    rounds: a machine that is slower for a while is so for all lengths of a round. A longer draft never costs less
-    than a shorter one. `prior` is the share of drafts that were accepted at each position after those before it, of
-    all steps that reached it. The programs that run are those of `decode_fn` with the same arguments and the rule
-    that is returned, which are then compiled already. The time of a step depends on B and on P + `max_new_tokens`:
-    measure again for shapes that differ much.
+    Decodes a few steps after the prompts with each length in turn, then whole texts with the longest, for about four
+    seconds and the time of compilation, and throws the texts away. `costs` are shares of the time of a round of all
+    lengths, medians of the rounds: a machine that is slower for a while is so for all lengths of a round. A longer
+    draft never costs less than a shorter one. `prior` is the share of drafts that were accepted at each position after
+    those before it, of all steps of the whole texts that reached it: n-grams are found more often in a longer text. The
+    programs that run are those of `decode_fn` with the same arguments and the rule that is returned, which are then
+    compiled already. The time of a step depends on B and on P + `max_new_tokens`: measure again for shapes that differ
+    much.
 
     Args:
       prompt: As in `generate`, and so are the arguments that are not listed here.
@@ -99,7 +102,29 @@ def measure_goodput(
         seconds, stats = zip(*(seconds_fn(num_steps, key, prompt, rule, options) for rule in rules), strict=True)
         rounds.append(seconds)
         counts += zip(lengths, jax.device_get(stats), strict=True)
-    return GoodputNumDraft(_costs(rounds), lengths, prior=_acceptance(counts, lengths[-1]))
+    costs = _costs(rounds)
+    texts = _texts(int(_TEXT_SECONDS / costs[-1]), prompt, rules[-1], options, decode_fn)
+    if sum(int(stats.num_steps) for _, stats in texts) < _ENOUGH_STEPS:
+        texts += counts
+    return GoodputNumDraft(costs, lengths, prior=_acceptance(texts, lengths[-1]))
+
+
+def _texts(
+    most_steps: int, prompt: Any, rule: GoodputNumDraft, options: dict[str, Any], decode_fn: Callable[..., Any]
+) -> list[tuple[int, Stats]]:
+    """The longest draft length, and the counts, of several texts of at most so many steps in all."""
+    counts = []
+    while most_steps > 0 and len(counts) < _MOST_TEXTS:
+        key = jax.random.key(len(counts))
+        if decode_fn is generate:
+            stats = generate_steps(np.int32(most_steps), key, prompt, num_draft=rule, **options).stats
+        else:
+            stats = Stats.zeros(prompt.shape[0], rule.lengths[-1])
+            for text in itertools.islice(stream(key, prompt, num_draft=rule, **options), most_steps):
+                stats = text.stats
+        counts.append((rule.lengths[-1], jax.device_get(stats)))
+        most_steps -= max(int(counts[-1][1].num_steps), 1)
+    return counts
 
 
 def _costs(rounds: Sequence[Sequence[float]]) -> tuple[float, ...]:

@@ -11,13 +11,14 @@ from jaxtyping import Array, Bool, Int
 
 from specsamp_jax import _checks
 from specsamp_jax._rank_promotion import allow_rank_promotion
-from specsamp_jax._types import Generation, KeyLike, Model, SamplingParams, Stats
+from specsamp_jax._types import Generation, KeyLike, Model, SamplingParams
 from specsamp_jax.decoding import checks, static
 from specsamp_jax.decoding.drafters import Drafter, ProcessLogitsFn
 from specsamp_jax.decoding.num_draft import NumDraft, compiled_lengths, split
 from specsamp_jax.decoding.one_length import step_of_length
-from specsamp_jax.decoding.state import DecodeState, StepInfo
+from specsamp_jax.decoding.state import DecodeState
 from specsamp_jax.decoding.stateful_rule import VerifyFn
+from specsamp_jax.decoding.stats import Counts, after_step, over_rows
 from specsamp_jax.decoding.step import check_state, init, resolve, step
 from specsamp_jax.decoding.stretch import run_steps
 from specsamp_jax.rules.verify import verify
@@ -164,14 +165,14 @@ def _stream(prompt, prompt_lengths, max_new_tokens, keys, measured, data, static
     init_fn, advance_fn = allow_rank_promotion(_init), allow_rank_promotion(_advance)
     shared = {name: statics[name] for name in ("num_draft", "verify_fn")}
     state = init_fn(prompt, prompt_lengths, measured, *data[:2], max_new_tokens=max_new_tokens, **shared)
-    stats = Stats.zeros(prompt.shape[0], compiled_lengths(statics["num_draft"])[-1])
+    counts = Counts.zeros(prompt.shape[0], compiled_lengths(statics["num_draft"])[-1])
     length = prompt.shape[1] + max_new_tokens
-    text, finished = _text(state, stats, length=length)
+    text, finished = _text(state, counts, length=length)
     if prompt.shape[0] == 0:
         yield text
     while not bool(finished):
-        state, stats = advance_fn(keys, state, stats, *data, **statics)
-        text, finished = _text(state, stats, length=length)
+        state, counts = advance_fn(keys, state, counts, *data, **statics)
+        text, finished = _text(state, counts, length=length)
         yield text
 
 
@@ -220,29 +221,14 @@ def _row_keys(key, batch_size):
     return streams.row_keys(key, batch_size)
 
 
-def _count(stats: Stats, info: StepInfo) -> Stats:
-    position = jnp.arange(stats.num_drafted.shape[0])
-
-    def by_position(counts):
-        return (position < counts[:, None]).sum(0, dtype=jnp.int32)
-
-    return Stats(
-        stats.num_steps + 1,
-        stats.num_emitted + info.num_tokens,
-        stats.num_drafted + by_position(info.num_drafted),
-        stats.num_accepted + by_position(info.num_accepted),
-        stats.status | info.status,
-    )
-
-
-def _generation(state: DecodeState, stats: Stats, length: int) -> Generation:
-    return Generation(state.tokens[:, :length], state.lengths, state.log_probs, stats, state.verify_state)
+def _generation(state: DecodeState, counts: Counts, length: int) -> Generation:
+    return Generation(state.tokens[:, :length], state.lengths, state.log_probs, over_rows(counts), state.verify_state)
 
 
 @functools.partial(jax.jit, static_argnames="length")
-def _text(state: DecodeState, stats: Stats, *, length: int) -> tuple[Generation, Bool[Array, ""]]:
+def _text(state: DecodeState, counts: Counts, *, length: int) -> tuple[Generation, Bool[Array, ""]]:
     """A copy of the text, because the next step donates the buffers of the state, and whether all rows are finished."""
-    return jax.tree.map(jnp.copy, _generation(state, stats, length)), state.finished.all()
+    return jax.tree.map(jnp.copy, _generation(state, counts, length)), state.finished.all()
 
 
 _STEP_STATICS = ("fixed", "num_draft", "verify_fn", "processor")
@@ -272,10 +258,10 @@ def _shared(target, traced, ends, processor_data, *, fixed, processor, **options
     }
 
 
-@functools.partial(jax.jit, static_argnames=_STEP_STATICS, donate_argnames=("state", "stats"))
-def _advance(keys, state, stats, target, drafter, *data, **statics):
+@functools.partial(jax.jit, static_argnames=_STEP_STATICS, donate_argnames=("state", "counts"))
+def _advance(keys, state, counts, target, drafter, *data, **statics):
     state, info = step(keys, state, draft=drafter, **_shared(target, *data, **statics))
-    return state, _count(stats, info)
+    return state, after_step(counts, info)
 
 
 @functools.partial(jax.jit, static_argnames=(*_STEP_STATICS, "max_new_tokens"))
@@ -284,17 +270,17 @@ def _generate(max_steps, keys, prompt, prompt_lengths, measured, target, drafter
     shared = {"num_draft": num_draft, "verify_fn": statics["verify_fn"]}
     state = _init(prompt, prompt_lengths, measured, target, drafter, max_new_tokens=max_new_tokens, **shared)
     check_state(state, drafter, num_draft)
-    stats = Stats.zeros(prompt.shape[0], compiled_lengths(num_draft)[-1])
+    counts = Counts.zeros(prompt.shape[0], compiled_lengths(num_draft)[-1])
     options = _shared(target, *data, **statics)
 
     def advance(length, carry):
-        state, stats = carry
+        state, counts = carry
         state, info = step_of_length(length, state, key=keys, drafter=drafter, **options)
-        return state, _count(stats, info)
+        return state, after_step(counts, info)
 
     def unfinished(carry):
-        state, stats = carry
-        return ~state.finished.all() & (stats.num_steps < max_steps)
+        state, counts = carry
+        return ~state.finished.all() & (counts.num_steps < max_steps)
 
-    state, stats = run_steps(advance, unfinished, (state, stats), drafter=drafter, num_draft=num_draft)
-    return _generation(state, stats, prompt.shape[1] + max_new_tokens)
+    state, counts = run_steps(advance, unfinished, (state, counts), drafter=drafter, num_draft=num_draft)
+    return _generation(state, counts, prompt.shape[1] + max_new_tokens)

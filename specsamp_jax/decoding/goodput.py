@@ -1,6 +1,7 @@
 """Draft length by goodput: the number of expected tokens per second, from measured acceptance and measured costs."""
 
 import dataclasses
+import functools
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -9,9 +10,17 @@ from jaxtyping import Array, Bool, Float, Int
 
 from specsamp_jax import _checks
 from specsamp_jax.decoding import expected_tokens, probes
-from specsamp_jax.decoding.goodput_state import GoodputState, Rows, num_steps_to_choice, probe_is_due
+from specsamp_jax.decoding.goodput_state import (
+    GoodputState,
+    Rows,
+    next_length,
+    num_steps,
+    num_steps_to_choice,
+    probe_is_due,
+)
 
 _MOST_INTERVALS = 8  # of `steps_per_choice`, to the next choice
+_NO_CHOICE = 2**29  # steps
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,8 +33,8 @@ class GoodputNumDraft:
     propose count as rejected. It starts from `prior`, then from that of all rows. The time to the end is the expected
     number of steps of the slowest row times the cost of a step. The length of the least time follows, if it takes less
     than the present one by `hysteresis`. A choice that keeps the length doubles the number of steps to the next, up to
-    eight times `steps_per_choice`; one that changes it starts again. A row drafts fewer tokens where fewer are left to
-    its limit.
+    eight times `steps_per_choice`; one that changes it starts again. There is none where
+    no other length could be better even if all drafts were accepted.
 
     Acceptance beyond the present length is not observed, so the next longer length is tried from time to time. The
     wait is the expected loss of such a probe over `probe_share` of a step's cost, between 8 and 4,096 steps. It
@@ -47,9 +56,9 @@ class GoodputNumDraft:
       memory: Observations that the running acceptance of a row remembers.
       probe_share: Expected share of the time that probes may cost.
       prior: Acceptance before there are observations. One number per position, such as `measure_goodput` finds, counts
-        as 20 observations by each row. One number for all counts as 2 of the first position; the estimate of a
+        as 50 observations by each row. One number for all counts as 2 of the first position; the estimate of a
         position is then the prior of the next.
-      steps_per_choice: Fewest steps with drafts between two choices: on a GPU a choice is some 40 small kernels.
+      steps_per_choice: Fewest steps with drafts between two choices: on a GPU a choice is some 20 small kernels.
 
     Example:
       >>> rule = GoodputNumDraft(costs=(1.0, 1.2, 1.4), lengths=(0, 1, 2))
@@ -63,7 +72,7 @@ class GoodputNumDraft:
     memory: float = 100.0
     probe_share: float = 0.005
     prior: float | tuple[float, ...] = 0.7
-    steps_per_choice: int = 8
+    steps_per_choice: int = 16
 
     def __post_init__(self):
         _checks.lengths("GoodputNumDraft.lengths", self.lengths, 0)
@@ -112,12 +121,14 @@ class Measured(NamedTuple):
     prior: Float[Array | np.ndarray, "K"]
 
 
+@functools.lru_cache(maxsize=64)
 def measured(rule: GoodputNumDraft) -> Measured:
     """Returns the data of a rule, as NumPy arrays: they take less time than JAX arrays, in each call of `generate`."""
     prior = np.broadcast_to(np.asarray(rule.prior, np.float32), (rule.lengths[-1],))
     return Measured(np.asarray(rule.costs, np.float32), prior)
 
 
+@functools.lru_cache(maxsize=64)
 def without_data(rule: GoodputNumDraft) -> GoodputNumDraft:
     """Returns the part of a rule that is compiled in; costs and prior are the same for all rules of these lengths."""
     prior = (0.5,) * rule.lengths[-1] if isinstance(rule.prior, tuple) else 0.5
@@ -130,99 +141,72 @@ def start(
     """Returns the draft length of each row's first step and the state before it."""
     batch_size, longest = lengths.shape[0], rule.lengths[-1]
     none, never = jnp.zeros((batch_size, longest), jnp.float32), jnp.zeros((batch_size,), bool)
-    zeros = jnp.zeros((batch_size,), jnp.int32)
+    zeros, no_counts = jnp.zeros((batch_size,), jnp.int32), jnp.zeros((batch_size, longest), jnp.int32)
     state = GoodputState(
         costs=jnp.broadcast_to(jnp.asarray(data.costs), (batch_size, len(rule.lengths))),
         prior=jnp.broadcast_to(jnp.asarray(data.prior), (batch_size, longest)),
         tried=none,
         accepted=none,
+        num_emitted=zeros,
+        num_accepted=no_counts,
         choice=zeros,
         probing=never,
         probe_at=zeros,
         num_failed=zeros,
         num_seen=lengths,
-        num_waiting=zeros,
-        interval=zeros + rule.steps_per_choice,
+        interval=zeros,
         num_expected=zeros.astype(jnp.float32),
     )
     rows = Rows(~never, lengths, remaining)
     num_tokens, time = _estimates(rule, state, rows)
     choice = jnp.argmin(time).astype(jnp.int32)
+    interval = jnp.where(_is_final(rule, jnp.asarray(data.costs), choice), _NO_CHOICE, rule.steps_per_choice)
+    state = state._replace(interval=zeros + interval)
     state = _with_choice(rule, state, rows, num_tokens, choice=choice, num_failed=zeros, latest=probes.NEVER)
-    return _per_row(rule, choice, remaining), state
-
-
-def count(
-    rule: GoodputNumDraft,
-    length: int,
-    state: GoodputState,
-    *,
-    active: Bool[Array, "B"],
-    num_drafted: Int[Array, "B"],
-    num_accepted: Int[Array, "B"],
-    remaining: Int[Array, "B"],
-) -> tuple[Int[Array, "B"], GoodputState]:
-    """Returns each row's draft length as long as the choice stays, and the state with the observations of a step.
-
-    On a GPU each array of the results is a small kernel after each step; `count_steps` does what can wait.
-
-    Args:
-      rule: The rule.
-      length: The compiled length of the step. Without drafts there is nothing to observe.
-      state: The state before the step.
-      active: Rows that had not finished before the step.
-      num_drafted: Drafts that were asked for.
-      num_accepted: Drafts that were accepted.
-      remaining: Tokens from there to each row's limit.
-    """
-    if length == 0:
-        return num_drafted, state
-    position = jnp.arange(rule.lengths[-1])
-    tried = active[:, None] & (position < num_drafted[:, None]) & (position <= num_accepted[:, None])
-    accepted = tried & (position < num_accepted[:, None])
-    keep = jnp.where(tried, 1 - 1 / rule.memory, 1.0)
-    state = state._replace(
-        tried=state.tried * keep + tried.astype(jnp.float32),
-        accepted=state.accepted * keep + accepted.astype(jnp.float32),
-    )
-    return jnp.minimum(num_drafted, jnp.maximum(remaining - 1, 0)), state
-
-
-def count_steps(
-    length: int, state: GoodputState, num_steps: Int[Array, ""] | int, lengths: Int[Array, "B"]
-) -> GoodputState:
-    """Returns the state after `num_steps` consecutive steps of one compiled length, each of which `count` has seen.
-
-    Args:
-      length: The compiled length of the steps.
-      state: The state.
-      num_steps: Number of steps, at least 1.
-      lengths: Tokens of each row after them.
-    """
-    if length == 0:
-        return state
-    return state._replace(
-        # The drafter reads its drafts as it draws them: all but the last two tokens are there, whatever was accepted.
-        num_seen=jnp.where(state.probing, state.num_seen, lengths - 2),
-        num_waiting=state.num_waiting + num_steps,
-    )
+    return jnp.broadcast_to(next_length(rule.lengths, state), lengths.shape), state
 
 
 def settle(rule: GoodputNumDraft, state: GoodputState, rows: Rows) -> tuple[Int[Array, "B"], GoodputState]:
     """Returns the draft length of each row's next step, and the state before it, chosen anew where that is due.
 
     Nothing changes between two choices, so a loop may call it after each step, or after the steps of one choice.
-    `state` has the counts of all steps.
+    `state` has the counts of all steps since the last choice.
     """
-    chooses = num_steps_to_choice(state) <= 0
-    chosen = _choose(rule, state, rows)
+    chooses = num_steps_to_choice(rule.lengths, state) <= 0
+    drafted = next_length(rule.lengths, state) > 0
+    # The drafter reads its drafts as it draws them: all but the last two tokens are there, whatever was accepted.
+    has_gap = state.probing.any() & (jnp.array(rule.lengths)[state.choice.max(initial=0)] == 0)
+    num_seen = jnp.where(drafted & ~has_gap, rows.lengths - 2, state.num_seen)
+    chosen = _choose(rule, _with_observations(rule, state), rows)
     state = GoodputState(*(jnp.where(chooses, new, old) for new, old in zip(chosen, state, strict=True)))
     choice = state.choice.max(initial=0)
     longer = _longer(rule, choice)
-    may_probe = (longer > choice) & (chooses | (jnp.array(rule.lengths)[choice] == 0))
-    probing = may_probe & probe_is_due(rule.probe_share, state, rows)
-    state = state._replace(probing=jnp.broadcast_to(probing, rows.unfinished.shape))
-    return _per_row(rule, jnp.where(probing, longer, choice), rows.remaining), state
+    plain = jnp.array(rule.lengths)[choice] == 0
+    # Where steps draft, a probe follows a choice.
+    may_change = chooses | plain
+    probing = may_change & (longer > choice) & probe_is_due(rule.probe_share, state, rows)
+    probing |= ~may_change & state.probing.any()
+    state = state._replace(
+        num_seen=num_seen,
+        probing=jnp.broadcast_to(probing, rows.unfinished.shape),
+        # Steps without drafts are no observations.
+        num_emitted=jnp.where(drafted, state.num_emitted, 0),
+        num_accepted=jnp.where(drafted, state.num_accepted, 0),
+    )
+    return jnp.broadcast_to(next_length(rule.lengths, state), rows.unfinished.shape), state
+
+
+def _with_observations(rule: GoodputNumDraft, state: GoodputState) -> GoodputState:
+    """The state with the counts since the last choice among its observations."""
+    tried = jnp.concatenate([num_steps(state)[:, None], state.num_accepted[:, :-1]], axis=1)
+    tried = jnp.where(jnp.arange(tried.shape[1]) < next_length(rule.lengths, state), tried, 0).astype(jnp.float32)
+    keep = jnp.float32(1 - 1 / rule.memory) ** tried
+    return state._replace(
+        tried=state.tried * keep + tried,
+        accepted=state.accepted * keep + state.num_accepted.astype(jnp.float32),
+        num_emitted=jnp.zeros_like(state.num_emitted),
+        num_accepted=jnp.zeros_like(state.num_accepted),
+    )
 
 
 def _choose(rule: GoodputNumDraft, state: GoodputState, rows: Rows) -> GoodputState:
@@ -270,15 +254,15 @@ def _with_choice(
         probe_at=probes.probe_at(due, interval, rows.lengths + rows.remaining),
         num_failed=num_failed,
         num_expected=jnp.broadcast_to(num_tokens[_longer(rule, choice)], shape),
-        num_waiting=jnp.zeros_like(state.num_waiting),
     )
+
+
+def _is_final(rule: GoodputNumDraft, costs: Float[Array, "N"], choice: Int[Array, ""]) -> Bool[Array, ""]:
+    """Whether each other length costs more per token even if all its drafts are accepted, as in a measurement."""
+    least = costs / (jnp.array(rule.lengths, jnp.float32) + 1)
+    return ((least > costs[choice]) | (jnp.arange(len(rule.lengths)) == choice)).all()
 
 
 def _longer(rule: GoodputNumDraft, index: Int[Array, ""]) -> Int[Array, ""]:
     """The index of the length after that of `index`; the last has none."""
     return jnp.minimum(index + 1, len(rule.lengths) - 1)
-
-
-def _per_row(rule: GoodputNumDraft, index: Int[Array, ""], remaining: Int[Array, "B"]) -> Int[Array, "B"]:
-    """The length of that index, or less in rows that are close to their limit: the last token needs no draft."""
-    return jnp.minimum(jnp.array(rule.lengths, jnp.int32)[index], jnp.maximum(remaining - 1, 0))

@@ -12,20 +12,22 @@ from specsamp_jax.decoding import probes
 class GoodputState(NamedTuple):
     """Observations and the present choice; the batch first, so that rows can be replaced. K is the longest length.
 
-    A step of length 0 changes nothing, but for `probing` where a probe is due.
+    A step of length 0 changes nothing, but for `probing` where a probe is due. All steps between two choices have one
+    length, but for steps of length 0 before a probe.
 
     Attributes:
       costs: Time of a step at each length.
       prior: Acceptance at each position before there are observations.
-      tried: Steps that asked for a draft at each position and had accepted all before it; older ones count less.
-      accepted: Those among them in which it was accepted.
+      tried: Steps until the last choice that accepted all drafts before each position; older ones count less.
+      accepted: Those among them in which the draft there was accepted.
+      num_emitted: Tokens of each row in steps with drafts since the last choice.
+      num_accepted: Accepted drafts by position since the last choice. Whole numbers: their sum has no order.
       choice: Index of the chosen length.
       probing: Whether the next step probes the length after the chosen one.
       probe_at: Tokens of the text at which the next probe is due, or `probes.NEVER`.
       num_failed: Probes since the last that raised the expected number of tokens, or since the choice changed.
       num_seen: Tokens of the text that are in the drafter's cache without a gap.
-      num_waiting: Steps with drafts since the last choice.
-      interval: Steps with drafts from there to the next choice.
+      interval: Steps with drafts from the last choice to the next.
       num_expected: Expected tokens of a step of the length after the chosen one, as of the last choice.
     """
 
@@ -33,12 +35,13 @@ class GoodputState(NamedTuple):
     prior: Float[Array, "B K"]
     tried: Float[Array, "B K"]
     accepted: Float[Array, "B K"]
+    num_emitted: Int[Array, "B"]
+    num_accepted: Int[Array, "B K"]
     choice: Int[Array, "B"]
     probing: Bool[Array, "B"]
     probe_at: Int[Array, "B"]
     num_failed: Int[Array, "B"]
     num_seen: Int[Array, "B"]
-    num_waiting: Int[Array, "B"]
     interval: Int[Array, "B"]
     num_expected: Float[Array, "B"]
 
@@ -60,9 +63,23 @@ class Rows(NamedTuple):
     remaining: Int[Array, "B"]
 
 
-def num_steps_to_choice(state: GoodputState) -> Int[Array, ""]:
+def next_length(lengths: tuple[int, ...], state: GoodputState) -> Int[Array, ""]:
+    """Returns the draft length of the next step, which is that of all steps since the last choice too."""
+    return jnp.array(lengths, jnp.int32)[state.choice.max(initial=0) + state.probing.any().astype(jnp.int32)]
+
+
+def num_steps(state: GoodputState) -> Int[Array, "B"]:
+    """Returns the number of steps that each row has made since the last choice.
+
+    A step of an unfinished row emits a token more than it accepts. One that a limit cuts short is not counted.
+    """
+    return state.num_emitted - state.num_accepted.sum(1, dtype=jnp.int32)
+
+
+def num_steps_to_choice(lengths: tuple[int, ...], state: GoodputState) -> Int[Array, ""]:
     """Returns the number of steps with drafts until `goodput.settle` chooses again: one if the next is a probe."""
-    return jnp.where(state.probing.any(), 1, state.interval.max(initial=0)) - state.num_waiting.max(initial=0)
+    num_waiting = jnp.where(next_length(lengths, state) > 0, num_steps(state).max(initial=0), 0)
+    return jnp.where(state.probing.any(), 1, state.interval.max(initial=0)) - num_waiting
 
 
 def num_steps_to_probe(probe_share: float, state: GoodputState, rows: Rows) -> Int[Array, ""]:

@@ -1,7 +1,6 @@
 """Draft length of a step: a fixed number, or a rule that adapts it to the number of accepted drafts."""
 
 import dataclasses
-from typing import Any
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
@@ -10,7 +9,7 @@ from specsamp_jax import _checks
 from specsamp_jax.decoding import goodput, goodput_state
 from specsamp_jax.decoding.goodput import GoodputNumDraft, Measured
 from specsamp_jax.decoding.goodput_state import GoodputState, Rows
-from specsamp_jax.decoding.state import DecodeState
+from specsamp_jax.decoding.state import DecodeState, StepInfo
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,34 +79,32 @@ def start(
     return jnp.full(lengths.shape, first, jnp.int32), ()
 
 
-def count(
-    num_draft: NumDraft,
-    length: int,
-    current: Int[Array, "B"],
-    state: Any,
-    *,
-    active: Bool[Array, "B"],
-    num_accepted: Int[Array, "B"],
-    remaining: Int[Array, "B"],
-) -> tuple[Int[Array, "B"], Any]:
-    """Returns the draft length of each row's next step, and the state of the rule, after a step of `length`.
+def update(
+    num_draft: NumDraft, current: Int[Array, "B"], active: Bool[Array, "B"], num_accepted: Int[Array, "B"]
+) -> Int[Array, "B"]:
+    """Returns the draft length of each row's next step, after every step.
 
-    `GoodputNumDraft` only counts; `count_steps` and `settle` follow. See `goodput.count`.
+    `GoodputNumDraft` changes nothing after a step, which would be small kernels on a GPU: `settle` does so after a
+    stretch of steps.
     """
-    if isinstance(num_draft, GoodputNumDraft):
-        counts = {"active": active, "num_drafted": current, "num_accepted": num_accepted}
-        return goodput.count(num_draft, length, state, **counts, remaining=remaining)
     if isinstance(num_draft, HeuristicNumDraft):
-        return jnp.where(active, num_draft.update(current, num_accepted), current), state
-    return current, state
+        return jnp.where(active, num_draft.update(current, num_accepted), current)
+    return current
 
 
-def count_steps(num_draft: NumDraft, length: int, state: DecodeState, num_steps: Int[Array, ""] | int) -> DecodeState:
-    """Returns the state after `num_steps` consecutive steps of `length`. See `goodput.count_steps`."""
+def with_step(num_draft: NumDraft, state: DecodeState, info: StepInfo) -> DecodeState:
+    """Returns the state with the counts of one more step, for `settle`."""
     if not isinstance(num_draft, GoodputNumDraft):
         return state
-    counted = goodput.count_steps(length, state.num_draft_state, num_steps, state.lengths)
-    return state._replace(num_draft_state=counted)
+    rule = state.num_draft_state
+    accepted = (jnp.arange(rule.num_accepted.shape[1]) < info.num_accepted[:, None]).astype(jnp.int32)
+    return with_counts(state, rule.num_emitted + info.num_tokens, rule.num_accepted + accepted)
+
+
+def with_counts(state: DecodeState, num_emitted: Int[Array, "B"], num_accepted: Int[Array, "B K"]) -> DecodeState:
+    """Returns the state of `GoodputNumDraft` with the counts since its last choice."""
+    rule = state.num_draft_state._replace(num_emitted=num_emitted, num_accepted=num_accepted)
+    return state._replace(num_draft_state=rule)
 
 
 def settle(num_draft: NumDraft, state: DecodeState) -> DecodeState:
@@ -129,16 +126,18 @@ def longest(state: DecodeState) -> Int[Array, ""]:
 
 def next_index(num_draft: NumDraft, state: DecodeState) -> Int[Array, ""]:
     """Returns the index of the next step's length in `compiled_lengths`: the smallest that is enough for all rows."""
-    return (jnp.array(compiled_lengths(num_draft)) < longest(state)).sum(dtype=jnp.int32)
+    needed = longest(state)
+    # Comparisons of scalars are one kernel on a GPU, with what follows; a sum over an array is one of its own.
+    return sum(((needed > length).astype(jnp.int32) for length in compiled_lengths(num_draft)[:-1]), jnp.int32(0))
 
 
 def runs_next(num_draft: NumDraft, index: int, state: DecodeState) -> Bool[Array, ""]:
     """Whether the next step has the length of `index`, as the step before: a loop asks after every step.
 
-    Steps of length 0 of `GoodputNumDraft` change no row's draft length, so only `most_steps` ends them.
+    Steps of `GoodputNumDraft` change no row's draft length, so only `most_steps` ends them.
     """
     lengths = compiled_lengths(num_draft)
-    if isinstance(num_draft, GoodputNumDraft) and lengths[index] == 0:
+    if isinstance(num_draft, GoodputNumDraft):
         return jnp.bool_(True)
     needed = longest(state)
     return (needed <= lengths[index]) & (needed > (lengths[index - 1] if index else -1))
@@ -149,6 +148,6 @@ def most_steps(num_draft: NumDraft, index: int, state: DecodeState) -> Int[Array
     if not isinstance(num_draft, GoodputNumDraft):
         return _MANY
     if compiled_lengths(num_draft)[index] > 0:
-        return goodput_state.num_steps_to_choice(state.num_draft_state)
+        return goodput_state.num_steps_to_choice(num_draft.lengths, state.num_draft_state)
     until_probe = goodput_state.num_steps_to_probe(num_draft.probe_share, state.num_draft_state, _rows(state))
     return jnp.minimum(until_probe, _MANY)

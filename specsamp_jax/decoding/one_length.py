@@ -35,7 +35,7 @@ def step_of_length(
     """Runs one step that drafts `length` tokens, or fewer in rows whose `state.num_draft` is less.
 
     The drafter's cache must hold the text; see `catch_up`. `StepInfo.tokens` has the width of the longest draft length.
-    The rule that sets the draft length observes the step; `num_draft.count_steps` and `num_draft.settle` follow.
+    `num_draft.settle` follows: `GoodputNumDraft` observes steps from their counts.
     """
     batch_size = state.tokens.shape[0]
     keys = step_keys(key, state.lengths, drafter, verify_fn)
@@ -89,20 +89,16 @@ def step_of_length(
     num_new, ended = _cut(result.tokens, result.num_accepted + 1, state, eos_token)
     active = ~state.finished
     lengths = state.lengths + num_new
-    counts = {"active": active, "num_accepted": result.num_accepted, "remaining": state.limits - lengths}
-    next_num_draft, num_draft_state = num_draft_module.count(
-        num_draft, length, state.num_draft, state.num_draft_state, **counts
-    )
     new_state = DecodeState(
         tokens=append(state.tokens, state.lengths, result.tokens, num_new),
         lengths=lengths,
         limits=state.limits,
         finished=state.finished | ended,
         log_probs=append(state.log_probs, state.lengths, result.log_probs, num_new),
-        num_draft=next_num_draft,
+        num_draft=num_draft_module.update(num_draft, state.num_draft, active, result.num_accepted),
         target_cache=target_cache,
         draft_state=draft_state,
-        num_draft_state=num_draft_state,
+        num_draft_state=state.num_draft_state,
         verify_state=verify_state,
     )
     gained = jnp.where(jnp.arange(length + 1) < num_new[:, None], result.tokens, PAD_TOKEN)

@@ -1,8 +1,57 @@
 """Counts of a decoding loop, and rates from them."""
 
+from typing import NamedTuple
+
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int
+
+from specsamp_jax._types import Stats
+from specsamp_jax.decoding.state import StepInfo
+
+
+class Counts(NamedTuple):
+    """Counts of a decoding loop by row; `Stats` has their sums over rows. K is the longest draft length.
+
+    A loop that carries them needs nothing else to tell a rule for the draft length what was accepted.
+
+    Attributes:
+      num_steps: Steps of the loop.
+      num_emitted: Tokens emitted by each row.
+      num_drafted: Drafts verified at each position; see `Stats`.
+      num_accepted: Drafts accepted at each position.
+      status: As in `Stats`.
+    """
+
+    num_steps: Int[Array, ""]
+    num_emitted: Int[Array, "B"]
+    num_drafted: Int[Array, "B K"]
+    num_accepted: Int[Array, "B K"]
+    status: Int[Array, "B"]
+
+    @classmethod
+    def zeros(cls, batch_size: int, num_draft: int) -> "Counts":
+        """Returns the counts before the first step, for B rows and K draft positions."""
+        by_position = (batch_size, num_draft)
+        return cls(*(jnp.zeros(shape, jnp.int32) for shape in ((), batch_size, by_position, by_position, batch_size)))
+
+
+def after_step(counts: Counts, info: StepInfo) -> Counts:
+    """Returns the counts with those of one more step."""
+    position = jnp.arange(counts.num_drafted.shape[1])
+    return Counts(
+        counts.num_steps + 1,
+        counts.num_emitted + info.num_tokens,
+        counts.num_drafted + (position < info.num_drafted[:, None]).astype(jnp.int32),
+        counts.num_accepted + (position < info.num_accepted[:, None]).astype(jnp.int32),
+        counts.status | info.status,
+    )
+
+
+def over_rows(counts: Counts) -> Stats:
+    """Returns the counts that a `Generation` has."""
+    num_drafted, num_accepted = (each.sum(0, dtype=jnp.int32) for each in (counts.num_drafted, counts.num_accepted))
+    return Stats(counts.num_steps, counts.num_emitted, num_drafted, num_accepted, counts.status)
 
 
 def drafts_in_text(

@@ -137,15 +137,12 @@ def step(
         process_logits_fn=process_logits_fn,
     )
 
-    def advance(length, state):
-        state, info = run(length, state)
-        return num_draft_module.count_steps(num_draft, length, state, 1), info
-
-    branches = [functools.partial(advance, length) for length in num_draft_module.compiled_lengths(num_draft)]
+    branches = [functools.partial(run, length) for length in num_draft_module.compiled_lengths(num_draft)]
     if len(branches) == 1:
         state, info = branches[0](state)
     else:
         state, info = lax.switch(num_draft_module.next_index(num_draft, state), branches, catch_up(state, drafter))
+    state = num_draft_module.with_step(num_draft, state, info)
     return num_draft_module.settle(num_draft, state), info
 
 

@@ -10,6 +10,7 @@ import pytest
 import tables
 
 import specsamp_jax as ss
+from specsamp_jax.decoding import model_call
 
 pytestmark = pytest.mark.optimised(False)
 
@@ -199,3 +200,14 @@ def test_the_caller_may_set_num_draft(wanted):
     state = start(tables.model(TABLE))._replace(num_draft=jnp.array(wanted))
     _, info = table_step(jax.random.split(KEY, 2), state)
     assert info.num_drafted.tolist() == wanted
+
+
+def test_shapes_of_outputs_are_remembered_by_shape_and_dtype_of_the_parameters():
+    def shapes(table, width=3):
+        return model_call.output_shapes(tables.model(table), (2, width), 8)
+
+    assert shapes(TABLE)[0] is shapes(TABLE)[0]
+    half = TABLE.astype(np.float16)
+    assert shapes(half)[0].dtype == np.float16
+    assert shapes(TABLE)[0].dtype == np.float32
+    assert shapes(TABLE, width=4)[0] is not shapes(TABLE)[0]
