@@ -46,7 +46,9 @@ def load_audio(path: str | os.PathLike[str]) -> Float[np.ndarray, "N"]:
                 raise ValueError(f"{path} must hold from 1 to {_MAX_SAMPLES:,} samples, got {num_samples:,}.")
             samples = file.read(dtype="float32", always_2d=True)
     except soundfile.SoundFileError as error:
-        raise ValueError(f"{path} must be WAV, FLAC, Ogg or MP3, but soundfile cannot read it: {error}.") from None
+        # The text of a LibsndfileError also names the object that was read, with its address.
+        reason = getattr(error, "error_string", str(error)).rstrip(".")
+        raise ValueError(f"{path} must be WAV, FLAC, Ogg or MP3, but soundfile cannot read it: {reason}.") from None
     return resample(checked(str(path), samples.mean(1, dtype=np.float32)), rate)
 
 

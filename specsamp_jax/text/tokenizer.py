@@ -75,7 +75,12 @@ class CheckpointTokenizer:
         """
         name = template or ("tool_use" if variables.get("tools") and "tool_use" in self.chat_templates else "default")
         if name not in self.chat_templates:
-            names = ", ".join(sorted(self.chat_templates)) or "none"
+            if not self.chat_templates:
+                raise ValueError(
+                    f"{self.path} has no chat template, as is usual for base models: it can continue a text "
+                    "(`--prompt`), but not answer a conversation."
+                )
+            names = ", ".join(sorted(self.chat_templates))
             raise ValueError(f"{self.path} must hold the chat template {name!r}; it holds {names}.")
         text = render_chat(self.chat_templates[name], messages, **{**self.special_tokens, **variables})
         # The template writes all special tokens, including the first.

@@ -11,11 +11,11 @@ from jaxtyping import Float, Int
 
 from specsamp_jax._files import read_bytes, read_text
 from specsamp_jax.models import WhisperConfig
-from specsamp_jax.speech.audio import load_wav
+from specsamp_jax.speech.sound_files import load_audio
 from specsamp_jax.speech.windows import FixedWindows
 from specsamp_jax.text import CheckpointTokenizer
 
-TEXTS, SOUNDS = (".txt", ".md"), (".wav",)
+TEXTS = (".txt", ".md")
 _MAX_BYTES = 1 << 30  # of a file of text
 _LONGEST_PASSAGE = 2000  # characters, after which a passage ends with its line
 
@@ -64,7 +64,9 @@ def find_files(sources: Sequence[Path], suffixes: tuple[str, ...]) -> list[Path]
         else:
             raise ValueError(f"The data must be files or folders, but there is no {source}.")
     if not files:
-        raise ValueError(f"The data must hold files ending in {' or '.join(suffixes)}; {_listed(sources)} have none.")
+        raise ValueError(
+            f"The data must hold files ending in {', '.join(suffixes[:-1])} or {suffixes[-1]}; {_listed(sources)} have none."
+        )
     return files
 
 
@@ -126,10 +128,10 @@ def read_windows(files: Sequence[Path], config: WhisperConfig, held_out: float) 
     """Yields the windows of sound files; all windows of a file are held out, or none.
 
     Raises:
-      ValueError: A file is no WAV file.
+      ValueError: A file is no sound.
     """
     for file in files:
-        waveform = load_wav(file)
+        waveform = load_audio(file)
         aside = is_held_out(waveform.tobytes(), held_out)
         windows = FixedWindows(waveform, config)
         for start in windows.starts:

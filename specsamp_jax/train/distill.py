@@ -12,9 +12,12 @@ import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 
-from specsamp_jax.models import DecoderConfig, load_module
+from specsamp_jax._files import read_json
+from specsamp_jax.models import DecoderConfig, WhisperConfig, load_module
 from specsamp_jax.models.decoder import Decoder
-from specsamp_jax.speech import load_speech
+from specsamp_jax.models.whisper.settings import load_settings
+from specsamp_jax.speech import language_code, load_speech
+from specsamp_jax.speech.sound_files import SUFFIXES
 from specsamp_jax.text import load_tokenizer
 from specsamp_jax.train import data, drafters, speech
 from specsamp_jax.train.folder import Report, check_out, save_drafter, save_speech_drafter, write_report
@@ -171,11 +174,11 @@ def distill_speech(
 
     Args:
       target: The folder of the target.
-      sources: WAV files, or folders of them.
+      sources: WAV, FLAC, Ogg or MP3 files, or folders of them; see `load_audio`.
       out: The folder of the drafter, as in `distill_text`.
       options: See `Options`. All states of the encoder stay in memory: 3 MB per 30 s for the base model in float32.
       layers: The layers of the target's decoder that the drafter begins with. None: the first and the last.
-      language: The code of the language that is spoken.
+      language: The language that is spoken: a code or an English name.
       progress_fn: See `ProgressFn`.
 
     Raises:
@@ -183,7 +186,8 @@ def distill_speech(
     """
     began = time.perf_counter()
     check_out(target, out)
-    files = data.find_files(sources, data.SOUNDS)
+    files = data.find_files(sources, SUFFIXES)
+    language = _code(target, language)
     model = load_speech(target, dtype=options.dtype)
     windows = []
     for i, file in enumerate(files):
@@ -286,6 +290,12 @@ def _train(
         save_seconds=options.save_seconds,
         progress_fn=progress_fn,
     )
+
+
+def _code(target: Path, language: str) -> str:
+    """The code of a language; raises ValueError if the Whisper in a folder does not have it, before weights are read."""
+    settings = load_settings(target, WhisperConfig.from_dict(read_json(target / "config.json")))
+    return language_code(language, list(dict(settings.languages)))
 
 
 def _described(target: Path, files: Sequence[Path], options: Options) -> dict[str, Any]:

@@ -163,7 +163,10 @@ def assert_complains(result, sentence):
             "--target must hold a model of text, got a Whisper; `specsamp transcribe` is for speech.",
         ),
         (("generate", "--prompt", "a", "--target", CHATML), "--target must be a folder or a GGUF file, got the file"),
-        (("generate", "--chat", "b"), "must hold the chat template 'default'; it holds none."),
+        (
+            ("generate", "--chat", "b"),
+            "has no chat template, as is usual for base models: it can continue a text (`--prompt`)",
+        ),
         (("dance",), "No such command 'dance'."),
         (("generate", "--prompt", "a", "--temperature", "nan"), "'--temperature': nan is not a finite number."),
         (("generate", "--prompt", "a", "--temperature", "inf"), "'--temperature': inf is not a finite number."),

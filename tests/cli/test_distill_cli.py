@@ -23,7 +23,7 @@ LLAMA, WHISPER = FIXTURES / "decoders/llama", FIXTURES / "whisper/multilingual"
         (["--from-layers", "0", "--ratio", "0.5"], "--from-layers must be left out with --hidden-size or --ratio"),
         (["--from-layers", "0,x"], "'0,x' must be layers such as 0,5."),
         (["--target", WHISPER, "--hidden-size", "8"], "--hidden-size must be left out for a Whisper"),
-        (["--target", WHISPER], "The data must hold files ending in .wav"),
+        (["--target", WHISPER], "The data must hold files ending in .wav, .flac, .ogg, .oga, .opus or .mp3;"),
         (["--held-out", "0"], "held_out must be above 0 and below 1, got 0.0."),
         (["--layers", "9"], "layers must be from 1 to 2, the target's number; got 9."),
     ],
@@ -34,6 +34,21 @@ def test_a_wrong_option_gets_one_sentence(run, tmp_path, options, sentence):
     assert (status, text) == (2, "")
     assert sentence in told
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("language", "sentence"),
+    [
+        ("klingon", "language must be one of "),
+        ("English", "a.wav must be WAV, FLAC, Ogg or MP3, but soundfile cannot read it: Format not recognised."),
+    ],
+)
+def test_a_language_is_understood_before_sounds_are_read(run, tmp_path, language, sentence):
+    pytest.importorskip("soundfile")
+    (tmp_path / "a.wav").write_bytes(b"no sound")
+    options = ["--target", WHISPER, "--out", tmp_path / "out", "--language", language]
+    status, _, told = run("distill", tmp_path, *options)
+    assert (status, sentence in told) == (2, True)
 
 
 def test_a_drafter_learns_and_loads(run, tmp_path):

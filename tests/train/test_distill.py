@@ -15,6 +15,7 @@ from specsamp_jax import train
 from specsamp_jax.models import Gemma2, Gemma2Config, Llama, LlamaConfig, save_checkpoint
 from specsamp_jax.models.whisper.checkpoint import encoder_difference
 from specsamp_jax.speech import load_speech
+from specsamp_jax.speech.sound_files import SUFFIXES
 from specsamp_jax.train import data, drafters
 from specsamp_jax.train.drafters import spread_layers
 
@@ -61,6 +62,18 @@ def test_a_drafter_of_a_whisper_shares_all_but_its_layers(sounds, tmp_path):
     assert not np.array_equal(
         draft.module.decoder.blocks[0].mlp.up.kernel, target.module.decoder.blocks[1].mlp.up.kernel
     )
+
+
+def test_sounds_of_other_formats_are_data(sounds):
+    soundfile = pytest.importorskip("soundfile")
+    for file in sounds.glob("*.wav"):
+        soundfile.write(file.with_suffix(".flac"), *soundfile.read(file, dtype="int16"))
+    files = data.find_files([sounds], SUFFIXES)
+    assert [file.suffix for file in files] == 6 * [".flac", ".wav"]
+    windows = list(data.read_windows(files, load_speech(WHISPER).module.config, held_out=0.4))
+    for flac, wav in zip(windows[::2], windows[1::2], strict=True):
+        np.testing.assert_array_equal(flac.features, wav.features)
+        assert flac.held_out == wav.held_out
 
 
 def test_layers_keep_their_kind_of_attention():
