@@ -51,9 +51,7 @@ class Layers(click.ParamType):
 @click.option("--learning-rate", type=FiniteRange(0, min_open=True), default=3e-4, show_default=True, help="Its peak.")
 @click.option("--held-out", type=FiniteRange(0, 1), default=0.05, show_default=True, help="Fraction to measure on.")
 @click.option("--num-draft", type=click.IntRange(1, 32), default=5, show_default=True, help="Drafts, for the report.")
-@click.option(
-    "--language", default="en", show_default=True, help="A code or name of the language spoken. Whisper only."
-)
+@click.option("--language", default="en", show_default=True, help="Code or name of what is spoken. Whisper only.")
 @click.option("--dtype", type=click.Choice(_DTYPES), default=_DTYPES[0], show_default=True, help="Of the computation.")
 @seed_option
 @cache_option
@@ -81,7 +79,8 @@ def distill_command(
     """Train a drafter for your target on your data: texts, or sounds for a Whisper.
 
     DATA are text files (or folders with .txt and .md files) for a decoder, and sound files (or folders) for a Whisper,
-    as `specsamp transcribe` reads them; no transcripts are needed, because the target's own are used. `--draft OUT` of the other commands loads the result.
+    as `specsamp transcribe` reads them; no transcripts are needed, because the target's own are used. `--draft OUT` of
+    the other commands loads the result.
     """
     target = find_option("--target", target)
     check_folder(target, "--target")  # a GGUF file has no files to copy for the drafter

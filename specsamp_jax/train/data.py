@@ -64,9 +64,8 @@ def find_files(sources: Sequence[Path], suffixes: tuple[str, ...]) -> list[Path]
         else:
             raise ValueError(f"The data must be files or folders, but there is no {source}.")
     if not files:
-        raise ValueError(
-            f"The data must hold files ending in {', '.join(suffixes[:-1])} or {suffixes[-1]}; {_listed(sources)} have none."
-        )
+        names = f"{', '.join(suffixes[:-1])} or {suffixes[-1]}"
+        raise ValueError(f"The data must hold files ending in {names}; {_listed(sources)} have none.")
     return files
 
 

@@ -293,7 +293,7 @@ def _train(
 
 
 def _code(target: Path, language: str) -> str:
-    """The code of a language; raises ValueError if the Whisper in a folder does not have it, before weights are read."""
+    """The code of a language; raises ValueError if the Whisper in a folder does not have it. No weights are read."""
     settings = load_settings(target, WhisperConfig.from_dict(read_json(target / "config.json")))
     return language_code(language, list(dict(settings.languages)))
 

@@ -1,11 +1,14 @@
 """Products of a single row of 16 bits, which a CPU multiplies without a copy of the matrix."""
 
+import os
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 
+from specsamp_jax.models import layers
 from specsamp_jax.models.layers import Vocabulary, linear
 
 WIDTH, SIZE = 256, 1024
@@ -33,3 +36,33 @@ def test_a_row_is_multiplied_without_a_float32_copy_of_the_matrix(layer):
     assert got.shape == (1, 1, SIZE)
     assert got.dtype == pair.dtype
     np.testing.assert_allclose(got.astype(jnp.float32), pair.astype(jnp.float32), rtol=1e-2, atol=1e-2)
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="other backends multiply a row as it is")
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+@pytest.mark.parametrize("num_features", [1024, 1025])
+def test_a_row_and_a_large_matrix_are_multiplied_in_float32(monkeypatch, dtype, num_features):
+    monkeypatch.setattr(layers, "_MOST_CORES", os.cpu_count())
+    rng = np.random.default_rng(0)
+    x, matrix = (jnp.asarray(rng.normal(size=shape), dtype) for shape in ((1, 1, num_features), (num_features, 4099)))
+
+    def product(x, matrix):
+        return layers.product(x, matrix, (((2,), (0,)), ((), ())), preferred_element_type=jnp.float32)
+
+    compiled = jax.jit(product).lower(x, matrix).compile()
+    # A number of features that blocks do not divide is left to XLA's product.
+    in_blocks = num_features == 1024
+    assert (" while(" in compiled.as_text()) == in_blocks
+    assert not in_blocks or compiled.memory_analysis().temp_size_in_bytes < matrix.nbytes / 8
+    exact = np.asarray(x, np.float64)[0, 0] @ np.asarray(matrix, np.float64)
+    sizes = np.abs(np.asarray(x, np.float64))[0, 0] @ np.abs(np.asarray(matrix, np.float64))
+    got = compiled(x, matrix)
+    assert (got.shape, got.dtype) == ((1, 1, 4099), jnp.float32)
+    assert (np.abs(got[0, 0] - exact) <= 1e-6 * sizes).all()
+
+
+def test_a_row_is_multiplied_by_all_of_many_cores(monkeypatch):
+    monkeypatch.setattr(layers, "_MOST_CORES", 0)
+    x, matrix = jnp.ones((1, 1024), jnp.bfloat16), jnp.ones((1024, 4096), jnp.bfloat16)
+    text = jax.jit(lambda x, w: layers.product(x, w, (((1,), (0,)), ((), ())))).lower(x, matrix).as_text()
+    assert "while" not in text
