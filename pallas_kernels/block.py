@@ -163,6 +163,9 @@ def emit_tokens(read, inputs, decide_fn, stats_fn, batch_size, num_rows, vocab_s
 
         sequence = rows.sequence_view(inputs, vocab_size)
         emission = emit.make_emission(sequence, out, sums, scratch.sums, groups, config.blocks, meet)
+        if config.prefetches and inputs.log_normalizers is not None:
+            # Each row has blocks of its own.
+            emit.prefetch_draft(emission, [sequence.draft_row(lax.axis_index("part"))])
         trial = _begin(emission, inputs, read, scratch, decide_fn, stats_fn)
         emission, search, part = trial.emission, trial.search, lax.axis_index("part")
         end_needs_sums = last_token.needs_tile_sums(emission, trial.stop_at(search.end), trial.stats)

@@ -143,14 +143,15 @@ def sums_rows_at_once(batch_size: int, num_rows: int) -> bool:
 def block_config(batch_size: int, num_rows: int, vocab_size: int) -> Config:
     """Blocks of the block rule: of each row as many as run concurrently, or `BLOCK_RULE_BLOCKS` for all rows."""
     if sums_rows_at_once(batch_size, num_rows):
-        return dataclasses.replace(token_config(batch_size * num_rows, vocab_size), row_parts=num_rows)
+        config = token_config(batch_size * num_rows, vocab_size)
+        return dataclasses.replace(config, row_parts=num_rows, prefetches=batch_size <= PREFETCHED_BATCH)
     blocks = max(EMITTING_BLOCKS * num_multiprocessors() // max(batch_size, 1), BLOCK_RULE_BLOCKS)
     return Config(max(1, min(num_tiles(vocab_size) // 2, blocks)))
 
 
 def filtered_block_config(batch_size: int, num_rows: int, vocab_size: int) -> Config:
     """Blocks of the block rule with top-k, top-p or min-p."""
-    config = block_config(batch_size, num_rows, vocab_size)
+    config = dataclasses.replace(block_config(batch_size, num_rows, vocab_size), prefetches=False)
     return config if config.row_parts > 1 else dataclasses.replace(config, max_tiles=MAX_FILTERED_TILES)
 
 

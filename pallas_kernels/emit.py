@@ -3,7 +3,7 @@
 This is bound by latency, so a block issues the loads of as many tiles as its registers hold, and sums them together.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import jax
@@ -139,8 +139,8 @@ def read_group(emission: Emission, sources: Sources, group: Any) -> list[tuple[t
     return [rows.load_tiles(sources, first + j) for j in range(size)]
 
 
-def prefetch_draft(emission: Emission):
-    """Starts to load this block's first group of tiles of each of the draft's rows into the L2.
+def prefetch_draft(emission: Emission, numbers: Iterable[Any]):
+    """Starts to load this block's first group of tiles of some of the draft's rows into the L2.
 
     Rows that do not begin at a vector are left out, because the copy takes multiples of 16 bytes.
     """
@@ -156,7 +156,7 @@ def prefetch_draft(emission: Emission):
 
     @pl.when(low < high)
     def _():
-        for row in range(draft.num_rows):
+        for row in numbers:
             # In vectors first, which shows the compiler that the address is a multiple of one.
             start = rows.flat_row(draft, row) * (draft.vocab_size // vec) + low // vec
             sync.prefetch(draft.logits, start * vec, high - low)

@@ -210,7 +210,7 @@ def emit_after(
         sequence = rows.sequence_view(inputs, vocab_size)
         emission = emit.make_emission(sequence, out, sums, scratch, groups, config.blocks, meet)
         if config.prefetches and inputs.log_normalizers is not None:
-            emit.prefetch_draft(emission)
+            emit.prefetch_draft(emission, range(num_draft))
         sync.wait_for_previous_launch()
         sequence, values, accepted = decide_fn(inputs, read)
         uniforms = reading.load_uniforms(emission.uniforms, read, sequence)
