@@ -85,15 +85,15 @@ def verify_filtered_block(
 
 
 class _Scratch(NamedTuple):
-    """Shared memory of a block. `meeting` serves the synchronisation of the blocks."""
+    """Shared memory of a block. `choice` serves `scan.choose`, `meeting` the synchronisation of the blocks."""
 
     tables: token_rule.Tables
     joint: block_rule.Joint
-    sums: Any
+    choice: Any
     meeting: Any
 
 
-def _scratch(num_rows: int, groups: sizes.Groups, meeting: Any) -> tuple[_Scratch]:
+def _scratch(num_rows: int, meeting: Any) -> tuple[_Scratch]:
     """Types of the shared memory."""
     tables, joint = token_rule.tables_scratch(num_rows), block_rule.joint_scratch(num_rows)
     return (_Scratch(tables, joint, scan.choose_scratch(), meeting),)
@@ -162,10 +162,10 @@ def emit_tokens(read, inputs, decide_fn, stats_fn, batch_size, num_rows, vocab_s
             return is_last
 
         sequence = rows.sequence_view(inputs, vocab_size)
-        emission = emit.make_emission(sequence, out, sums, scratch.sums, groups, config.blocks, meet)
+        emission = emit.make_emission(sequence, out, sums, scratch.choice, groups, config.blocks, meet)
         if config.prefetches and inputs.log_normalizers is not None:
-            # Each row has blocks of its own.
-            emit.prefetch_draft(emission, [sequence.draft_row(lax.axis_index("part"))])
+            part = lax.axis_index("part")  # the row that these blocks sum
+            pl.when(part < num_rows - 1)(lambda: emit.prefetch_draft(emission, [part]))
         trial = _begin(emission, inputs, read, scratch, decide_fn, stats_fn)
         emission, search, part = trial.emission, trial.search, lax.axis_index("part")
         end_needs_sums = last_token.needs_tile_sums(emission, trial.stop_at(search.end), trial.stats)
@@ -202,7 +202,7 @@ def emit_tokens(read, inputs, decide_fn, stats_fn, batch_size, num_rows, vocab_s
     out, _ = plgpu.kernel(
         block_emit_tokens,
         out_type=emit.output_types(batch_size, num_rows - 1, groups.num_slots, num_rows),
-        scratch_types=_scratch(num_rows, groups, sync.int32_scratch()),
+        scratch_types=_scratch(num_rows, sync.int32_scratch()),
         grid=(batch_size, config.row_parts, config.blocks),
         grid_names=("sequence", "part", "block"),
         compiler_params=emit.COMPILER_PARAMS,

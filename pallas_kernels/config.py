@@ -82,7 +82,8 @@ class Config:
         whose tiles take twice the registers.
       max_unrolled: Maximum chunks of a row whose sums are combined in an unrolled loop.
       row_parts: Block rule: K + 1 if each row has `blocks` of its own, 1 if they sum one row after the other.
-      prefetches: Whether the draft's rows are loaded into the L2 while the target's are read.
+      prefetches: Whether the draft's rows are loaded into the L2 while the target's are read, if its normalizers are
+        given: else they are read too.
     """
 
     blocks: int

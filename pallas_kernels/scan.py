@@ -17,7 +17,7 @@ WARPS = THREADS // WARP
 """Warps of a block."""
 
 MAX_LOADS = 16
-"""Most loads per thread of the weights that `choose` takes: 2,048 with one weight per load."""
+"""Most loads per thread of the weights that `choose` takes: sums of 2,048 tiles; the largest vocabulary has 1,954."""
 
 LEAST_WEIGHT = 2.0**-80
 """Weight of a tile or chunk, relative to the largest logit of its row, that counts as 0: no uniform but 0 reaches it,
@@ -97,7 +97,7 @@ def choose(scratch: Any, weights: jax.Array, uniform: jax.Array, layout: Any) ->
 
     Every thread adds the weights that it holds of a load, a warp adds those of its threads by shuffles, and the warps
     exchange their sums in shared memory. With a second exchange, of the best index of each warp, a choice takes two
-    barriers; running sums in shared memory would take one or two per round.
+    barriers.
 
     Args:
       scratch: Shared memory, from `choose_scratch`.
@@ -125,21 +125,25 @@ def choose(scratch: Any, weights: jax.Array, uniform: jax.Array, layout: Any) ->
         thread = mosaic.thread_idx()
         warp, lane = arith.shrui(thread, const(5)), arith.andi(thread, const(WARP - 1))
 
-        def place(load, of_warp):
+        def slot_address(load, of_warp):
             return arith.addi(arith.addi(address, const(4 * WARPS * load)), arith.muli(of_warp, const(4)))
 
         zero = arith.constant(f32, ir.FloatAttr.get(f32, 0.0))
         loads = [_elements(register) for register in weights.registers.flat]
+        if len(loads) > MAX_LOADS:
+            raise ValueError(f"a thread may hold at most {MAX_LOADS} loads of the weights; it holds {len(loads)}")
         # The running sums of each load in a thread, and over the threads before it in its warp.
         running = [_running_sums(load) for load in loads]
         inclusive = [ptx(_WARP_SUM, sums[-1], result=f32) for sums in running]
         before = [ptx(_PREVIOUS_LANE, sums, result=f32) for sums in inclusive]
         for i, sums in enumerate(inclusive):
-            ptx("{ .reg .pred p; setp.eq.u32 p, $0, 31; @p st.shared.f32 [$1], $2; }", lane, place(i, warp), sums)
+            ptx(
+                "{ .reg .pred p; setp.eq.u32 p, $0, 31; @p st.shared.f32 [$1], $2; }", lane, slot_address(i, warp), sums
+            )
         mosaic.warpgroup_barrier()
         total = zero
         for i in range(len(loads)):
-            of_warps = [ptx("ld.shared.f32 $0, [$1];", place(i, const(j)), result=f32) for j in range(WARPS)]
+            of_warps = [ptx("ld.shared.f32 $0, [$1];", slot_address(i, const(j)), result=f32) for j in range(WARPS)]
             start = total
             for j, of_warp in enumerate(of_warps):
                 lower = arith.cmpi(arith.CmpIPredicate.ult, const(j), warp)
@@ -158,10 +162,15 @@ def choose(scratch: Any, weights: jax.Array, uniform: jax.Array, layout: Any) ->
                 positive = arith.cmpf(arith.CmpFPredicate.OGT, weight, zero)
                 best = arith.maxsi(best, arith.select(positive, rank, const(-1)))
         best = ptx("redux.sync.max.s32 $0, $1, 0xffffffff;", best, result=i32)
-        ptx("{ .reg .pred p; setp.eq.u32 p, $0, 0; @p st.shared.s32 [$1], $2; }", lane, place(MAX_LOADS, warp), best)
+        ptx(
+            "{ .reg .pred p; setp.eq.u32 p, $0, 0; @p st.shared.s32 [$1], $2; }",
+            lane,
+            slot_address(MAX_LOADS, warp),
+            best,
+        )
         mosaic.warpgroup_barrier()
         for j in range(WARPS):
-            best = arith.maxsi(best, ptx("ld.shared.s32 $0, [$1];", place(MAX_LOADS, const(j)), result=i32))
+            best = arith.maxsi(best, ptx("ld.shared.s32 $0, [$1];", slot_address(MAX_LOADS, const(j)), result=i32))
         is_beyond = arith.cmpi(arith.CmpIPredicate.sge, best, const(n))
         number = arith.select(is_beyond, arith.subi(const(2 * n), best), best)
         return FragmentedArray.splat(number, (), is_signed=True), FragmentedArray.splat(total, ())

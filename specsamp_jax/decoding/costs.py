@@ -143,8 +143,8 @@ def _acceptance(counts: list[tuple[int, Stats]], longest: int) -> tuple[float, .
     reached, accepted = np.zeros(longest), np.zeros(longest)
     for length, stats in counts:
         if length:
-            # A step of a row emits a token more than it accepts.
-            num_steps = max(stats.num_emitted.sum() - stats.num_accepted.sum(), stats.num_accepted[0])
+            # A step of a row emits a token more than it accepts, unless a limit cuts it short. Not all steps propose.
+            num_steps = max(stats.num_emitted.sum() - stats.num_accepted.sum(), stats.num_drafted[0])
             reached[:length] += [num_steps, *stats.num_accepted[: length - 1]]
             accepted += stats.num_accepted
     return tuple(((accepted + 0.25) / (reached + 0.5)).clip(0, 1).tolist())

@@ -64,7 +64,8 @@ def num_steps_of_slowest(
     """
     if tried.shape[0] == 1:
         return remaining.astype(jnp.float32) / num_tokens(rates, lengths)
-    own = (accepted + _SHARED_WEIGHT * rates) / (tried + _SHARED_WEIGHT)
+    # Rounding must not make it more than 1, of whose variance the root is taken.
+    own = jnp.minimum((accepted + _SHARED_WEIGHT * rates) / (tried + _SHARED_WEIGHT), 1)
     per_step, variance = _moments(own, lengths)
     mean = remaining.astype(jnp.float32) / per_step
     # Rows differ by as much as `_SHARED_WEIGHT` observations do by chance, alike at all positions of a row.

@@ -33,8 +33,8 @@ class GoodputNumDraft:
     propose count as rejected. It starts from `prior`, then from that of all rows. The time to the end is the expected
     number of steps of the slowest row times the cost of a step. The length of the least time follows, if it takes less
     than the present one by `hysteresis`. A choice that keeps the length doubles the number of steps to the next, up to
-    eight times `steps_per_choice`; one that changes it starts again. There is none where
-    no other length could be better even if all drafts were accepted.
+    eight times `steps_per_choice`; one that changes it starts again. Where no other length could be better even if all
+    drafts were accepted, as in a measurement, only a probe is followed by a choice.
 
     Acceptance beyond the present length is not observed, so the next longer length is tried from time to time. The
     wait is the expected loss of such a probe over `probe_share` of a step's cost, between 8 and 4,096 steps. It
@@ -58,7 +58,7 @@ class GoodputNumDraft:
       prior: Acceptance before there are observations. One number per position, such as `measure_goodput` finds, counts
         as 50 observations by each row. One number for all counts as 2 of the first position; the estimate of a
         position is then the prior of the next.
-      steps_per_choice: Fewest steps with drafts between two choices: on a GPU a choice is some 20 small kernels.
+      steps_per_choice: Fewest steps with drafts between two choices: on a GPU a choice is 20 to 40 small kernels.
 
     Example:
       >>> rule = GoodputNumDraft(costs=(1.0, 1.2, 1.4), lengths=(0, 1, 2))
@@ -199,7 +199,9 @@ def settle(rule: GoodputNumDraft, state: GoodputState, rows: Rows) -> tuple[Int[
 def _with_observations(rule: GoodputNumDraft, state: GoodputState) -> GoodputState:
     """The state with the counts since the last choice among its observations."""
     tried = jnp.concatenate([num_steps(state)[:, None], state.num_accepted[:, :-1]], axis=1)
-    tried = jnp.where(jnp.arange(tried.shape[1]) < next_length(rule.lengths, state), tried, 0).astype(jnp.float32)
+    tried = jnp.where(jnp.arange(tried.shape[1]) < next_length(rule.lengths, state), tried, 0)
+    # A step that a limit cut short is not counted as a step, but its accepted drafts are.
+    tried = jnp.maximum(tried, state.num_accepted).astype(jnp.float32)
     keep = jnp.float32(1 - 1 / rule.memory) ** tried
     return state._replace(
         tried=state.tried * keep + tried,

@@ -63,11 +63,12 @@ def output_shapes(model: Model, shape: tuple[int, int], max_length: int) -> tupl
         return _traced_shapes(model, shape, max_length)
     params = tuple((leaf.shape, leaf.dtype) for leaf in leaves)
     key = structure, params, shape, max_length, jax.config.jax_enable_x64
-    if key not in _SHAPES:
+    shapes = _SHAPES.get(key)
+    if shapes is None:
         if len(_SHAPES) >= _MOST_SHAPES:
             _SHAPES.clear()
-        _SHAPES[key] = _traced_shapes(model, shape, max_length)
-    return _SHAPES[key]
+        shapes = _SHAPES[key] = _traced_shapes(model, shape, max_length)
+    return shapes
 
 
 _SHAPES: dict[Any, tuple[Any, Any]] = {}

@@ -11,7 +11,7 @@ from specsamp_jax.decoding.state import StepInfo
 
 
 class Counts(NamedTuple):
-    """Counts of a decoding loop by row; `Stats` has their sums over rows. K is the longest draft length.
+    """Counts of a decoding loop by row; in `Stats` those by position are sums over rows. K is the longest draft length.
 
     A loop that carries them needs nothing else to tell a rule for the draft length what was accepted.
 

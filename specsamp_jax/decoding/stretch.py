@@ -125,6 +125,6 @@ def _stretch(
 def _since_choice(state: DecodeState, before: Counts, after: Counts) -> tuple[Array, Array]:
     """Tokens and accepted drafts of each row since the last choice of `GoodputNumDraft`, after a stretch."""
     rule = state.num_draft_state
-    # In this order no array of before the stretch outlives it.
+    # In this order XLA need not keep the counts of before the stretch.
     num_emitted, num_accepted = before.num_emitted - rule.num_emitted, before.num_accepted - rule.num_accepted
     return after.num_emitted - num_emitted, after.num_accepted - num_accepted

@@ -11,10 +11,15 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
-_BLOCK = 8  # rows of a matrix that are read at once; 4 and 12 are about as fast, and 16 a quarter
-_LARGE = 1 << 22  # elements from which on `_row_product` pays for its operations, which take memory in a program
+_BLOCK = 8  # rows of a matrix that are read at once; 4 and 12 are about as fast, 16 is a quarter as fast
+_LARGE = 1 << 22  # elements of the smallest matrix that `_row_product` reads: its loop makes a program larger
 # XLA spreads a product over all cores, but a loop with few columns over none. Two cores were measured.
 _MOST_CORES = 4
+
+
+def _num_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def linear(in_features: int, out_features: int, *, bias: bool = False, stddev: float, **kwargs: Any) -> nnx.Linear:
@@ -37,7 +42,8 @@ def product(lhs: Array, rhs: Float[Array, "F N"], dimension_numbers: Any, **opti
     """Returns `lax.dot_general` of rows and a matrix; on a CPU faster for a single row of 16 bits.
 
     For such a row XLA's CPU backend converts the whole matrix to float32 first, which takes ten times as long as the
-    product of two rows. There a large matrix is read by `_row_product`; by a smaller one the row is multiplied twice.
+    product of two rows. There, with at most four cores, a large matrix whose F is a multiple of 8 is read by
+    `_row_product`; by others the row is multiplied twice.
     """
     dot = functools.partial(jax.lax.dot_general, dimension_numbers=dimension_numbers, **options)
     if lhs.dtype.itemsize > 2 or math.prod(lhs.shape[:-1]) != 1:
@@ -50,7 +56,7 @@ def product(lhs: Array, rhs: Float[Array, "F N"], dimension_numbers: Any, **opti
         dtype = jax.eval_shape(dot, lhs, rhs).dtype
         return _row_product(lhs.reshape(-1), rhs).astype(dtype).reshape(*lhs.shape[:-1], -1)
 
-    in_blocks = rhs.size >= _LARGE and rhs.shape[0] % _BLOCK == 0 and (os.cpu_count() or 1) <= _MOST_CORES
+    in_blocks = rhs.size >= _LARGE and rhs.shape[0] % _BLOCK == 0 and _num_cores() <= _MOST_CORES
     return jax.lax.platform_dependent(lhs, rhs, cpu=row if in_blocks else two_rows, default=dot)
 
 
@@ -58,7 +64,7 @@ def _row_product(x: Float[Array, "F"], matrix: Float[Array, "F N"]) -> Float[Arr
     """Returns `x @ matrix`, with sums in float32 in the order of the features.
 
     A few rows of the matrix at a time are converted, multiplied and added in registers, in one pass over the sums.
-    XLA's CPU backend makes one vectorised loop of it, which reads bfloat16 two to three times as fast as its products.
+    XLA's CPU backend makes one vectorised loop of it, which reads bfloat16 two to four times as fast as its products.
     """
 
     def add(i, sums):

@@ -77,8 +77,8 @@ class CheckpointTokenizer:
         if name not in self.chat_templates:
             if not self.chat_templates:
                 raise ValueError(
-                    f"{self.path} has no chat template, as is usual for base models: it can continue a text "
-                    "(`--prompt`), but not answer a conversation."
+                    f"{self.path} has no chat template, as is usual for base models: it can continue a text, "
+                    "but not answer a conversation."
                 )
             names = ", ".join(sorted(self.chat_templates))
             raise ValueError(f"{self.path} must hold the chat template {name!r}; it holds {names}.")

@@ -165,7 +165,7 @@ def assert_complains(result, sentence):
         (("generate", "--prompt", "a", "--target", CHATML), "--target must be a folder or a GGUF file, got the file"),
         (
             ("generate", "--chat", "b"),
-            "has no chat template, as is usual for base models: it can continue a text (`--prompt`)",
+            "has no chat template, as is usual for base models: it can continue a text",
         ),
         (("dance",), "No such command 'dance'."),
         (("generate", "--prompt", "a", "--temperature", "nan"), "'--temperature': nan is not a finite number."),

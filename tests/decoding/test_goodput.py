@@ -117,6 +117,23 @@ def test_the_measured_acceptance_is_that_of_the_steps_that_reached_a_position():
     assert costs._acceptance(counts, 2) == pytest.approx((100.25 / 200.5, 15.25 / 60.5))
 
 
+def test_a_step_that_a_limit_cuts_short_is_a_step_of_the_measured_acceptance():
+    # Ten of 50 steps were cut short: they emitted no token but their accepted drafts.
+    stats = ss.Stats(np.int32(50), np.array([40 + 45 + 38]), np.array([50, 50]), np.array([45, 38]), np.zeros(1))
+    assert costs._acceptance([(2, stats)], 2) == pytest.approx((45.25 / 50.5, 38.25 / 45.5))
+
+
+def test_a_step_that_a_limit_cuts_short_leaves_the_times_finite():
+    rule = ss.GoodputNumDraft(RULE.costs, LENGTHS, prior=(1.0, 1.0))
+    rows = goodput.Rows(jnp.array([False, True]), jnp.array([12, 12]), jnp.array([0, 50]))
+    _, state = goodput.start(rule, goodput.measured(rule), rows.lengths, jnp.array([7, 50]))
+    # The first row accepted all drafts of four steps, the last of which emitted only one token more.
+    counts = jnp.array([[4, 3], [3, 3]])
+    state = goodput._with_observations(rule, state._replace(num_emitted=jnp.array([10, 9]), num_accepted=counts))
+    assert (state.accepted <= state.tried).all()
+    assert jnp.isfinite(goodput._estimates(rule, state, rows)[1]).all()
+
+
 def num_steps_of_slowest(rates, accepted, remaining, tried=1e6):
     """The expected number of steps at `LENGTHS` of rows whose own acceptance is `accepted`."""
     own = jnp.array(accepted, jnp.float32)
