@@ -163,11 +163,12 @@ def emit_tokens(read, inputs, decide_fn, stats_fn, batch_size, num_rows, vocab_s
 
         sequence = rows.sequence_view(inputs, vocab_size)
         emission = emit.make_emission(sequence, out, sums, scratch.choice, groups, config.blocks, meet)
-        if config.prefetches and inputs.log_normalizers is not None:
-            part = lax.axis_index("part")  # the row that these blocks sum
+        part = lax.axis_index("part")
+        if config.prefetches:
+            # In small batches `part` is the row that these blocks sum.
             pl.when(part < num_rows - 1)(lambda: emit.prefetch_draft(emission, [part]))
         trial = _begin(emission, inputs, read, scratch, decide_fn, stats_fn)
-        emission, search, part = trial.emission, trial.search, lax.axis_index("part")
+        emission, search = trial.emission, trial.search
         end_needs_sums = last_token.needs_tile_sums(emission, trial.stop_at(search.end), trial.stats)
         greedy = emission.sequence.target.filter.greedy
         decided = search.first == search.end

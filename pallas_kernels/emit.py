@@ -142,10 +142,11 @@ def read_group(emission: Emission, sources: Sources, group: Any) -> list[tuple[t
 def prefetch_draft(emission: Emission, numbers: Iterable[Any]):
     """Starts to load this block's first group of tiles of some of the draft's rows into the L2.
 
-    Rows that do not begin at a vector are left out, because the copy takes multiples of 16 bytes.
+    Does nothing without `log_normalizers`, because the launch before then reads these rows. Rows that do not begin at a
+    vector are left out too, because the copy takes multiples of 16 bytes.
     """
     draft, groups = emission.sequence.draft, emission.groups
-    if draft is None:
+    if draft is None or emission.sequence.inputs.log_normalizers is None:
         return
     vec = config.vector_size(draft.logits.dtype)
     if config.row_vector_size(draft.logits.dtype, draft.vocab_size) != vec:

@@ -209,7 +209,7 @@ def emit_after(
 
         sequence = rows.sequence_view(inputs, vocab_size)
         emission = emit.make_emission(sequence, out, sums, scratch, groups, config.blocks, meet)
-        if config.prefetches and inputs.log_normalizers is not None:
+        if config.prefetches:
             emit.prefetch_draft(emission, range(num_draft))
         sync.wait_for_previous_launch()
         sequence, values, accepted = decide_fn(inputs, read)

@@ -10,6 +10,7 @@ from specsamp_jax.decoding import goodput, goodput_state
 from specsamp_jax.decoding.goodput import GoodputNumDraft, Measured
 from specsamp_jax.decoding.goodput_state import GoodputState, Rows
 from specsamp_jax.decoding.state import DecodeState, StepInfo
+from specsamp_jax.decoding.stats import by_position
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +98,7 @@ def with_step(num_draft: NumDraft, state: DecodeState, info: StepInfo) -> Decode
     if not isinstance(num_draft, GoodputNumDraft):
         return state
     rule = state.num_draft_state
-    accepted = (jnp.arange(rule.num_accepted.shape[1]) < info.num_accepted[:, None]).astype(jnp.int32)
+    accepted = by_position(info.num_accepted, rule.num_accepted.shape[1])
     return with_counts(state, rule.num_emitted + info.num_tokens, rule.num_accepted + accepted)
 
 

@@ -36,14 +36,19 @@ class Counts(NamedTuple):
         return cls(*(jnp.zeros(shape, jnp.int32) for shape in ((), batch_size, by_position, by_position, batch_size)))
 
 
+def by_position(num_drafts: Int[Array, "B"], longest: int) -> Int[Array, "B K"]:
+    """1 at the positions of each row's first `num_drafts` drafts, 0 after them."""
+    return (jnp.arange(longest) < num_drafts[:, None]).astype(jnp.int32)
+
+
 def after_step(counts: Counts, info: StepInfo) -> Counts:
     """Returns the counts with those of one more step."""
-    position = jnp.arange(counts.num_drafted.shape[1])
+    longest = counts.num_drafted.shape[1]
     return Counts(
         counts.num_steps + 1,
         counts.num_emitted + info.num_tokens,
-        counts.num_drafted + (position < info.num_drafted[:, None]).astype(jnp.int32),
-        counts.num_accepted + (position < info.num_accepted[:, None]).astype(jnp.int32),
+        counts.num_drafted + by_position(info.num_drafted, longest),
+        counts.num_accepted + by_position(info.num_accepted, longest),
         counts.status | info.status,
     )
 
