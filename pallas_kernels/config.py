@@ -29,7 +29,7 @@ MAX_LOADS = 8
 
 MAX_TILES = 8
 """Tiles of the emitting row that a block reads at once, for 2-byte elements in 16-byte loads: the fastest of 6, 8 and
-10 at V 151,936, at B 64, K 4 (49.9 us; 50.7 and 50.2) and with early exit at B 256, K 8 (212; 215 and 217)."""
+10 at V 151,936, B 64, K 4 (49.9 us; 50.7 and 50.2)."""
 
 MAX_FILTERED_TILES = 5
 """`MAX_TILES` of rows with a cutoff, which take more registers: with 8, 168 instead of 112, so that three of the four
@@ -57,6 +57,11 @@ PREFETCHED_BATCH = 1
 """Largest batch of which all rows of the draft are loaded into the L2 ahead, though one per sequence will be read: at
 V 151,936, bfloat16, K 4 on an H200 7.5 us for 8.0 at B 1, but 13.6 for 13.0 at B 8."""
 
+FEWEST_BLOCKS = 8
+"""Minimum blocks that emit a sequence's token. In large batches they are more than run concurrently, but those of
+sequences that accepted all drafts end at once. With 2, 4, 8 and 16 on an H200, V 151,936, bfloat16, two launches took
+73, 63, 62 and 65 us at B 256, K 1, and 136, 134, 132 and 136 at K 4."""
+
 FEWEST_AT_ONCE = 8
 """Minimum blocks of each row if the block rule sums the tiles of several rows at once."""
 
@@ -64,8 +69,8 @@ BLOCK_RULE_BLOCKS = 19
 """Minimum blocks of a sequence in the block rule if they sum one row after the other: two groups of tiles of a row
 each. They are more than run concurrently, because half of the sequences need no sum and their blocks end at once."""
 
-EARLY_EXIT_CLUSTER = 8
-"""Maximum blocks per cluster with early exit: no larger cluster was the fastest in any measured case."""
+EARLY_EXIT_BLOCKS = 6000
+"""Minimum number of blocks that read rows with drafts if rows after a rejection are skipped."""
 
 MAX_UNROLLED = 64
 """Maximum chunks of a row whose sums are combined in an unrolled loop; the compiler fails on hundreds."""
@@ -101,32 +106,21 @@ def num_multiprocessors() -> int:
     return jax.devices()[0].core_count
 
 
-def exits_early(batch_size: int, num_draft: int, vocab_size: int, reads_draft: bool) -> bool:
-    """Whether the token rule is faster if each sequence reads no row after its first rejection.
+def exits_early(batch_size: int, num_draft: int, vocab_size: int, dtypes: list[DTypeLike]) -> bool:
+    """Whether the token rule is faster if it skips rows after a rejection, which takes a third launch.
 
-    It is if the sequences fill the GPU. At V 151,936, bfloat16, early exit took 73 us (two launches: 88) at
-    B 256, K 1; 140 (173) at K 4; 212 (282) at K 8; 70 (77) at B 64, K 8; 83 (93) at B 96, K 6; but 53 (50) at B 64,
-    K 4. It saves less if the draft's rows are read too: 193 (168) at B 256, K 2; 285 (273) at K 4 (float32: 441 for
-    550) and 429 (483) at K 8.
+    `dtypes` are those of the rows that are read: the target's, and the draft's without normalizers. On an H200,
+    V 151,936, bfloat16, microseconds with early exit and in two launches: 49.9 and 60.4 at B 64, K 8 (9,728 blocks read
+    rows with drafts); 64.8 and 71.7 at B 128, K 4; 161 and 217 at B 256, K 8; 55 and 58 at B 64, K 4 with the draft's
+    rows read, but 39.8 and 39.3 without (4,864 blocks); 64.5 and 61.7 at B 256, K 1.
     """
-    if batch_size >= num_multiprocessors() and num_draft >= (4 if reads_draft else 1):
-        return True
-    # Smaller batches gain where rows are long enough to be read by several blocks.
-    blocks = early_exit_config(batch_size, vocab_size).blocks
-    chunks_each = -(-num_tiles(vocab_size) // (CHUNK_TILES * blocks))
-    large = batch_size >= 64 and num_draft >= 6 and batch_size * num_draft >= 512 and chunks_each >= 2
-    return large and not reads_draft
-
-
-def early_exit_config(batch_size: int, vocab_size: int) -> Config:
-    """Blocks of the token rule with early exit."""
-    blocks = EMITTING_BLOCKS * num_multiprocessors() // max(batch_size, 1)
-    return Config(_cluster(min(blocks, EARLY_EXIT_CLUSTER), vocab_size))
+    num_chunks = sum(chunks(dtype, vocab_size).count for dtype in dtypes)
+    return num_draft >= 2 and batch_size * num_draft * num_chunks >= EARLY_EXIT_BLOCKS
 
 
 def token_config(batch_size: int, vocab_size: int) -> Config:
-    """Blocks of the token rule in two launches: as many as run concurrently, each with at least two tiles."""
-    blocks = EMITTING_BLOCKS * num_multiprocessors() // max(batch_size, 1)
+    """Blocks of the token rule: as many as run concurrently, each with at least two tiles, or `FEWEST_BLOCKS`."""
+    blocks = max(EMITTING_BLOCKS * num_multiprocessors() // max(batch_size, 1), FEWEST_BLOCKS)
     return Config(max(1, min(num_tiles(vocab_size) // 2, blocks)), prefetches=batch_size <= PREFETCHED_BATCH)
 
 

@@ -93,6 +93,39 @@ def prefetch(ref: Any, start: Any, size: Any):
     emit(ref.at[pl.ds(start, 1)], size * item_bytes)
 
 
+def load_latest(ref: Any, index: Any, scratch: Any) -> jax.Array:
+    """Loads an int32 that other blocks may change at this time. One thread does, so that all have the same value.
+
+    `scratch` is from `int32_scratch`. The value may be older than the latest; the order of other loads is not affected.
+    """
+
+    @plgpu.inline_mgpu(arg_types=(plgpu.RefType(), plgpu.RefType()))
+    def emit(context, *refs):
+        del context
+        leader = mosaic.single_thread_predicate(mosaic.ThreadSubset.WARPGROUP)
+        load = "@$2 ld.relaxed.gpu.global.u32 n, [$0]; @$2 st.shared.u32 [$1], n;"
+        addresses = [mosaic.memref_ptr(ref) for ref in refs]
+        mosaic.inline_ptx("{ .reg .u32 n; " + load + " }", *addresses, leader, has_side_effects=True)
+        mosaic.warpgroup_barrier()
+
+    emit(ref.at[pl.ds(index, 1)], scratch)
+    return scratch[0]
+
+
+def lower(ref: Any, index: Any, value: Any):
+    """Lowers an int32 in global memory to `value`, unless it is lower."""
+
+    @plgpu.inline_mgpu(arg_types=(plgpu.RefType(), plgpu.Layout.WG_SPLAT))
+    def emit(context, *arguments):
+        del context
+        ref, value = arguments
+        leader = mosaic.single_thread_predicate(mosaic.ThreadSubset.WARPGROUP)
+        lower = "@$2 red.relaxed.gpu.global.min.s32 [$0], $1;"
+        mosaic.inline_ptx(lower, mosaic.memref_ptr(ref), value.registers.item(), leader, has_side_effects=True)
+
+    emit(ref.at[pl.ds(index, 1)], value)
+
+
 def arrive(arrivals: Arrivals, sequence: Any, num_blocks: Any) -> jax.Array:
     """Counts this block and returns whether it is the sequence's last to arrive; if so, it sees the others' writes."""
 

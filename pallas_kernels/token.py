@@ -40,6 +40,7 @@ class Reading(NamedTuple):
       facts: One value of each kind per drafted token; see `reading.Facts`.
       uniforms: The uniforms of the last token; see `reading.uniforms_type`. None without drafts.
       counters: Zeros, `[B]`, for `sync.arrive`.
+      rejected: Whether the draft of each row was rejected, 0 or 1, `[B, lanes]`. None: the second launch decides.
     """
 
     target: reading.ChunkStats
@@ -48,6 +49,7 @@ class Reading(NamedTuple):
     facts: reading.Facts
     uniforms: Any
     counters: Any
+    rejected: Any = None
 
 
 def verify_token(

@@ -1,14 +1,18 @@
-"""The token rule in one launch that stops reading a sequence at its first rejection, for batches that fill the GPU.
+"""The token rule in three launches that skip rows after a rejection, for batches that fill the GPU.
 
-Launch `token_early_exit`, grid (sequence), one cluster of blocks per sequence. The blocks divide the look-ups of the
-drafted tokens. Then, row after row: they divide the row's chunks of the target, and of the draft if `log_normalizers`
-is None, and write maxima and sums to global memory; after a cluster barrier each block combines the chunks and accepts
-or rejects the draft. After an accepted draft they continue with the next row, up to the bonus row. All blocks reach the
-same decision. They divide the tiles of the row at which they stop, write their sums, and after a cluster barrier the
-last block emits the token. Block 0 writes the accepted drafts.
+Launch `token_look_up`, grid (sequence, row): one block per drafted token looks up its `Facts`. One more per sequence
+sets its counters to zero, and its stop to the number of its drafts: the last row that may be needed.
 
-Order: a row's statistics are written once, before the cluster barrier after which they are read. Tables in shared
-memory are private to each block.
+Launch `token_read_in_turn`, grid (row, sequence, chunk): first the first rows of all sequences, then the second ones. A
+block whose row is after the sequence's stop does nothing. Others read a chunk, write its maximum and its sum, and
+increment the row's counter. The last block of a row accepts or rejects its draft, and after a rejection lowers the stop
+to this row. No block waits for another: at worst it reads a row of whose predecessor the draft is then rejected.
+
+Launch `token_emit`, as in `token`; values of rows after the stop are computed from what was there, and not used.
+
+Order: each launch may start before the previous one has ended, and waits for its end before it uses its outputs: blocks
+of first rows after they have read their chunk. A row's statistics are ordered by its counter. A block that misses a
+lower stop reads more than it needs to.
 """
 
 from typing import Any, NamedTuple
@@ -21,23 +25,43 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array, Float, Int
 
 from pallas_kernels import config as sizes
-from pallas_kernels import emit, last_token, reading, rows, scan, sync, token_rule
+from pallas_kernels import emit, reading, rows, sync, tiles, token, token_rule
 from pallas_kernels.random import Draws
 from pallas_kernels.types import Filter, Verification
 
 
-class Scratch(NamedTuple):
-    """Global memory through which the blocks of a sequence communicate.
+class LookUps(NamedTuple):
+    """The outputs of the first launch.
 
     Attributes:
-      target: Statistics of the target's rows, one chunk per lane.
-      draft: Likewise of the draft's; None if they are not read.
       facts: One value of each kind per drafted token; see `reading.Facts`.
+      uniforms: The uniforms of the last token; see `reading.uniforms_type`.
+      stops: The last row of each sequence that may be needed, `[B]`; lowered by the second launch.
+      num_read: Zeros, `[B * K]`: the second launch counts the chunks of each row that have been read.
+      counters: Zeros, `[B]`, for `sync.arrive` in the last launch.
+    """
+
+    facts: reading.Facts
+    uniforms: Any
+    stops: Any
+    num_read: Any
+    counters: Any
+
+
+class Statistics(NamedTuple):
+    """The outputs of the second launch. Those of rows after a rejection may be unset.
+
+    Attributes:
+      target, draft: Statistics of the rows, one row per lane; `draft` is None if its rows are not read.
+      target_by_row, draft_by_row: Likewise, one chunk per lane.
+      rejected: Whether the draft of each row was rejected, 0 or 1, `[B, lanes]`.
     """
 
     target: reading.ChunkStats
     draft: reading.ChunkStats | None
-    facts: reading.Facts
+    target_by_row: reading.ChunkStats
+    draft_by_row: reading.ChunkStats | None
+    rejected: Any
 
 
 def verify_token(
@@ -53,104 +77,172 @@ def verify_token(
 ) -> Verification:
     """Returns the verification by the token rule, as `token.verify_token` does; K is at least 1.
 
-    `accept_prob` is 0 after the first rejection, where no row is read. `config` is chosen by
-    `config.early_exit_config` if None; it has at most 16 blocks, the maximum of a cluster.
+    `accept_prob` is 0 after the first rejection, where rows may not have been read. `config` is chosen by
+    `config.token_config` if None.
     """
     batch_size, num_rows, vocab_size = target_logits.shape
-    num_draft = num_rows - 1
     inputs = rows.make_inputs(
         target_logits, target_filter, draft_logits, draft_filter, log_normalizers, draft_tokens, draws
     )
-    config = config or sizes.early_exit_config(batch_size, vocab_size)
-    groups = sizes.groups(vocab_size, [ref.dtype for ref in inputs.logits], config)
+    config = config or sizes.token_config(batch_size, vocab_size)
+    found = _look_up(inputs, batch_size, num_rows, vocab_size)
+    stats = _read_in_turn(inputs, found, batch_size, num_rows, vocab_size)
 
-    def token_early_exit(inputs, out, sums, read, tables, scratch, barrier):
+    def decide(inputs, read):
         sequence = rows.sequence_view(inputs, vocab_size)
+        values, _ = token.decide_all(sequence, read, config.max_unrolled)
+        # Not decided again: sums of chunks in another order may round differently.
+        rejected = tiles.load_lanes(read.rejected, (sequence.number,))
+        return sequence, values, (rejected == 0) & (values.token >= 0)
 
-        def meet(is_last):
-            sync.sync_cluster(barrier)
-            return is_last
+    def write(emission, tables, stop, row):
+        def if_read(accept_prob):
+            return jnp.where(row <= stop.num_accepted, accept_prob, 0.0)
 
-        emission = emit.make_emission(sequence, out, sums, scratch, groups, config.blocks, meet)
-        row = _read_to_rejection(emission, read, tables)
-        stop = token_rule.stop_at(sequence, tables, row)
+        token_rule.write_values(emission, tables, stop, row, if_read)
 
-        def write(row):
-            # No rows are read after the first rejection.
-            def if_read(accept_prob):
-                return jnp.where(row <= stop.num_accepted, accept_prob, 0.0)
-
-            token_rule.write_values(emission, tables, stop, row, if_read)
-
-        last_token.emit_stop(emission, tables, stop, read.target, write)
-
-    def stats(logits):
-        return reading.stats_by_row(batch_size, num_rows, logits, vocab_size)
-
-    draft = stats(inputs.draft.logits) if inputs.draft is not None and reading.reads_draft(inputs) else None
-    read_type = Scratch(stats(inputs.target.logits), draft, reading.facts_types(batch_size, num_rows))
-    out, _, _ = plgpu.kernel(
-        token_early_exit,
-        out_type=(*emit.output_types(batch_size, num_draft, groups.num_slots), read_type),
-        scratch_types=(
-            token_rule.tables_scratch(num_rows),
-            scan.choose_scratch(),
-            sync.cluster_scratch(),
-        ),
-        grid=(batch_size,),
-        grid_names=("sequence",),
-        cluster=(config.blocks,),
-        cluster_names=("block",),
-        compiler_params=emit.COMPILER_PARAMS,
-    )(inputs)
+    read = token.Reading(
+        target=stats.target,
+        draft=stats.draft,
+        target_by_row=stats.target_by_row,
+        facts=found.facts,
+        uniforms=found.uniforms,
+        counters=found.counters,
+        rejected=stats.rejected,
+    )
+    shape = batch_size, num_rows, vocab_size
+    out = token.emit_after(read, inputs, decide, lambda read: read.target_by_row, *shape, config, write)
     return emit.without_padding(out)
 
 
-def _read_to_rejection(emission: emit.Emission, read: Scratch, tables: token_rule.Tables) -> jax.Array:
-    """Reads rows and accepts drafts until the first rejection; returns the index of the last row read."""
-    sequence = emission.sequence
-    emit.share(emission, sequence.num_draft, lambda row: reading.look_up(sequence, row, read.facts))
+def _look_up(inputs: rows.Inputs, batch_size: int, num_rows: int, vocab_size: int) -> LookUps:
+    """Launches `token_look_up`."""
+    num_draft = num_rows - 1
 
-    def read_draft(draft: rows.Rows, stats: reading.ChunkStats, row: Any):
-        def read_chunk(chunk):
-            reading.read_draft(draft, row, chunk, reading.write_to((stats, (sequence.number, row, chunk))))
+    def token_look_up(inputs: rows.Inputs, out: LookUps):
+        sync.start_dependent_launch()
+        sequence, row = rows.sequence_view(inputs, vocab_size), lax.axis_index("row")
+        pl.when(row < num_draft)(lambda: reading.look_up(sequence, row, out.facts))
 
-        emit.share(emission, draft.num_chunks, read_chunk)
+        @pl.when(row == num_draft)
+        def _():
+            drafted, stop = jnp.bool_(True), jnp.int32(0)
+            for i in range(num_draft):
+                drafted = drafted & (sequence.inputs.draft_tokens[sequence.number, i] >= 0)
+                stop = stop + drafted.astype(jnp.int32)
+                out.num_read[_count_index(sequence, i)] = 0
+            out.stops[sequence.number] = stop
+            out.counters[sequence.number] = 0
+            reading.write_uniforms(sequence, out.uniforms)
 
-    def step(carry):
-        row, _ = carry
-
-        def read_target(chunk):
-            write = reading.write_to((read.target, (sequence.number, row, chunk)))
-            reading.read_target(sequence.target, row, chunk, write)
-
-        emit.share(emission, sequence.target.num_chunks, read_target)
-        if sequence.draft is not None and read.draft is not None:
-            draft, stats, index = sequence.draft, read.draft, sequence.draft_row(row)
-            drafted = (row < sequence.num_draft) & (sequence.inputs.draft_tokens[sequence.number, index] >= 0)
-            pl.when(drafted)(lambda: read_draft(draft, stats, index))
-        emission.meet_fn()
-        values, accepted = _decide_row(sequence, read, row)
-        token_rule.write_tables(tables, row, values)
-        return row + 1, accepted
-
-    # Each accepted draft needs the next row; the bonus row is never accepted, so the loop ends there.
-    row, _ = lax.while_loop(lambda carry: carry[1], step, (jnp.int32(0), jnp.bool_(True)))
-    return row - 1
+    integers = jax.ShapeDtypeStruct((batch_size,), jnp.int32)
+    out_type = LookUps(
+        facts=reading.facts_types(batch_size, num_rows),
+        uniforms=reading.uniforms_type(inputs, batch_size),
+        stops=integers,
+        num_read=jax.ShapeDtypeStruct((batch_size * num_draft,), jnp.int32),
+        counters=integers,
+    )
+    (out,) = plgpu.kernel(
+        token_look_up,
+        out_type=(out_type,),
+        grid=(batch_size, num_rows),
+        grid_names=("sequence", "row"),
+        compiler_params=emit.COMPILER_PARAMS,
+    )(inputs)
+    return out
 
 
-def _decide_row(sequence: rows.Sequence, read: Scratch, row: Any) -> tuple[token_rule.Tables, jax.Array]:
-    """The tables' values of a row that was just read, and whether its draft is accepted."""
-    index = sequence.draft_row(row)
-    facts = reading.Facts(*(ref[sequence.number, index] for ref in read.facts))
-    facts = facts._replace(token=jnp.where(row < sequence.num_draft, facts.token, -1))
+def _read_in_turn(inputs: rows.Inputs, found: LookUps, batch_size: int, num_rows: int, vocab_size: int) -> Statistics:
+    """Launches `token_read_in_turn`."""
+    num_draft = num_rows - 1
+    target = inputs.target.logits
+    draft = inputs.draft.logits if inputs.draft is not None and reading.reads_draft(inputs) else None
+    num_chunks, num_draft_chunks = (
+        0 if each is None else sizes.chunks(each.dtype, vocab_size).count for each in (target, draft)
+    )
+
+    def token_read_in_turn(inputs: rows.Inputs, found: LookUps, out: Statistics, number):
+        sync.start_dependent_launch()
+        sequence = rows.sequence_view(inputs, vocab_size)
+        row, chunk = lax.axis_index("row"), lax.axis_index("chunk")
+
+        def read_target():
+            by_chunk, by_row = (sequence.number, chunk, row), (sequence.number, row, chunk)
+            reading.read_target(
+                sequence.target, row, chunk, reading.write_to((out.target, by_chunk), (out.target_by_row, by_row))
+            )
+
+        def read():
+            if sequence.draft is None or out.draft is None or out.draft_by_row is None:
+                read_target()
+                return
+            draft, draft_chunk = sequence.draft, chunk - num_chunks
+            by_chunk, by_row = (sequence.number, draft_chunk, row), (sequence.number, row, draft_chunk)
+            write = reading.write_to((out.draft, by_chunk), (out.draft_by_row, by_row))
+            pl.when(draft_chunk < 0)(read_target)
+            pl.when((draft_chunk >= 0) & (row < num_draft))(lambda: reading.read_draft(draft, row, draft_chunk, write))
+
+        def is_needed():
+            sync.wait_for_previous_launch()
+            return sync.load_latest(found.stops, sequence.number, number) >= row
+
+        def is_last():
+            sync.wait_for_previous_launch()
+            arrivals = sync.Arrivals(found.num_read, number)
+            return sync.arrive(arrivals, _count_index(sequence, row), num_chunks + num_draft_chunks)
+
+        def decide():
+            accepted = _is_accepted(sequence, out, found.facts, row)
+            out.rejected[sequence.number, row] = (~accepted).astype(jnp.int32)
+            pl.when(~accepted)(lambda: sync.lower(found.stops, sequence.number, row))
+
+        @pl.when(lax.cond(row > 0, is_needed, lambda: jnp.bool_(True)))
+        def _():
+            read()
+            # No row depends on the one after all drafts.
+            pl.when(lax.cond(row < num_draft, is_last, lambda: jnp.bool_(False)))(decide)
+
+    def stats(logits):
+        shape = batch_size, num_rows, logits, vocab_size
+        return reading.stats_by_chunk(*shape), reading.stats_by_row(*shape)
+
+    by_chunk, by_row = stats(target)
+    draft_by_chunk, draft_by_row = (None, None) if draft is None else stats(draft)
+    (out,) = plgpu.kernel(
+        token_read_in_turn,
+        out_type=(
+            Statistics(
+                target=by_chunk,
+                draft=draft_by_chunk,
+                target_by_row=by_row,
+                draft_by_row=draft_by_row,
+                rejected=jax.ShapeDtypeStruct((batch_size, sizes.row_lanes(num_rows)), jnp.int32),
+            ),
+        ),
+        scratch_types=(sync.int32_scratch(),),
+        grid=(num_rows, batch_size, num_chunks + num_draft_chunks),
+        grid_names=("row", "sequence", "chunk"),
+        compiler_params=emit.COMPILER_PARAMS,
+    )(inputs, found)
+    return out
+
+
+def _count_index(sequence: rows.Sequence, row: Any) -> Any:
+    """Index of a drafted row in `LookUps.num_read`."""
+    return sequence.number * sequence.num_draft + row
+
+
+def _is_accepted(sequence: rows.Sequence, stats: Statistics, facts: reading.Facts, row: Any) -> jax.Array:
+    """Whether the draft of a row that has been read is accepted."""
+    facts = reading.Facts(*(ref[sequence.number, row] for ref in facts))
 
     def target_mass(is_greedy):
-        return token_rule.row_mass(sequence.target, read.target, row, is_greedy)
+        return token_rule.row_mass(sequence.target, stats.target_by_row, row, is_greedy)
 
     def draft_mass():
-        if sequence.draft is None or read.draft is None:
+        if sequence.draft is None or stats.draft_by_row is None:
             return token_rule.RowMass(facts.q_offset, facts.q_log_sum)
-        return token_rule.row_mass(sequence.draft, read.draft, sequence.draft_row(row), None)
+        return token_rule.row_mass(sequence.draft, stats.draft_by_row, row, None)
 
-    return token_rule.decide(sequence, facts, target_mass, draft_mass, lambda flag: flag)
+    return token_rule.decide(sequence, facts, target_mass, draft_mass, lambda flag: flag)[1]

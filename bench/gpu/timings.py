@@ -48,8 +48,8 @@ CORES = {
 VARIANTS = {
     1: [(two_launches, 16), (two_launches, 38)],
     8: [(two_launches, 16), (two_launches, 30)],
-    64: [(two_launches, 4), (two_launches, 16), (early_exit, 4)],
-    256: [(two_launches, 2), (early_exit, 4), (early_exit, 1)],
+    64: [(two_launches, 4), (two_launches, 16), (early_exit, 8)],
+    256: [(two_launches, 2), (two_launches, 8), (early_exit, 4)],
 }
 """Other kernels and blocks per sequence, by batch size, timed at the first vocabulary with normalizers handed over."""
 

@@ -50,10 +50,12 @@ def why_not(target_logits: Float[Array, "B K1 V"], draft: Draft) -> str | None:
 
 
 def choose_token_kernel(target_logits: Float[Array, "B K1 V"], draft: Draft) -> Callable[..., Verification]:
-    """Chooses the kernel of the token rule for these arrays: in two launches, or in one launch with early exit."""
+    """Chooses the kernel of the token rule for these arrays: in two launches, or in three with early exit."""
     batch_size, num_rows, vocab_size = target_logits.shape
-    reads_draft = draft.logits is not None and draft.log_normalizers is None
-    early = sizes.exits_early(batch_size, num_rows - 1, max(vocab_size, TILE), reads_draft)
+    read = (
+        [target_logits] if draft.logits is None or draft.log_normalizers is not None else [target_logits, draft.logits]
+    )
+    early = sizes.exits_early(batch_size, num_rows - 1, max(vocab_size, TILE), [each.dtype for each in read])
     return token_early_exit.verify_token if early else token_kernel.verify_token
 
 
@@ -66,7 +68,7 @@ def verify_token_from_keys(
 ) -> Verification:
     """Verifies drafts by the token rule; the kernels compute the uniforms from `words`, the words of the keys.
 
-    Takes two launches, or one with early exit. Filters of a vocabulary that `slices.supports` excludes need more.
+    Takes two launches, or three with early exit. Filters of a vocabulary that `slices.supports` excludes need more.
     """
     arguments = words, target_logits, sampling, draft, draft_sampling
     return _verify_from_keys(*arguments, token_filtered.verify_token, verify_token)

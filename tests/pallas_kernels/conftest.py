@@ -19,6 +19,10 @@ def arrive(arrivals, sequence, num_blocks):
     return number == num_blocks - 1
 
 
+def lower(ref, index, value):
+    ref[index] = jnp.minimum(ref[index], value)
+
+
 def choose(scratch, weights, uniform, layout):
     del scratch, layout
     sums, index = jnp.cumsum(weights), jnp.arange(weights.size)
@@ -45,6 +49,8 @@ STAND_INS = {
     "cluster_scratch": lambda: plgpu.ClusterBarrier(collective_axes=("block",)),
     "sync_cluster": sync_cluster,
     "arrive": arrive,
+    "load_latest": lambda ref, index, scratch: ref[index],
+    "lower": lower,
 }
 
 

@@ -88,9 +88,10 @@ def shapes(on_oldest_jax=(), slow=()):
 
 
 @pytest.mark.parametrize("shape", shapes(on_oldest_jax=(0, 4, 5), slow=(1, 2, 3, 6)))
-def test_the_token_rule_lowers_to_two_launches_or_one_with_early_exit(shape):
-    one = config.exits_early(*shape[:3], shape[4] == "logits")
-    assert launches(RULES["token"], arguments(shape, lambda *_: Filter())) == 2 - one
+def test_the_token_rule_lowers_to_two_launches_or_three_with_early_exit(shape):
+    dtypes = [shape[3]] * (1 + (shape[4] == "logits"))
+    early = config.exits_early(*shape[:3], dtypes)
+    assert launches(RULES["token"], arguments(shape, lambda *_: Filter())) == 2 + early
 
 
 @pytest.mark.parametrize("shape", shapes(on_oldest_jax=(0,), slow=range(1, len(LOWERED))))
@@ -135,10 +136,10 @@ def test_lowers_for_small_vocabularies(vocab_size, num_draft, dtype):
     assert launches(RULES["sigmoid"], arguments(shape, lambda *_: Filter())) == 1
 
 
-@pytest.mark.parametrize("num_draft", [pytest.param(0, marks=pytest.mark.slow), 1])
-def test_lowers_for_one_tile_with_early_exit(num_draft):
-    shape = (256, num_draft, 1024, jnp.bfloat16, "logits")
-    launches(RULES["token"], arguments(shape, lambda *_: Filter()))
+@pytest.mark.parametrize("num_draft", [pytest.param(1, marks=pytest.mark.slow), 4])
+def test_lowers_for_one_tile_in_large_batches(num_draft):
+    shape = (1024, num_draft, 1024, jnp.bfloat16, "logits")
+    assert launches(RULES["token"], arguments(shape, lambda *_: Filter())) == (3 if num_draft > 1 else 2)
 
 
 NO_GPU = pytest.mark.skipif(cases.ON_GPU, reason="what a process without a GPU compiles for others")

@@ -205,7 +205,7 @@ def run_early(interpreted):
 
 def check_early(run_early, args):
     got, expected = run_early(*args), core(*args)
-    # Past the first rejection nothing was read, and acceptance reads 0.
+    # Rows after the first rejection may not have been read, and their acceptance is 0.
     read = jnp.arange(args[2].tokens.shape[1]) <= expected.num_accepted[:, None]
     expected = expected._replace(accept_prob=jnp.where(read, expected.accept_prob, 0))
     cases.assert_same(got, expected)
@@ -240,13 +240,12 @@ def test_early_exit_of_ragged_and_degenerate_rows(run_early):
 
 
 @pytest.mark.skipif(cases.ON_GPU, reason="races are found by the interpreter")
-@pytest.mark.parametrize("kernel", [token_kernel, token_early_exit], ids=["two launches", "early exit"])
-def test_no_block_reads_what_another_may_not_have_written(interpreted, kernel):
+def test_no_block_reads_what_another_may_not_have_written(interpreted):
     args = cases.random_case(1, 1, 3, 2100)
     args = *args[:-1], args[-1]._replace(accept=jnp.zeros((1, 3)))
     # Raises at a race.
     with interpreted(detect_races=True):
-        got = kernels.verify_token(*args, kernel=kernel.verify_token, config=Config(2))
+        got = kernels.verify_token(*args, kernel=token_kernel.verify_token, config=Config(2))
         got = jax.block_until_ready(got)
     assert got.tokens.tolist() == token.verify_token(*args).tokens.tolist()
     assert got.num_accepted.tolist() == [3]
