@@ -69,7 +69,7 @@ BLOCK_RULE_BLOCKS = 19
 """Minimum blocks of a sequence in the block rule if they sum one row after the other: two groups of tiles of a row
 each. They are more than run concurrently, because half of the sequences need no sum and their blocks end at once."""
 
-EARLY_EXIT_BLOCKS = 6000
+EARLY_EXIT_BLOCKS = 5000
 """Minimum number of blocks that read rows with drafts if rows after a rejection are skipped."""
 
 MAX_UNROLLED = 64
