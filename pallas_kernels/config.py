@@ -32,8 +32,8 @@ MAX_TILES = 8
 V 151,936: 50.7, 49.9 and 50.2 us at B 64, K 4; with early exit 215, 212 and 217 us at B 256, K 8."""
 
 MAX_FILTERED_TILES = 5
-"""`MAX_TILES` of rows with a cutoff, which take more registers per tile: with 8 tiles, a thread takes 168 registers instead
-of 112, three emitting blocks instead of four fit a multiprocessor, and B 64, K 4 takes 149 us instead of 145."""
+"""`MAX_TILES` of rows with a cutoff, which take more registers. With 8, a thread takes 168 instead of 112, so three
+emitting blocks instead of four fit a multiprocessor, and B 64, K 4 takes 149 us instead of 145."""
 
 FEW_TILES = 3
 """Tiles that fit a thread's registers for every dtype and load width."""

@@ -38,11 +38,11 @@ class GoodputNumDraft:
     only.
 
     Acceptance beyond the present length is not observed, so the next longer length is tried from time to time. The
-    wait is the expected loss of such a probe over `probe_share` of a step's cost, between 8 and 4,096 steps. It
-    doubles, at most three times, after each probe that does not raise the expected number of tokens. There is no probe
-    if no row has twice as many tokens left, because too few steps would profit from it. A drafter does not run in steps
-    of length 0. Before a probe it reads the last 32 tokens, before other steps all that it missed: the prompts too, if
-    the first step drafts nothing.
+    wait, in steps, is the expected loss of such a probe divided by `probe_share` of a step's cost, and between 8 and
+    4,096. It doubles, at most three times, after each probe that does not raise the expected number of tokens. There is
+    no probe if no row has tokens for two such waits left. A drafter does not run in steps of length 0. Before a
+    probe it reads the last 32 tokens, before other steps all that it missed: the prompts too, if the first step drafts
+    nothing.
 
     The length of a step is a function of earlier steps: their counts of accepted drafts, the number of rows that have
     finished, `costs` and `prior`. It never depends on the drafts of the step itself, which would change the
