@@ -28,12 +28,12 @@ MAX_LOADS = 8
 """Loads a thread issues before it needs the first: 16 KiB in flight per block, several blocks per multiprocessor."""
 
 MAX_TILES = 8
-"""Tiles of the emitting row that a block reads at once, for 2-byte elements in 16-byte loads: the fastest of 6, 8 and
-10 at V 151,936, B 64, K 4 (49.9 us; 50.7 and 50.2)."""
+"""Tiles of the emitting row that a block reads at once, for 2-byte elements in 16-byte loads. With 6, 8 and 10 at
+V 151,936: 50.7, 49.9 and 50.2 us at B 64, K 4."""
 
 MAX_FILTERED_TILES = 5
-"""`MAX_TILES` of rows with a cutoff, which take more registers: with 8, 168 instead of 112, so that three of the four
-emitting blocks fit a multiprocessor (149 us for 145 at B 64, K 4)."""
+"""`MAX_TILES` of rows with a cutoff, which take more registers. With 8, a thread takes 168 instead of 112, so three
+emitting blocks instead of four fit a multiprocessor, and B 64, K 4 takes 149 us instead of 145."""
 
 FEW_TILES = 3
 """Tiles that fit a thread's registers for every dtype and load width."""
@@ -55,7 +55,7 @@ CHUNK_TILES = MAX_LOADS * THREADS * VECTOR_BYTES // (2 * TILE)
 
 PREFETCHED_BATCH = 1
 """Largest batch of which all rows of the draft are loaded into the L2 ahead, though one per sequence will be read: at
-V 151,936, bfloat16, K 4 on an H200 7.5 us for 8.0 at B 1, but 13.6 for 13.0 at B 8."""
+V 151,936, bfloat16, K 4 on an H200 7.5 us instead of 8.0 at B 1, but 13.6 instead of 13.0 at B 8."""
 
 FEWEST_BLOCKS = 8
 """Minimum blocks that emit a sequence's token. In large batches they are more than run concurrently, but those of
@@ -66,8 +66,8 @@ FEWEST_AT_ONCE = 8
 """Minimum blocks of each row if the block rule sums the tiles of several rows at once."""
 
 BLOCK_RULE_BLOCKS = 19
-"""Minimum blocks of a sequence in the block rule if they sum one row after the other: two groups of tiles of a row
-each. They are more than run concurrently, because half of the sequences need no sum and their blocks end at once."""
+"""Minimum blocks of a sequence in the block rule if they sum one row after the other: each sums two groups of tiles of
+a row. More blocks than run concurrently, because half of the sequences need no sum, and their blocks end at once."""
 
 EARLY_EXIT_BLOCKS = 5000
 """Minimum number of blocks that read rows with drafts if rows after a rejection are skipped."""
@@ -109,10 +109,11 @@ def num_multiprocessors() -> int:
 def exits_early(batch_size: int, num_draft: int, vocab_size: int, dtypes: list[DTypeLike]) -> bool:
     """Whether the token rule is faster if it skips rows after a rejection, which takes a third launch.
 
-    `dtypes` are those of the rows that are read: the target's, and the draft's without normalizers. On an H200,
-    V 151,936, bfloat16, microseconds with early exit and in two launches: 49.9 and 60.4 at B 64, K 8 (9,728 blocks read
-    rows with drafts); 64.8 and 71.7 at B 128, K 4; 161 and 217 at B 256, K 8; 55 and 58 at B 64, K 4 with the draft's
-    rows read, but 39.8 and 39.3 without (4,864 blocks); 64.5 and 61.7 at B 256, K 1.
+    It is if the rows take longer to read than the launch takes. `dtypes` are those of the rows that are read: the
+    target's, and the draft's without normalizers. On an H200, V 151,936, bfloat16, microseconds of a call in a compiled
+    loop with early exit and in two launches: 54 and 62 at B 64, K 6 (7,296 blocks read rows with drafts), 60 and 66 at
+    B 96, K 4, 75 and 82 at B 128, K 4, 168 and 225 at B 256, K 8. At B 64, K 4 (4,864 blocks) it is 48 and 50, but the
+    kernels take as long, and outside of a loop the GPU waits for the host between the first launches.
     """
     num_chunks = sum(chunks(dtype, vocab_size).count for dtype in dtypes)
     return num_draft >= 2 and batch_size * num_draft * num_chunks >= EARLY_EXIT_BLOCKS
@@ -153,8 +154,8 @@ def filtered_block_config(batch_size: int, num_rows: int, vocab_size: int) -> Co
 def samples_in_two_launches(dtype: DTypeLike, batch_size: int, vocab_size: int) -> bool:
     """Whether rows without filters are sampled faster in two launches.
 
-    They are if every row begins at a vector: at V 151,936, bfloat16, 5.1 us for 6.1 at B 1, 6.3 for 7.6 at B 8. Other
-    rows are if they fill the GPU more than half.
+    They are if every row begins at a vector (at V 151,936, bfloat16, 5.1 us instead of 6.1 at B 1, 6.3 instead of 7.6
+    at B 8), or if they fill more than half of the GPU.
     """
     aligned = row_vector_size(dtype, vocab_size) == vector_size(dtype)
     return aligned or batch_size * num_tiles(vocab_size) >= 32 * num_multiprocessors()
