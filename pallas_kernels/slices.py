@@ -256,6 +256,6 @@ def sync_blocks(num_blocks: int, barrier: Any):
         sync.sync_cluster(barrier)
 
 
-def load_per_block(ref: Any, index: tuple[Any, ...], part: Slice, fill: float) -> jax.Array:
+def load_per_block(ref: Any, index: tuple[Any, ...], part: Slice, fill: float | int) -> jax.Array:
     """Loads the last axis at `index`: a value per block of the cluster, then `fill`. Each warp holds a copy."""
     return tiling.load_first_lanes(ref, index, part.num_blocks, fill)
