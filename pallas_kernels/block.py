@@ -10,7 +10,7 @@ increment the sequence's counter; the last block to arrive tries the rows and em
 row has blocks of its own (a part per row). In large ones the blocks of a sequence sum one row after the other, without
 a barrier between them; blocks of sequences without such a row end at once, so that others take their place.
 
-Order: as in `token`. The sums of each row have a place of their own, written once before the counter.
+Order: as in `token`. The sums of a row are written once, before the counter is incremented.
 """
 
 import functools
@@ -114,7 +114,7 @@ class _Trial(NamedTuple):
     def at(self, row: Any) -> emit.Emission:
         """The emission with the sums of tiles of this row."""
         sequence = self.emission.sequence
-        return self.emission._replace(number=rows.flat_row(sequence.target, row))
+        return self.emission._replace(sums_row=rows.flat_row(sequence.target, row))
 
     def total(self, row: Any) -> jax.Array:
         """The sum of the weights of a row whose tiles have been summed."""
@@ -159,6 +159,7 @@ def emit_tokens(read, inputs, decide_fn, stats_fn, batch_size, num_rows, vocab_s
 
     def block_emit_tokens(inputs, read, out, sums, scratch):
         def meet(is_last):
+            # Not called: `sum_and_meet` synchronises the blocks.
             return is_last
 
         sequence = rows.sequence_view(inputs, vocab_size)

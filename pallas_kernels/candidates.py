@@ -15,15 +15,15 @@ from jax._src.lib.mlir.dialects import arith, llvm
 from jax.experimental.mosaic.gpu import utils as mosaic
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from pallas_kernels import config
+from pallas_kernels import config, ptx
 from pallas_kernels import tiles as tiling
+from pallas_kernels.config import WARP
 
 COUNT = 4
 """Index in `counts` of the number of elements found; indices 0 to 3 are the counts of the block's four warps."""
 
-
 RANKS = 8
-"""Values with which `kth_largest` compares at once, each counted by itself."""
+"""Values per iteration of `kth_largest`, each with a counter of its own."""
 
 
 def counts_scratch() -> Any:
@@ -31,19 +31,19 @@ def counts_scratch() -> Any:
     return plgpu.SMEM((8,), jnp.int32)
 
 
-def kth_largest(values: Any, count: Any) -> jax.Array:
-    """The `count`-th largest of `[THREADS]` values in shared memory; -inf if `count` is greater than THREADS."""
+def kth_largest(values: Any, k: Any) -> jax.Array:
+    """The k-th largest of `[THREADS]` values in shared memory; -inf if k is greater than THREADS."""
     layout = tiling.lane_layout(config.THREADS)
     lane_value = plgpu.load(values, layout=layout)
 
-    # Several counts, because additions to one count wait for each other.
+    # Several counters, because additions to one counter wait for each other.
     def compare(i, ranks):
-        at = i * RANKS
-        return tuple(rank + (values[at + j] >= lane_value).astype(jnp.int32) for j, rank in enumerate(ranks))
+        first = i * RANKS
+        return tuple(rank + (values[first + j] >= lane_value).astype(jnp.int32) for j, rank in enumerate(ranks))
 
     zero = plgpu.layout_cast(jnp.zeros((config.THREADS,), jnp.int32), layout)
     rank = sum(lax.fori_loop(0, config.THREADS // RANKS, compare, (zero,) * RANKS))
-    return jnp.max(jnp.where(rank >= count, lane_value, -jnp.inf))
+    return jnp.max(jnp.where(rank >= k, lane_value, -jnp.inf))
 
 
 def collect(
@@ -52,7 +52,7 @@ def collect(
     bound: Any,
     listed: Any,
     counts: Any,
-    numbered: Any = None,
+    listed_numbers: Any = None,
     numbers: list[jax.Array] | None = None,
 ):
     """Writes the elements that are at least `bound[0]` to `listed`, in a deterministic order.
@@ -64,12 +64,13 @@ def collect(
       listed: Shared memory, float32 `[capacity]`. Elements beyond its capacity are dropped.
       counts: Shared memory from `counts_scratch`. `counts[COUNT]` is set to the number of elements that are at least
         the bound, dropped ones included.
-      numbered: Shared memory, int32 `[capacity]`, for the number of each element of `listed`, or None.
-      numbers: The numbers of the elements of vectors of one element per thread, int32. None: an element's number is its
-        index in the concatenation of the vectors.
+      listed_numbers: Shared memory, int32 `[capacity]`: receives the number of each element of `listed`. None: numbers
+        are not listed.
+      numbers: int32 vectors: the number of each element of `vectors`, which then have one element per thread. None: an
+        element's number is its index in the concatenation of the vectors.
     """
-    # Refs and numbers that are not needed are left out: inline PTX takes no None.
-    more_refs = () if numbered is None else (numbered,)
+    # Inline PTX takes no None, so absent arguments are empty tuples.
+    more_refs = () if listed_numbers is None else (listed_numbers,)
     more_arrays = () if numbers is None else tuple(numbers)
 
     @plgpu.inline_mgpu(
@@ -83,58 +84,44 @@ def collect(
     def emit(context, *refs):
         del context
         arrays, number_arrays, number_refs, bound, listed, counts = refs
-        i32, f32 = ir.IntegerType.get_signless(32), ir.F32Type.get()
-
-        def const(value):
-            return arith.constant(i32, ir.IntegerAttr.get(i32, value))
-
-        def ptx(code, *args, result=None):
-            return mosaic.inline_ptx(code, *args, result_types=result, has_side_effects=True, convergent=True)
-
-        def address(ref):
-            return llvm.ptrtoint(i32, mosaic.memref_ptr(ref))
-
         # Elements are converted to float32 inside the inline PTX: outside it, the compiler would keep all converted
         # elements in registers.
         capacity = ir.MemRefType(listed.type).shape[0]
-        listed, counts = address(listed), address(counts)
-        bound_value = ptx("ld.shared.f32 $0, [$1];", address(bound), result=f32)
+        listed, counts, i32 = ptx.address(listed), ptx.address(counts), ptx.int32()
+        bound_value = ptx.load_shared("f32", ptx.address(bound), ir.F32Type.get())
         vectors = [_words(register) for array in arrays for register in array.registers.flat]
         vector_type = ir.VectorType(arrays[0].registers.flat[0].type)
         size_and_dtype = vector_type.shape[0], vector_type.element_type
-        vector_counts = [ptx(_count(*size_and_dtype), bound_value, *words, result=i32) for words in vectors]
+        vector_counts = [ptx.inline(_count(*size_and_dtype), bound_value, *words, result=i32) for words in vectors]
         thread_count = functools.reduce(arith.addi, vector_counts)
-        # Inclusive prefix sum over the lanes of a warp. Its last lane stores the sum of the warp to counts[warp].
-        steps = "".join(f"shfl.sync.up.b32 t|p, $0, {1 << i}, 0, 0xffffffff; @p add.u32 $0, $0, t; " for i in range(5))
-        inclusive = ptx("{ .reg .pred p; .reg .u32 t; mov.u32 $0, $1; " + steps + "}", thread_count, result=i32)
-        thread = mosaic.thread_idx()
-        warp, lane = arith.shrui(thread, const(5)), arith.andi(thread, const(31))
-        warp_address = arith.addi(counts, arith.muli(warp, const(4)))
-        ptx("{ .reg .pred p; setp.eq.u32 p, $0, 31; @p st.shared.u32 [$1], $2; }", lane, warp_address, inclusive)
+        inclusive = ptx.prefix_sum(thread_count, "u32", i32)
+        thread, warp, lane = ptx.thread_warp_lane()
+        # The last lane has the sum of its warp.
+        ptx.store_from_lane(WARP - 1, "u32", lane, arith.addi(counts, arith.muli(warp, ptx.constant(4))), inclusive)
         mosaic.warpgroup_barrier()
-        warp_counts = [ptx("ld.shared.u32 $0, [$1];", arith.addi(counts, const(4 * i)), result=i32) for i in range(4)]
-        offset, total = arith.subi(inclusive, thread_count), const(0)
+        warp_counts = [ptx.load_shared("u32", arith.addi(counts, ptx.constant(4 * i)), i32) for i in range(4)]
+        offset, total = arith.subi(inclusive, thread_count), ptx.constant(0)
         for i, warp_count in enumerate(warp_counts):
-            lower = arith.cmpi(arith.CmpIPredicate.ult, const(i), warp)
-            offset = arith.addi(offset, arith.select(lower, warp_count, const(0)))
+            lower = arith.cmpi(arith.CmpIPredicate.ult, ptx.constant(i), warp)
+            offset = arith.addi(offset, arith.select(lower, warp_count, ptx.constant(0)))
             total = arith.addi(total, warp_count)
         # All threads store the same value.
-        ptx("st.shared.u32 [$0], $1;", arith.addi(counts, const(4 * COUNT)), total)
+        ptx.inline("st.shared.u32 [$0], $1;", arith.addi(counts, ptx.constant(4 * COUNT)), total)
         next_address, end_address = (
-            arith.addi(listed, arith.muli(offset, const(4))),
-            arith.addi(listed, const(4 * capacity)),
+            arith.addi(listed, arith.muli(offset, ptx.constant(4))),
+            arith.addi(listed, ptx.constant(4 * capacity)),
         )
         per_thread, _ = size_and_dtype
         # Distance from an element's address in `listed` to that of its number.
-        distance = [arith.subi(address(ref), listed) for ref in number_refs]
-        first_numbers = [_int32(register) for array in number_arrays for register in array.registers.flat]
-        own = arith.muli(thread, const(per_thread))
+        distance = [arith.subi(ptx.address(ref), listed) for ref in number_refs]
+        first_numbers = [ptx.elements(register)[0] for array in number_arrays for register in array.registers.flat]
+        own = arith.muli(thread, ptx.constant(per_thread))
         for i, (number, words) in enumerate(zip(vector_counts, vectors, strict=True)):
             # The start is part of the code: the compiler would keep the sums of all vectors in registers.
             start = 0 if first_numbers else i * config.THREADS * per_thread
             first = [] if not number_refs else [first_numbers[i]] if first_numbers else [own]
             code = _write(*size_and_dtype, start if first else None)
-            next_address = ptx(
+            next_address = ptx.inline(
                 code, next_address, end_address, bound_value, number, *words, *distance, *first, result=i32
             )
         mosaic.warpgroup_barrier()
@@ -142,22 +129,14 @@ def collect(
     emit(tuple(vectors), more_arrays, more_refs, bound, listed, counts)
 
 
-def _int32(register: Any) -> Any:
-    """The number in a register of a vector of one element per thread."""
-    zero = arith.constant(ir.IntegerType.get_signless(32), ir.IntegerAttr.get(ir.IntegerType.get_signless(32), 0))
-    return llvm.extractelement(register, zero)
-
-
 def _words(register: Any) -> list[Any]:
     """The 32-bit words of one thread's vector. A single 16-bit element gives one word with a zero upper half."""
-    i32 = ir.IntegerType.get_signless(32)
     vector = ir.VectorType(register.type)
     bits = vector.shape[0] * mosaic.bitwidth(vector.element_type)
     if bits < 32:
         narrow_type = ir.IntegerType.get_signless(bits)
-        return [arith.extui(i32, llvm.bitcast(narrow_type, register))]
-    packed = llvm.bitcast(ir.VectorType.get((bits // 32,), i32), register)
-    return [llvm.extractelement(packed, arith.constant(i32, ir.IntegerAttr.get(i32, i))) for i in range(bits // 32)]
+        return [arith.extui(ptx.int32(), llvm.bitcast(narrow_type, register))]
+    return ptx.elements(llvm.bitcast(ir.VectorType.get((bits // 32,), ptx.int32()), register))
 
 
 def _element(i: int, dtype: Any, first_word: int) -> str:

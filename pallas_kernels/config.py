@@ -28,12 +28,12 @@ MAX_LOADS = 8
 """Loads a thread issues before it needs the first: 16 KiB in flight per block, several blocks per multiprocessor."""
 
 MAX_TILES = 8
-"""Tiles of the emitting row that a block reads at once, for 2-byte elements in 16-byte loads: the fastest of 6, 8 and
-10 at V 151,936, at B 64, K 4 (49.9 us; 50.7 and 50.2) and with early exit at B 256, K 8 (212; 215 and 217)."""
+"""Tiles of the emitting row that a block reads at once, for 2-byte elements in 16-byte loads. With 6, 8 and 10 at
+V 151,936: 50.7, 49.9 and 50.2 us at B 64, K 4; with early exit 215, 212 and 217 us at B 256, K 8."""
 
 MAX_FILTERED_TILES = 5
-"""`MAX_TILES` of rows with a cutoff, which take more registers: with 8, 168 instead of 112, so that three of the four
-emitting blocks fit a multiprocessor (149 us for 145 at B 64, K 4)."""
+"""`MAX_TILES` of rows with a cutoff, which take more registers. With 8, a thread takes 168 instead of 112, so three
+emitting blocks instead of four fit a multiprocessor, and B 64, K 4 takes 149 us instead of 145."""
 
 FEW_TILES = 3
 """Tiles that fit a thread's registers for every dtype and load width."""
@@ -55,14 +55,14 @@ CHUNK_TILES = MAX_LOADS * THREADS * VECTOR_BYTES // (2 * TILE)
 
 PREFETCHED_BATCH = 1
 """Largest batch of which all rows of the draft are loaded into the L2 ahead, though one per sequence will be read: at
-V 151,936, bfloat16, K 4 on an H200 7.5 us for 8.0 at B 1, but 13.6 for 13.0 at B 8."""
+V 151,936, bfloat16, K 4 on an H200 7.5 us instead of 8.0 at B 1, but 13.6 instead of 13.0 at B 8."""
 
 FEWEST_AT_ONCE = 8
 """Minimum blocks of each row if the block rule sums the tiles of several rows at once."""
 
 BLOCK_RULE_BLOCKS = 19
-"""Minimum blocks of a sequence in the block rule if they sum one row after the other: two groups of tiles of a row
-each. They are more than run concurrently, because half of the sequences need no sum and their blocks end at once."""
+"""Minimum blocks of a sequence in the block rule if they sum one row after the other: each sums two groups of tiles of
+a row. More blocks than run concurrently, because half of the sequences need no sum, and their blocks end at once."""
 
 EARLY_EXIT_CLUSTER = 8
 """Maximum blocks per cluster with early exit: no larger cluster was the fastest in any measured case."""
@@ -106,8 +106,8 @@ def exits_early(batch_size: int, num_draft: int, vocab_size: int, reads_draft: b
 
     It is if the sequences fill the GPU. At V 151,936, bfloat16, early exit took 73 us (two launches: 88) at
     B 256, K 1; 140 (173) at K 4; 212 (282) at K 8; 70 (77) at B 64, K 8; 83 (93) at B 96, K 6; but 53 (50) at B 64,
-    K 4. It saves less if the draft's rows are read too: 193 (168) at B 256, K 2; 285 (273) at K 4 (float32: 441 for
-    550) and 429 (483) at K 8.
+    K 4. It saves less if the draft's rows are read too: 193 (168) at B 256, K 2; 285 (273) at K 4, in float32 441
+    (550); 429 (483) at K 8.
     """
     if batch_size >= num_multiprocessors() and num_draft >= (4 if reads_draft else 1):
         return True
@@ -159,8 +159,8 @@ def filtered_block_config(batch_size: int, num_rows: int, vocab_size: int) -> Co
 def samples_in_two_launches(dtype: DTypeLike, batch_size: int, vocab_size: int) -> bool:
     """Whether rows without filters are sampled faster in two launches.
 
-    They are if every row begins at a vector: at V 151,936, bfloat16, 5.1 us for 6.1 at B 1, 6.3 for 7.6 at B 8. Other
-    rows are if they fill the GPU more than half.
+    They are if every row begins at a vector (at V 151,936, bfloat16, 5.1 us instead of 6.1 at B 1, 6.3 instead of 7.6
+    at B 8), or if they fill more than half of the GPU.
     """
     aligned = row_vector_size(dtype, vocab_size) == vector_size(dtype)
     return aligned or batch_size * num_tiles(vocab_size) >= 32 * num_multiprocessors()

@@ -23,7 +23,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from pallas_kernels import candidates, config, scan, slices
+from pallas_kernels import candidates, config, slices
 from pallas_kernels import tiles as tiling
 from pallas_kernels.limits import Limits, RowLimits, min_p_cutoff
 from pallas_kernels.rows import LOWEST, MAX_INDEX, exp2_rate
@@ -59,7 +59,7 @@ def list_candidates(part: Slice, limits: RowLimits, exchange: Exchange, shared: 
     if limits.top_k is not None:
         active = (limits.top_k > 0) & (limits.top_k < part.vocab_size)
         is_listed = jnp.bool_(active) & (limits.top_k <= MAX_TOP_K)
-        scan.store_sums(shared.position_max, largest.astype(jnp.float32))
+        tiling.store(shared.position_max, largest.astype(jnp.float32))
         count = jnp.where(is_listed, limits.top_k, 1)
         top_k_bound = jnp.where(is_listed, jnp.maximum(_group_bound(shared, TILE, count), bound), bound)
         bound = top_k_bound
@@ -84,10 +84,10 @@ def list_candidates(part: Slice, limits: RowLimits, exchange: Exchange, shared: 
             if exchange.tokens is not None:
                 numbers = plgpu.load(shared.numbers, layout=tiling.lane_layout(MAX_CANDIDATES))
                 # Registers -> L2: [MAX_CANDIDATES].
-                scan.store_sums(exchange.tokens.at[part.row, part.block], _tokens(part, numbers))
+                tiling.store(exchange.tokens.at[part.row, part.block], _tokens(part, numbers))
             values = plgpu.load(shared.listed, layout=tiling.lane_layout(MAX_CANDIDATES))
             # Registers -> L2: [MAX_CANDIDATES].
-            scan.store_sums(exchange.lists.at[part.row, part.block], values)
+            tiling.store(exchange.lists.at[part.row, part.block], values)
 
         exchange.counts[part.row, part.block] = jnp.where(
             is_listed, shared.counts[candidates.COUNT], MAX_CANDIDATES + 1
@@ -120,7 +120,7 @@ def decide(
 
 def merge(part: Slice, limits: RowLimits, exchange: Exchange, shared: Scratch, largest: jax.Array) -> jax.Array:
     """Merges the lists of all blocks, and returns whether the merged list, `shared.listed`, has all candidates."""
-    counts = slices.load_per_block(exchange.counts.at[part.row], part, 0)
+    counts = slices.load_per_block(exchange.counts, (part.row,), part, 0)
     # A larger count means that the list of a block is incomplete or was not made.
     fits = jnp.max(counts) <= MAX_CANDIDATES
     pl.when(fits)(lambda: _merge_candidates(part, limits, exchange, shared, largest))
@@ -129,17 +129,17 @@ def merge(part: Slice, limits: RowLimits, exchange: Exchange, shared: Scratch, l
 
 def load_largest(part: Slice, limits: RowLimits, exchange: Exchange) -> tuple[jax.Array, jax.Array | None]:
     """The largest logit of the row, and its first index if the row can be greedy, from the results of all blocks."""
-    tops = slices.load_per_block(exchange.tops.at[part.row], part, -jnp.inf)
+    tops = slices.load_per_block(exchange.tops, (part.row,), part, -jnp.inf)
     largest = jnp.max(tops)
     if limits.greedy is None:
         return largest, None
-    firsts = slices.load_per_block(exchange.firsts.at[part.row], part, MAX_INDEX)
+    firsts = slices.load_per_block(exchange.firsts, (part.row,), part, MAX_INDEX)
     return largest, jnp.min(jnp.where(tops == largest, firsts, MAX_INDEX))
 
 
 def search(part: Slice, limits: RowLimits, exchange: Exchange, largest: jax.Array) -> Kept:
     """Finds the cutoff and the sum of the kept weights by a search of the row. All blocks of the cluster call this."""
-    top_k_bound = jnp.max(slices.load_per_block(exchange.bounds.at[part.row], part, LOWEST))
+    top_k_bound = jnp.max(slices.load_per_block(exchange.bounds, (part.row,), part, LOWEST))
     return search_row(part, limits, exchange.sums, largest, top_k_bound)
 
 
@@ -170,7 +170,7 @@ def _group_bound(shared: Scratch, size: int, count: Any) -> jax.Array:
 def _merge_candidates(part: Slice, limits: RowLimits, exchange: Exchange, shared: Scratch, largest: Any):
     """Merges the candidates of all blocks into `shared.listed`, with a higher bound that is computed from all lists."""
     layout = tiling.lane_layout(MAX_CANDIDATES)
-    lane = plgpu.broadcasted_iota(jnp.int32, (MAX_CANDIDATES,), 0, layout=layout)
+    lane = tiling.lane_index(MAX_CANDIDATES)
     counts = [exchange.counts[part.row, i] for i in range(part.num_blocks)]
     # L2 -> registers: [MAX_CANDIDATES] of each block.
     lists = [plgpu.load(exchange.lists.at[part.row, i], layout=layout, optimized=False) for i in range(part.num_blocks)]
@@ -202,7 +202,7 @@ def cutoff_among_candidates(limits: RowLimits, shared: Scratch, largest: Any, ra
     """Finds the cutoff and the sum of the kept weights by comparing each candidate with all others."""
     layout = tiling.lane_layout(MAX_CANDIDATES)
     count = shared.counts[candidates.COUNT]
-    lane = plgpu.broadcasted_iota(jnp.int32, (MAX_CANDIDATES,), 0, layout=layout)
+    lane = tiling.lane_index(MAX_CANDIDATES)
     x = jnp.where(lane < count, plgpu.load(shared.listed, layout=layout), -jnp.inf)
     weight = jnp.exp2((x - largest) * rate)
     shared.weights[...] = weight

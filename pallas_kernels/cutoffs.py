@@ -264,10 +264,7 @@ def _decide_rows(job: _Job, args: Any, lists: Exchange, at_once: int) -> Any:
 
         emit.for_each(per_cluster // job.blocks, lambda i: decide_alone(block + i * job.blocks))
         slices.sync_blocks(job.blocks, barrier)
-        layout = tiles.lane_layout(width)
-        lane = plgpu.broadcasted_iota(jnp.int32, (width,), 0, layout=layout)
-        # L2 -> registers: [lanes].
-        flags = plgpu.load(pending.at[cluster], layout=layout, optimized=False)
+        lane, flags = tiles.lane_index(width), tiles.load_lanes(pending, (cluster,))
 
         @pl.when(jnp.max(jnp.where(lane < per_cluster, flags, 0)) > 0)
         def _():

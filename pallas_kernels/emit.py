@@ -35,7 +35,7 @@ class Emission(NamedTuple):
       block: Index of this block.
       uniforms: The two uniforms of the token.
       meet_fn: `() -> bool`, a barrier of the blocks. True in the one block that continues and sees all writes.
-      number: Index into `sums` of the row that is summed.
+      sums_row: Row of `sums` to which the sums of tiles are written.
     """
 
     sequence: rows.Sequence
@@ -47,7 +47,7 @@ class Emission(NamedTuple):
     block: jax.Array
     uniforms: list[jax.Array]
     meet_fn: Callable[[], jax.Array]
-    number: Any
+    sums_row: Any
 
 
 def output_types(batch_size: int, num_draft: int, num_slots: int, num_summed: int = 1) -> tuple[Any, Any]:
@@ -94,7 +94,7 @@ def make_emission(
     return Emission(sequence, outputs, sums, scratch, groups, num_blocks, block, uniforms, meet, sequence.number)
 
 
-def for_each(count: int, fn: Callable[[Any], None]):
+def for_each(count: Any, fn: Callable[[Any], None]):
     """Calls `fn(i)` for the numbers below `count`, in a loop."""
 
     def step(i, carry):
@@ -106,13 +106,8 @@ def for_each(count: int, fn: Callable[[Any], None]):
 
 def share(emission: Emission, count: int, fn: Callable[[Any], None]):
     """Calls `fn(i)` for this block's share of the numbers below `count`."""
-
-    def step(i, carry):
-        fn(emission.block + i * emission.num_blocks)
-        return carry
-
     num_steps = (count - emission.block + emission.num_blocks - 1) // emission.num_blocks
-    lax.fori_loop(0, num_steps, step, jnp.int32(0))
+    for_each(num_steps, lambda i: fn(emission.block + i * emission.num_blocks))
 
 
 def target_source(emission: Emission, row: Any) -> Sources:
@@ -173,7 +168,7 @@ def write_sums(emission: Emission, group: Any, weights: list[jax.Array], read: l
         number = group * size + scan.vector_numbers(size, tile.vec)
         sums = jnp.where(number >= emission.groups.before, sums, 0.0)
     # Registers -> L2: [tiles of a group].
-    scan.store_sums(emission.sums.at[emission.number, pl.ds(group * size, size)], sums)
+    tiles.store(emission.sums.at[emission.sums_row, pl.ds(group * size, size)], sums)
 
 
 def sum_group(emission: Emission, sources: Sources, weights_fn: Callable, group: Any):
@@ -184,25 +179,20 @@ def sum_group(emission: Emission, sources: Sources, weights_fn: Callable, group:
 
 def sum_alone(emission: Emission, group_fn: Callable[[Any], None]):
     """Calls `group_fn` for all groups of the target's row in this block, for the rare case of an empty residual."""
-
-    def step(group, carry):
-        group_fn(group)
-        return carry
-
-    lax.fori_loop(0, emission.groups.count, step, jnp.int32(0))
+    for_each(emission.groups.count, group_fn)
     sync.sync_threads()
 
 
 def choose_tile(emission: Emission) -> tuple[jax.Array, jax.Array]:
     """Chooses a tile by the first uniform from the sums in global memory; also returns the sum of all weights."""
-    sums = tiles.load_first_lanes(emission.sums, (emission.number,), emission.groups.num_slots, 0.0)
+    sums = tiles.load_first_lanes(emission.sums, (emission.sums_row,), emission.groups.num_slots, 0.0)
     slot, total = scan.choose(emission.scratch, sums, emission.uniforms[0], tiles.lane_layout(sums.shape[0]))
     return slot - emission.groups.before, total
 
 
 def sum_tiles(emission: Emission) -> jax.Array:
     """The sum of all weights of a row, from the sums in global memory."""
-    return jnp.sum(tiles.load_first_lanes(emission.sums, (emission.number,), emission.groups.num_slots, 0.0))
+    return jnp.sum(tiles.load_first_lanes(emission.sums, (emission.sums_row,), emission.groups.num_slots, 0.0))
 
 
 def choose_token(emission: Emission, sources: Sources, weights_fn: Callable, number: jax.Array) -> jax.Array:
@@ -226,7 +216,7 @@ def write_drafts(emission: Emission, num_accepted: jax.Array, token_fn: Callable
     """Writes the accepted drafts and the padding, and calls `others_fn(i)` for each position."""
     sequence = emission.sequence
 
-    def step(i, carry):
+    def write(i):
         token = token_fn(sequence.draft_row(i)) if sequence.num_draft else jnp.int32(PAD_TOKEN)
 
         @pl.when(i != num_accepted)
@@ -234,6 +224,5 @@ def write_drafts(emission: Emission, num_accepted: jax.Array, token_fn: Callable
             emission.outputs.tokens[sequence.number, i] = jnp.where(i < num_accepted, token, PAD_TOKEN)
 
         others_fn(i)
-        return carry
 
-    lax.fori_loop(0, sequence.num_draft + 1, step, jnp.int32(0))
+    for_each(sequence.num_draft + 1, write)

@@ -1,4 +1,4 @@
-"""Emission of a sequence's last token from the row at which it stops, shared by the rules of p and q."""
+"""Emission of a sequence's last token from the row at which it stops, shared by the token rule and the block rule."""
 
 from collections.abc import Callable
 from typing import Any
@@ -37,7 +37,7 @@ def emit_stop(
 def needs_tile_sums(emission: emit.Emission, stop: Stop, target_stats: reading.ChunkStats | None) -> jax.Array:
     """Whether the sums of the row's tiles must be computed before its token is sampled.
 
-    The sums of p per chunk were computed with the normalizers, and choose a tile if chunks are whole tiles.
+    Not for a token of p if chunks are whole tiles: the sums of its chunks, from the first launch, suffice.
     """
     sampled = _is_sampled(stop)
     return sampled if _chunk_tiles(emission, target_stats) is None else sampled & stop.rejecting

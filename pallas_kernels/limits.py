@@ -77,6 +77,12 @@ def row_limits(static: Limits, arrays: Limits, sequence: Any) -> RowLimits:
     return RowLimits(scale, greedy, value("top_k", 0), value("top_p", 1.0), value("min_p", 0.0))
 
 
+def keeps_all(limits: Limits) -> bool:
+    """Whether all filters are off at compile time and the temperature is a number."""
+    static = static_limits(limits)
+    return static.temperature is not None and static[1:] == Limits()[1:]
+
+
 def fixed_row_limits(limits: Limits) -> RowLimits:
     """The parameters that are numbers, and so the same in all rows; None in place of arrays."""
     return row_limits(static_limits(limits), Limits(None, None, None, None), 0)

@@ -1,4 +1,4 @@
-"""Whether Mosaic GPU, in which the kernels are written, can be imported: some builds of jaxlib are without it."""
+"""Whether Mosaic GPU, in which the kernels are written, can be imported: some builds of jaxlib lack it."""
 
 
 def _why_missing() -> str | None:

@@ -52,13 +52,13 @@ def _stats_types(shape: tuple[int, ...]) -> ChunkStats:
 
 
 def stats_by_chunk(batch_size: int, num_rows: int, logits: jax.Array, vocab_size: int) -> ChunkStats:
-    """Types of statistics with one row per lane."""
+    """Types of `ChunkStats` `[B, chunks, lanes]`, with one row per lane."""
     num_chunks = config.chunks(logits.dtype, vocab_size).count
     return _stats_types((batch_size, num_chunks, config.row_lanes(num_rows)))
 
 
 def stats_by_row(batch_size: int, num_rows: int, logits: jax.Array, vocab_size: int) -> ChunkStats:
-    """Types of statistics with one chunk per lane."""
+    """Types of `ChunkStats` `[B, rows, lanes]`, with one chunk per lane."""
     num_chunks = config.chunks(logits.dtype, vocab_size).count
     return _stats_types((batch_size, num_rows, config.to_lanes(num_chunks)))
 
@@ -79,8 +79,8 @@ def facts_types(batch_size: int, num_rows: int) -> Facts:
 def uniforms_type(inputs: rows.Inputs, batch_size: int) -> Any:
     """Type of the uniforms of the last tokens, `[B, 2]`; None if they are inputs.
 
-    The first launch computes them: that takes about a microsecond, which its reading hides. In the second, every block
-    would compute them, or the one that emits would keep all waiting.
+    The first launch computes them while it reads the rows, which hides the microsecond that this takes. In the second
+    launch either every block would compute them, or the emitting block would compute them last.
     """
     if not isinstance(inputs.draws, random.Noise):
         return None

@@ -32,7 +32,7 @@ class LogitRows(NamedTuple):
 
 
 class Inputs(NamedTuple):
-    """Inputs of a rule's kernels. Absent ones are None; with K = 0 all but `target` and the draws of the token."""
+    """Inputs of a rule's kernels. Absent ones are None; with K = 0 only `target` and `draws.emit` are present."""
 
     target: LogitRows
     draft: LogitRows | None
@@ -117,7 +117,7 @@ class Sequence(NamedTuple):
 
 
 def sequence_view(inputs: Inputs, vocab_size: int, number: Any = None) -> Sequence:
-    """The sequence of this index. None: that of this block, which is its index on grid axis "sequence"."""
+    """The sequence at index `number`. None: the index of this block on grid axis "sequence"."""
     num_draft = 0 if inputs.draft_tokens is None else inputs.draft_tokens.shape[1]
     number = lax.axis_index("sequence") if number is None else number
     target = Rows(*inputs.target, num_draft + 1, vocab_size, number)
@@ -186,7 +186,7 @@ def load_tiles(rows: list[tuple[Rows, Any]], number: Any) -> tuple[tiles.Tile, l
 
 
 def fold_tiles(rows: Rows, row: Any, fn: Any, start: tuple[Any, ...]) -> tuple[jax.Array, ...]:
-    """Folds `fn(tile, logits, carry)` over the tiles of a row one by one: slow, with few registers, for rare cases."""
+    """Folds `fn(tile, logits, carry)` over the tiles of a row, one by one: slow, but with few registers."""
     first, _ = load_tiles([(rows, row)], jnp.int32(0))
 
     def step(number, carry):

@@ -135,7 +135,7 @@ def _sample_row(
 ) -> tuple[jax.Array, jax.Array]:
     """Returns the token, which only block 0 is sure to have (other blocks may return 0), and the logsumexp."""
     # Later passes read the row from shared memory, because fewer blocks would fit if it stayed in registers.
-    _copy_to_shared(part)
+    slices.store_slice(part)
 
     if limits.top_k is None and limits.top_p is None and limits.min_p is None:
         top = jnp.max(functools.reduce(jnp.maximum, part.tiles).astype(jnp.float32))
@@ -194,13 +194,6 @@ def _weights(x: jax.Array, reference: Any, rate: Any, cutoff: Any) -> jax.Array:
     return weight if cutoff is None else jnp.where(x >= cutoff, weight, 0.0)
 
 
-def _copy_to_shared(part: Slice):
-    """Copies the tiles of this block to `part.shared`."""
-    for i, x in enumerate(part.tiles):
-        # Registers -> shared memory: [TILE].
-        scan.store_sums(part.shared.at[i], x)
-
-
 def _write_sums(part: Slice, weights_fn: Any, reference: Any, sums: Sums, tile_sums: Any):
     """Writes the sum of the weights of each tile of this block, and the reference of these weights, to `sums`."""
     count = part.shared.shape[0]
@@ -209,7 +202,7 @@ def _write_sums(part: Slice, weights_fn: Any, reference: Any, sums: Sums, tile_s
         if len(weights) == 1:  # Mosaic stores no vector of one sum.
             tile_sums[start] = jnp.sum(weights[0])
         else:
-            scan.store_sums(tile_sums.at[pl.ds(start, len(weights))], scan.sum_vectors(weights, part.vec))
+            tiling.store(tile_sums.at[pl.ds(start, len(weights))], scan.sum_vectors(weights, part.vec))
     for i in range(count):
         tile = i * part.num_blocks + part.block
         # Shared memory -> L2: one float32.
@@ -243,8 +236,8 @@ def _first_largest(part: Slice, sums: Sums) -> jax.Array:
     sums.top[part.row, part.block] = top
     sums.first[part.row, part.block] = jnp.min(jnp.where(tops == top, indices, MAX_INDEX))
     slices.sync_blocks(part.num_blocks, part.barrier)
-    block_tops = slices.load_per_block(sums.top.at[part.row], part, -jnp.inf)
+    block_tops = slices.load_per_block(sums.top, (part.row,), part, -jnp.inf)
     largest = jnp.max(block_tops)
-    firsts = slices.load_per_block(sums.first.at[part.row], part, MAX_INDEX)
+    firsts = slices.load_per_block(sums.first, (part.row,), part, MAX_INDEX)
     first = jnp.min(jnp.where(block_tops == largest, firsts, MAX_INDEX))
     return jnp.where(largest > -jnp.inf, first, 0)

@@ -39,11 +39,11 @@ from pallas_kernels.rows import MAX_INDEX, exp2_rate
 from pallas_kernels.slices import MAX_CANDIDATES, Exchange, Kept, Scratch, Slice
 from pallas_kernels.types import TILE
 
-COMPILER_PARAMS = plgpu.CompilerParams(approx_math=True, reduction_scratch_bytes=8 * 4 * 32 * 4)
+COMPILER_PARAMS = plgpu.CompilerParams(approx_math=True, reduction_scratch_bytes=scan.EXCHANGE_BYTES // 2)
 """Like `emit.COMPILER_PARAMS`, with memory for 8 sums instead of 16: four blocks then fit a multiprocessor."""
 
 HELD_AT = MAX_CANDIDATES + WARP
-"""Index of the uniforms in shared memory: after the list of candidates and the sums of tiles."""
+"""Index of the uniforms in the shared float32 memory: after the list of candidates and the sums of tiles."""
 
 LARGEST_TOP_K = 64
 """Largest top-k, if it is a number, for which lists pay."""
@@ -76,11 +76,11 @@ def sample(
         row, block = lax.axis_index("sequence"), lax.axis_index("block")
         return slices.locate_slice(logits, vocab_size, row, row, block, blocks, shared, barrier)
 
-    def filters(arrays, row):
-        return row_limits(static, arrays, row)
+    def limits_of(part, arrays):
+        return row_limits(static, arrays, part.row)
 
     def list_in(part, arrays, exchange, shared):
-        list_candidates(part, filters(arrays, part.row)._replace(greedy=None), exchange, shared)
+        list_candidates(part, limits_of(part, arrays)._replace(greedy=None), exchange, shared)
 
     def list_rows(inputs, exchange, shared):
         sync.start_dependent_launch()
@@ -96,11 +96,11 @@ def sample(
         uniforms = scan.hold(held, random.emit_uniforms(noise, part.row))
         sync.wait_for_previous_launch()
         exchange = lists._replace(sums=round_sums)
-        limits = filters(arrays, part.row)
+        limits = limits_of(part, arrays)
         row_filters = limits._replace(greedy=None)
         tokens, normalizers = results
 
-        # Only block 0 reads the lists; the others wait for what it says.
+        # Only block 0 reads the lists; the other blocks wait until it has written `pending`.
         @pl.when(part.block == 0)
         def _():
             largest = load_largest(part, row_filters, exchange)[0]
@@ -133,7 +133,7 @@ def sample(
         uniforms = scan.hold(held, random.emit_uniforms(noise, part.row))
         list_in(loaded, arrays, exchange, shared)
         slices.sync_blocks(part.num_blocks, part.barrier)
-        limits = filters(arrays, part.row)
+        limits = limits_of(part, arrays)
         result = _sample_row(part, limits, uniforms, sums, exchange, shared, tile_sums, scan_scratch)
         tokens, normalizers = results
 
@@ -265,7 +265,7 @@ def _pick(shared: Scratch, kept: Kept, rate: Any, uniforms: list[jax.Array]) -> 
     """Picks a tile by the first uniform, and a token in it by the second, among the merged candidates."""
     layout = tiling.lane_layout(MAX_CANDIDATES)
     count = shared.counts[candidates.COUNT]
-    lane = plgpu.broadcasted_iota(jnp.int32, (MAX_CANDIDATES,), 0, layout=layout)
+    lane = tiling.lane_index(MAX_CANDIDATES)
     # Shared memory -> registers: [MAX_CANDIDATES].
     x, token = (plgpu.load(ref, layout=layout) for ref in (shared.listed, shared.numbers))
     token = jnp.where(lane < count, token, MAX_INDEX)
@@ -296,7 +296,7 @@ def _pick(shared: Scratch, kept: Kept, rate: Any, uniforms: list[jax.Array]) -> 
 
 def _first_beyond(numbers: jax.Array, positive: jax.Array, beyond: jax.Array) -> jax.Array:
     """The smallest positive number beyond a bound; if rounding leaves none, the largest positive one."""
-    # The largest rank is the first number beyond the bound, else the last number before it.
+    # The largest rank is that of the first number beyond the bound or, if there is none, of the last number.
     rank = jnp.where(beyond, MAX_INDEX - numbers, numbers)
     best = jnp.max(jnp.where(positive, rank, 0))
     return jnp.where(best > MAX_INDEX // 2, MAX_INDEX - best, best)

@@ -1,14 +1,14 @@
 """Samples one token per row without filters, in two launches.
 
-Launch `sample_read`, grid (row, block): each block reads a few tiles of one row, and writes their maximum and the sum
-of each. No block waits for another; in `sample`, the blocks of a row wait for each other twice.
+Launch `sample_read`, grid (sequence, block): each block reads a few tiles of one row, and writes their maximum and the
+sum of each. No block waits for another; in `sample`, the blocks of a row wait for each other twice.
 
-Launch `sample_emit`, grid (row,), one block per row: the first uniform picks a tile by its sum, the second a token in
-that tile. The block waits for memory twice: for the sums, and for the tile, which is read again. Its uniforms are
+Launch `sample_emit`, grid (sequence,), one block per row: the first uniform picks a tile by its sum, the second a token
+in that tile. The block waits for memory twice: for the sums, and for the tile, which is read again. Its uniforms are
 computed before it waits for the first launch.
 
-Rows that do not begin at a vector are bonus rows without drafts of the token rule (`token`), whose launches read them
-and pick the token.
+If rows do not begin at a multiple of 16 bytes, the launches of the token rule (`token`) read them and pick the token
+instead, as bonus rows of sequences without drafts.
 """
 
 import functools
@@ -22,7 +22,7 @@ from jaxtyping import Array, Float, Int
 
 from pallas_kernels import config as sizes
 from pallas_kernels import emit, random, rows, scan, sync, tiles, token
-from pallas_kernels.limits import Limits, fixed_row_limits, maybe_on, static_limits
+from pallas_kernels.limits import Limits, fixed_row_limits, keeps_all
 from pallas_kernels.types import TILE, Filter
 
 
@@ -40,8 +40,7 @@ class TileSums(NamedTuple):
 
 def supports(limits: Limits) -> bool:
     """Whether `sample` takes these parameters: a temperature above 0 that is a number, and no filter."""
-    is_number = static_limits(limits).temperature is not None
-    return is_number and maybe_on(limits)[1:] == (None, None, None) and fixed_row_limits(limits).greedy is None
+    return keeps_all(limits) and fixed_row_limits(limits).greedy is None
 
 
 def sample(
@@ -49,7 +48,7 @@ def sample(
 ) -> tuple[Int[Array, "B"], Float[Array, "B"]]:
     """Samples like `sample.sample`, with `limits` that `supports` accepts and any V of at least `TILE`.
 
-    `config` is of `token_emit` where it picks the token; `config.token_config` chooses it if None.
+    `config` is used only if the launches of `token` sample; `config.token_config` chooses it if None.
     """
     batch_size, vocab_size = logits.shape
     scale = fixed_row_limits(limits).scale

@@ -6,25 +6,26 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax._src.lib.mlir import ir  # pyright: ignore[reportPrivateImportUsage]
-from jax._src.lib.mlir.dialects import arith, llvm
+from jax._src.lib.mlir.dialects import arith
 from jax.experimental.mosaic.gpu import FragmentedArray
 from jax.experimental.mosaic.gpu import utils as mosaic
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
+from pallas_kernels import ptx
 from pallas_kernels.config import THREADS, WARP
 
 WARPS = THREADS // WARP
 """Warps of a block."""
 
 MAX_LOADS = 16
-"""Most loads per thread of the weights that `choose` takes: sums of 2,048 tiles; the largest vocabulary has 1,954."""
+"""Maximum loads per thread of the weights of `choose`: 2,048 sums of tiles. The largest vocabulary has 1,954."""
 
 LEAST_WEIGHT = 2.0**-80
 """Weight of a tile or chunk, relative to the largest logit of its row, that counts as 0: no uniform but 0 reaches it,
 and its probabilities may round to zeros."""
 
 HELD = 8
-"""Numbers at the end of the scratch for `hold`."""
+"""Elements at the end of `choose_scratch` that `hold` uses."""
 
 EXCHANGE_BYTES = 16 * 4 * 32 * 4
 """Bytes of shared memory in which warps exchange partial sums: 16 float32 sums, each from 4 warps of 32 lanes."""
@@ -50,17 +51,8 @@ def sum_vectors(vectors: list[jax.Array], vec: int) -> jax.Array:
 
 
 def vector_numbers(count: int, vec: int) -> jax.Array:
-    """The numbers 0 to n - 1 in the layout of the result of `sum_vectors`."""
+    """The integers 0 to n - 1 in the layout of the result of `sum_vectors`."""
     return plgpu.broadcasted_iota(jnp.int32, (count,), 0, layout=stack_layout(vec).reduce(1))
-
-
-def store_sums(ref: Any, sums: jax.Array):
-    """Stores the `[n]` sums that `sum_vectors` returns."""
-    # Newer JAX refuses so small a store unless `optimized=False`; JAX 0.11.2 has no `plgpu.store`.
-    if hasattr(plgpu, "store"):
-        plgpu.store(ref, sums, optimized=False)
-    else:
-        ref[...] = sums
 
 
 def to_scalars(sums: jax.Array, vec: int) -> list[jax.Array]:
@@ -75,7 +67,7 @@ def choose_scratch() -> Any:
 
 
 def hold(scratch: Any, values: list[jax.Array]) -> list[jax.Array]:
-    """Returns at most `HELD` scalars, computed before this line, where the compiler would compute them at their use."""
+    """Returns at most `HELD` scalars, computed here: without this, the compiler moves the computation to their use."""
     start = scratch.shape[0] - HELD
     for i, value in enumerate(values):
         # Registers -> shared memory: one float32. A store is not moved over the barriers that follow.
@@ -113,90 +105,62 @@ def choose(scratch: Any, weights: jax.Array, uniform: jax.Array, layout: Any) ->
     def emit(context, *arguments):
         del context
         weights, uniform, scratch = arguments
-        i32, f32 = ir.IntegerType.get_signless(32), ir.F32Type.get()
-
-        def const(value):
-            return arith.constant(i32, ir.IntegerAttr.get(i32, value))
-
-        def ptx(code, *args, result=None):
-            return mosaic.inline_ptx(code, *args, result_types=result, has_side_effects=True, convergent=True)
-
-        address = llvm.ptrtoint(i32, mosaic.memref_ptr(scratch))
-        thread = mosaic.thread_idx()
-        warp, lane = arith.shrui(thread, const(5)), arith.andi(thread, const(WARP - 1))
+        f32 = ir.F32Type.get()
+        address = ptx.address(scratch)
+        thread, warp, lane = ptx.thread_warp_lane()
 
         def slot_address(load, of_warp):
-            return arith.addi(arith.addi(address, const(4 * WARPS * load)), arith.muli(of_warp, const(4)))
+            return arith.addi(arith.addi(address, ptx.constant(4 * WARPS * load)), arith.muli(of_warp, ptx.constant(4)))
 
         zero = arith.constant(f32, ir.FloatAttr.get(f32, 0.0))
-        loads = [_elements(register) for register in weights.registers.flat]
+        loads = [ptx.elements(register) for register in weights.registers.flat]
         if len(loads) > MAX_LOADS:
             raise ValueError(f"a thread may hold at most {MAX_LOADS} loads of the weights; it holds {len(loads)}")
         # The running sums of each load in a thread, and over the threads before it in its warp.
         running = [_running_sums(load) for load in loads]
-        inclusive = [ptx(_WARP_SUM, sums[-1], result=f32) for sums in running]
-        before = [ptx(_PREVIOUS_LANE, sums, result=f32) for sums in inclusive]
+        inclusive = [ptx.prefix_sum(sums[-1], "f32", f32) for sums in running]
+        before = [ptx.inline(_PREVIOUS_LANE, sums, result=f32) for sums in inclusive]
         for i, sums in enumerate(inclusive):
-            ptx(
-                "{ .reg .pred p; setp.eq.u32 p, $0, 31; @p st.shared.f32 [$1], $2; }", lane, slot_address(i, warp), sums
-            )
+            ptx.store_from_lane(WARP - 1, "f32", lane, slot_address(i, warp), sums)
         mosaic.warpgroup_barrier()
         total = zero
         for i in range(len(loads)):
-            of_warps = [ptx("ld.shared.f32 $0, [$1];", slot_address(i, const(j)), result=f32) for j in range(WARPS)]
+            of_warps = [ptx.load_shared("f32", slot_address(i, ptx.constant(j)), f32) for j in range(WARPS)]
             start = total
             for j, of_warp in enumerate(of_warps):
-                lower = arith.cmpi(arith.CmpIPredicate.ult, const(j), warp)
+                lower = arith.cmpi(arith.CmpIPredicate.ult, ptx.constant(j), warp)
                 start = arith.addf(start, arith.select(lower, of_warp, zero))
                 total = arith.addf(total, of_warp)
             before[i] = arith.addf(start, before[i])
         bound = arith.mulf(uniform.registers.item(), total)
-        # The largest rank is the first index beyond the bound, else the last index before it.
-        best, size = const(-1), len(loads[0])
-        own = arith.muli(thread, const(size))
+        # An index i beyond the bound has rank 2n - i, any other has rank i. So the largest rank is that of the first
+        # index beyond the bound or, if there is none, of the last index.
+        best, size = ptx.constant(-1), len(loads[0])
+        own = arith.muli(thread, ptx.constant(size))
         for i, (load, sums) in enumerate(zip(loads, running, strict=True)):
             for j, (weight, local) in enumerate(zip(load, sums, strict=True)):
-                index = arith.addi(own, const(i * THREADS * size + j))
+                index = arith.addi(own, ptx.constant(i * THREADS * size + j))
                 beyond = arith.cmpf(arith.CmpFPredicate.OGT, arith.addf(before[i], local), bound)
-                rank = arith.select(beyond, arith.subi(const(2 * n), index), index)
+                rank = arith.select(beyond, arith.subi(ptx.constant(2 * n), index), index)
                 positive = arith.cmpf(arith.CmpFPredicate.OGT, weight, zero)
-                best = arith.maxsi(best, arith.select(positive, rank, const(-1)))
-        best = ptx("redux.sync.max.s32 $0, $1, 0xffffffff;", best, result=i32)
-        ptx(
-            "{ .reg .pred p; setp.eq.u32 p, $0, 0; @p st.shared.s32 [$1], $2; }",
-            lane,
-            slot_address(MAX_LOADS, warp),
-            best,
-        )
+                best = arith.maxsi(best, arith.select(positive, rank, ptx.constant(-1)))
+        best = ptx.inline("redux.sync.max.s32 $0, $1, 0xffffffff;", best, result=ptx.int32())
+        ptx.store_from_lane(0, "s32", lane, slot_address(MAX_LOADS, warp), best)
         mosaic.warpgroup_barrier()
         for j in range(WARPS):
-            best = arith.maxsi(best, ptx("ld.shared.s32 $0, [$1];", slot_address(MAX_LOADS, const(j)), result=i32))
-        is_beyond = arith.cmpi(arith.CmpIPredicate.sge, best, const(n))
-        number = arith.select(is_beyond, arith.subi(const(2 * n), best), best)
+            best = arith.maxsi(best, ptx.load_shared("s32", slot_address(MAX_LOADS, ptx.constant(j)), ptx.int32()))
+        is_beyond = arith.cmpi(arith.CmpIPredicate.sge, best, ptx.constant(n))
+        number = arith.select(is_beyond, arith.subi(ptx.constant(2 * n), best), best)
         return FragmentedArray.splat(number, (), is_signed=True), FragmentedArray.splat(total, ())
 
     chosen: Any = emit(weights, uniform, scratch)
     return Choice(*chosen)
 
 
-_WARP_SUM = (
-    "{ .reg .pred p; .reg .f32 t; mov.f32 $0, $1; "
-    + "".join(f"shfl.sync.up.b32 t|p, $0, {1 << i}, 0, 0xffffffff; @p add.f32 $0, $0, t; " for i in range(5))
-    + "}"
-)
-"""PTX of the sum in $0 of $1 over the lanes of a warp up to this one."""
-
 _PREVIOUS_LANE = (
     "{ .reg .pred p; .reg .f32 t; shfl.sync.up.b32 t|p, $1, 1, 0, 0xffffffff; selp.f32 $0, t, 0f00000000, p; }"
 )
 """PTX of $1 in the lane before this one, 0 in the first."""
-
-
-def _elements(register: Any) -> list[Any]:
-    """The float32 numbers of one load of a thread."""
-    i32 = ir.IntegerType.get_signless(32)
-    size = ir.VectorType(register.type).shape[0]
-    return [llvm.extractelement(register, arith.constant(i32, ir.IntegerAttr.get(i32, i))) for i in range(size)]
 
 
 def _running_sums(values: list[Any]) -> list[Any]:
@@ -207,7 +171,7 @@ def _running_sums(values: list[Any]) -> list[Any]:
 
 
 def first_scalar_beyond(weights: list[jax.Array], bound: jax.Array) -> jax.Array:
-    """The index that `choose` finds for a few scalars and this bound."""
+    """Like `choose`, for a few scalars, and with a bound of the running sum in place of a uniform."""
     best, found, total = jnp.int32(-1), jnp.bool_(False), jnp.float32(0)
     for i, weight in enumerate(weights):
         best = jnp.where((weight > 0) & ~found, i, best)

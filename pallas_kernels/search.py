@@ -6,8 +6,9 @@ a threshold, or sums their weights, and writes the results to `Exchange.sums`. A
 adds up the results of all blocks in the same order, so all blocks choose the same part. There is one cluster barrier
 per round.
 
-For top-p the first rounds divide the interval into equal parts of logits instead of ranks, half of which are next to 0,
-where the cutoff of a usual row is not. The round that sums all weights compares with two thresholds too.
+Half of all ranks are of numbers next to 0, where the cutoff is seldom. For top-p the first rounds therefore divide the
+interval into equal parts of logits instead of ranks. The search for top-p begins with the round that sums all weights:
+two of its thresholds narrow the interval.
 """
 
 from typing import Any, NamedTuple
@@ -27,12 +28,12 @@ from pallas_kernels.types import TILE
 SLACK = 0.05
 """Margin, in scaled logits, for rounding errors: the search for top-p starts this much below its exact lower bound."""
 
-
 FIRST_OFFSETS = 5.0, 10.0
 """Distances in scaled logits from the largest logit to the thresholds of the round that sums all weights."""
 
 ROUNDS_BY_VALUE = 2
-"""Rounds of the search for top-p with thresholds at equal distances: from 15 logits, 5 after the first, to .3."""
+"""Rounds of the search for top-p with thresholds at equal distances of logits. `FIRST_OFFSETS` usually leave an
+interval of 5 scaled logits, and two such rounds .3."""
 
 TOP_K, MASS, TOP_P, TOTAL, DONE = range(5)
 """Stages of the search.
@@ -80,8 +81,7 @@ def search_row(part: Slice, limits: RowLimits, exchange_sums: Any, largest: Any,
       largest: Largest logit of the row.
       top_k_bound: Lower bound of the cutoff of top-k.
     """
-    for i, x in enumerate(part.tiles):
-        scan.store_sums(part.shared.at[i], x)
+    slices.store_slice(part)
     shift, rate = _shift(part.dtype), exp2_rate(limits.scale)
     end = _scalar(lambda x: _rank(x, shift), largest) + 1
     lowest = _scalar(lambda x: _rank(x, shift), jnp.float32(LOWEST))
@@ -193,7 +193,7 @@ def _sums_above(part, exchange_sums, thresholds, largest, rate, counting, buffer
         exchange_sums[part.row, buffer, i, part.block] = block_sum
     slices.sync_blocks(part.num_blocks, part.barrier)
     return [
-        jnp.sum(slices.load_per_block(exchange_sums.at[part.row, buffer, i], part, 0.0)) for i in range(len(thresholds))
+        jnp.sum(slices.load_per_block(exchange_sums, (part.row, buffer, i), part, 0.0)) for i in range(len(thresholds))
     ]
 
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from pallas_kernels import candidates, config, scan, sync
+from pallas_kernels import candidates, config, sync
 from pallas_kernels import tiles as tiling
 from pallas_kernels.types import TILE
 
@@ -81,7 +81,8 @@ class Scratch(NamedTuple):
       bound: Smallest candidate, `[1]`.
       listed: List of candidates, `[MAX_CANDIDATES]`.
       weights: `exp((x - largest) * scale)` of each candidate x, `[MAX_CANDIDATES]`.
-      numbers: Numbers of the listed candidates, int32 `[MAX_CANDIDATES]`, or None.
+      numbers: One int32 per listed candidate, `[MAX_CANDIDATES]`, or None: its index in the concatenation of the
+        block's tiles; after the lists of all blocks are merged, its token.
       counts: Scratch of `candidates.collect`.
     """
 
@@ -210,15 +211,25 @@ def load_slice(part: Slice) -> Slice:
     return part._replace(tiles=[_load_tile(part, jnp.int32(i), i == count - 1) for i in range(count)])
 
 
+def store_slice(part: Slice):
+    """Copies the tiles that `load_slice` loaded to `part.shared`."""
+    for i, x in enumerate(part.tiles):
+        # Registers -> shared memory: [TILE].
+        tiling.store(part.shared.at[i], x)
+
+
 def copy_to_shared(part: Slice):
-    """Copies a block's share to `part.shared`, a few tiles at a time: slower than a load, with fewer registers."""
+    """Copies a block's share from global memory to `part.shared`, a few tiles at a time.
+
+    Slower than `load_slice`, but with fewer registers.
+    """
     count = part.shared.shape[0]
 
     def copy(start, size, masked):
         tiles = [_load_tile(part, start + i, masked) for i in range(size)]
         for i, x in enumerate(tiles):
             # Registers -> shared memory: [TILE].
-            scan.store_sums(part.shared.at[start + i], x)
+            tiling.store(part.shared.at[start + i], x)
 
     def step(i, carry):
         copy(i * COPIED_AT_ONCE, COPIED_AT_ONCE, False)
@@ -245,9 +256,6 @@ def sync_blocks(num_blocks: int, barrier: Any):
         sync.sync_cluster(barrier)
 
 
-def load_per_block(ref: Any, part: Slice, fill: Any) -> jax.Array:
-    """Loads `[MAX_CLUSTER]` values, one per block of the cluster, with `fill` after its last block."""
-    layout = tiling.lane_layout(MAX_CLUSTER)
-    lane = plgpu.broadcasted_iota(jnp.int32, (MAX_CLUSTER,), 0, layout=layout)
-    # L2 -> registers: [MAX_CLUSTER], a copy in every warp.
-    return jnp.where(lane < part.num_blocks, plgpu.load(ref, layout=layout, optimized=False), fill)
+def load_per_block(ref: Any, index: tuple[Any, ...], part: Slice, fill: float | int) -> jax.Array:
+    """Loads the last axis at `index`: a value per block of the cluster, then `fill`. Each warp holds a copy."""
+    return tiling.load_first_lanes(ref, index, part.num_blocks, fill)

@@ -61,7 +61,7 @@ def sync_threads():
 
 
 def cluster_scratch() -> Any:
-    """Scratch of the cluster barrier: empty, because the barrier is in hardware."""
+    """Scratch of the cluster barrier: empty, because the barrier is in hardware. The tests put another in its place."""
     return ()
 
 

@@ -28,7 +28,7 @@ def lane_layout(count: int) -> Any:
 
 
 def lane_index(count: int) -> jax.Array:
-    """The numbers 0 to n - 1 in `lane_layout`."""
+    """The integers 0 to n - 1 in `lane_layout`."""
     return plgpu.broadcasted_iota(jnp.int32, (count,), 0, layout=lane_layout(count))
 
 
@@ -38,10 +38,19 @@ def load_lanes(ref: Any, index: tuple[Any, ...]) -> jax.Array:
     return plgpu.load(ref.at[index], layout=lane_layout(ref.shape[-1]), optimized=False)
 
 
-def load_first_lanes(ref: Any, index: tuple[Any, ...], count: int, fill: float) -> jax.Array:
+def load_first_lanes(ref: Any, index: tuple[Any, ...], count: int, fill: float | int) -> jax.Array:
     """Like `load_lanes`, with `fill` after the first `count` elements."""
     lane = lane_index(ref.shape[-1])
     return jnp.where(lane < count, load_lanes(ref, index), fill)
+
+
+def store(ref: Any, vector: jax.Array):
+    """Stores a vector of any length and layout."""
+    # Newer JAX refuses short vectors unless `optimized=False`; JAX 0.11.2 has no `plgpu.store`.
+    if hasattr(plgpu, "store"):
+        plgpu.store(ref, vector, optimized=False)
+    else:
+        ref[...] = vector
 
 
 class Tile(NamedTuple):

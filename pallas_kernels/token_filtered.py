@@ -19,7 +19,7 @@ from jaxtyping import Array, Float, Int
 
 from pallas_kernels import config as sizes
 from pallas_kernels import cutoffs, emit, reading, rows, slices, tiles, token, token_rule
-from pallas_kernels.limits import Limits, RowLimits, array_limits, maybe_on, row_limits, static_limits
+from pallas_kernels.limits import Limits, array_limits, fixed_row_limits, keeps_all, row_limits, static_limits
 from pallas_kernels.random import Draws
 from pallas_kernels.types import LARGEST_LOG_NORMALIZER, Filter, Verification
 
@@ -94,7 +94,8 @@ def filter_then_emit(
 ) -> Verification:
     """Launches `token_cutoffs`, then the second launch of a rule."""
     batch_size, num_rows, vocab_size = target_logits.shape
-    searches_draft = draft_logits is not None and (log_normalizers is None or not _keeps_all(draft_limits))
+    # With temperatures in an array too, because `reading.look_up` needs the scale before it has been computed.
+    searches_draft = draft_logits is not None and (log_normalizers is None or not keeps_all(draft_limits))
     limits = target_limits, draft_limits
     inputs = rows.make_inputs(
         target_logits,
@@ -120,20 +121,6 @@ def filter_then_emit(
     return emit.without_padding(out)
 
 
-def _keeps_all(limits: Limits) -> bool:
-    """Whether all filters are off at compile time and the temperature is a number.
-
-    An array of temperatures counts as a filter, because `reading.look_up` needs the scale before it has been computed.
-    """
-    return static_limits(limits).temperature is not None and maybe_on(limits)[1:] == (None, None, None)
-
-
-def _static_row_limits(limits: Limits) -> RowLimits:
-    """The parameters that are numbers, as `RowLimits`; arrays are treated as filters that are off."""
-    static = static_limits(limits)
-    return row_limits(static, Limits(*[None] * len(static)), 0)
-
-
 def _filter_types(limits: Limits, batch_size: int) -> Filter:
     """Types of the fields of `Filter` that the first launch writes; None for the others."""
 
@@ -141,7 +128,7 @@ def _filter_types(limits: Limits, batch_size: int) -> Filter:
         return jax.ShapeDtypeStruct((batch_size,), dtype) if written else None
 
     is_array = static_limits(limits).temperature is None
-    greedy = is_array or _static_row_limits(limits).greedy
+    greedy = is_array or fixed_row_limits(limits).greedy
     return Filter(scale=type_if(is_array, jnp.float32), greedy=type_if(greedy, jnp.int32))
 
 
@@ -149,7 +136,7 @@ def _sequence(inputs: rows.Inputs, limits: tuple[Limits, Limits], vocab_size: in
     """`rows.sequence_view` with scales from temperatures that are numbers; a scale from an array is unset."""
     sequence = rows.sequence_view(inputs, vocab_size, number)
     target, draft = (
-        model and model._replace(filter=Filter(_static_row_limits(model_limits).scale))
+        model and model._replace(filter=Filter(fixed_row_limits(model_limits).scale))
         for model, model_limits in zip((sequence.target, sequence.draft), limits, strict=True)
     )
     return sequence._replace(target=target, draft=draft)

@@ -1,4 +1,4 @@
-"""The rules of p and q inside their kernels: tables of the rows, the decisions of the token rule, and the weights.
+"""Parts of the token rule's and the block rule's kernels: values per row, the token rule's decisions, and weights.
 
 A per-row value is a vector with one row per lane if all rows are processed at once, and a scalar for a single row.
 """
@@ -45,7 +45,7 @@ class Tables(NamedTuple):
 class Stop(NamedTuple):
     """The row at which a sequence stops. `p_certain` and `q_certain`: the token of probability 1, or -1.
 
-    The weights of a rejected draft's row are max(P p - q, 0), with P = 1 in the token rule.
+    The weights of a rejected draft's row are max(P p - q, 0). P is P_i of the block rule, and 1 in the token rule.
     """
 
     num_accepted: jax.Array  # index of the row

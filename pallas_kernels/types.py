@@ -20,7 +20,7 @@ EMPTY_RESIDUAL = 4
 """Flag of `Verification.status`: a draft was rejected in a row in which max(p - q, 0) is exactly zero."""
 
 EMIT_DRAWS = 2
-"""Uniforms of a token. Of a row's draws they come first, so that no draw depends on the number of drafts."""
+"""Number of uniforms that sample a token. They are a row's first draws, so no draw depends on the number of drafts."""
 
 LARGEST_LOG_NORMALIZER = 128.0
 """A float32 logsumexp above this has a rounding error above 2**-17, as do its log-probabilities: it is recomputed."""
@@ -63,9 +63,9 @@ class Verification(NamedTuple):
       num_accepted: Number of accepted drafts, 0 to K; `num_accepted + 1` tokens are emitted.
       log_probs: log p of each emitted token under the filtered target, 0 at padding, -inf for a token
         emitted from a degenerate row.
-      accept_prob: min(1, p/q) at each drafted token, 0 where nothing was drafted. For large
-        batches (512 drafts in 64 sequences or more, or 132 sequences) the GPU kernel does not read rows after the
-        first rejection, and `accept_prob` is 0 there too.
+      accept_prob: min(1, p/q) at each drafted token, 0 where nothing was drafted. For large batches (64 sequences or
+        more, see `pallas_kernels.config.exits_early`) the GPU kernel may skip rows after the first rejection;
+        `accept_prob` is 0 there too.
       status: 0, or a sum of `DEGENERATE_TARGET`, `DEGENERATE_DRAFT` and `EMPTY_RESIDUAL`. Covers the rows
         up to and including the one that emitted the last token.
     """

@@ -27,14 +27,14 @@ def choose(scratch, weights, uniform, layout):
     return scan.Choice(jnp.where(best >= n, 2 * n - best, best).astype(jnp.int32), sums[-1])
 
 
-def collect(vectors, layout, bound, listed, counts, numbered=None, numbers=None):
+def collect(vectors, layout, bound, listed, counts, listed_numbers=None, numbers=None):
     x = jnp.concatenate([v.astype(jnp.float32) for v in vectors])
     reached = x >= bound[0]
     place = jnp.where(reached, jnp.cumsum(reached) - 1, listed.shape[0])
     listed[...] = jnp.full(listed.shape, jnp.nan).at[place].set(x, mode="drop")
-    if numbered is not None:
+    if listed_numbers is not None:
         number = jnp.arange(x.size, dtype=jnp.int32) if numbers is None else jnp.concatenate(numbers)
-        numbered[...] = jnp.full(numbered.shape, -1, jnp.int32).at[place].set(number, mode="drop")
+        listed_numbers[...] = jnp.full(listed_numbers.shape, -1, jnp.int32).at[place].set(number, mode="drop")
     counts[candidates.COUNT] = reached.sum(dtype=jnp.int32)
 
 
