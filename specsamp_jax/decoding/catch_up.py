@@ -1,4 +1,4 @@
-"""Tokens that a drafter missed while the target decoded alone, read before it drafts again."""
+"""Feeds a drafter the tokens that it missed while the target decoded alone, before it drafts again."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ from specsamp_jax.decoding.num_draft import longest
 from specsamp_jax.decoding.state import DecodeState
 
 CATCH_UP = 32
-"""Tokens that a drafter reads at once if it was not run for some steps."""
+"""Tokens that a drafter reads per call if it was not run for some steps."""
 
 
 def start_drafter(
@@ -42,8 +42,8 @@ def catch_up(state: DecodeState, drafter: Drafter | None) -> DecodeState:
     """Returns the state with the missing tokens in the drafter's cache if the next step drafts, else `state`.
 
     `propose` reads the last two tokens of each row itself. Before a probe the drafter reads at most the last
-    `CATCH_UP` tokens, so that a probe costs no more after a longer wait; earlier ones stay missing until a step
-    that is no probe.
+    `CATCH_UP` tokens, so that the cost of a probe is bounded; it reads the earlier ones before the next step that
+    drafts and is no probe.
     """
     if not (isinstance(state.num_draft_state, GoodputState) and isinstance(drafter, ReadsText)):
         return state
@@ -68,13 +68,13 @@ def catch_up(state: DecodeState, drafter: Drafter | None) -> DecodeState:
 
 
 def is_behind(state: DecodeState) -> Bool[Array, ""]:
-    """Whether the next step drafts, and `catch_up` has something to read before it, if `may_miss_tokens`."""
+    """Whether the next step drafts and the drafter misses tokens; requires `may_miss_tokens`."""
     first, end = _missing(state)
     return (longest(state) > 0) & (first < end).any()
 
 
 def may_miss_tokens(state: DecodeState, drafter: Drafter | None) -> bool:
-    """Whether there are steps that leave out a drafter with a cache."""
+    """Whether some steps may leave out a drafter with a cache, so that it misses their tokens."""
     return isinstance(state.num_draft_state, GoodputState) and isinstance(drafter, ReadsText)
 
 
@@ -83,7 +83,7 @@ def _width(state: DecodeState) -> int:
 
 
 def _missing(state: DecodeState) -> tuple[Int[Array, "B"], Int[Array, "B"]]:
-    """The first token of each row that the drafter reads, and the first that it does not."""
+    """Start and end of the range of each row's tokens that the drafter must read."""
     rule, end = state.num_draft_state, state.lengths - 2
     first = jnp.where(rule.probing, jnp.maximum(rule.num_seen, state.lengths - _width(state)), rule.num_seen)
     return jnp.where(state.finished, end, first), end

@@ -27,7 +27,7 @@ def values(
     num_draft: NumDraft,
     max_new_tokens: int,
 ) -> None:
-    """Ids in the target's vocabulary, and a text that memory can hold."""
+    """Checks that ids are in the target's vocabulary and that memory can hold the text."""
     longest = compiled_lengths(num_draft)[-1]
     memory.check(prompt, models(target, drafter), max_new_tokens=max_new_tokens, longest_draft=longest)
     size = vocab_size(target, prompt.shape, num_slots(target, prompt.shape[1] + max_new_tokens, longest))
@@ -36,7 +36,7 @@ def values(
 
 
 def loop(target: Any, draft: Any, num_draft: Any) -> None:
-    """The types of target, drafter and draft length."""
+    """Checks the types of target, drafter and draft length."""
     if not isinstance(target, Model):
         raise ValueError(f"target must be a Model; got {type(target).__name__}. See specsamp_jax.models for adapters.")
     if isinstance(draft, type) or not (draft is None or isinstance(draft, Model) or hasattr(draft, "propose")):
@@ -52,24 +52,24 @@ def loop(target: Any, draft: Any, num_draft: Any) -> None:
 
 
 def drafter(drafter: Drafter | None, batch_size: _checks.Size) -> None:
-    """Parameters of the drafter in their range."""
+    """Checks that the drafter's parameters are in their range."""
     if isinstance(drafter, SamplingDrafter):
         drafter.check(batch_size)
 
 
 def models(target: Model, drafter: Drafter | None) -> list[Model]:
-    """The models that run; a drafter of a user's own type may have more."""
+    """The models whose memory is counted: the target's, and that of a drafter of this package."""
     return [target, *([drafter.model] if isinstance(drafter, SamplingDrafter) else [])]
 
 
 def state(state: Any) -> None:
-    """A `DecodeState`."""
+    """Checks that a state is a `DecodeState`."""
     if not isinstance(state, DecodeState):
         raise ValueError(f"state must be a DecodeState, as init returns it; got a {type(state).__name__}.")
 
 
 def widths(tokens: Int[Array, "B W"], log_probs: Float[Array, "B L"], longest_draft: int) -> None:
-    """A state whose text can hold the longest draft after each row's limit."""
+    """Checks that the text of a state can hold the longest draft after each row's limit."""
     num_columns = tokens.shape[1] - log_probs.shape[1]
     if num_columns != longest_draft:
         raise ValueError(
@@ -80,7 +80,7 @@ def widths(tokens: Int[Array, "B W"], log_probs: Float[Array, "B L"], longest_dr
 
 
 def draft_state(drafter: Drafter | None, state: Any, tokens: Int[Array, "B W"]) -> None:
-    """A state of this drafter, by structure and shapes. That of a user's own type of drafter is not checked."""
+    """Checks structure and shapes of a drafter's state. That of a user's own type of drafter is not checked."""
     if isinstance(drafter, SamplingDrafter):
         expected = jax.eval_shape(lambda: drafter.model.init_cache_fn(*tokens.shape))
     elif drafter is None or isinstance(drafter, NGramDrafter):
@@ -98,7 +98,7 @@ def draft_state(drafter: Drafter | None, state: Any, tokens: Int[Array, "B W"]) 
 
 
 def num_draft_state(num_draft: NumDraft, state: Any) -> None:
-    """The state of this rule for the draft length, which only `GoodputNumDraft` has."""
+    """Checks that a state is that of this rule for the draft length; only `GoodputNumDraft` has one."""
     num_lengths = len(num_draft.lengths) if isinstance(num_draft, GoodputNumDraft) else 0
     found = state.costs.shape[1] if isinstance(state, GoodputState) else 0
     if found != num_lengths:
@@ -109,7 +109,7 @@ def num_draft_state(num_draft: NumDraft, state: Any) -> None:
 
 
 def functions(verify_fn: Any, process_logits_fn: Any) -> None:
-    """A rule, and a processor or None; a name is neither."""
+    """Checks that the rule is callable, and that the processor is callable or None."""
     if not callable(verify_fn):
         raise ValueError(f"verify_fn must be a rule, such as specsamp_jax.verify_block; got {verify_fn!r}.")
     if process_logits_fn is not None and not callable(process_logits_fn):
@@ -120,7 +120,7 @@ def functions(verify_fn: Any, process_logits_fn: Any) -> None:
 
 
 def processed_logits(processed: Any, logits: Float[Array, "B V"]) -> None:
-    """Logits of a `process_logits_fn`, of the shape that it was given: fewer would be another vocabulary."""
+    """Checks dtype and shape of the logits that a `process_logits_fn` returned for `logits`."""
     _checks.floating("The result of process_logits_fn", processed)
     if processed.shape != logits.shape:
         raise ValueError(
@@ -130,7 +130,7 @@ def processed_logits(processed: Any, logits: Float[Array, "B V"]) -> None:
 
 
 def proposal(result: Any, batch_size: _checks.Size, num_draft: int) -> None:
-    """`(Draft, state)` with tokens `[B, num_draft]`, as `propose` of a drafter returns it; fewer would be broadcast."""
+    """Checks that `propose` of a drafter returned `(Draft, state)` with tokens `[B, num_draft]`."""
     if not isinstance(result, tuple) or len(result) != 2 or not isinstance(result[0], Draft):
         raise ValueError(f"propose of the drafter must return (Draft, state); got a {type(result).__name__}.")
     tokens = result[0].tokens
@@ -143,7 +143,7 @@ def proposal(result: Any, batch_size: _checks.Size, num_draft: int) -> None:
 
 
 def stateful(results: Any) -> None:
-    """`(Verification, state)`, as a rule with `init` returns it."""
+    """Checks that a rule with `init` returned `(Verification, state)`."""
     # A Verification is a tuple too, but not of two.
     if not isinstance(results, tuple) or len(results) != 2:
         raise ValueError(
@@ -152,7 +152,7 @@ def stateful(results: Any) -> None:
 
 
 def verification(result: Any, logits: Float[Array, "B K1 V"]) -> None:
-    """A `Verification` with tokens `[B, K + 1]`, as a `verify_fn` returns it."""
+    """Checks that a `verify_fn` returned a `Verification` with tokens `[B, K + 1]`."""
     if not isinstance(result, Verification):
         raise ValueError(
             f"verify_fn must return a Verification; got a {type(result).__name__}. "

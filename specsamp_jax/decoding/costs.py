@@ -19,10 +19,10 @@ from specsamp_jax.decoding.goodput import GoodputNumDraft
 from specsamp_jax.decoding.stateful_rule import VerifyFn
 from specsamp_jax.rules.verify import verify
 
-_FEWEST_STEPS, _MOST_STEPS, _STEPS_SECONDS = 3, 32, 0.1  # timed together: as many as take so long
-_FEWEST_ROUNDS, _MOST_ROUNDS, _SECONDS = 3, 16, 3.0  # no new round after so many seconds
-_MOST_TEXTS, _TEXT_SECONDS = 8, 1.0  # whole texts with the longest drafts, for the acceptance
-_ENOUGH_STEPS = 64  # of these texts; if there are fewer, the rounds' steps count too
+_FEWEST_STEPS, _MOST_STEPS, _STEPS_SECONDS = 3, 32, 0.1  # steps per timing: as many as take these seconds
+_FEWEST_ROUNDS, _MOST_ROUNDS, _SECONDS = 3, 16, 3.0  # rounds of all lengths; no new one after these seconds
+_MOST_TEXTS, _TEXT_SECONDS = 8, 1.0  # whole texts with the longest drafts, which measure the acceptance
+_ENOUGH_STEPS = 64  # steps of these texts; if they have fewer, the steps of the rounds count too
 
 
 @allow_rank_promotion

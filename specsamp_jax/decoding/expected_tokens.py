@@ -4,18 +4,18 @@ import jax.numpy as jnp
 from jax.scipy.special import ndtr
 from jaxtyping import Array, Float, Int
 
-_ASSUMED_WEIGHT = 2.0  # of a prior of one number, in observations
-_MEASURED_WEIGHT = 50.0  # of a prior of one number per position, in observations of each row
-_SHARED_WEIGHT = 100.0  # of the acceptance of all rows, in observations of a row: deviates by .05 from row to row
-_REACH, _POINTS = 3.0, 32  # deviations, and points of the integral
+_ASSUMED_WEIGHT = 2.0  # observations that a prior of one number counts as
+_MEASURED_WEIGHT = 50.0  # observations per row that a prior of one number per position counts as
+_SHARED_WEIGHT = 100.0  # observations that the acceptance of all rows counts as in a row's: rows deviate by .05
+_REACH, _POINTS = 3.0, 32  # half width of the integral in standard deviations, and its number of points
 
 
 def acceptance(
     tried: Float[Array, "B K"], accepted: Float[Array, "B K"], prior: Float[Array, "K"], *, is_measured: bool
 ) -> Float[Array, "K"]:
-    """Acceptance at each position, given those before.
+    """Acceptance at each position, given that all drafts before it were accepted.
 
-    A measured prior has a value per position. Otherwise the estimate of a position is the prior of the next.
+    A measured prior has a value per position. Otherwise the estimate at one position is the prior of the next position.
     """
     weight = _MEASURED_WEIGHT * tried.shape[0]
     tried, accepted = tried.sum(0), accepted.sum(0)
@@ -57,22 +57,22 @@ def num_steps_of_slowest(
 ) -> Float[Array, "N"]:
     """The expected number of steps, at each length, until the last row has its remaining tokens.
 
-    The number of steps of a row is taken as normal. The row's acceptance is that of all rows, `rates`, until it has
-    observations of its own, and uncertain: without that, 16 rows of the trained pair would seem to need 8 % fewer steps
-    with four drafts than they do, and 3 % fewer with one. One row alone needs its remaining tokens over those of a
-    step.
+    The number of steps of a row is taken as normally distributed. The row's acceptance is shrunk to that of all rows,
+    `rates`, and its uncertainty widens the distribution: without that, 16 rows of the trained pair would seem to need
+    8 % fewer steps with four drafts than they do, and 3 % fewer with one. A single row needs its remaining tokens
+    divided by the tokens per step.
     """
     if tried.shape[0] == 1:
         return remaining.astype(jnp.float32) / num_tokens(rates, lengths)
-    # Rounding must not make it more than 1, of whose variance the root is taken.
+    # At most 1 in spite of rounding: the square root of own * (1 - own) is taken below.
     own = jnp.minimum((accepted + _SHARED_WEIGHT * rates) / (tried + _SHARED_WEIGHT), 1)
     per_step, variance = _moments(own, lengths)
     mean = remaining.astype(jnp.float32) / per_step
-    # Rows differ by as much as `_SHARED_WEIGHT` observations do by chance, alike at all positions of a row.
+    # Rows differ as estimates from `_SHARED_WEIGHT` observations do, in the same direction at all positions of a row.
     unknown = jnp.sqrt(own * (1 - own) / (tried + _SHARED_WEIGHT))
     spread = mean * (_moments(jnp.minimum(own + unknown, 1), lengths)[0] / per_step - 1)
     deviation = jnp.sqrt(mean * variance / per_step**2 + spread**2)
-    # The integral of P(a row is not ready), from where that is nearly 1 to where it is nearly 0.
+    # The integral of the probability that a row is not finished, from nearly 1 to nearly 0.
     low, high = (mean - _REACH * deviation).max(-1, initial=0), (mean + _REACH * deviation).max(-1, initial=0)
     points = (jnp.arange(_POINTS, dtype=jnp.float32) + 0.5) / _POINTS
     steps = low + (high - low) * points[:, None]

@@ -30,18 +30,19 @@ class GoodputNumDraft:
     After `steps_per_choice` steps with drafts, and after each probe, the rule estimates for each of `lengths` when the
     last row would end. A row with R tokens left takes about R / m steps, where m = 1 + a_1 + a_1 a_2 + ..., and a_i is
     the running acceptance at position i, given that all drafts before it were accepted; drafts that a drafter did not
-    propose count as rejected. It starts from `prior`, then from that of all rows. The time to the end is the expected
-    number of steps of the slowest row times the cost of a step. The length of the least time follows, if it takes less
-    than the present one by `hysteresis`. A choice that keeps the length doubles the number of steps to the next, up to
-    eight times `steps_per_choice`; one that changes it starts again. Where no other length could be better even if all
-    drafts were accepted, as in a measurement, only a probe is followed by a choice.
+    propose count as rejected. A row's estimate is shrunk to that of all rows, and this to `prior`. The time to the
+    end is the expected number of steps of the slowest row times the cost of a step. The rule switches to the length
+    with the least time if that is less than the present length's by `hysteresis`. A choice that keeps the length
+    doubles the number of steps to the next choice, up to eight times `steps_per_choice`; a choice that changes it
+    resets this number. If no other length could be better even with all drafts accepted, the rule chooses after probes
+    only.
 
     Acceptance beyond the present length is not observed, so the next longer length is tried from time to time. The
-    wait is the expected loss of such a probe over `probe_share` of a step's cost, between 8 and 4,096 steps. It
-    doubles, at most three times, after each probe that does not raise the expected number of tokens. There is no probe
-    if no row has twice as many tokens left, for what it found would be of little use. A drafter does not run in steps
-    of length 0. Before a probe it reads the last 32 tokens, before other steps all that it missed: the prompts too, if
-    the first step drafts nothing.
+    wait, in steps, is the expected loss of such a probe divided by `probe_share` of a step's cost, and between 8 and
+    4,096. It doubles, at most three times, after each probe that does not raise the expected number of tokens. There is
+    no probe if no row has tokens for two such waits left. A drafter does not run in steps of length 0. Before a
+    probe it reads the last 32 tokens, before other steps all that it missed: the prompts too, if the first step drafts
+    nothing.
 
     The length of a step is a function of earlier steps: their counts of accepted drafts, the number of rows that have
     finished, `costs` and `prior`. It never depends on the drafts of the step itself, which would change the
@@ -212,7 +213,7 @@ def _with_observations(rule: GoodputNumDraft, state: GoodputState) -> GoodputSta
 
 
 def _choose(rule: GoodputNumDraft, state: GoodputState, rows: Rows) -> GoodputState:
-    """The state with the choice that follows from its counts, and the text at which a probe is due."""
+    """The state with a new choice, and with the text length at which the next probe is due."""
     num_tokens, time = _estimates(rule, state, rows)
     old, best = state.choice.max(initial=0), jnp.argmin(time).astype(jnp.int32)
     choice = jnp.where(time[best] * (1 + rule.hysteresis) < time[old], best, old)
@@ -245,7 +246,7 @@ def _with_choice(
     num_failed: Int[Array, "B"],
     latest: Int[Array, "B"] | int,
 ) -> GoodputState:
-    """The state after a choice; the next probe is due at the text `latest` or before."""
+    """The state after a choice; the next probe is due at text length `latest` at the latest."""
     costs, shape = state.costs.max(0, initial=0), rows.unfinished.shape
     interval = probes.interval(
         rule.lengths, rule.probe_share, costs=costs, num_tokens=num_tokens, choice=choice, num_failed=num_failed
@@ -260,11 +261,11 @@ def _with_choice(
 
 
 def _is_final(rule: GoodputNumDraft, costs: Float[Array, "N"], choice: Int[Array, ""]) -> Bool[Array, ""]:
-    """Whether each other length costs more per token even if all its drafts are accepted, as in a measurement."""
+    """Whether every other length costs more per token even if all its drafts are accepted (see `costs.forced`)."""
     least = costs / (jnp.array(rule.lengths, jnp.float32) + 1)
     return ((least > costs[choice]) | (jnp.arange(len(rule.lengths)) == choice)).all()
 
 
 def _longer(rule: GoodputNumDraft, index: Int[Array, ""]) -> Int[Array, ""]:
-    """The index of the length after that of `index`; the last has none."""
+    """The index of the next longer length; the last index has no longer one, and is returned as it is."""
     return jnp.minimum(index + 1, len(rule.lengths) - 1)

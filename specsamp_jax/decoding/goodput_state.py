@@ -1,4 +1,4 @@
-"""State of a draft length by goodput, and when its next choice and its next probe are due."""
+"""State of `GoodputNumDraft`, and the steps until its next choice and its next probe."""
 
 from typing import NamedTuple
 
@@ -12,16 +12,17 @@ from specsamp_jax.decoding import probes
 class GoodputState(NamedTuple):
     """Observations and the present choice; the batch first, so that rows can be replaced. K is the longest length.
 
-    A step of length 0 changes nothing, but for `probing` where a probe is due. All steps between two choices have one
-    length, but for steps of length 0 before a probe.
+    A step of length 0 changes only `probing`, if a probe is due. All steps between two choices have one length, except
+    for steps of length 0 before a probe.
 
     Attributes:
       costs: Time of a step at each length.
       prior: Acceptance at each position before there are observations.
-      tried: Steps until the last choice that accepted all drafts before each position; older ones count less.
-      accepted: Those among them in which the draft there was accepted.
+      tried: Number of steps until the last choice in which all drafts before each position were accepted; older steps
+        count less.
+      accepted: Number of these steps in which the draft at the position was accepted too.
       num_emitted: Tokens of each row in steps with drafts since the last choice.
-      num_accepted: Accepted drafts by position since the last choice. Whole numbers: their sum has no order.
+      num_accepted: Accepted drafts by position since the last choice. Integers: their sum does not depend on its order.
       choice: Index of the chosen length.
       probing: Whether the next step probes the length after the chosen one.
       probe_at: Tokens of the text at which the next probe is due, or `probes.NEVER`.

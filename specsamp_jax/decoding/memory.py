@@ -19,10 +19,10 @@ _TOKEN_BYTES = 16
 def check(prompt: Any, models: Sequence[Model], *, max_new_tokens: int, longest_draft: int) -> None:
     """Raises ValueError if the state of a generation cannot be indexed, or needs more memory than is free.
 
-    Counted are the text and the caches of the models, which any generation holds, and the logits that a step of the
-    longest draft verifies; other activations are not. Free is the
-    memory of all devices of the platform that has the weights, because caches may be sharded. A traced prompt is not
-    compared with the memory of this machine: its program may run on another.
+    The needed memory is that of the text, the caches of the models, and the logits that a step of the longest draft
+    verifies; other activations are not counted. The free memory is that of all devices of the platform that holds the
+    weights, because caches may be sharded. For a traced prompt only the indices are checked: its program may run on
+    another machine.
 
     Args:
       prompt: Token ids `[B, P]`.

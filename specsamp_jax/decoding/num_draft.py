@@ -46,7 +46,7 @@ class HeuristicNumDraft:
         return jnp.where(num_accepted >= num_draft, longer, jnp.maximum(num_draft - self.decrease, 1))
 
 
-_MANY = 2**30  # steps
+_MANY = 2**30  # steps: more than any text has
 
 NumDraft = int | HeuristicNumDraft | GoodputNumDraft
 
@@ -85,8 +85,8 @@ def update(
 ) -> Int[Array, "B"]:
     """Returns the draft length of each row's next step, after every step.
 
-    `GoodputNumDraft` changes nothing after a step, which would be small kernels on a GPU: `settle` does so after a
-    stretch of steps.
+    `GoodputNumDraft` changes nothing here, which would take small kernels on a GPU after every step: `settle` does
+    after several steps.
     """
     if isinstance(num_draft, HeuristicNumDraft):
         return jnp.where(active, num_draft.update(current, num_accepted), current)
@@ -109,7 +109,7 @@ def with_counts(state: DecodeState, num_emitted: Int[Array, "B"], num_accepted: 
 
 
 def settle(num_draft: NumDraft, state: DecodeState) -> DecodeState:
-    """Returns the state with the draft length chosen anew where that is due. See `goodput.settle`."""
+    """Returns the state with a new draft length if a choice is due. See `goodput.settle`."""
     if not isinstance(num_draft, GoodputNumDraft):
         return state
     next_num_draft, num_draft_state = goodput.settle(num_draft, state.num_draft_state, _rows(state))
@@ -133,9 +133,9 @@ def next_index(num_draft: NumDraft, state: DecodeState) -> Int[Array, ""]:
 
 
 def runs_next(num_draft: NumDraft, index: int, state: DecodeState) -> Bool[Array, ""]:
-    """Whether the next step has the length of `index`, as the step before: a loop asks after every step.
+    """Whether the next step has the length of `index` again: the condition of a loop of steps of one length.
 
-    Steps of `GoodputNumDraft` change no row's draft length, so only `most_steps` ends them.
+    Always with `GoodputNumDraft`: `most_steps` limits the steps of a loop, and none of them changes the draft length.
     """
     lengths = compiled_lengths(num_draft)
     if isinstance(num_draft, GoodputNumDraft):

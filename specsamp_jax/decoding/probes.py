@@ -1,4 +1,4 @@
-"""The text at which the next longer draft length is tried."""
+"""Probes: steps that try the next longer draft length, and the text length at which the next one is due."""
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int

@@ -43,8 +43,8 @@ class StepInfo(NamedTuple):
     """Tokens and counts of one step.
 
     Attributes:
-      tokens: The tokens that each row gained, then `PAD_TOKEN`; none in rows that were finished before.
-      num_tokens: Number of tokens that each row gained.
+      tokens: The new tokens of each row, then `PAD_TOKEN`; none in rows that were finished before.
+      num_tokens: Number of new tokens of each row.
       num_drafted: Drafts that were verified, 0 in rows that were finished before. Drafts after an end token or the
         limit are in neither count.
       num_accepted: Drafts that were accepted, 0 in rows that were finished before.

@@ -13,7 +13,7 @@ from specsamp_jax.decoding.state import StepInfo
 class Counts(NamedTuple):
     """Counts of a decoding loop by row; in `Stats` those by position are sums over rows. K is the longest draft length.
 
-    A loop that carries them needs nothing else to tell a rule for the draft length what was accepted.
+    They are also the observations of `GoodputNumDraft`.
 
     Attributes:
       num_steps: Steps of the loop.

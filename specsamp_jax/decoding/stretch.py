@@ -1,4 +1,4 @@
-"""All steps of a text, in stretches of steps with the same draft length."""
+"""The loop over all steps of a text. A stretch is a loop over consecutive steps of one draft length."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -36,9 +36,9 @@ def run_steps(
 ) -> Carry:
     """Returns the state and the counts after all steps.
 
-    Consecutive steps of one length run in a loop of their own. With `GoodputNumDraft` that loop computes nothing that
-    one of a fixed length does not. A GPU waits for the host at each condition: it passes one per step, as with a fixed
-    length, and three between two loops.
+    Consecutive steps of one length run in a loop of their own. With `GoodputNumDraft` that loop computes only what the
+    loop of a fixed length computes. A GPU waits for the host at each condition: one per step, as with a fixed length,
+    and three between two loops.
 
     Args:
       advance_fn: `(length, carry) -> carry`: one step of a length that is compiled in, which chooses no new length.
@@ -62,7 +62,7 @@ def run_steps(
     def drafts(carry):
         carry, begin = carry
         state, counts = carry
-        # Before a probe the drafter read the last of the missing tokens only. Before further steps it reads the others.
+        # Before a probe the drafter read only the last missing tokens; before further steps it reads the others.
         has_all = (counts.num_steps == begin) | ~is_behind(state)
         return unfinished_fn(carry) & (longest(state) > 0) & has_all
 
@@ -110,7 +110,7 @@ def _stretch(
         return lax.while_loop(goes_on, advance, carry)
 
     branches = [functools.partial(run, index) for index in indices]
-    # Arrays that the branches would only hand on are not among their results: they would be copied.
+    # Arrays that no branch changes are kept out of the branches, which would copy them.
     inside = state._replace(num_draft=(), num_draft_state=()) if same_for_all_rows else state
     if len(branches) == 1:
         after, counts = branches[0]((inside, before))
