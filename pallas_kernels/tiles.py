@@ -38,7 +38,7 @@ def load_lanes(ref: Any, index: tuple[Any, ...]) -> jax.Array:
     return plgpu.load(ref.at[index], layout=lane_layout(ref.shape[-1]), optimized=False)
 
 
-def load_first_lanes(ref: Any, index: tuple[Any, ...], count: int, fill: float) -> jax.Array:
+def load_first_lanes(ref: Any, index: tuple[Any, ...], count: int, fill: float | int) -> jax.Array:
     """Like `load_lanes`, with `fill` after the first `count` elements."""
     lane = lane_index(ref.shape[-1])
     return jnp.where(lane < count, load_lanes(ref, index), fill)
