@@ -92,7 +92,7 @@ def test_a_row_is_multiplied_by_a_large_matrix_that_is_sharded(monkeypatch, axes
         return jax.lax.psum(product(x, matrix), "x") if by_rows else product(x, matrix)
 
     mapped = jax.shard_map(on_a_device, mesh=mesh, in_specs=specs, out_specs=out)
-    placed = (jax.device_put(array, NamedSharding(mesh, where)) for array, where in zip((x, matrix), specs, strict=True))
+    placed = jax.device_put((x, matrix), tuple(NamedSharding(mesh, where) for where in specs))
     options = {"out_sharding": NamedSharding(mesh, P(None, None, None))} if axes == "explicit" and by_rows else {}
     got = jax.jit(mapped if axes == "manual" else functools.partial(product, **options))(*placed)
     np.testing.assert_array_equal(got[0], expected)
