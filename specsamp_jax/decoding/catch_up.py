@@ -10,6 +10,7 @@ from specsamp_jax.decoding.drafters import Drafter, ReadsText
 from specsamp_jax.decoding.goodput_state import GoodputState
 from specsamp_jax.decoding.num_draft import longest
 from specsamp_jax.decoding.state import DecodeState
+from specsamp_jax.sampling.mesh_axes import cond
 
 CATCH_UP = 32
 """Tokens that a drafter reads per call if it was not run for some steps."""
@@ -32,7 +33,7 @@ def start_drafter(
     if not isinstance(num_draft_state, GoodputState) or not isinstance(drafter, ReadsText):
         return drafter.init(prompt, max_length), num_draft_state
     drafts = num_draft.max(initial=0) > 0
-    draft_state = lax.cond(
+    draft_state = cond(
         drafts, lambda: drafter.init(prompt, max_length), lambda: drafter.empty(prompt.shape[0], max_length)
     )
     return draft_state, num_draft_state._replace(num_seen=jnp.where(drafts, num_draft_state.num_seen, 0))

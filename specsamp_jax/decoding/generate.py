@@ -23,6 +23,7 @@ from specsamp_jax.decoding.step import check_state, init, resolve, step
 from specsamp_jax.decoding.stretch import run_steps
 from specsamp_jax.rules.verify import verify
 from specsamp_jax.sampling import streams
+from specsamp_jax.sampling.mesh_axes import vary_like
 
 
 def generate(
@@ -271,6 +272,7 @@ def _generate(max_steps, keys, prompt, prompt_lengths, measured, target, drafter
     state = _init(prompt, prompt_lengths, measured, target, drafter, max_new_tokens=max_new_tokens, **shared)
     check_state(state, drafter, num_draft)
     counts = Counts.zeros(prompt.shape[0], compiled_lengths(num_draft)[-1])
+    state, counts = vary_like((state, counts), (keys, state, data))
     options = _shared(target, *data, **statics)
 
     def advance(length, carry):

@@ -23,6 +23,7 @@ from specsamp_jax.decoding.one_length import step_of_length
 from specsamp_jax.decoding.state import DecodeState, StepInfo, with_own_buffers
 from specsamp_jax.decoding.stateful_rule import VerifyFn, start_rule
 from specsamp_jax.rules.verify import verify
+from specsamp_jax.sampling.mesh_axes import vary_like
 
 
 @allow_rank_promotion
@@ -86,7 +87,8 @@ def init(
         num_draft_state=num_draft_state,
         verify_state=start_rule(verify_fn, batch_size),
     )
-    return with_own_buffers(state, arguments)
+    # Loops need one type before and after a step, which makes all of the state vary over these axes.
+    return vary_like(with_own_buffers(state, arguments), (state, target, drafter))
 
 
 @allow_rank_promotion

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import AxisType
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
@@ -43,7 +44,7 @@ def product(lhs: Array, rhs: Float[Array, "F N"], dimension_numbers: Any, **opti
 
     For such a row XLA's CPU backend converts the whole matrix to float32 first, which takes ten times as long as the
     product of two rows. There, with at most four cores, a large matrix whose F is a multiple of 8 is read by
-    `_row_product`; by others the row is multiplied twice.
+    `_row_product`; by others, and under `shard_map` or explicit sharding, the row is multiplied twice.
     """
     dot = functools.partial(jax.lax.dot_general, dimension_numbers=dimension_numbers, **options)
     if lhs.dtype.itemsize > 2 or math.prod(lhs.shape[:-1]) != 1:
@@ -57,7 +58,14 @@ def product(lhs: Array, rhs: Float[Array, "F N"], dimension_numbers: Any, **opti
         return _row_product(lhs.reshape(-1), rhs).astype(dtype).reshape(*lhs.shape[:-1], -1)
 
     in_blocks = rhs.size >= _LARGE and rhs.shape[0] % _BLOCK == 0 and _num_cores() <= _MOST_CORES
+    # The sums of a loop have one type before it and in it, and the type of an array says how it is sharded there.
+    in_blocks &= not _has_typed_axes(lhs, rhs)
     return jax.lax.platform_dependent(lhs, rhs, cpu=row if in_blocks else two_rows, default=dot)
+
+
+def _has_typed_axes(*arrays: Array) -> bool:
+    """Whether mesh axes of the arrays are explicit, or manual as inside `shard_map`, so that types name them."""
+    return any(kind != AxisType.Auto for array in arrays for kind in jax.typeof(array).sharding.mesh.axis_types)
 
 
 def _row_product(x: Float[Array, "F"], matrix: Float[Array, "F N"]) -> Float[Array, "N"]:

@@ -52,7 +52,7 @@ def verify_block(
     # sampled from p, or is the first largest logit if the target's row is degenerate.
     trusted = drafted & (log_q > -jnp.inf) & (tokens < vocab_size)
     num_usable = emit.num_leading(trusted & ~scored.degenerate)
-    log_ratio = jnp.where(trusted, log_p - log_q, -jnp.inf)
+    log_ratio = jnp.where(trusted, dist.log_ratio(log_p, log_q), -jnp.inf)
     log_joint = _log_joint_prob(log_ratio)
     joint = emit.exp(log_joint)
 

@@ -71,8 +71,7 @@ def verify_calibrated(
     drafted = emit.draft_mask(tokens)
     trusted = drafted & (log_q > -jnp.inf) & (tokens < vocab_size)
     usable = trusted & (log_h > -jnp.inf)
-    # Selected first: -inf less -inf would be NaN.
-    log_ratio = jnp.where(usable, log_h - log_q + saturation, -jnp.inf)
+    log_ratio = jnp.where(usable, dist.log_ratio(log_h, log_q) + saturation, -jnp.inf)
     accept_prob = emit.exp(jnp.minimum(log_ratio, 0))
     num_accepted = emit.num_leading(usable & (jnp.log(uniforms.accept) < log_ratio))
 

@@ -43,7 +43,7 @@ def verify_coupled(
 
     # As in the token rule: a draft of q = 0, or from a degenerate row, sets the flag.
     trusted = drafted & (log_q > -jnp.inf) & (tokens < vocab_size)
-    accept_prob = jnp.where(trusted & (log_p > -jnp.inf), emit.exp(jnp.minimum(log_p - log_q, 0)), 0)
+    accept_prob = jnp.where(trusted & (log_p > -jnp.inf), emit.exp(jnp.minimum(dist.log_ratio(log_p, log_q), 0)), 0)
     status = emit.status(
         emit.in_use(target.degenerate, num_accepted),
         emit.in_use(drafted & ~trusted, num_accepted),

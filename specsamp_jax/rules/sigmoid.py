@@ -41,7 +41,7 @@ def verify_sigmoid(
     score_q = _token_score(drafter, tokens, alpha, beta)
     drafted = emit.draft_mask(tokens)
     usable = drafted & (score_p > 0)
-    accept_prob = jnp.where(usable & ~jnp.isnan(score_q), jnp.minimum(score_p / score_q, 1), 0)
+    accept_prob = jnp.where(usable & ~jnp.isnan(score_q), jnp.minimum(score_p / jnp.where(usable, score_q, 1), 1), 0)
     # Strictly less, because u can be 0. A score of NaN rejects.
     num_accepted = emit.num_leading(usable & (uniforms.accept * score_q < score_p))
 

@@ -31,7 +31,7 @@ def verify_token(
     scored = target.first(tokens.shape[1])
     log_p = dist.log_prob(scored, tokens)
     log_q = dist.log_prob(drafter, tokens)
-    log_ratio = log_p - log_q
+    log_ratio = dist.log_ratio(log_p, log_q)
     drafted = emit.draft_mask(tokens)
     # A token of q = 0, and one from a degenerate row of the draft, is rejected and replaced by a sample from p. The q
     # of a deterministic drafter is 1 at its token, which still must be in the vocabulary.

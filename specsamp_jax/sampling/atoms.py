@@ -9,6 +9,7 @@ from jaxtyping import Array, Float, Int
 from specsamp_jax import _checks
 from specsamp_jax._rank_promotion import allow_rank_promotion
 from specsamp_jax.sampling.reduce import wide
+from specsamp_jax.sampling.rows import log_ratio
 
 
 @allow_rank_promotion
@@ -38,7 +39,7 @@ def accept_prob(
             f"tokens must have the logits' shape without V, {list(target_logits.shape[:-1])}; got {list(ids.shape)}."
         )
     log_p, log_q = (_log_prob(logits, ids) for logits in (target_logits, draft_logits))
-    return jnp.where(log_p > -jnp.inf, jnp.exp(jnp.minimum(log_p - log_q, 0)), 0)
+    return jnp.exp(jnp.minimum(log_ratio(log_p, log_q), 0))
 
 
 @allow_rank_promotion
@@ -62,8 +63,8 @@ def residual_logits(target_logits: Float[Array, "*b V"], draft_logits: Float[Arr
     _checks.pair(target_logits, draft_logits)
     log_p, log_q = (jax.nn.log_softmax(wide(logits)) for logits in (target_logits, draft_logits))
     above = log_p > log_q
-    # The gradient of `where` evaluates both branches: the branch not taken must be finite too.
-    gap = jnp.where(above & (log_q > -jnp.inf), log_q - log_p, -1.0)
+    # The gradient of `where` evaluates both branches: the branch not taken must be finite too, and -inf - -inf is NaN.
+    gap = jnp.where(above & (log_q > -jnp.inf), log_q - jnp.where(above, log_p, 0), -1.0)
     shrunk = log_p + jnp.where(log_q > -jnp.inf, jnp.log(-jnp.expm1(gap)), 0)
     return jnp.where(above, shrunk, -jnp.inf)
 

@@ -164,6 +164,12 @@ def log_prob(rows: Rows, tokens: Int[Array, "B R"]) -> Float[Array, "B R"]:
     return jnp.where(rows.degenerate, -jnp.inf, jnp.minimum(value, 0))
 
 
+def log_ratio(log_p: Float[Array, "*B"], log_q: Float[Array, "*B"]) -> Float[Array, "*B"]:
+    """`log_p - log_q`; -inf where p is zero, also where q is: no NaN, for which `jax_debug_nans` stops a program."""
+    possible = log_p > -jnp.inf
+    return jnp.where(possible, log_p - jnp.where(possible, log_q, 0), -jnp.inf)
+
+
 def probs(row: Rows, vocab_size: int) -> Float[Array, "B V"]:
     """Probabilities of one row per sequence."""
     index = jnp.arange(vocab_size)

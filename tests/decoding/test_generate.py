@@ -246,6 +246,32 @@ def test_it_runs_inside_another_program():
 
 
 @pytest.mark.parametrize(
+    ("draft", "num_draft"),
+    [
+        (DRAFT, ss.GoodputNumDraft((1.0, 1.1), (0, 1), prior=0.1)),
+        pytest.param(ss.NGramDrafter(), ss.HeuristicNumDraft(2, lengths=(1, 3)), marks=pytest.mark.slow),
+        pytest.param(ss.ConfidenceDrafter(DRAFT), 3, marks=pytest.mark.slow),
+        pytest.param(None, 3, marks=pytest.mark.slow),
+    ],
+    ids=["goodput", "heuristic", "confidence", "none"],
+)
+def test_it_runs_under_shard_map_over_the_batch(draft, num_draft):
+    """One device has the types of several, and the tokens of the whole batch."""
+    mesh, batch = jax.make_mesh((1,), ("x",), axis_types=(jax.sharding.AxisType.Auto,)), jax.sharding.PartitionSpec("x")
+    options = {"draft": draft, "num_draft": num_draft, "max_new_tokens": 6}
+
+    def on_a_device(keys, prompt, prompt_lengths):
+        text = ss.generate(keys, prompt, **OPTIONS | options, prompt_lengths=prompt_lengths)
+        return text.tokens, text.log_probs, text.stats.num_emitted
+
+    mapped = jax.jit(jax.shard_map(on_a_device, mesh=mesh, in_specs=batch, out_specs=batch))
+    got = mapped(keys(), jnp.asarray(PROMPT), jnp.asarray(PROMPT_LENGTHS))
+    expected = generate(keys(), PROMPT, **options)
+    for array, other in zip(got, (expected.tokens, expected.log_probs, expected.stats.num_emitted), strict=True):
+        np.testing.assert_array_equal(array, other)
+
+
+@pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"prompt": np.array([1, 2])}, r"prompt must be token ids of shape \[B, P\].*got int32\[2\].*\[1, P\]"),

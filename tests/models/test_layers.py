@@ -1,5 +1,6 @@
 """Products of a single row of 16 bits, which a CPU multiplies without a copy of the matrix."""
 
+import functools
 import os
 
 import jax
@@ -7,6 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from specsamp_jax.models import layers
 from specsamp_jax.models.layers import Vocabulary, linear
@@ -66,3 +69,30 @@ def test_a_row_is_multiplied_by_all_of_many_cores(monkeypatch):
     x, matrix = jnp.ones((1, 1024), jnp.bfloat16), jnp.ones((1024, 4096), jnp.bfloat16)
     text = jax.jit(lambda x, w: layers.product(x, w, (((1,), (0,)), ((), ())))).lower(x, matrix).as_text()
     assert "while" not in text
+
+
+@pytest.mark.parametrize("spec", [P("x"), P(None, "x")], ids=["features", "columns"])
+@pytest.mark.parametrize("axes", ["manual", "explicit", "automatic"])
+def test_a_row_is_multiplied_by_a_large_matrix_that_is_sharded(monkeypatch, axes, spec):
+    """Not `_row_product`, whose loop would need the types of its sums; one device has the types of several."""
+    monkeypatch.setattr(layers, "_LARGE", 1)
+    monkeypatch.setattr(layers, "_MOST_CORES", os.cpu_count())
+    rng = np.random.default_rng(0)
+    x, matrix = (jnp.asarray(rng.integers(-4, 5, shape), jnp.bfloat16) for shape in ((1, 1, 16), (16, 8)))
+    expected = np.asarray(x[0], np.float32) @ np.asarray(matrix, np.float32)
+    mesh = jax.make_mesh((1,), ("x",), axis_types=(AxisType.Explicit if axes == "explicit" else AxisType.Auto,))
+    by_rows = spec == P("x")
+    specs = P(None, None, "x") if by_rows else P(), spec
+    out = P() if by_rows else P(None, None, "x")
+
+    def product(x, matrix, **options):
+        return layers.product(x, matrix, (((2,), (0,)), ((), ())), **options)
+
+    def on_a_device(x, matrix):
+        return jax.lax.psum(product(x, matrix), "x") if by_rows else product(x, matrix)
+
+    mapped = jax.shard_map(on_a_device, mesh=mesh, in_specs=specs, out_specs=out)
+    placed = jax.device_put((x, matrix), tuple(NamedSharding(mesh, where) for where in specs))
+    options = {"out_sharding": NamedSharding(mesh, P(None, None, None))} if axes == "explicit" and by_rows else {}
+    got = jax.jit(mapped if axes == "manual" else functools.partial(product, **options))(*placed)
+    np.testing.assert_array_equal(got[0], expected)

@@ -324,3 +324,16 @@ def test_parameters_of_none_equal_parameters_that_are_off():
     assert_same_bits(numbers, plain, K)
     assert np.array_equal(rows.tokens, plain.tokens)
     np.testing.assert_allclose(rows.log_probs, plain.log_probs, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("rule", [ss.verify, ss.verify_block, ss.verify_coupled, ss.verify_sigmoid])
+def test_rows_with_masked_logits_and_padding_make_no_nan(rule):
+    """`jax_debug_nans` looks at each operation of a call without `jit`."""
+    target = np.random.default_rng(0).normal(size=(2, 3, 8)).astype("f")
+    target[..., 0] = -np.inf
+    draft = ss.Draft(jnp.array([[1, 2], [0, -1]]), jnp.asarray(target[:, :2] * 2))
+    filters = ss.SamplingParams(top_k=np.array([0, 3]), min_p=0.1)
+    with jax.debug_nans(True):
+        for sampling in (None, filters, ss.SamplingParams(temperature=0.0)):
+            result = rule(jax.random.key(0), jnp.asarray(target), draft, sampling)
+            assert (result.tokens != 0).all()

@@ -142,3 +142,11 @@ def test_one_row_needs_no_batch():
     assert acceptance_rate(target, draft).shape == ()
     assert residual_logits(target, draft).shape == (SHAPE[-1],)
     assert accept_prob(target, draft, jnp.int32(3)).shape == ()
+
+
+def test_tokens_that_both_models_mask_make_no_nan():
+    """`jax_debug_nans` looks at each operation of a call without `jit`."""
+    logits = jnp.array([0.0, 1.0, -INF])
+    with jax.debug_nans(True):
+        assert ss.accept_prob(logits, -logits.at[2].set(INF), jnp.array(2)) == 0
+        assert ss.residual_logits(logits, jnp.array([1.0, 0.0, -INF]))[2] == -INF
