@@ -34,8 +34,8 @@ class Text(click.ParamType):
         return value
 
 
-class FiniteRange(click.FloatRange):
-    """A range of numbers without NaN and infinity."""
+class Finite(click.types.FloatParamType):
+    """A number that is not NaN and not infinite."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         """Returns the number."""
@@ -43,6 +43,10 @@ class FiniteRange(click.FloatRange):
         if not math.isfinite(number):
             self.fail(f"{value} is not a finite number.", param, ctx)
         return number
+
+
+class FiniteRange(Finite, click.FloatRange):
+    """A range of numbers without NaN and infinity."""
 
 
 def seed_option(command: Callable[..., None]) -> Callable[..., None]:
