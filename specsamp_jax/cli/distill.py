@@ -1,7 +1,8 @@
 """`specsamp distill`: trains a drafter for a target, and writes its folder."""
 
+import contextlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import click
@@ -14,8 +15,9 @@ from specsamp_jax.cli.folders import find_option
 from specsamp_jax.cli.shared import FOLDER, FiniteRange, say, seed_option, talks, verbosity_options
 from specsamp_jax.models import DecoderConfig
 from specsamp_jax.models.decoder import Decoder
-from specsamp_jax.train.distill import LOSSES
+from specsamp_jax.train.distill import LOSSES, TRAINING
 from specsamp_jax.train.drafters import config_of_ratio, smaller_config, spread_layers
+from specsamp_jax.train.loop import STATE
 
 _DTYPES = ("float32", "bfloat16")
 
@@ -113,7 +115,7 @@ def distill_command(
         dtype=jnp.dtype(dtype),
     )
     config = read_json(target / "config.json")
-    with _Bars() as bars:
+    with _told_how_to_continue(out), _Bars() as bars:
         if config.get("model_type") == "whisper":
             for name, value in (("--hidden-size", hidden_size), ("--ratio", ratio)):
                 if value is not None:
@@ -160,6 +162,17 @@ def _config_fn(
     if hidden_size is not None or layers is not None:
         raise ValueError("--ratio must be given without --hidden-size and --layers, which it decides.")
     return lambda config: config_of_ratio(Decoder, config, ratio)
+
+
+@contextlib.contextmanager
+def _told_how_to_continue(out: Path) -> Iterator[None]:
+    """Says, after Ctrl-C, what becomes of the training."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if (out / TRAINING / STATE).exists():
+            say(f"interrupted; the same command continues from the checkpoint in {out / TRAINING}")
+        raise
 
 
 class _Bars:
