@@ -149,16 +149,16 @@ def _interrupts_held() -> Iterator[threading.Event]:
     Raised while a step is computed, it would lose the training: the old state is donated, the new one not returned yet.
     """
     held, handler = threading.Event(), signal.getsignal(signal.SIGINT)
+    # Signals are handled by the main thread; a handler that is no function ignores them, as under nohup.
+    if threading.current_thread() is not threading.main_thread() or handler is None or isinstance(handler, int):
+        yield held
+        return
 
     def hold(number, frame):
         if held.is_set():
             handler(number, frame)
         held.set()
 
-    # Signals are handled by the main thread; a handler that is no function ignores them, as under nohup.
-    if threading.current_thread() is not threading.main_thread() or not callable(handler):
-        yield held
-        return
     signal.signal(signal.SIGINT, hold)
     try:
         yield held
