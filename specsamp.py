@@ -15,13 +15,16 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 COMMANDS = {
-    "certify": "Certify a verification rule, or a target and a drafter: is the text distributed as the target's own?",
-    "demo": "Continue a held-out docstring, measure the gain, and check the distribution of the text.",
-    "distill": "Train a drafter for your target on your data: texts, or sounds for a Whisper.",
-    "generate": "Continue texts, or answer in a chat, with your own target and drafter or with the trained pair.",
-    "transcribe": "Transcribe sound files, or all in a folder, several at once.",
+    "certify": "Check that a rule, or a target with a drafter, is exact.",
+    "demo": "Continue a docstring with the trained pair, time it, test it.",
+    "distill": "Train a drafter for your target on your data.",
+    "generate": "Continue texts, or answer in a chat.",
+    "transcribe": "Transcribe sound files, or all in a folder.",
 }
-"""The subcommands, each with the first line of its help; `specsamp_jax.cli.NAME` holds the function `NAME_command`."""
+"""The subcommands, each with the first line of its help, which is cut after 62 characters.
+
+`specsamp_jax.cli.NAME` holds the function `NAME_command`.
+"""
 
 
 def main() -> None:

@@ -101,6 +101,9 @@ def _fetch(text: str, name: str) -> Path:
         ) from None
     try:
         folder = Path(hub.snapshot_download(text, allow_patterns=list(FILES), cache_dir=str(cache_folder())))
+        if not is_complete(folder):
+            # Without a network the call above returns the part in the cache; this one raises an error.
+            hub.model_info(text)
     except Exception as error:  # of the network, of the hub, and of the disk: more classes than can be listed
         raise ValueError(f"{begin} it cannot be fetched from the Hugging Face hub: {_reason(error)}.") from error
     if not is_complete(folder):

@@ -44,8 +44,9 @@ def source(name):
     return ASSETS / name if name.startswith("tokenizer") else ASSETS / "drafter" / name
 
 
-def fetching(monkeypatch, fetch):
-    monkeypatch.setitem(sys.modules, "huggingface_hub", types.SimpleNamespace(snapshot_download=fetch))
+def fetching(monkeypatch, fetch, ask=lambda name: None):
+    hub = types.SimpleNamespace(snapshot_download=fetch, model_info=ask)
+    monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
 
 
 def test_a_model_in_the_cache_is_loaded_by_its_id(cache):
@@ -110,6 +111,7 @@ def error_of(*names):
     [
         (error_of("LocalEntryNotFoundError"), "hub: the network does not reach it."),
         (error_of("ConnectError"), "hub: the network does not reach it."),
+        (error_of("LocalEntryNotFoundError", "IncompleteSnapshotError"), "hub: the network does not reach it."),
         (error_of("RepositoryNotFoundError"), "hub: there is no such model, or it is private and HF_TOKEN is not set."),
         (error_of("RepositoryNotFoundError", "GatedRepoError"), "hub: its licence must be accepted on its page, and"),
         (error_of("OfflineModeIsEnabled"), "hub: HF_HUB_OFFLINE is set."),
@@ -131,6 +133,16 @@ def test_a_failure_is_one_sentence(error, sentence, cache, monkeypatch):
 def test_a_model_without_safetensors_is_refused(cache, monkeypatch):
     fetching(monkeypatch, lambda name, **options: str(snapshot(cache, ("config.json",))))
     with pytest.raises(ValueError, match=r"someone/small-model has no config.json, tokenizer.json and weights in safe"):
+        find_checkpoint(NAME)
+
+
+def test_a_part_in_the_cache_without_a_network_says_nothing_about_the_hub(cache, monkeypatch):
+    def ask(name):
+        raise error_of("ConnectError")
+
+    # Without a network, huggingface_hub returns the part that it holds.
+    fetching(monkeypatch, lambda name, **options: str(snapshot(cache, ("config.json",))), ask)
+    with pytest.raises(ValueError, match=r"the cache .* does not hold this model whole, and .* network does not reach"):
         find_checkpoint(NAME)
 
 

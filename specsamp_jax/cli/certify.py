@@ -30,9 +30,9 @@ RULES: dict[str, Callable[..., Any]] = {
     "--verify", "rule", default="token", show_default=True, help=f"{', '.join(RULES)}, or MODULE:FUNCTION of your own."
 )
 @click.option("--check", "checks", type=click.Choice(list(CHECKS)), multiple=True, help="Only these checks.")
-@click.option("--target", type=FOLDER, help="Folder of a checkpoint: certify a step of two models, not the rule alone.")
-@click.option("--draft", type=Text(), help="Folder of its drafter.")
-@click.option("--tokenizer", type=FOLDER, help="Folder of the tokenizer. Default: the target's.")
+@click.option("--target", type=FOLDER, help="Checkpoint, as in generate: certify a step of two models.")
+@click.option("--draft", type=Text(), help="Checkpoint of its drafter.")
+@click.option("--tokenizer", type=FOLDER, help="Checkpoint with the tokenizer. Default: the target's.")
 @click.option("--prompt", type=Text(), default="The", show_default=True, help="The text before the step.")
 @click.option("--dtype", type=click.Choice(DTYPES), help="Dtype of the models. Default: the checkpoint's.")
 @click.option("--plot", type=FOLDER, help="File for a plot of the distances; needs matplotlib.")
@@ -50,7 +50,7 @@ def certify_command(
     plot: Path | None,
     seed: int,
 ) -> None:
-    """Certify a verification rule, or a target and a drafter: is the text distributed as the target's own?
+    """Check that a rule, or a target with a drafter, is exact.
 
     Draws many steps and holds them against enumerated laws. Exits with status 1 if a check fails.
     """

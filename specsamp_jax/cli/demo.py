@@ -20,7 +20,11 @@ COLOURS = {"accepted": "green", "residual": "red", "bonus": "cyan"}
 @cache_option
 @verbosity_options
 def demo_command(seed: int) -> None:
-    """Continue a held-out docstring, measure the gain, and check the distribution of the text."""
+    """Continue a docstring with the trained pair, time it, test it.
+
+    The docstring is of a file that the pair was not trained on. The time is compared with that of the target alone, and
+    many tokens after one context with the target's distribution.
+    """
     began = time.perf_counter()
     with doing("loading the trained pair"):
         pair = load_pair()

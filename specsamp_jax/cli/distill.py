@@ -1,7 +1,8 @@
 """`specsamp distill`: trains a drafter for a target, and writes its folder."""
 
+import contextlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import click
@@ -14,8 +15,9 @@ from specsamp_jax.cli.folders import find_option
 from specsamp_jax.cli.shared import FOLDER, FiniteRange, say, seed_option, talks, verbosity_options
 from specsamp_jax.models import DecoderConfig
 from specsamp_jax.models.decoder import Decoder
-from specsamp_jax.train.distill import LOSSES
+from specsamp_jax.train.distill import LOSSES, TRAINING
 from specsamp_jax.train.drafters import config_of_ratio, smaller_config, spread_layers
+from specsamp_jax.train.loop import STATE
 
 _DTYPES = ("float32", "bfloat16")
 
@@ -37,22 +39,36 @@ class Layers(click.ParamType):
 
 @click.command("distill")
 @click.argument("data", nargs=-1, required=True, type=FOLDER)
-@click.option("--target", required=True, type=FOLDER, help="Folder of the target: a decoder of text, or a Whisper.")
+@click.option("--target", required=True, type=FOLDER, help="A decoder of text or a Whisper: folder, or id on the hub.")
 @click.option("--out", required=True, type=FOLDER, help="Folder of the drafter; a training in it is continued.")
 @click.option("--layers", type=click.IntRange(1), help="Layers of the drafter. Default: a quarter; of a Whisper, 2.")
 @click.option("--from-layers", type=Layers(), help="Layers of the target to begin with, such as 0,5.")
 @click.option("--hidden-size", type=click.IntRange(1), help="Width of a drafter with random weights. Decoders only.")
-@click.option("--ratio", type=FiniteRange(0, 1), help="The same, as a share of the target's parameters.")
+@click.option(
+    "--ratio",
+    type=FiniteRange(0, 1, min_open=True, max_open=True),
+    help="Its parameters as a share of the target's, instead of --hidden-size.",
+)
 @click.option("--loss", type=click.Choice(list(LOSSES)), default="kl", show_default=True, help="Divergence to lower.")
 @click.option("--steps", type=click.IntRange(1), help="Steps of the training. Default: 1000.")
 @click.option("--minutes", type=FiniteRange(0, min_open=True), help="Time for the steps, instead of their number.")
 @click.option("--batch-size", type=click.IntRange(1), default=16, show_default=True, help="Windows per step.")
 @click.option("--length", type=click.IntRange(2), default=256, show_default=True, help="Tokens per window.")
-@click.option("--learning-rate", type=FiniteRange(0, min_open=True), default=3e-4, show_default=True, help="Its peak.")
-@click.option("--held-out", type=FiniteRange(0, 1), default=0.05, show_default=True, help="Fraction to measure on.")
+@click.option(
+    "--learning-rate", type=FiniteRange(0, min_open=True), default=3e-4, show_default=True, help="Peak of the rate."
+)
+@click.option(
+    "--held-out",
+    type=FiniteRange(0, 1, min_open=True, max_open=True),
+    default=0.05,
+    show_default=True,
+    help="Fraction of the data to measure on, not to train on.",
+)
 @click.option("--num-draft", type=click.IntRange(1, 32), default=5, show_default=True, help="Drafts, for the report.")
 @click.option("--language", default="en", show_default=True, help="Code or name of what is spoken. Whisper only.")
-@click.option("--dtype", type=click.Choice(_DTYPES), default=_DTYPES[0], show_default=True, help="Of the computation.")
+@click.option(
+    "--dtype", type=click.Choice(_DTYPES), default=_DTYPES[0], show_default=True, help="Dtype of the computation."
+)
 @seed_option
 @cache_option
 @verbosity_options
@@ -76,7 +92,7 @@ def distill_command(
     dtype: str,
     seed: int,
 ) -> None:
-    """Train a drafter for your target on your data: texts, or sounds for a Whisper.
+    """Train a drafter for your target on your data.
 
     DATA are text files (or folders with .txt and .md files) for a decoder, and sound files (or folders) for a Whisper,
     as `specsamp transcribe` reads them; no transcripts are needed, because the target's own are used. `--draft OUT` of
@@ -99,7 +115,7 @@ def distill_command(
         dtype=jnp.dtype(dtype),
     )
     config = read_json(target / "config.json")
-    with _Bars() as bars:
+    with _told_how_to_continue(out), _Bars() as bars:
         if config.get("model_type") == "whisper":
             for name, value in (("--hidden-size", hidden_size), ("--ratio", ratio)):
                 if value is not None:
@@ -146,6 +162,17 @@ def _config_fn(
     if hidden_size is not None or layers is not None:
         raise ValueError("--ratio must be given without --hidden-size and --layers, which it decides.")
     return lambda config: config_of_ratio(Decoder, config, ratio)
+
+
+@contextlib.contextmanager
+def _told_how_to_continue(out: Path) -> Iterator[None]:
+    """Says, after Ctrl-C, what becomes of the training."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if (out / TRAINING / STATE).exists():
+            say(f"interrupted; the same command continues from the checkpoint in {out / TRAINING}")
+        raise
 
 
 class _Bars:

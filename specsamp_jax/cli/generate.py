@@ -76,10 +76,10 @@ def generate_command(
     as_json: bool,
     **settings: int | float | None,
 ) -> None:
-    """Continue texts, or answer in a chat, with your own target and drafter or with the trained pair.
+    """Continue texts, or answer in a chat.
 
-    Text is written to standard output as it is accepted, messages to standard error. Texts are written in order, with
-    an empty line between them.
+    Your own target and drafter write them, or the trained pair of this package. Text is written to standard output as
+    it is accepted, messages to standard error. Texts are written in order, with an empty line between them.
     """
     if not (texts or files or lists or chats):
         raise click.UsageError("Missing option '--prompt', '--prompt-file', '--prompts' or '--chat'.")

@@ -25,7 +25,7 @@ _SAMPLING = {
 _LOGITS = {
     "repetition_penalty": (FiniteRange(0, min_open=True), "On tokens of prompt and text; 1 is off."),
     "presence_penalty": (FiniteRange(-2, 2), "Subtracted from logits of generated tokens; 0 is off."),
-    "frequency_penalty": (FiniteRange(-2, 2), "Like it, for each occurrence; 0 is off."),
+    "frequency_penalty": (FiniteRange(-2, 2), "Subtracted once per occurrence of the token; 0 is off."),
     "no_repeat_ngram_size": (_WHOLE, "n of n-grams that may not occur twice; 0 is off."),
     "min_new_tokens": (_WHOLE, "Fewest tokens before the end; 0 is off."),
 }

@@ -34,15 +34,26 @@ class Text(click.ParamType):
         return value
 
 
+class Finite(click.types.FloatParamType):
+    """A number that is not NaN and not infinite."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Returns the number."""
+        return _finite(self, super().convert(value, param, ctx), param, ctx)
+
+
 class FiniteRange(click.FloatRange):
     """A range of numbers without NaN and infinity."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         """Returns the number."""
-        number = super().convert(value, param, ctx)
-        if not math.isfinite(number):
-            self.fail(f"{value} is not a finite number.", param, ctx)
-        return number
+        return _finite(self, super().convert(value, param, ctx), param, ctx)
+
+
+def _finite(kind: click.ParamType, number: float, param: click.Parameter | None, ctx: click.Context | None) -> float:
+    if not math.isfinite(number):
+        kind.fail(f"{number} is not a finite number.", param, ctx)
+    return number
 
 
 def seed_option(command: Callable[..., None]) -> Callable[..., None]:

@@ -36,8 +36,8 @@ from specsamp_jax.speech.sound_files import find_sounds
 
 @click.command("transcribe")
 @click.argument("audio", nargs=-1, required=True, type=FOLDER)
-@click.option("--target", required=True, type=FOLDER, help="Folder of a Whisper checkpoint in Hugging Face's layout.")
-@click.option("--draft", help="Folder of a smaller Whisper with the same vocabulary, or 'ngram'. Default: no drafter.")
+@click.option("--target", required=True, type=FOLDER, help="Folder of a Whisper, or its id on the Hugging Face hub.")
+@click.option("--draft", help="A smaller Whisper with the same vocabulary, or 'ngram'. Default: no drafter.")
 @click.option("--language", help="A code or name: en, en-US, English. Default: detected. Not for English-only models.")
 @click.option("--task", type=click.Choice(["transcribe", "translate"]), help="Not for English-only models.")
 @click.option("--timestamps", is_flag=True, help="Write one line per segment, with its times, for short sounds, too.")
@@ -91,10 +91,10 @@ def transcribe_command(
     dtype: str,
     seed: int,
 ) -> None:
-    """Transcribe sound files, or all in a folder, several at once.
+    """Transcribe sound files, or all in a folder.
 
-    WAV is read without further packages; FLAC, Ogg and MP3 need the extra specsamp[audio]. The text is written to
-    standard output, one line per file or segment, and messages to standard error.
+    Several are decoded at once. WAV is read without further packages; FLAC, Ogg and MP3 need the extra specsamp[audio].
+    The text is written to standard output, one line per file or segment, and messages to standard error.
     """
     drafts = num_draft > 0 and draft is not None
     verify_fn = make_rule(rule, has_drafter=drafts, alpha=alpha, beta=beta)

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import click
 import numpy as np
 
-from specsamp_jax.cli.shared import FiniteRange, warn
+from specsamp_jax.cli.shared import Finite, warn
 from specsamp_jax.decoding.stateful_rule import VerifyFn
 from specsamp_jax.rules.calibration import CalibratedRule, Calibration
 from specsamp_jax.rules.verify import verify, verify_block, verify_coupled, verify_sigmoid
@@ -72,7 +72,7 @@ _HELP = {
 def rule_options(command: Callable[..., None]) -> Callable[..., None]:
     """Adds `--verify` and the options of single rules; the command takes them as `rule`, `alpha` and `beta`."""
     for name, text in reversed(_HELP.items()):
-        command = click.option(f"--{name}", type=FiniteRange(), help=text)(command)
+        command = click.option(f"--{name}", type=Finite(), help=text)(command)
     option = click.option(
         "--verify",
         "rule",

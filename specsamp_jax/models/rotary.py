@@ -172,6 +172,10 @@ def read_rope(values: Mapping[str, Any]) -> dict[str, Any]:
         fields = {field.name: int if field.type is int else float for field in declared}
         required = [field.name for field in declared if field.default is dataclasses.MISSING]
         settings = {key: value for key, value in settings.items() if value is not None or key in required}
+    if kind == YarnScaling.rope_type:
+        settings.pop("finetuned", None)  # a note in the first published ones
+        if "max_position_embeddings" in values:  # as in transformers
+            settings.setdefault("original_max_position_embeddings", values["max_position_embeddings"])
     if unknown := sorted(settings.keys() - fields.keys()):
         raise ValueError(f"rope scaling {kind!r} must not hold {', '.join(unknown)}, got {settings!r}.")
     if missing := [name for name in required if name not in settings]:

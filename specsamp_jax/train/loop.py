@@ -1,12 +1,15 @@
 """A training loop that an interruption does not change: AdamW, warm-up and cosine, and checkpoints."""
 
+import contextlib
 import io
 import json
 import math
 import os
+import signal
+import threading
 import time
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,7 +24,7 @@ from specsamp_jax._files import read_json
 
 WARM_UP = 100  # steps; a tenth of a shorter training
 _TRIAL = 3  # steps timed, after one that compiles
-_STATE, _SETTINGS = "state.npz", "settings.json"
+STATE, _SETTINGS = "state.npz", "settings.json"
 _HINT = "remove that folder to begin anew, or write to another"
 
 LossFn = Callable[[Any, Any, Any], Float[Array, ""]]
@@ -45,7 +48,7 @@ class Progress(NamedTuple):
 
 
 ProgressFn = Callable[[Progress], None]
-"""Called after each unit of a task."""
+"""Called at the start of a task and after some or all of its units."""
 
 
 def learning_rate_at(step: int, num_steps: int, peak: float) -> np.float32:
@@ -94,7 +97,8 @@ def train(
       minutes: The time for all steps, compilation excluded; used if `num_steps` is None.
       learning_rate: The peak of the rate.
       weight_decay: AdamW's.
-      save_seconds: Time between checkpoints. One is also written when a signal interrupts the loop.
+      save_seconds: Time between checkpoints. One is also written at Ctrl-C, after the present step; a
+        second Ctrl-C is raised at once.
       progress_fn: See `ProgressFn`.
 
     Raises:
@@ -118,25 +122,48 @@ def train(
     elif num_steps is None:
         num_steps = _affordable(update, state, frozen, batch_fn, 60 * (minutes or 0))
     (folder / _SETTINGS).write_text(json.dumps({**settings, "num_steps": num_steps}, indent=2) + "\n")
-    step, state = _restore(folder / _STATE, state)
-    saved, loss = time.monotonic(), None
-    try:
-        while step < num_steps:
+    step, state = _restore(folder / STATE, state)
+    progress_fn(Progress("training", step, num_steps))
+    saved = told = time.monotonic()
+    with _interrupts_held() as interrupted:
+        while step < num_steps and not interrupted.is_set():
             rate = learning_rate_at(step, num_steps, learning_rate)
             *updated, loss = update(*state, frozen, batch_fn(step), rate)
             state, step = tuple(updated), step + 1
             if time.monotonic() - saved > save_seconds:
-                _save(folder / _STATE, step, state)
+                _save(folder / STATE, step, state)
                 saved = time.monotonic()
-            if step % 10 == 0 or step == num_steps:
+            if step % 10 == 0 or step == num_steps or time.monotonic() - told > 1:
                 progress_fn(Progress("training", step, num_steps, float(loss)))
-    except KeyboardInterrupt:
-        # Between the call and the assignment above, the state is donated and gone.
-        if not any(leaf.is_deleted() for leaf in jax.tree.leaves(state)):
-            _save(folder / _STATE, step, state)
-        raise
-    _save(folder / _STATE, step, state)
+                told = time.monotonic()
+        _save(folder / STATE, step, state)
+    if interrupted.is_set():
+        raise KeyboardInterrupt
     return state[0], num_steps
+
+
+@contextlib.contextmanager
+def _interrupts_held() -> Iterator[threading.Event]:
+    """While it lasts, Ctrl-C sets the event, and only a second one is raised.
+
+    Raised while a step is computed, it would lose the training: the old state is donated, the new one not returned yet.
+    """
+    held, handler = threading.Event(), signal.getsignal(signal.SIGINT)
+    # Signals are handled by the main thread; a handler that is no function ignores them, as under nohup.
+    if threading.current_thread() is not threading.main_thread() or handler is None or isinstance(handler, int):
+        yield held
+        return
+
+    def hold(number, frame):
+        if held.is_set():
+            handler(number, frame)
+        held.set()
+
+    signal.signal(signal.SIGINT, hold)
+    try:
+        yield held
+    finally:
+        signal.signal(signal.SIGINT, handler)
 
 
 def _affordable(update: Any, state: Any, frozen: Any, batch_fn: Callable[[int], Any], seconds: float) -> int:
@@ -159,7 +186,7 @@ def _affordable(update: Any, state: Any, frozen: Any, batch_fn: Callable[[int], 
 def _read_settings(folder: Path, settings: Mapping[str, Any]) -> int | None:
     """The number of steps of the training that `folder` holds, after a comparison; None if it holds none."""
     held = read_json(folder / _SETTINGS, required=False)
-    if not held or not (folder / _STATE).exists():
+    if not held or not (folder / STATE).exists():
         return None
     plain = json.loads(json.dumps(settings))
     for name, value in plain.items():

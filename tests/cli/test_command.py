@@ -54,6 +54,14 @@ def test_help_lists_the_subcommands_by_the_first_lines_of_their_help(capsys):
         assert "--seed" in text
 
 
+def test_help_is_whole(capsys):
+    for arguments in (["--help"], *([name, "--help"] for name in specsamp.COMMANDS)):
+        assert specsamp.run(arguments) == 0
+        text = capsys.readouterr().out
+        assert "None]" not in text  # a range without bounds
+        assert "...\n" not in text.partition("\n")[2]  # a line that is cut
+
+
 def test_no_option_of_a_subcommand_lacks_a_help_text():
     for command in (certify_command, demo_command, generate_command, transcribe_command):
         for option in command.params:

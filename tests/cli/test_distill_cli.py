@@ -6,6 +6,7 @@ import pytest
 from fixture_files import FIXTURES
 from text_target import write_target
 
+from specsamp_jax import train
 from specsamp_jax.models import load_module
 
 pytestmark = pytest.mark.optimised(False)
@@ -24,7 +25,7 @@ LLAMA, WHISPER = FIXTURES / "decoders/llama", FIXTURES / "whisper/multilingual"
         (["--from-layers", "0,x"], "'0,x' must be layers such as 0,5."),
         (["--target", WHISPER, "--hidden-size", "8"], "--hidden-size must be left out for a Whisper"),
         (["--target", WHISPER], "The data must hold files ending in .wav, .flac, .ogg, .oga, .opus or .mp3;"),
-        (["--held-out", "0"], "held_out must be above 0 and below 1, got 0.0."),
+        (["--held-out", "0"], "'--held-out': 0.0 is not in the range 0<x<1."),
         (["--layers", "9"], "layers must be from 1 to 2, the target's number; got 9."),
     ],
 )
@@ -64,3 +65,19 @@ def test_a_drafter_learns_and_loads(run, tmp_path):
     config = load_module(out).config
     assert (config.hidden_size, config.num_hidden_layers) == (8, 1)
     assert (out / "tokenizer.json").read_bytes() == (target / "tokenizer.json").read_bytes()
+
+
+def test_an_interrupted_training_says_how_it_continues(run, tmp_path, monkeypatch):
+    (tmp_path / "text.txt").write_text("text")
+    command = "distill", tmp_path, "--target", LLAMA, "--out", tmp_path / "out", "--verbose"
+
+    def interrupted(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train, "distill_text", interrupted)
+    assert run(*command) == (130, "", "\n")
+    (tmp_path / "out" / "training").mkdir(parents=True)
+    (tmp_path / "out" / "training" / "state.npz").touch()
+    status, text, told = run(*command)
+    assert (status, text) == (130, "")
+    assert told == f"interrupted; the same command continues from the checkpoint in {tmp_path / 'out' / 'training'}\n\n"

@@ -123,6 +123,13 @@ def test_yarn_as_qwen_publishes_it():
     assert config.rope_scaling == YarnScaling(4.0, 32768)
     np.testing.assert_allclose(config.rope_scaling.amplitude, 1.1386294)
     assert Qwen2Config.from_dict(config.to_dict()) == config
+    short = {"type": "yarn", "factor": 4.0, "finetuned": True}  # a note, and no original length
+    sizes = {**SIZES, "max_position_embeddings": 32768}
+    assert Qwen2Config.from_dict({"model_type": "qwen2", **sizes, "rope_scaling": short}).rope_scaling == YarnScaling(
+        4.0, 32768
+    )
+    with pytest.raises(ValueError, match="must hold original_max_position_embeddings"):
+        Qwen2Config.from_dict({"model_type": "qwen2", **SIZES, "rope_scaling": short})
     with pytest.raises(ValueError, match="must not hold mscale"):
         Qwen2Config.from_dict({"model_type": "qwen2", **SIZES, "rope_scaling": {**published, "mscale": 1.0}})
     with pytest.raises(ValueError, match="must be above beta_slow"):

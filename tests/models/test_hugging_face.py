@@ -23,13 +23,17 @@ from small_llama import SIZES, make_llama
 
 import specsamp_jax as ss
 from specsamp_jax.models import from_nnx, load_checkpoint, load_module, save_checkpoint
+from specsamp_jax.models.rotary import YarnScaling
 
 pytestmark = pytest.mark.optimised(False)
 
 ROOT = Path(__file__).parents[2]
 FIXTURES = fixture_files.FIXTURES / "decoders"
 PEERS_PYTHON = ROOT / ".venv-peers" / "bin" / "python"  # made by bench/peers/make_env.sh
-NAMES = ["llama", "llama_tied", "llama_linear", "llama3", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3"]
+NAMES = [
+    *("llama", "llama_tied", "llama_linear", "llama3", "mistral"),
+    *("qwen2", "qwen2_yarn", "qwen3", "gemma", "gemma2", "gemma3"),
+]
 
 TRANSFORMERS = """
 import sys, numpy, torch, transformers
@@ -98,7 +102,7 @@ def test_logits_of_drafts_at_each_rows_own_position_after_rejected_ones(name):
     # On a push, the logits of these families are compared, after rejected drafts too.
     + [
         pytest.param(name, "first layer", marks=pytest.mark.slow)
-        for name in ("llama3", "qwen2", "qwen3", "gemma", "gemma2", "gemma3")
+        for name in ("llama3", "qwen2", "qwen2_yarn", "qwen3", "gemma", "gemma2", "gemma3")
     ]
     + [pytest.param("gemma2", "nobody", marks=pytest.mark.slow)],
 )
@@ -132,6 +136,8 @@ def first_layer(name):
     [
         ("llama_linear", {"rope_scaling": None}),
         ("llama3", {"rope_scaling": None}),
+        ("qwen2_yarn", {"rope_scaling": None}),
+        ("qwen2_yarn", {"rope_scaling": YarnScaling(4.0, 16, 2.0, 0.5, attention_factor=1.0)}),
         ("mistral", {"sliding_window": None}),
         ("mistral", {"sliding_window": 12}),
         ("gemma2", {"sliding_window": 8}),

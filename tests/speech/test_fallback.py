@@ -1,13 +1,14 @@
 """Silent windows, and windows that are decoded again at higher temperatures."""
 
 import functools
+import json
 import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from whisper_fixture import FIXTURES, SHORT
+from whisper_fixture import FIXTURES, LONG, SHORT
 
 from specsamp_jax.models.whisper.model import decoder_model, encode
 from specsamp_jax.speech import Fallback, load_speech, transcribe, transcription
@@ -79,6 +80,33 @@ def test_mean_log_probs_are_those_of_the_processed_logits_one_by_one():
         )
         expected.append(jax.nn.log_softmax(processed)[np.arange(ends.size), tokens[row, ends]].mean())
     np.testing.assert_allclose(mean_log_probs(model, tokens, lengths, 3, rules), expected, rtol=1e-4)
+
+
+def test_measures_verdicts_and_starts_of_windows_are_those_of_transformers():
+    made = json.loads((FIXTURES / "measures.json").read_text())  # by fixtures/make_measures_fixture.py
+    whisper, fallback = target(), Fallback(**made["thresholds"])
+    prompt = np.array([whisper.settings.prompt(language="en", task="transcribe", timestamps=True)])
+    begin, rules = prompt.shape[1], whisper.settings.rules(prompt.shape[1], timestamps=True)
+    verdicts = []
+    for sound, attempts in zip(LONG, made["attempts"], strict=True):
+        windows = transcription.SlidingWindows(sound, whisper.module.config, whisper.settings.first_timestamp)
+        start = 0
+        for attempt in attempts:
+            assert attempt["start"] == start
+            model = decoder_model(whisper.module, encode(whisper.module, windows.features(start)[None]))
+            text = np.array([attempt["tokens"]])
+            tokens = np.pad(np.concatenate([prompt, text], 1), ((0, 0), (0, 100 - begin - text.size)))
+            log_prob = float(mean_log_probs(model, tokens, np.array([begin + text.size]), begin, rules)[0])
+            no_speech = transcription._first_probs(model, whisper.settings.start_token, 1)
+            no_speech = float(no_speech[0, whisper.settings.no_speech_token])
+            np.testing.assert_allclose([log_prob, no_speech], [attempt["log_prob"], attempt["no_speech"]], rtol=1e-3)
+            verdicts.append(judge(fallback, "", log_prob, no_speech))
+            assert verdicts[-1] == attempt["verdict"]
+            if verdicts[-1] != AGAIN or attempt["temperature"] == 1:
+                text = text[text != whisper.settings.end_tokens[0]]
+                start = windows.split(text[:0] if verdicts[-1] == SILENT else text, start)[1]
+        assert start is None
+    assert set(verdicts) == {KEEP, AGAIN, SILENT}
 
 
 def test_a_silent_window_has_no_text():

@@ -1,6 +1,7 @@
 """The training loop: interruptions change no weight, checkpoints of other trainings are refused."""
 
 import functools
+import signal
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +27,7 @@ def batch_fn(step):
 def stop_at(step, progress):
     """Interrupts a training as Ctrl-C does."""
     if progress.num_done == step:
-        raise KeyboardInterrupt
+        signal.raise_signal(signal.SIGINT)
 
 
 def train(folder, **options):
@@ -46,6 +47,50 @@ def test_an_interrupted_training_ends_with_the_same_weights(tmp_path, save_secon
             assert state["step"] == step
     twice, _ = train(tmp_path / "twice")
     jax.tree.map(np.testing.assert_array_equal, once, twice)
+
+
+def test_an_interruption_while_a_step_is_computed_loses_no_step(tmp_path, monkeypatch):
+    jit = jax.jit
+
+    def interrupted_jit(function, **options):
+        compiled, num_calls = jit(function, **options), 0
+
+        def call(*arguments):
+            nonlocal num_calls
+            outputs, num_calls = compiled(*arguments), num_calls + 1
+            if options and num_calls == 13:
+                signal.raise_signal(signal.SIGINT)  # the previous state is donated, and the next not returned
+            return outputs
+
+        return call
+
+    monkeypatch.setattr(jax, "jit", interrupted_jit)
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path)
+    monkeypatch.undo()
+    with np.load(tmp_path / "state.npz") as state:
+        assert state["step"] == 13
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_second_interruption_is_not_held(tmp_path):
+    def stop(progress):
+        if progress.num_done == 10:
+            stop_at(10, progress)
+            with pytest.raises(KeyboardInterrupt):
+                stop_at(10, progress)
+
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path, progress_fn=stop)
+
+
+def test_progress_is_told_before_the_first_step(tmp_path):
+    told = []
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path, progress_fn=functools.partial(stop_at, 10))
+    train(tmp_path, progress_fn=told.append)
+    assert told[0] == loop.Progress("training", 10, 30)
+    assert [progress.num_done for progress in told[1:]] == [20, 30]
 
 
 def test_a_finished_training_is_not_repeated(tmp_path):
