@@ -15,6 +15,7 @@ from specsamp_jax.decoding.goodput_state import GoodputState
 from specsamp_jax.decoding.model_call import num_slots, vocab_size
 from specsamp_jax.decoding.num_draft import HeuristicNumDraft, NumDraft, compiled_lengths
 from specsamp_jax.decoding.state import DecodeState
+from specsamp_jax.sampling import mesh_axes
 
 
 def values(
@@ -33,6 +34,17 @@ def values(
     size = vocab_size(target, prompt.shape, num_slots(target, prompt.shape[1] + max_new_tokens, longest))
     _checks.prompt_ids(prompt, prompt_lengths, size)
     _checks.end_tokens(eos_token, size)
+
+
+def automatic_axes(**arrays: Any) -> None:
+    """Checks that arrays are not sharded over explicit mesh axes, over which the loop's operations are ambiguous."""
+    for name, array in arrays.items():
+        axes = mesh_axes.explicit_axes(jax.typeof(array).sharding.mesh) if isinstance(array, jax.Array) else ()
+        if axes:
+            raise ValueError(
+                f"{name} must not be sharded over explicit mesh axes; got axes {', '.join(axes)}. Make the mesh with "
+                "axis_types=(jax.sharding.AxisType.Auto, ...), or use jax.shard_map over the batch."
+            )
 
 
 def loop(target: Any, draft: Any, num_draft: Any) -> None:

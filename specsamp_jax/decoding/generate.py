@@ -199,6 +199,7 @@ def _prepare(
       parameters, end tokens, data of the processor), and the arguments that are compiled in.
     """
     _checks.prompt(prompt, max_new_tokens, prompt_lengths)
+    checks.automatic_axes(prompt=prompt, prompt_lengths=prompt_lengths)
     checks.loop(target, draft, num_draft)
     _checks.sampling("sampling", sampling, prompt.shape[0])
     checks.functions(verify_fn, process_logits_fn)

@@ -48,7 +48,9 @@ class GoodputNumDraft:
     finished, `costs` and `prior`. It never depends on the drafts of the step itself, which would change the
     distribution of the text (see `Draft`). So each row's text has exactly the target's distribution. It is not the same
     text in another batch or under other costs, because one length serves all rows: where a seed must reproduce a text,
-    use a fixed draft length, or `HeuristicNumDraft`, or a temperature of 0.
+    use a fixed draft length, or `HeuristicNumDraft`, or a temperature of 0. Rows of one batch need different keys, as
+    `generate` makes them of one key: a row whose key another row has would make the draws that this row's acceptance,
+    and so the common length, came from.
 
     Attributes:
       costs: Time of a step at each of `lengths`, in any unit; `measure_goodput` measures it.

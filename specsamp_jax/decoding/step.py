@@ -52,6 +52,7 @@ def init(
       ([[1, 2, -1, -1]], [2], [4])
     """
     _checks.prompt(prompt, max_new_tokens, prompt_lengths)
+    checks.automatic_axes(prompt=prompt, prompt_lengths=prompt_lengths)
     checks.loop(target, draft, num_draft)
     batch_size, width = prompt.shape
     drafter, num_draft = resolve(draft, num_draft)

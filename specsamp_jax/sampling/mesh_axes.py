@@ -24,7 +24,7 @@ def with_automatic_axes(fn: Callable[..., Any], *arguments: Any) -> Any:
     leaves, tree = jax.tree.flatten(arguments)
     is_array = [isinstance(leaf, jax.Array) for leaf in leaves]
     shardings = [jax.typeof(leaf).sharding for leaf, array in zip(leaves, is_array, strict=True) if array]
-    meshes = [sharding.mesh for sharding in shardings if _explicit(sharding.mesh)]
+    meshes = [sharding.mesh for sharding in shardings if explicit_axes(sharding.mesh)]
     if not meshes:
         return fn(*arguments)
     specs = [sharding.spec[0] for sharding in shardings if len(sharding.spec) and sharding.spec[0] is not None]
@@ -36,11 +36,11 @@ def with_automatic_axes(fn: Callable[..., Any], *arguments: Any) -> Any:
         return fn(*jax.tree.unflatten(tree, merged))
 
     arrays = (leaf for leaf, array in zip(leaves, is_array, strict=True) if array)
-    return jax.sharding.auto_axes(on_arrays, axes=_explicit(meshes[0]), out_sharding=batch)(*arrays)
+    return jax.sharding.auto_axes(on_arrays, axes=explicit_axes(meshes[0]), out_sharding=batch)(*arrays)
 
 
-def _explicit(mesh: Any) -> tuple[str, ...]:
-    """The names of the explicit axes."""
+def explicit_axes(mesh: Any) -> tuple[str, ...]:
+    """Returns the names of the explicit axes of a mesh."""
     kinds = zip(mesh.axis_names, mesh.axis_types, strict=True)
     return tuple(name for name, kind in kinds if kind == AxisType.Explicit)
 

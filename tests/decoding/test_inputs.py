@@ -118,6 +118,16 @@ def test_a_wrong_argument_is_reported(fn, change, message):
         run(key, prompt, **arguments)
 
 
+@pytest.mark.parametrize("fn", [ss.generate, ss.stream])
+def test_a_prompt_on_explicit_mesh_axes_is_reported(fn):
+    mesh = jax.make_mesh((1,), ("data",), axis_types=(jax.sharding.AxisType.Explicit,))
+    prompt = jax.device_put(PROMPT, jax.NamedSharding(mesh, jax.P("data")))
+    with pytest.raises(
+        ValueError, match=re.escape("prompt must not be sharded over explicit mesh axes; got axes data.")
+    ):
+        fn(jax.random.key(0), prompt, target=TARGET, draft=DRAFT, max_new_tokens=4)
+
+
 def test_two_rows_of_logits_alone_are_not_taken_for_a_pair():
     with pytest.raises(ValueError, match=re.escape("A model without a cache returns () as the cache.")):
         ss.generate(jax.random.key(0), PROMPT[:2], target=LOGITS_ALONE, draft=None, max_new_tokens=2)
