@@ -21,9 +21,9 @@ from typing import Any
 
 import results
 
-ABOUT = """JAX {}; compiled for sm_90a without a GPU. One row per kernel: of two launches the first, of three the second, reads
-all rows, a chunk a block. Instructions an element of a chunk: from its loads without masks to its sum, the
-two reductions over the block included, over the elements of a thread. A group: the tiles of what emits that
+ABOUT = """JAX {}; compiled for sm_90a without a GPU. One row per kernel: of two launches the first, of three the
+second reads all rows, a chunk a block. Instructions an element of a chunk: from its loads without masks to its sum,
+the two reductions over the block included, over the elements of a thread. A group: the tiles of what emits that
 are read together; instructions from its loads to its weights, over its exponentials, which are one a logit.
 """
 
