@@ -17,10 +17,10 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 
 
 class Arrivals(NamedTuple):
-    """Arrival counters, one per sequence, for blocks outside a cluster.
+    """Arrival counters, one per sequence or per row, for blocks outside a cluster.
 
     Attributes:
-      counters: Global memory, int32 `[B]`: number of blocks of each sequence that have arrived, initially 0.
+      counters: Global memory, int32: number of blocks of each sequence or row that have arrived, initially 0.
       number: Shared memory, int32 `[1]`: number of blocks that arrived before this block.
     """
 
@@ -34,7 +34,10 @@ def int32_scratch() -> Any:
 
 
 def start_dependent_launch():
-    """Lets the next launch start once all blocks have called this; that launch calls `wait_for_previous_launch`."""
+    """Lets the next launch start once all blocks have called this; that launch calls `wait_for_previous_launch`.
+
+    The first launch of a kernel must not wait: only so does it start after all work before it has ended.
+    """
 
     @plgpu.inline_mgpu()
     def emit(*context):

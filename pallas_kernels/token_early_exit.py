@@ -1,18 +1,21 @@
 """The token rule in three launches that skip rows after a rejection, for batches that fill the GPU.
 
 Launch `token_look_up`, grid (sequence, row): one block per drafted token looks up its `Facts`. One more per sequence
-sets its counters to zero, and its stop to the number of its drafts: the last row that may be needed.
+writes the uniforms of its last token, sets its counters to zero, and sets its stop to the number of its drafts: the last
+row that may be needed.
 
 Launch `token_read_in_turn`, grid (row, sequence, chunk): first the first rows of all sequences, then the second ones. A
-block whose row is after the sequence's stop does nothing. Others read a chunk, write its maximum and its sum, and
-increment the row's counter. The last block of a row accepts or rejects its draft, and after a rejection lowers the stop
-to this row. No block waits for another: at worst it reads a row of whose predecessor the draft is then rejected.
+block whose row is after the sequence's stop does nothing. Others read a chunk, write its maximum and its sum, and, of
+rows with a draft, increment the row's counter. The last block of a row accepts or rejects its draft, and after a
+rejection lowers the stop to this row. No block waits for another: at worst it reads rows that were not needed, because
+the draft of an earlier row is rejected later.
 
 Launch `token_emit`, as in `token`; values of rows after the stop are computed from what was there, and not used.
 
-Order: each launch may start before the previous one has ended, and waits for its end before it uses its outputs: blocks
-of first rows after they have read their chunk. A row's statistics are ordered by its counter. A block that misses a
-lower stop reads more than it needs to.
+Order: the first launch waits for nothing, and so starts after all work before it has ended. The others may start early.
+Every block of the second waits for the end of the first before it uses its outputs (blocks of first rows after they
+have read their chunk), and the third waits for the end of the second, so it sees the outputs of both. The decision on a
+row sees the row's statistics by its counter. A block that misses a lower stop reads more than it needs to.
 """
 
 from typing import Any, NamedTuple
@@ -49,7 +52,7 @@ class LookUps(NamedTuple):
 
 
 class Statistics(NamedTuple):
-    """The outputs of the second launch. Those of rows after a rejection may be unset.
+    """The outputs of the second launch. Those of rows after a rejection or after the last draft may be unset.
 
     Attributes:
       target, draft: Statistics of the rows, one row per lane; `draft` is None if its rows are not read.

@@ -63,9 +63,8 @@ class Verification(NamedTuple):
       num_accepted: Number of accepted drafts, 0 to K; `num_accepted + 1` tokens are emitted.
       log_probs: log p of each emitted token under the filtered target, 0 at padding, -inf for a token
         emitted from a degenerate row.
-      accept_prob: min(1, p/q) at each drafted token, 0 where nothing was drafted. For large batches (64 sequences or
-        more, see `pallas_kernels.config.exits_early`) the GPU kernel may skip rows after the first rejection;
-        `accept_prob` is 0 there too.
+      accept_prob: min(1, p/q) at each drafted token, 0 where nothing was drafted. In large batches the GPU kernel may
+        skip rows after the first rejection, where `accept_prob` is 0 too (`pallas_kernels.config.exits_early`).
       status: 0, or a sum of `DEGENERATE_TARGET`, `DEGENERATE_DRAFT` and `EMPTY_RESIDUAL`. Covers the rows
         up to and including the one that emitted the last token.
     """

@@ -3,6 +3,7 @@
 They return the tokens that the plain JAX cores return, and keep the same logits.
 """
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -66,8 +67,9 @@ def why_not(name: str, logits: Float[Array, "B *rows V"]) -> str | None:
         return f"shapes that are numbers while the program is traced; got {list(logits.shape)}"
     if logits.dtype not in (jnp.bfloat16, jnp.float16, jnp.float32):
         return f"{name} of bfloat16, float16 or float32; got {logits.dtype}"
-    if logits.size >= 2**31 - 2**16:
-        return f"{name} of fewer than 2**31 - 2**16 elements; got {logits.size}"
+    size = math.prod(logits.shape[:-1]) * max(logits.shape[-1], TILE)  # see `at_least_a_tile`
+    if size >= 2**31 - 2**16:
+        return f"{name} of fewer than 2**31 - 2**16 elements; got {size}"
     if logits.shape[0] > MAX_BATCH:
         return f"at most {MAX_BATCH} sequences; got {logits.shape[0]}"
     return None

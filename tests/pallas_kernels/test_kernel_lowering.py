@@ -234,6 +234,7 @@ def test_what_keeps_the_kernels_away():
 
     assert why_not(1, 1, 1024) is None
     assert "2**31" in why_not(2**11, 2**10, 2**10)
+    assert "2**31" in why_not(2**15, 2**6, 8)  # each row is padded to 1,024
     assert "65535 sequences" in why_not(65_536, 1, 1024)
     assert "vocabulary of at most 2000000" in why_not(1, 1, 2_000_001)
     assert "float8" in why_not(1, 1, 8, dtype=jnp.float8_e5m2)

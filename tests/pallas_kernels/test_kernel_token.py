@@ -218,6 +218,14 @@ def test_early_exit_decides_the_same(run_early, kind):
     assert len(set(got.num_accepted.tolist())) > 1
 
 
+def test_early_exit_accepts_everything_from_equal_models(run_early):
+    target, target_filter, draft, draft_filter, uniforms = cases.random_case(10, 2, 3, 1500)
+    uniforms = uniforms._replace(accept=jnp.full((2, 3), 1 - 2.0**-24))
+    draft = Draft(draft.tokens, target[:, :3])
+    got = check_early(run_early, (target, target_filter, draft, draft_filter, uniforms))
+    assert got.num_accepted.tolist() == [3, 3]
+
+
 def test_early_exit_with_every_filter(run_early):
     check_early(
         run_early, cases.random_case(3, 3, 2, 1029, sampling=cases.ALL_FILTERS, draft_sampling=cases.ALL_FILTERS)
