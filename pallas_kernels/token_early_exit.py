@@ -1,8 +1,8 @@
 """The token rule in three launches that skip rows after a rejection, for batches that fill the GPU.
 
 Launch `token_look_up`, grid (sequence, row): one block per drafted token looks up its `Facts`. One more per sequence
-writes the uniforms of its last token, sets its counters to zero, and sets its stop to the number of its drafts: the last
-row that may be needed.
+writes the uniforms of its last token and zeros its counters. Its stop, the last row that may be needed, is at first the
+number of its drafts.
 
 Launch `token_read_in_turn`, grid (row, sequence, chunk): first the first rows of all sequences, then the second ones. A
 block whose row is after the sequence's stop does nothing. Others read a chunk, write its maximum and its sum, and, of
