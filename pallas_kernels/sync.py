@@ -84,16 +84,26 @@ def sync_cluster(scratch: Any):
 def prefetch(ref: Any, start: Any, size: Any):
     """Starts the copy of `size` elements of a flat array from `start` on to the L2; both are multiples of 16 bytes."""
     item_bytes = jnp.dtype(ref.dtype).itemsize
+    _by_one_thread("cp.async.bulk.prefetch.L2.global [$0], $1;", ref, start, size * item_bytes)
+
+
+def lower(ref: Any, index: Any, value: Any):
+    """Lowers an int32 in global memory to `value`, unless it is lower."""
+    _by_one_thread("red.relaxed.gpu.global.min.s32 [$0], $1;", ref, index, value)
+
+
+def _by_one_thread(instruction: str, ref: Any, index: Any, value: Any):
+    """One thread of the block runs an instruction with the address of an element, $0, and a value, $1."""
 
     @plgpu.inline_mgpu(arg_types=(plgpu.RefType(), plgpu.Layout.WG_SPLAT))
     def emit(context, *arguments):
         del context
-        ref, num_bytes = arguments
+        ref, value = arguments
         leader = mosaic.single_thread_predicate(mosaic.ThreadSubset.WARPGROUP)
-        copy = "@$2 cp.async.bulk.prefetch.L2.global [$0], $1;"
-        mosaic.inline_ptx(copy, mosaic.memref_ptr(ref), num_bytes.registers.item(), leader, has_side_effects=True)
+        operands = mosaic.memref_ptr(ref), value.registers.item(), leader
+        mosaic.inline_ptx(f"@$2 {instruction}", *operands, has_side_effects=True)
 
-    emit(ref.at[pl.ds(start, 1)], size * item_bytes)
+    emit(ref.at[pl.ds(index, 1)], value)
 
 
 def load_latest(ref: Any, index: Any, scratch: Any) -> jax.Array:
@@ -113,20 +123,6 @@ def load_latest(ref: Any, index: Any, scratch: Any) -> jax.Array:
 
     emit(ref.at[pl.ds(index, 1)], scratch)
     return scratch[0]
-
-
-def lower(ref: Any, index: Any, value: Any):
-    """Lowers an int32 in global memory to `value`, unless it is lower."""
-
-    @plgpu.inline_mgpu(arg_types=(plgpu.RefType(), plgpu.Layout.WG_SPLAT))
-    def emit(context, *arguments):
-        del context
-        ref, value = arguments
-        leader = mosaic.single_thread_predicate(mosaic.ThreadSubset.WARPGROUP)
-        lower = "@$2 red.relaxed.gpu.global.min.s32 [$0], $1;"
-        mosaic.inline_ptx(lower, mosaic.memref_ptr(ref), value.registers.item(), leader, has_side_effects=True)
-
-    emit(ref.at[pl.ds(index, 1)], value)
 
 
 def arrive(arrivals: Arrivals, sequence: Any, num_blocks: Any) -> jax.Array:
