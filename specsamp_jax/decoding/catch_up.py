@@ -10,7 +10,7 @@ from specsamp_jax.decoding.drafters import Drafter, ReadsText
 from specsamp_jax.decoding.goodput_state import GoodputState
 from specsamp_jax.decoding.num_draft import longest
 from specsamp_jax.decoding.state import DecodeState
-from specsamp_jax.sampling.mesh_axes import cond
+from specsamp_jax.sampling.mesh_axes import same_axes
 
 CATCH_UP = 32
 """Tokens that a drafter reads per call if it was not run for some steps."""
@@ -33,8 +33,12 @@ def start_drafter(
     if not isinstance(num_draft_state, GoodputState) or not isinstance(drafter, ReadsText):
         return drafter.init(prompt, max_length), num_draft_state
     drafts = num_draft.max(initial=0) > 0
-    draft_state = cond(
-        drafts, lambda: drafter.init(prompt, max_length), lambda: drafter.empty(prompt.shape[0], max_length)
+    init_fn, empty_fn = same_axes(
+        lambda: drafter.init(prompt, max_length), lambda: drafter.empty(prompt.shape[0], max_length)
+    )
+    # A loop of at most one step: XLA puts a conditional into a CUDA graph, which delays each call by .5 ms.
+    _, draft_state = lax.while_loop(
+        lambda carry: carry[0], lambda carry: (carry[0] & False, init_fn()), (drafts, empty_fn())
     )
     return draft_state, num_draft_state._replace(num_seen=jnp.where(drafts, num_draft_state.num_seen, 0))
 

@@ -111,9 +111,9 @@ def draft_state(drafter: Drafter | None, state: Any, tokens: Int[Array, "B W"]) 
 
 def num_draft_state(num_draft: NumDraft, state: Any) -> None:
     """Checks that a state is that of this rule for the draft length; only `GoodputNumDraft` has one."""
-    num_lengths = len(num_draft.lengths) if isinstance(num_draft, GoodputNumDraft) else 0
+    num_costs = len(num_draft.lengths) + 1 if isinstance(num_draft, GoodputNumDraft) else 0
     found = state.costs.shape[1] if isinstance(state, GoodputState) else 0
-    if found != num_lengths:
+    if found != num_costs:
         raise ValueError(
             f"state.num_draft_state must be that of num_draft, {num_draft!r}; got a {type(state).__name__}. "
             "Was the state made by `init` with another `num_draft`?"

@@ -46,7 +46,8 @@ def measure_goodput(
     seconds and the time of compilation, and throws the texts away. `costs` are shares of the time of a round of all
     lengths, medians of the rounds: a machine that is slower for a while is so for all lengths of a round. A longer
     draft never costs less than a shorter one. `prior` is the share of drafts that were accepted at each position after
-    those before it, of all steps of the whole texts that reached it: n-grams are found more often in a longer text. The
+    those before it, of all steps of the whole texts that reached it: n-grams are found more often in a longer text.
+    `change_cost` is the time that the first steps of a call take beside their number times the time of a step. The
     programs that run are those of `decode_fn` with the same arguments and the rule that is returned, which are then
     compiled already. The time of a step depends on B and on P + `max_new_tokens`: measure again for shapes that differ
     much.
@@ -96,17 +97,21 @@ def measure_goodput(
     first = functools.partial(seconds_fn, _FEWEST_STEPS, jax.random.key(0), prompt, rules[0], options)
     first()  # compiles
     num_steps = int(np.clip(_STEPS_SECONDS / max(first()[0], 1e-9), _FEWEST_STEPS, _MOST_STEPS))
-    began, rounds, counts = time.perf_counter(), [], []
+    began, rounds, beginnings, counts = time.perf_counter(), [], [], []
     while len(rounds) < _FEWEST_ROUNDS or (len(rounds) < _MOST_ROUNDS and time.perf_counter() - began < _SECONDS):
         key = jax.random.key(len(rounds))
-        seconds, stats = zip(*(seconds_fn(num_steps, key, prompt, rule, options) for rule in rules), strict=True)
+        timed = (seconds_fn(num_steps, key, prompt, rule, options) for rule in rules)
+        seconds, beginning, stats = zip(*timed, strict=True)
         rounds.append(seconds)
+        beginnings += beginning
         counts += zip(lengths, jax.device_get(stats), strict=True)
     costs = _costs(rounds)
     texts = _texts(int(_TEXT_SECONDS / costs[-1]), prompt, rules[-1], options, decode_fn)
     if sum(int(stats.num_steps) for _, stats in texts) < _ENOUGH_STEPS:
         texts += counts
-    return GoodputNumDraft(costs, lengths, prior=_acceptance(texts, lengths[-1]))
+    prior = _acceptance(texts, lengths[-1])
+    change_cost = max(float(np.median(beginnings)), 0.0)
+    return GoodputNumDraft(costs, lengths, prior=prior, change_cost=change_cost)
 
 
 def _texts(
@@ -158,25 +163,31 @@ def forced(lengths: tuple[int, ...], index: int) -> GoodputNumDraft:
 
 def _seconds_of_generate(
     most_steps: int, key: Any, prompt: Any, rule: GoodputNumDraft, options: dict[str, Any]
-) -> tuple[float, Stats]:
-    """Seconds per step inside the compiled loop, of some steps less the time of none, and the counts of these steps."""
+) -> tuple[float, float, Stats]:
+    """Seconds per step inside the compiled loop, of a call's first steps beside that, and the counts of most steps.
+
+    On a GPU the first step of a length takes longer in each call, because XLA updates the length's CUDA graph.
+    """
     times, texts = [], []
     # The first call is not counted: it brings the models into the processor's caches after another rule's call.
-    for max_steps in (_FEWEST_STEPS, 0, most_steps):
+    for max_steps in (_FEWEST_STEPS, 0, _FEWEST_STEPS, most_steps):
         began = time.perf_counter()
         text = jax.block_until_ready(generate_steps(np.int32(max_steps), key, prompt, num_draft=rule, **options))
         times.append(time.perf_counter() - began)
         texts.append(text)
-    stats = texts[-1].stats
-    return (times[2] - times[1]) / max(int(stats.num_steps), 1), stats
+    few, most = (int(text.stats.num_steps) for text in texts[2:])
+    if most <= few:  # The text ended after a few steps.
+        return (times[3] - times[1]) / max(most, 1), 0.0, texts[3].stats
+    seconds = (times[3] - times[2]) / (most - few)
+    return seconds, times[2] - times[1] - few * seconds, texts[3].stats
 
 
 def _seconds_of_stream(
     most_steps: int, key: Any, prompt: Any, rule: GoodputNumDraft, options: dict[str, Any]
-) -> tuple[float, Stats]:
-    """Seconds per step from one item of the stream to the next, the first excluded, and the counts of all steps."""
+) -> tuple[float, float, Stats]:
+    """Seconds per step from one item of the stream to the next, the first excluded, 0, and the counts of all steps."""
     ends, stats = [], Stats.zeros(prompt.shape[0], rule.lengths[-1])
     for text in itertools.islice(stream(key, prompt, num_draft=rule, **options), most_steps + 1):
         stats = jax.block_until_ready(text).stats
         ends.append(time.perf_counter())
-    return (ends[-1] - ends[0]) / max(len(ends) - 1, 1), stats
+    return (ends[-1] - ends[0]) / max(len(ends) - 1, 1), 0.0, stats

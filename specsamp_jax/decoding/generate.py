@@ -208,7 +208,7 @@ def _prepare(
     fixed, traced = static.split(sampling, prompt.shape[0])
     processor, processor_data = static.split_processor(process_logits_fn)
     drafter, num_draft = resolve(draft, num_draft)
-    num_draft, measured = split(num_draft)
+    num_draft, measured = split(num_draft, prompt.shape[0], max_new_tokens)
     sizes = {"num_draft": num_draft, "max_new_tokens": max_new_tokens}
     checks.drafter(drafter, prompt.shape[0])
     checks.values(prompt, prompt_lengths, eos_token, target, drafter, **sizes)

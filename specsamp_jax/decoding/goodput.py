@@ -1,17 +1,16 @@
 """Draft length by goodput: the number of expected tokens per second, from measured acceptance and measured costs."""
 
 import dataclasses
-import functools
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax.numpy as jnp
-import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Int
 
 from specsamp_jax import _checks
 from specsamp_jax.decoding import expected_tokens, probes
 from specsamp_jax.decoding.goodput_state import (
     GoodputState,
+    Measured,
     Rows,
     next_length,
     num_steps,
@@ -20,7 +19,6 @@ from specsamp_jax.decoding.goodput_state import (
 )
 
 _MOST_INTERVALS = 8  # of `steps_per_choice`, to the next choice
-_NO_CHOICE = 2**29  # steps
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,17 +30,18 @@ class GoodputNumDraft:
     the running acceptance at position i, given that all drafts before it were accepted; drafts that a drafter did not
     propose count as rejected. A row's estimate is shrunk to that of all rows, and this to `prior`. The time to the
     end is the expected number of steps of the slowest row times the cost of a step. The rule switches to the length
-    with the least time if that is less than the present length's by `hysteresis`. A choice that keeps the length
-    doubles the number of steps to the next choice, up to eight times `steps_per_choice`; a choice that changes it
-    resets this number. If no other length could be better even with all drafts accepted, the rule chooses after probes
-    only.
+    with the least time if that and `change_cost` are less than the present length's time by `hysteresis`. A choice that
+    keeps the length doubles the number of steps to the next choice, up to eight times `steps_per_choice`; a choice that
+    changes it resets this number. If no other length could be better even with all drafts accepted, the rule chooses
+    after probes only. The first length is the best by `costs` and `prior`, or the shortest if that is as good but for
+    `hysteresis`.
 
     Acceptance beyond the present length is not observed, so the next longer length is tried from time to time. The
-    wait, in steps, is the expected loss of such a probe divided by `probe_share` of a step's cost, and between 8 and
-    4,096. It doubles, at most three times, after each probe that does not raise the expected number of tokens. There is
-    no probe if no row has tokens for two such waits left. A drafter does not run in steps of length 0. Before a
-    probe it reads the last 32 tokens, before other steps all that it missed: the prompts too, if the first step drafts
-    nothing.
+    wait, in steps, is the expected loss of such a probe, with two changes of the length, divided by `probe_share` of a
+    step's cost, and between 8 and 4,096. It doubles, at most three times, after each probe that does not raise the
+    expected number of tokens. There is no probe if no row has tokens for two such waits left. A drafter does not run in
+    steps of length 0. Before a probe it reads the last 32 tokens, before other steps all that it missed: the prompts
+    too, if the first step drafts nothing.
 
     The length of a step is a function of earlier steps: their counts of accepted drafts, the number of rows that have
     finished, `costs` and `prior`. It never depends on the drafts of the step itself, which would change the
@@ -62,6 +61,8 @@ class GoodputNumDraft:
         as 50 observations by each row. One number for all counts as 2 of the first position; the estimate of a
         position is then the prior of the next.
       steps_per_choice: Fewest steps with drafts between two choices: on a GPU a choice is 20 to 40 small kernels.
+      change_cost: Time that a change of the length takes beside the steps, in the unit of `costs`; `measure_goodput`
+        measures it.
 
     Example:
       >>> rule = GoodputNumDraft(costs=(1.0, 1.2, 1.4), lengths=(0, 1, 2))
@@ -76,6 +77,7 @@ class GoodputNumDraft:
     probe_share: float = 0.005
     prior: float | tuple[float, ...] = 0.7
     steps_per_choice: int = 16
+    change_cost: float = 0.0
 
     def __post_init__(self):
         _checks.lengths("GoodputNumDraft.lengths", self.lengths, 0)
@@ -89,6 +91,7 @@ class GoodputNumDraft:
             ("hysteresis", 0, 1),
             ("memory", 1, infinity),
             ("probe_share", 0, 1),
+            ("change_cost", 0, infinity),
         ):
             value = vars(self)[name]
             if not _checks.is_number(value) or not least <= value <= largest:
@@ -112,60 +115,28 @@ def _is_tuple(value: Any, size: int) -> bool:
     return isinstance(value, tuple) and len(value) == size and all(map(_checks.is_number, value))
 
 
-class Measured(NamedTuple):
-    """The part of a `GoodputNumDraft` that is data. K is the longest length, N the number of lengths.
-
-    Attributes:
-      costs: Time of a step at each length.
-      prior: Acceptance at each position before there are observations.
-    """
-
-    costs: Float[Array | np.ndarray, "N"]
-    prior: Float[Array | np.ndarray, "K"]
-
-
-@functools.lru_cache(maxsize=64)
-def measured(rule: GoodputNumDraft) -> Measured:
-    """Returns the data of a rule, as NumPy arrays: they take less time than JAX arrays, in each call of `generate`."""
-    prior = np.broadcast_to(np.asarray(rule.prior, np.float32), (rule.lengths[-1],))
-    return Measured(np.asarray(rule.costs, np.float32), prior)
-
-
-@functools.lru_cache(maxsize=64)
-def without_data(rule: GoodputNumDraft) -> GoodputNumDraft:
-    """Returns the part of a rule that is compiled in; costs and prior are the same for all rules of these lengths."""
-    prior = (0.5,) * rule.lengths[-1] if isinstance(rule.prior, tuple) else 0.5
-    return dataclasses.replace(rule, costs=(1.0,) * len(rule.costs), prior=prior)
-
-
-def start(
-    rule: GoodputNumDraft, data: Measured, lengths: Int[Array, "B"], remaining: Int[Array, "B"]
-) -> tuple[Int[Array, "B"], GoodputState]:
-    """Returns the draft length of each row's first step and the state before it."""
+def start(rule: GoodputNumDraft, data: Measured, lengths: Int[Array, "B"]) -> tuple[Int[Array, "B"], GoodputState]:
+    """Returns the draft length of each row's first step and the state before it. See `first_choice.measured`."""
     batch_size, longest = lengths.shape[0], rule.lengths[-1]
     none, never = jnp.zeros((batch_size, longest), jnp.float32), jnp.zeros((batch_size,), bool)
     zeros, no_counts = jnp.zeros((batch_size,), jnp.int32), jnp.zeros((batch_size, longest), jnp.int32)
+    first = jnp.asarray(data.first)
+    choice, interval, wait = first[:3].astype(jnp.int32)
     state = GoodputState(
-        costs=jnp.broadcast_to(jnp.asarray(data.costs), (batch_size, len(rule.lengths))),
+        costs=jnp.broadcast_to(jnp.asarray(data.costs), (batch_size, len(rule.lengths) + 1)),
         prior=jnp.broadcast_to(jnp.asarray(data.prior), (batch_size, longest)),
         tried=none,
         accepted=none,
         num_emitted=zeros,
         num_accepted=no_counts,
-        choice=zeros,
+        choice=zeros + choice,
         probing=never,
-        probe_at=zeros,
+        probe_at=jnp.where(wait < 0, probes.NEVER, lengths + wait),
         num_failed=zeros,
         num_seen=lengths,
-        interval=zeros,
-        num_expected=zeros.astype(jnp.float32),
+        interval=zeros + interval,
+        num_expected=jnp.broadcast_to(first[3], lengths.shape),
     )
-    rows = Rows(~never, lengths, remaining)
-    num_tokens, time = _estimates(rule, state, rows)
-    choice = jnp.argmin(time).astype(jnp.int32)
-    interval = jnp.where(_is_final(rule, jnp.asarray(data.costs), choice), _NO_CHOICE, rule.steps_per_choice)
-    state = state._replace(interval=zeros + interval)
-    state = _with_choice(rule, state, rows, num_tokens, choice=choice, num_failed=zeros, latest=probes.NEVER)
     return jnp.broadcast_to(next_length(rule.lengths, state), lengths.shape), state
 
 
@@ -183,7 +154,7 @@ def settle(rule: GoodputNumDraft, state: GoodputState, rows: Rows) -> tuple[Int[
     chosen = _choose(rule, _with_observations(rule, state), rows)
     state = GoodputState(*(jnp.where(chooses, new, old) for new, old in zip(chosen, state, strict=True)))
     choice = state.choice.max(initial=0)
-    longer = _longer(rule, choice)
+    longer = probes.longer(rule.lengths, choice)
     plain = jnp.array(rule.lengths)[choice] == 0
     # Where steps draft, a probe follows a choice.
     may_change = chooses | plain
@@ -216,58 +187,37 @@ def _with_observations(rule: GoodputNumDraft, state: GoodputState) -> GoodputSta
 
 def _choose(rule: GoodputNumDraft, state: GoodputState, rows: Rows) -> GoodputState:
     """The state with a new choice, and with the text length at which the next probe is due."""
-    num_tokens, time = _estimates(rule, state, rows)
-    old, best = state.choice.max(initial=0), jnp.argmin(time).astype(jnp.int32)
-    choice = jnp.where(time[best] * (1 + rule.hysteresis) < time[old], best, old)
-    probing, changed = state.probing.any(), choice != old
-    raised = probing & (num_tokens[_longer(rule, old)] > state.num_expected.max(initial=0))
-    num_failed = jnp.where(changed | raised, 0, state.num_failed.max(initial=0) + probing.astype(jnp.int32))
-    num_failed = jnp.broadcast_to(num_failed, rows.unfinished.shape)
-    latest = jnp.where(changed | probing, probes.NEVER, state.probe_at)
-    longer = jnp.minimum(state.interval * jnp.where(probing, 1, 2), _MOST_INTERVALS * rule.steps_per_choice)
-    state = state._replace(interval=jnp.where(changed, rule.steps_per_choice, longer))
-    return _with_choice(rule, state, rows, num_tokens, choice=choice, num_failed=num_failed, latest=latest)
-
-
-def _estimates(rule: GoodputNumDraft, state: GoodputState, rows: Rows) -> tuple[Float[Array, "N"], Float[Array, "N"]]:
-    """Expected tokens of a step at each length, and the time until the last row ends."""
     costs, prior = state.costs.max(0, initial=0), state.prior.max(0, initial=0)
-    rates = expected_tokens.acceptance(state.tried, state.accepted, prior, is_measured=isinstance(rule.prior, tuple))
+    costs, change_cost = costs[:-1], costs[-1]
     left = jnp.where(rows.unfinished, rows.remaining, 0)
-    num_steps = expected_tokens.num_steps_of_slowest(state.tried, state.accepted, rates, rule.lengths, left)
-    return expected_tokens.num_tokens(rates, rule.lengths), num_steps * costs
-
-
-def _with_choice(
-    rule: GoodputNumDraft,
-    state: GoodputState,
-    rows: Rows,
-    num_tokens: Float[Array, "N"],
-    *,
-    choice: Int[Array, ""],
-    num_failed: Int[Array, "B"],
-    latest: Int[Array, "B"] | int,
-) -> GoodputState:
-    """The state after a choice; the next probe is due at text length `latest` at the latest."""
-    costs, shape = state.costs.max(0, initial=0), rows.unfinished.shape
-    interval = probes.interval(
-        rule.lengths, rule.probe_share, costs=costs, num_tokens=num_tokens, choice=choice, num_failed=num_failed
+    is_measured = isinstance(rule.prior, tuple)
+    num_tokens, time = expected_tokens.estimates(
+        rule.lengths, costs, prior, state.tried, state.accepted, left, is_measured=is_measured
     )
+    old, best = state.choice.max(initial=0), jnp.argmin(time).astype(jnp.int32)
+    choice = jnp.where(time[best] * (1 + rule.hysteresis) + change_cost < time[old], best, old)
+    probing, changed = state.probing.any(), choice != old
+    raised = probing & (num_tokens[probes.longer(rule.lengths, old)] > state.num_expected.max(initial=0))
+    num_failed = jnp.where(changed | raised, 0, state.num_failed.max(initial=0) + probing.astype(jnp.int32))
+    shape = rows.unfinished.shape
+    num_failed = jnp.broadcast_to(num_failed, shape)
+    longer = jnp.minimum(state.interval * jnp.where(probing, 1, 2), _MOST_INTERVALS * rule.steps_per_choice)
+    interval = probes.interval(
+        rule.lengths,
+        rule.probe_share,
+        costs=costs,
+        change_cost=change_cost,
+        num_tokens=num_tokens,
+        choice=choice,
+        num_failed=num_failed,
+    )
+    # A probe is not put off by a choice that changes nothing.
+    latest = jnp.where(changed | probing, probes.NEVER, state.probe_at)
     due = jnp.minimum(latest, rows.lengths + interval)
     return state._replace(
         choice=jnp.broadcast_to(choice, shape),
+        interval=jnp.where(changed, rule.steps_per_choice, longer),
         probe_at=probes.probe_at(due, interval, rows.lengths + rows.remaining),
         num_failed=num_failed,
-        num_expected=jnp.broadcast_to(num_tokens[_longer(rule, choice)], shape),
+        num_expected=jnp.broadcast_to(num_tokens[probes.longer(rule.lengths, choice)], shape),
     )
-
-
-def _is_final(rule: GoodputNumDraft, costs: Float[Array, "N"], choice: Int[Array, ""]) -> Bool[Array, ""]:
-    """Whether every other length costs more per token even if all its drafts are accepted (see `costs.forced`)."""
-    least = costs / (jnp.array(rule.lengths, jnp.float32) + 1)
-    return ((least > costs[choice]) | (jnp.arange(len(rule.lengths)) == choice)).all()
-
-
-def _longer(rule: GoodputNumDraft, index: Int[Array, ""]) -> Int[Array, ""]:
-    """The index of the next longer length; the last index has no longer one, and is returned as it is."""
-    return jnp.minimum(index + 1, len(rule.lengths) - 1)

@@ -1,12 +1,44 @@
-"""State of `GoodputNumDraft`, and the steps until its next choice and its next probe."""
+"""Data and state of `GoodputNumDraft`, and the steps until its next choice and its next probe."""
 
 from typing import NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 from jax import export
 from jaxtyping import Array, Bool, Float, Int
 
 from specsamp_jax.decoding import probes
+
+
+class Measured(NamedTuple):
+    """The part of a `GoodputNumDraft` that is data. K is the longest length, N the number of lengths.
+
+    Attributes:
+      costs: Time of a step at each length, and that of a change of the length.
+      prior: Acceptance at each position before there are observations.
+      first: The first choice, which these data decide alone; see `FirstChoice`. One array, because each array of a call
+        is a transfer to the device.
+    """
+
+    costs: Float[Array | np.ndarray, "N1"]
+    prior: Float[Array | np.ndarray, "K"]
+    first: Float[Array | np.ndarray, "4"]
+
+
+class FirstChoice(NamedTuple):
+    """The choice before the first step. All are whole numbers that float32 holds, but for `num_expected`.
+
+    Attributes:
+      choice: Index of the length.
+      interval: Steps with drafts to the next choice.
+      wait: Tokens of a row before the first probe; -1 if there is none.
+      num_expected: Expected tokens of a step of the length after it.
+    """
+
+    choice: float
+    interval: float
+    wait: float
+    num_expected: float
 
 
 class GoodputState(NamedTuple):
@@ -16,7 +48,7 @@ class GoodputState(NamedTuple):
     for steps of length 0 before a probe.
 
     Attributes:
-      costs: Time of a step at each length.
+      costs: Time of a step at each length, and that of a change of the length.
       prior: Acceptance at each position before there are observations.
       tried: Number of steps until the last choice in which all drafts before each position were accepted; older steps
         count less.
@@ -32,7 +64,7 @@ class GoodputState(NamedTuple):
       num_expected: Expected tokens of a step of the length after the chosen one, as of the last choice.
     """
 
-    costs: Float[Array, "B N"]
+    costs: Float[Array, "B N1"]
     prior: Float[Array, "B K"]
     tried: Float[Array, "B K"]
     accepted: Float[Array, "B K"]

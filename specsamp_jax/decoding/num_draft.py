@@ -6,9 +6,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
 from specsamp_jax import _checks
-from specsamp_jax.decoding import goodput, goodput_state
-from specsamp_jax.decoding.goodput import GoodputNumDraft, Measured
-from specsamp_jax.decoding.goodput_state import GoodputState, Rows
+from specsamp_jax.decoding import first_choice, goodput, goodput_state
+from specsamp_jax.decoding.goodput import GoodputNumDraft
+from specsamp_jax.decoding.goodput_state import GoodputState, Measured, Rows
 from specsamp_jax.decoding.state import DecodeState, StepInfo
 from specsamp_jax.decoding.stats import by_position
 
@@ -56,15 +56,15 @@ def compiled_lengths(num_draft: NumDraft) -> tuple[int, ...]:
     return (num_draft,) if isinstance(num_draft, int) else num_draft.lengths
 
 
-def split(num_draft: NumDraft) -> tuple[NumDraft, Measured | None]:
+def split(num_draft: NumDraft, batch_size: int, max_new_tokens: int) -> tuple[NumDraft, Measured | None]:
     """Returns the part of a rule that is compiled in, and that of `GoodputNumDraft` that is data."""
     if not isinstance(num_draft, GoodputNumDraft):
         return num_draft, None
-    return goodput.without_data(num_draft), goodput.measured(num_draft)
+    return first_choice.without_data(num_draft), first_choice.measured(num_draft, batch_size, max_new_tokens)
 
 
 def start(
-    num_draft: NumDraft, measured: Measured | None, lengths: Int[Array, "B"], remaining: Int[Array, "B"]
+    num_draft: NumDraft, measured: Measured | None, lengths: Int[Array, "B"], max_new_tokens: int
 ) -> tuple[Int[Array, "B"], GoodputState | tuple[()]]:
     """Returns the draft length of each row's first step, and the state of the rule.
 
@@ -72,10 +72,11 @@ def start(
       num_draft: The rule.
       measured: The data that `split` returned. None: that of `num_draft`.
       lengths: Tokens of each prompt.
-      remaining: Tokens from there to each row's limit.
+      max_new_tokens: Tokens from there to each row's limit.
     """
     if isinstance(num_draft, GoodputNumDraft):
-        return goodput.start(num_draft, measured or goodput.measured(num_draft), lengths, remaining)
+        data = measured or first_choice.measured(num_draft, lengths.shape[0], max_new_tokens)
+        return goodput.start(num_draft, data, lengths)
     first = num_draft.initial if isinstance(num_draft, HeuristicNumDraft) else num_draft
     return jnp.full(lengths.shape, first, jnp.int32), ()
 

@@ -1,7 +1,11 @@
-"""Probes: steps that try the next longer draft length, and the text length at which the next one is due."""
+"""Probes: steps that try the next longer draft length, and the text length at which the next one is due.
 
-import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+All functions take NumPy arrays too, and then compute with NumPy.
+"""
+
+from typing import Any
+
+from jaxtyping import Float, Int
 
 NEVER = 2**31 - 1
 """Value of `GoodputState.probe_at` if no probe follows."""
@@ -14,21 +18,29 @@ def interval(
     lengths: tuple[int, ...],
     probe_share: float,
     *,
-    costs: Float[Array, "N"],
-    num_tokens: Float[Array, "N"],
-    choice: Int[Array, ""],
-    num_failed: Int[Array, "B"],
-) -> Int[Array, "B"]:
+    costs: Float[Any, "N"],
+    change_cost: Float[Any, ""],
+    num_tokens: Float[Any, "N"],
+    choice: Int[Any, ""],
+    num_failed: Int[Any, "B"],
+) -> Int[Any, "B"]:
     """Tokens of a row between two probes of the length after the chosen one."""
-    longer = jnp.minimum(choice + 1, len(lengths) - 1)
-    loss = costs[longer] - costs[choice] * num_tokens[longer] / num_tokens[choice]
+    xp = costs.__array_namespace__()
+    tried = longer(lengths, choice)
+    # The length changes before a probe and after it.
+    loss = costs[tried] - costs[choice] * num_tokens[tried] / num_tokens[choice] + 2 * change_cost
     # A drafter that did not run reads 32 tokens first, which takes about as long as another step of one draft.
-    loss += jnp.where(jnp.array(lengths)[choice] == 0, costs[longer] - costs[choice], 0)
+    loss += xp.where(xp.asarray(lengths)[choice] == 0, costs[tried] - costs[choice], 0)
     wait = loss / (max(probe_share, 1e-6) * costs[choice])
-    wait = jnp.maximum(wait, _SHORTEST_WAIT) * (1 << jnp.minimum(num_failed, _MOST_DOUBLINGS)).astype(jnp.float32)
-    return (jnp.minimum(wait, _LONGEST_WAIT) * num_tokens[choice]).astype(jnp.int32)
+    wait = xp.maximum(wait, _SHORTEST_WAIT) * (1 << xp.minimum(num_failed, _MOST_DOUBLINGS)).astype(xp.float32)
+    return (xp.minimum(wait, _LONGEST_WAIT) * num_tokens[choice]).astype(xp.int32)
 
 
-def probe_at(due: Int[Array, "B"], interval: Int[Array, "B"], limits: Int[Array, "B"]) -> Int[Array, "B"]:
+def probe_at(due: Int[Any, "B"], interval: Int[Any, "B"], limits: Int[Any, "B"]) -> Int[Any, "B"]:
     """`due`, or `NEVER` where fewer tokens than two intervals would follow: too few for a probe to pay."""
-    return jnp.where(limits - due >= 2 * interval, due, NEVER)
+    return due.__array_namespace__().where(limits - due >= 2 * interval, due, NEVER)
+
+
+def longer(lengths: tuple[int, ...], choice: Int[Any, ""]) -> Int[Any, ""]:
+    """Index of the next longer length, which a probe tries; the last index has no longer one and is returned."""
+    return choice + (choice < len(lengths) - 1).astype(choice.dtype)

@@ -16,7 +16,7 @@ from specsamp_jax.decoding import checks, memory
 from specsamp_jax.decoding import num_draft as num_draft_module
 from specsamp_jax.decoding.catch_up import catch_up, start_drafter
 from specsamp_jax.decoding.drafters import Drafter, ModelDrafter, ProcessLogitsFn
-from specsamp_jax.decoding.goodput import Measured
+from specsamp_jax.decoding.goodput_state import Measured
 from specsamp_jax.decoding.model_call import num_slots, prefill, vocab_size
 from specsamp_jax.decoding.num_draft import NumDraft
 from specsamp_jax.decoding.one_length import step_of_length
@@ -71,8 +71,7 @@ def init(
     if not isinstance(prompt, Tracer):
         _checks.prompt_ids(prompt, prompt_lengths, vocab_size(target, (batch_size, width), target_slots))
     tokens = jnp.pad(jnp.where(inside, fed, PAD_TOKEN), ((0, 0), (0, buffer_length - width)), constant_values=PAD_TOKEN)
-    remaining = jnp.full((batch_size,), max_new_tokens, jnp.int32)
-    first_num_draft, num_draft_state = num_draft_module.start(num_draft, measured, prompt_lengths, remaining)
+    first_num_draft, num_draft_state = num_draft_module.start(num_draft, measured, prompt_lengths, max_new_tokens)
     draft_state, num_draft_state = start_drafter(
         drafter, fed, buffer_length, num_draft=first_num_draft, num_draft_state=num_draft_state
     )

@@ -12,7 +12,7 @@ import pytest
 import tables
 
 import specsamp_jax as ss
-from specsamp_jax.decoding import costs, expected_tokens, goodput, goodput_state, probes
+from specsamp_jax.decoding import costs, expected_tokens, first_choice, goodput, goodput_state, probes
 
 pytestmark = pytest.mark.optimised(False)
 
@@ -29,7 +29,7 @@ def after(rule, accepted, *, num_steps=60, remaining=1000):
     position = np.arange(rule.lengths[-1])
     row = functools.partial(jnp.full, (1,))
     num_tokens = 5
-    num_draft, state = goodput.start(rule, goodput.measured(rule), row(num_tokens), row(remaining))
+    num_draft, state = goodput.start(rule, first_choice.measured(rule, 1, remaining), row(num_tokens))
     lengths, states = [], []
     for i in range(num_steps):
         lengths.append(int(num_draft[0]))
@@ -126,12 +126,14 @@ def test_a_step_that_a_limit_cuts_short_is_a_step_of_the_measured_acceptance():
 def test_a_step_that_a_limit_cuts_short_leaves_the_times_finite():
     rule = ss.GoodputNumDraft(RULE.costs, LENGTHS, prior=(1.0, 1.0))
     rows = goodput.Rows(jnp.array([False, True]), jnp.array([12, 12]), jnp.array([0, 50]))
-    _, state = goodput.start(rule, goodput.measured(rule), rows.lengths, jnp.array([7, 50]))
+    _, state = goodput.start(rule, first_choice.measured(rule, 2, 50), rows.lengths)
     # The first row accepted all drafts of four steps, the last of which emitted only one token more.
     counts = jnp.array([[4, 3], [3, 3]])
     state = goodput._with_observations(rule, state._replace(num_emitted=jnp.array([10, 9]), num_accepted=counts))
     assert (state.accepted <= state.tried).all()
-    assert jnp.isfinite(goodput._estimates(rule, state, rows)[1]).all()
+    counts = state.tried, state.accepted, jnp.array([0, 50])
+    _, time = expected_tokens.estimates(LENGTHS, state.costs[0, :-1], state.prior[0], *counts, is_measured=True)
+    assert jnp.isfinite(time).all()
 
 
 def num_steps_of_slowest(rates, accepted, remaining, tried=1e6):
@@ -197,7 +199,7 @@ def test_there_is_no_choice_where_no_other_length_could_be_better():
         assert set(lengths) == {expected}
         assert states[-1].tried.sum() == 0
     # Two drafts at three times the cost could be as good, and not better.
-    for cost, interval in ((2.99, 16), (3.01, goodput._NO_CHOICE)):
+    for cost, interval in ((2.99, 16), (3.01, first_choice._NO_CHOICE)):
         rule = ss.GoodputNumDraft((1.0, 9.0, cost), LENGTHS, prior=0.1)
         assert after(rule, lambda i, k: 0, num_steps=1)[1][0].interval.tolist() == [interval]
 
@@ -274,7 +276,7 @@ def test_no_type_is_promoted_implicitly():
     counts = jnp.ones(3, jnp.int32)
 
     def run():
-        start = goodput.start(RULE, goodput.measured(RULE), counts, counts)[1]
+        start = goodput.start(RULE, first_choice.measured(RULE, len(counts), 50), counts)[1]
         return start, goodput.settle(RULE, start, goodput.Rows(counts > 0, counts, counts))[1]
 
     with jax.numpy_dtype_promotion("strict"):
@@ -335,14 +337,15 @@ def test_prompts_that_were_not_read_at_first_are_read_before_drafts():
 def test_a_probe_that_too_few_tokens_follow_is_not_made():
     rule = ss.GoodputNumDraft((1.0, 1.5, 9.0), LENGTHS, probe_share=0.05, prior=(0.0, 0.0))
     # Its loss is a step without drafts, so a probe is due after 20 steps, if 40 tokens follow.
-    _, state = goodput.start(rule, goodput.measured(rule), jnp.array([5, 5]), jnp.array([59, 60]))
-    assert state.probe_at.tolist() == [probes.NEVER, 25]
+    for max_new_tokens, probe_at in ((59, probes.NEVER), (60, 25)):
+        _, state = goodput.start(rule, first_choice.measured(rule, 1, max_new_tokens), jnp.array([5]))
+        assert state.probe_at.tolist() == [probe_at]
 
 
 def test_steps_without_drafts_end_where_the_first_unfinished_row_probes():
     row = functools.partial(jnp.full, (3,))
     rule = ss.GoodputNumDraft((1.0, 9.0, 9.0), LENGTHS)
-    _, state = goodput.start(rule, goodput.measured(rule), row(5), row(1000))
+    _, state = goodput.start(rule, first_choice.measured(rule, 3, 1000), row(5))
     state = state._replace(probe_at=jnp.array([20, 9, 12]))
     lengths = jnp.array([15, 8, 8])
 

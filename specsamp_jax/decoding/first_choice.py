@@ -1,0 +1,63 @@
+"""Data of a `GoodputNumDraft`, and the choice before the first step, which these data decide."""
+
+import dataclasses
+import functools
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from specsamp_jax.decoding import expected_tokens, probes
+from specsamp_jax.decoding.goodput import GoodputNumDraft
+from specsamp_jax.decoding.goodput_state import FirstChoice, Measured
+
+_NO_CHOICE = 2**29  # steps
+
+
+@functools.lru_cache(maxsize=64)
+def measured(rule: GoodputNumDraft, batch_size: int, max_new_tokens: int) -> Measured:
+    """Returns the data of a rule, as NumPy arrays: they take less time than JAX arrays, in each call of `generate`.
+
+    The first choice is made here, on the host, and remembered: on a GPU it took 30 to 40 small kernels of each call.
+    """
+    costs = np.asarray(rule.costs, np.float32)
+    prior = np.broadcast_to(np.asarray(rule.prior, np.float32), (rule.lengths[-1],))
+    none = np.zeros((batch_size, rule.lengths[-1]), np.float32)
+    left = np.full((batch_size,), max_new_tokens, np.int32)
+    is_measured = isinstance(rule.prior, tuple)
+    num_tokens, time = expected_tokens.estimates(rule.lengths, costs, prior, none, none, left, is_measured=is_measured)
+    best = int(np.argmin(time))
+    choice = np.int32(best if time[best] * (1 + rule.hysteresis) < time[0] else 0)
+    change_cost = np.float32(rule.change_cost)
+    no_probes = np.zeros((1,), np.int32)
+    interval = probes.interval(
+        rule.lengths,
+        rule.probe_share,
+        costs=costs,
+        change_cost=change_cost,
+        num_tokens=num_tokens,
+        choice=choice,
+        num_failed=no_probes,
+    )
+    limits = np.full((1,), max_new_tokens, np.int32)
+    wait = int(probes.probe_at(interval, interval, limits)[0])
+    first = FirstChoice(
+        choice=int(choice),
+        interval=_NO_CHOICE if _is_final(rule, costs, choice) else rule.steps_per_choice,
+        wait=-1 if wait == probes.NEVER else wait,
+        num_expected=float(num_tokens[probes.longer(rule.lengths, choice)]),
+    )
+    return Measured(np.append(costs, change_cost), prior, np.array(first, np.float32))
+
+
+@functools.lru_cache(maxsize=64)
+def without_data(rule: GoodputNumDraft) -> GoodputNumDraft:
+    """Returns the part of a rule that is compiled in; costs and prior are the same for all rules of these lengths."""
+    prior = (0.5,) * rule.lengths[-1] if isinstance(rule.prior, tuple) else 0.5
+    return dataclasses.replace(rule, costs=(1.0,) * len(rule.costs), prior=prior, change_cost=0.0)
+
+
+def _is_final(rule: GoodputNumDraft, costs: Float[np.ndarray, "N"], choice: Int[Any, ""]) -> bool:
+    """Whether every other length costs more per token even if all its drafts are accepted (see `costs.forced`)."""
+    least = costs / (np.array(rule.lengths, np.float32) + 1)
+    return bool(((least > costs[choice]) | (np.arange(len(rule.lengths)) == choice)).all())
