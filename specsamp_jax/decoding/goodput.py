@@ -120,11 +120,10 @@ def start(rule: GoodputNumDraft, data: Measured, lengths: Int[Array, "B"]) -> tu
     batch_size, longest = lengths.shape[0], rule.lengths[-1]
     none, never = jnp.zeros((batch_size, longest), jnp.float32), jnp.zeros((batch_size,), bool)
     zeros, no_counts = jnp.zeros((batch_size,), jnp.int32), jnp.zeros((batch_size, longest), jnp.int32)
-    first = jnp.asarray(data.first)
-    choice, interval, wait = first[:3].astype(jnp.int32)
+    choice, interval, wait = jnp.asarray(data.first[:3], jnp.int32)
     state = GoodputState(
-        costs=jnp.broadcast_to(jnp.asarray(data.costs), (batch_size, len(rule.lengths) + 1)),
-        prior=jnp.broadcast_to(jnp.asarray(data.prior), (batch_size, longest)),
+        costs=jnp.broadcast_to(data.costs, (batch_size, len(rule.lengths) + 1)),
+        prior=jnp.broadcast_to(data.prior, (batch_size, longest)),
         tried=none,
         accepted=none,
         num_emitted=zeros,
@@ -135,7 +134,7 @@ def start(rule: GoodputNumDraft, data: Measured, lengths: Int[Array, "B"]) -> tu
         num_failed=zeros,
         num_seen=lengths,
         interval=zeros + interval,
-        num_expected=jnp.broadcast_to(first[3], lengths.shape),
+        num_expected=jnp.broadcast_to(jnp.asarray(data.first)[3], lengths.shape),
     )
     return jnp.broadcast_to(next_length(rule.lengths, state), lengths.shape), state
 

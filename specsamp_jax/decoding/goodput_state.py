@@ -16,8 +16,7 @@ class Measured(NamedTuple):
     Attributes:
       costs: Time of a step at each length, and that of a change of the length.
       prior: Acceptance at each position before there are observations.
-      first: The first choice, which these data decide alone; see `FirstChoice`. One array, because each array of a call
-        is a transfer to the device.
+      first: The first choice, which these data decide alone: a `FirstChoice` as an array.
     """
 
     costs: Float[Array | np.ndarray, "N1"]
