@@ -1,5 +1,7 @@
 """The way in which the programs of a test are compiled, which tests/conftest.py sets before each test."""
 
+import contextlib
+
 import jax
 
 from specsamp_jax.decoding import costs
@@ -28,6 +30,18 @@ def compile_with(optimised, kernels, both):
     jax.config.update("jax_disable_most_optimizations", not optimised)
     dispatch._may_compile_kernels = MAY_COMPILE_KERNELS if kernels else _on_a_gpu
     filters._changes = CHANGES if both else _on_if_traced
+
+
+@contextlib.contextmanager
+def without_kernels():
+    """For a reference result of a test that traces kernels: a program for a CPU drops them, and is the same."""
+    before = way()
+    optimised, _, both = before
+    compile_with(optimised, False, both)
+    try:
+        yield
+    finally:
+        compile_with(*before)
 
 
 def _on_a_gpu(arguments):

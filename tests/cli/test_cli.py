@@ -336,13 +336,12 @@ def test_damaged_weights_of_the_target_are_reported(run, folders, tmp_path):
     module = load_module(folder)
     module.norm.weight.set_value(module.norm.weight[...] * np.nan)
     save_checkpoint(folder, module, dtype="float32")
-    options = ("--prompt", "the", "--max-new-tokens", 4, "--num-draft", 1)
+    options = ("--draft", folder, "--temperature", 1, "--prompt", "the", "--max-new-tokens", 4, "--num-draft", 1)
     status, text, messages = run("generate", "--target", folder, *options)
     assert (status, text) == (1, "\n")
     assert messages.splitlines()[-1].startswith("specsamp: the target's logits for text 1 hold NaN or +inf")
     # As a drafter, a damaged model costs only speed.
-    options = ("--target", folders / "target", "--draft", folder, "--temperature", 1, *options)
-    status, text, messages = run("generate", *options)
+    status, text, messages = run("generate", "--target", folders / "target", *options)
     assert status == 0
     assert text.startswith("the")
     assert (

@@ -22,10 +22,14 @@ RULE = ss.GoodputNumDraft((1.0, 1.2, 1.4), LENGTHS)
 PROMPT = [1, 2, 1, 2, 1]
 
 
+# As in `generate`, costs and prior are data: rules that differ in these alone share a program.
+settle = jax.jit(goodput.settle, static_argnums=0)
+
+
 def after(rule, accepted, *, num_steps=60, remaining=1000):
     """Draft lengths and states of a row whose step accepts `accepted(i, num_draft)` drafts."""
 
-    settle = jax.jit(functools.partial(goodput.settle, rule))
+    program = goodput.without_data(rule)
     position = np.arange(rule.lengths[-1])
     row = functools.partial(jnp.full, (1,))
     num_tokens = 5
@@ -40,7 +44,7 @@ def after(rule, accepted, *, num_steps=60, remaining=1000):
             num_emitted=state.num_emitted + num_accepted + 1,
             num_accepted=state.num_accepted + (position < num_accepted),
         )
-        num_draft, state = settle(state, goodput.Rows(row(True), row(num_tokens), row(remaining)))
+        num_draft, state = settle(program, state, goodput.Rows(row(True), row(num_tokens), row(remaining)))
     return lengths, states
 
 
@@ -287,15 +291,20 @@ def test_no_type_is_promoted_implicitly():
 # The text
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def step(rule, state, target, draft):
+    sampling = ss.SamplingParams(0.0)
+    return ss.step(jax.random.key(0), state, target=target, draft=draft, num_draft=rule, sampling=sampling)
+
+
 def steps(rule, draft, num_steps, prompt=(PROMPT, [3, 0, 2, 1, 1])):
     """States and infos of some steps, the draft length chosen by the rule."""
-    models = {"target": tables.model(TARGET), "draft": draft, "num_draft": rule}
-    state = ss.init(np.array(prompt), **models, max_new_tokens=80)
-    step = jax.jit(functools.partial(ss.step, **models, sampling=ss.SamplingParams(0.0)))
+    target = tables.model(TARGET)
+    state = ss.init(np.array(prompt), target=target, draft=draft, num_draft=rule, max_new_tokens=80)
     items = []
     for _ in range(num_steps):
         before = state
-        state, info = step(jax.random.key(0), state)
+        state, info = step(goodput.without_data(rule), state, target, draft)
         items.append((before, state, info))
     return items
 
@@ -363,12 +372,14 @@ def test_steps_without_drafts_end_where_the_first_unfinished_row_probes():
 
 
 def test_finished_rows_take_no_part():
-    items = steps(RULE, tables.model(TARGET), 45)
+    # With the program of the test of gaps.
+    rule = dataclasses.replace(RULE, prior=0.9, probe_share=1.0)
+    items = steps(rule, ss.ModelDrafter(tables.model(TARGET)), 45)
     _, last, _ = items[-1]
     assert last.finished.all()
     for before, after, _ in items:
         if before.finished.all():
-            observed = (goodput._with_observations(RULE, each.num_draft_state) for each in (before, after))
+            observed = (goodput._with_observations(rule, each.num_draft_state) for each in (before, after))
             assert len({tuple(each.tried.ravel().tolist()) for each in observed}) == 1
 
 

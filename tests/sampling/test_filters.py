@@ -298,7 +298,8 @@ LONG_SETTINGS = [
 def test_rows_longer_than_the_list_of_the_largest_agree_with_the_oracle(dtype):
     logits = jnp.asarray(np.append(long_rows(), np.full((1, 5003), np.nan, np.float32), axis=0), dtype)
 
-    @jax.jit
+    # The test below compiles a search of these rows with all optimisations.
+    @quick_jit
     def log_normalizers_and_cutoffs(logits, sampling):
         filters = make_filter(logits[:, None], sampling)
         return dist.target_rows(logits[:, None], filters).log_normalizers[:, 0], filters.cutoff[:, 0]

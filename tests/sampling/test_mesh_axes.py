@@ -23,9 +23,10 @@ def trace(fn, *arguments, in_specs):
 
 @pytest.mark.parametrize("varying", range(7))
 def test_the_search_of_a_threshold_takes_arguments_that_vary_over_other_axes(varying):
-    logits = jnp.zeros((1, 2, V))
-    row = jnp.ones((1, 2))
-    arguments = logits, largest_logits(logits), row, row, row, row, row > 0
+    # Only types are needed: outside of a program, each loop of `largest_logits` would be compiled on its own.
+    logits, row = jax.ShapeDtypeStruct((1, 2, V), jnp.float32), jax.ShapeDtypeStruct((1, 2), jnp.float32)
+    active = jax.ShapeDtypeStruct((1, 2), bool)
+    arguments = logits, jax.eval_shape(largest_logits, logits), row, row, row, row, active
     specs = tuple(P("x") if i == varying else P() for i in range(7))
     assert trace(largest_threshold, *arguments, in_specs=specs).shape == (1, 2)
 
