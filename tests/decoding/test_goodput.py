@@ -384,17 +384,17 @@ def test_finished_rows_take_no_part():
 
 
 @pytest.mark.parametrize(
-    ("options", "fewest_changes"),
+    ("prior", "fewest_changes"),
     [
-        # The drafter is probed, drafts for a while, and misses tokens in between.
-        ({"prior": 0.1, "memory": 5.0}, 4),
+        # The drafter is probed, and misses tokens in between.
+        (0.1, 4),
         # A probe is due long before the next choice, which the text does not reach.
-        ({"prior": 0.9, "steps_per_choice": 100}, 0),
+        (0.9, 0),
     ],
 )
-def test_generate_takes_the_steps_of_step(options, fewest_changes):
+def test_generate_takes_the_steps_of_step(prior, fewest_changes):
     """`generate` runs stretches of steps."""
-    rule = ss.GoodputNumDraft((1.0, 1.2, 1.4), (0, 1, 2), probe_share=1.0, **options)
+    rule = ss.GoodputNumDraft(RULE.costs, LENGTHS, prior=prior, memory=5.0, probe_share=1.0, steps_per_choice=100)
     draft = tables.model(DRAFT)
     items = steps(rule, draft, 90)
     num_steps = sum(not before.finished.all() for before, _, _ in items)
