@@ -29,7 +29,7 @@ settle = jax.jit(goodput.settle, static_argnums=0)
 def after(rule, accepted, *, num_steps=60, remaining=1000):
     """Draft lengths and states of a row whose step accepts `accepted(i, num_draft)` drafts."""
 
-    program = goodput.without_data(rule)
+    program = first_choice.without_data(rule)
     position = np.arange(rule.lengths[-1])
     row = functools.partial(jnp.full, (1,))
     num_tokens = 5
@@ -304,7 +304,7 @@ def steps(rule, draft, num_steps, prompt=(PROMPT, [3, 0, 2, 1, 1])):
     items = []
     for _ in range(num_steps):
         before = state
-        state, info = step(goodput.without_data(rule), state, target, draft)
+        state, info = step(first_choice.without_data(rule), state, target, draft)
         items.append((before, state, info))
     return items
 
