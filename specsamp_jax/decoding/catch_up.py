@@ -26,7 +26,8 @@ def start_drafter(
 ) -> tuple[Any, Any]:
     """Returns the drafter's state before the first step, and that of the rule for the draft length.
 
-    A drafter that can catch up reads the prompts now only if the first step drafts; `num_draft` is its length.
+    A drafter that can catch up reads the prompts now only if the first step drafts; `num_draft` is the draft length of
+    that step.
     """
     if drafter is None:
         return (), num_draft_state
@@ -36,9 +37,9 @@ def start_drafter(
     init_fn, empty_fn = same_axes(
         lambda: drafter.init(prompt, max_length), lambda: drafter.empty(prompt.shape[0], max_length)
     )
-    # A loop of at most one step: XLA puts a conditional into a CUDA graph, which delays each call by .5 ms.
+    # A loop of at most one step. XLA puts a conditional into a CUDA graph, after which a GPU was idle for .5 ms.
     _, draft_state = lax.while_loop(
-        lambda carry: carry[0], lambda carry: (carry[0] & False, init_fn()), (drafts, empty_fn())
+        lambda carry: carry[0], lambda carry: (jnp.zeros_like(carry[0]), init_fn()), (drafts, empty_fn())
     )
     return draft_state, num_draft_state._replace(num_seen=jnp.where(drafts, num_draft_state.num_seen, 0))
 

@@ -47,7 +47,7 @@ def measure_goodput(
     lengths, medians of the rounds: a machine that is slower for a while is so for all lengths of a round. A longer
     draft never costs less than a shorter one. `prior` is the share of drafts that were accepted at each position after
     those before it, of all steps of the whole texts that reached it: n-grams are found more often in a longer text.
-    `change_cost` is the time that the first steps of a call take beside their number times the time of a step. The
+    `change_cost` is the time by which the first step of a call takes longer than later ones; 0 with `stream`. The
     programs that run are those of `decode_fn` with the same arguments and the rule that is returned, which are then
     compiled already. The time of a step depends on B and on P + `max_new_tokens`: measure again for shapes that differ
     much.
@@ -103,14 +103,14 @@ def measure_goodput(
         timed = (seconds_fn(num_steps, key, prompt, rule, options) for rule in rules)
         seconds, beginning, stats = zip(*timed, strict=True)
         rounds.append(seconds)
-        beginnings += beginning
+        beginnings += [each for each in beginning if each is not None]
         counts += zip(lengths, jax.device_get(stats), strict=True)
     costs = _costs(rounds)
     texts = _texts(int(_TEXT_SECONDS / costs[-1]), prompt, rules[-1], options, decode_fn)
     if sum(int(stats.num_steps) for _, stats in texts) < _ENOUGH_STEPS:
         texts += counts
     prior = _acceptance(texts, lengths[-1])
-    change_cost = max(float(np.median(beginnings)), 0.0)
+    change_cost = max(float(np.median(beginnings)), 0.0) if beginnings else 0.0
     return GoodputNumDraft(costs, lengths, prior=prior, change_cost=change_cost)
 
 
@@ -163,31 +163,33 @@ def forced(lengths: tuple[int, ...], index: int) -> GoodputNumDraft:
 
 def _seconds_of_generate(
     most_steps: int, key: Any, prompt: Any, rule: GoodputNumDraft, options: dict[str, Any]
-) -> tuple[float, float, Stats]:
-    """Seconds per step inside the compiled loop, of a call's first steps beside that, and the counts of most steps.
+) -> tuple[float, float | None, Stats]:
+    """Seconds of a step in the compiled loop, those by which a call's first step is longer, counts of the longest call.
 
-    On a GPU the first step of a length takes longer in each call, because XLA updates the length's CUDA graph.
+    On a GPU the first step of a length takes longer in each call, because XLA updates the length's CUDA graph. None if
+    the text ends with the first step.
     """
     times, texts = [], []
     # The first call is not counted: it brings the models into the processor's caches after another rule's call.
-    for max_steps in (_FEWEST_STEPS, 0, _FEWEST_STEPS, most_steps):
+    for max_steps in (1, 0, 1, 1 + most_steps):
         began = time.perf_counter()
         text = jax.block_until_ready(generate_steps(np.int32(max_steps), key, prompt, num_draft=rule, **options))
         times.append(time.perf_counter() - began)
         texts.append(text)
-    few, most = (int(text.stats.num_steps) for text in texts[2:])
-    if most <= few:  # The text ended after a few steps.
-        return (times[3] - times[1]) / max(most, 1), 0.0, texts[3].stats
-    seconds = (times[3] - times[2]) / (most - few)
-    return seconds, times[2] - times[1] - few * seconds, texts[3].stats
+    _, none, first, all_steps = times
+    num_steps = int(texts[-1].stats.num_steps)
+    if num_steps <= 1:
+        return all_steps - none, None, texts[-1].stats
+    seconds = (all_steps - first) / (num_steps - 1)
+    return seconds, first - none - seconds, texts[-1].stats
 
 
 def _seconds_of_stream(
     most_steps: int, key: Any, prompt: Any, rule: GoodputNumDraft, options: dict[str, Any]
-) -> tuple[float, float, Stats]:
-    """Seconds per step from one item of the stream to the next, the first excluded, 0, and the counts of all steps."""
+) -> tuple[float, float | None, Stats]:
+    """Seconds of a step from one item of the stream to the next, without the first; None; the counts of all steps."""
     ends, stats = [], Stats.zeros(prompt.shape[0], rule.lengths[-1])
     for text in itertools.islice(stream(key, prompt, num_draft=rule, **options), most_steps + 1):
         stats = jax.block_until_ready(text).stats
         ends.append(time.perf_counter())
-    return (ends[-1] - ends[0]) / max(len(ends) - 1, 1), 0.0, stats
+    return (ends[-1] - ends[0]) / max(len(ends) - 1, 1), None, stats

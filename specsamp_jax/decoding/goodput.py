@@ -9,6 +9,7 @@ from jaxtyping import Array, Int
 from specsamp_jax import _checks
 from specsamp_jax.decoding import expected_tokens, probes
 from specsamp_jax.decoding.goodput_state import (
+    FirstChoice,
     GoodputState,
     Measured,
     Rows,
@@ -19,6 +20,7 @@ from specsamp_jax.decoding.goodput_state import (
 )
 
 _MOST_INTERVALS = 8  # of `steps_per_choice`, to the next choice
+MOST_STEPS = 2**24  # between two choices; float32 holds all whole numbers up to it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,28 +30,28 @@ class GoodputNumDraft:
     After `steps_per_choice` steps with drafts, and after each probe, the rule estimates for each of `lengths` when the
     last row would end. A row with R tokens left takes about R / m steps, where m = 1 + a_1 + a_1 a_2 + ..., and a_i is
     the running acceptance at position i, given that all drafts before it were accepted; drafts that a drafter did not
-    propose count as rejected. A row's estimate is shrunk to that of all rows, and this to `prior`. The time to the
-    end is the expected number of steps of the slowest row times the cost of a step. The rule switches to the length
-    with the least time if that and `change_cost` are less than the present length's time by `hysteresis`. A choice that
-    keeps the length doubles the number of steps to the next choice, up to eight times `steps_per_choice`; a choice that
-    changes it resets this number. If no other length could be better even with all drafts accepted, the rule chooses
-    after probes only. The first length is the best by `costs` and `prior`, or the shortest if that is as good but for
-    `hysteresis`.
+    propose count as rejected. A row's estimate is shrunk to that of all rows, and this to `prior`. The time to the end
+    is the expected number of steps of the slowest row times the cost of a step. The rule switches to the length with
+    the least time if that, longer by the share `hysteresis` and by `change_cost`, is less than the time of the present
+    length. A choice that keeps the length doubles the number of steps to the next choice, up to eight times
+    `steps_per_choice`; a choice that changes it resets this number. If no other length could be better even with all
+    drafts accepted, the rule chooses after probes only. The first length is the best by `costs` and `prior`, or the
+    shortest if that is as good but for `hysteresis`.
 
     Acceptance beyond the present length is not observed, so the next longer length is tried from time to time. The
-    wait, in steps, is the expected loss of such a probe, with two changes of the length, divided by `probe_share` of a
-    step's cost, and between 8 and 4,096. It doubles, at most three times, after each probe that does not raise the
-    expected number of tokens. There is no probe if no row has tokens for two such waits left. A drafter does not run in
-    steps of length 0. Before a probe it reads the last 32 tokens, before other steps all that it missed: the prompts
-    too, if the first step drafts nothing.
+    wait, in steps, is the expected loss of such a probe, `change_cost` included, divided by `probe_share` of a step's
+    cost, and between 8 and 4,096. It doubles, at most three times, after each probe that does not raise the expected
+    number of tokens. There is no probe if no row has tokens for two such waits left. A drafter does not run in steps of
+    length 0. Before a probe it reads the last 32 tokens, before other steps all that it missed: the prompts too, if the
+    first step drafts nothing.
 
     The length of a step is a function of earlier steps: their counts of accepted drafts, the number of rows that have
-    finished, `costs` and `prior`. It never depends on the drafts of the step itself, which would change the
-    distribution of the text (see `Draft`). So each row's text has exactly the target's distribution. It is not the same
-    text in another batch or under other costs, because one length serves all rows: where a seed must reproduce a text,
-    use a fixed draft length, or `HeuristicNumDraft`, or a temperature of 0. Rows of one batch need different keys, as
-    `generate` makes them of one key: a row whose key another row has would make the draws that this row's acceptance,
-    and so the common length, came from.
+    finished, the tokens that each has left, and the numbers of the rule. It never depends on the drafts of the step
+    itself, which would change the distribution of the text (see `Draft`). So each row's text has exactly the target's
+    distribution. It is not the same text in another batch or under other costs, because one length serves all rows:
+    where a seed must reproduce a text, use a fixed draft length, or `HeuristicNumDraft`, or a temperature of 0. Rows of
+    one batch need different keys, as `generate` makes them of one key: a row whose key another row has would make the
+    draws that this row's acceptance, and so the common length, came from.
 
     Attributes:
       costs: Time of a step at each of `lengths`, in any unit; `measure_goodput` measures it.
@@ -61,8 +63,8 @@ class GoodputNumDraft:
         as 50 observations by each row. One number for all counts as 2 of the first position; the estimate of a
         position is then the prior of the next.
       steps_per_choice: Fewest steps with drafts between two choices: on a GPU a choice is 20 to 40 small kernels.
-      change_cost: Time that a change of the length takes beside the steps, in the unit of `costs`; `measure_goodput`
-        measures it.
+      change_cost: Time that the first step of a length takes longer than others, in the unit of `costs`;
+        `measure_goodput` measures it.
 
     Example:
       >>> rule = GoodputNumDraft(costs=(1.0, 1.2, 1.4), lengths=(0, 1, 2))
@@ -97,6 +99,10 @@ class GoodputNumDraft:
             if not _checks.is_number(value) or not least <= value <= largest:
                 raise ValueError(f"GoodputNumDraft.{name} must be from {least} to {largest}; got {value}.")
         _checks.count("GoodputNumDraft.steps_per_choice", self.steps_per_choice, 1)
+        if self.steps_per_choice > MOST_STEPS:
+            raise ValueError(
+                f"GoodputNumDraft.steps_per_choice must be at most {MOST_STEPS}; got {self.steps_per_choice}."
+            )
         rates = self.prior if isinstance(self.prior, tuple) else (self.prior,) * self.lengths[-1]
         if not _is_tuple(rates, self.lengths[-1]) or not all(0 <= rate <= 1 for rate in rates):
             raise ValueError(
@@ -120,7 +126,8 @@ def start(rule: GoodputNumDraft, data: Measured, lengths: Int[Array, "B"]) -> tu
     batch_size, longest = lengths.shape[0], rule.lengths[-1]
     none, never = jnp.zeros((batch_size, longest), jnp.float32), jnp.zeros((batch_size,), bool)
     zeros, no_counts = jnp.zeros((batch_size,), jnp.int32), jnp.zeros((batch_size, longest), jnp.int32)
-    choice, interval, wait = jnp.asarray(data.first[:3], jnp.int32)
+    first = FirstChoice(*jnp.asarray(data.first))
+    wait = first.wait.astype(jnp.int32)
     state = GoodputState(
         costs=jnp.broadcast_to(data.costs, (batch_size, len(rule.lengths) + 1)),
         prior=jnp.broadcast_to(data.prior, (batch_size, longest)),
@@ -128,13 +135,13 @@ def start(rule: GoodputNumDraft, data: Measured, lengths: Int[Array, "B"]) -> tu
         accepted=none,
         num_emitted=zeros,
         num_accepted=no_counts,
-        choice=zeros + choice,
+        choice=zeros + first.choice.astype(jnp.int32),
         probing=never,
         probe_at=jnp.where(wait < 0, probes.NEVER, lengths + wait),
         num_failed=zeros,
         num_seen=lengths,
-        interval=zeros + interval,
-        num_expected=jnp.broadcast_to(jnp.asarray(data.first)[3], lengths.shape),
+        interval=zeros + first.interval.astype(jnp.int32),
+        num_expected=jnp.broadcast_to(first.num_expected, lengths.shape),
     )
     return jnp.broadcast_to(next_length(rule.lengths, state), lengths.shape), state
 

@@ -1,6 +1,6 @@
 """Data and state of `GoodputNumDraft`, and the steps until its next choice and its next probe."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -16,7 +16,7 @@ class Measured(NamedTuple):
     Attributes:
       costs: Time of a step at each length, and that of a change of the length.
       prior: Acceptance at each position before there are observations.
-      first: The first choice, which these data decide alone: a `FirstChoice` as an array.
+      first: The first choice, a `FirstChoice` as an array: made of the other data, the rule and the sizes of the batch.
     """
 
     costs: Float[Array | np.ndarray, "N1"]
@@ -34,10 +34,10 @@ class FirstChoice(NamedTuple):
       num_expected: Expected tokens of a step of the length after it.
     """
 
-    choice: float
-    interval: float
-    wait: float
-    num_expected: float
+    choice: Any
+    interval: Any
+    wait: Any
+    num_expected: Any
 
 
 class GoodputState(NamedTuple):

@@ -27,8 +27,8 @@ def interval(
     """Tokens of a row between two probes of the length after the chosen one."""
     xp = costs.__array_namespace__()
     tried = longer(lengths, choice)
-    # The length changes before a probe and after it.
-    loss = costs[tried] - costs[choice] * num_tokens[tried] / num_tokens[choice] + 2 * change_cost
+    # The way back costs nothing: that length has run in this call.
+    loss = costs[tried] - costs[choice] * num_tokens[tried] / num_tokens[choice] + change_cost
     # A drafter that did not run reads 32 tokens first, which takes about as long as another step of one draft.
     loss += xp.where(xp.asarray(lengths)[choice] == 0, costs[tried] - costs[choice], 0)
     wait = loss / (max(probe_share, 1e-6) * costs[choice])

@@ -40,7 +40,8 @@ def init(
 ) -> DecodeState:
     """Returns the state before the first step, with the prompts in the caches. Arguments are those of `generate`.
 
-    `measured` replaces costs and prior of a `GoodputNumDraft`, so that one compiled program serves all tables of costs.
+    `measured` replaces costs, prior and first choice of a `GoodputNumDraft`, so that one compiled program serves all
+    tables of costs; it is made for this B and `max_new_tokens`.
 
     Example:
       >>> import jax.numpy as jnp, specsamp_jax as ss

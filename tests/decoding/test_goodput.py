@@ -112,6 +112,40 @@ def test_a_measured_acceptance_decides_from_the_first_step():
         assert after(rule, lambda i, k: k, num_steps=1)[0] == [first]
 
 
+@pytest.mark.parametrize(("batch_size", "prior"), [(1, 0.3), (1, (0.6, 0.2)), (16, (0.6, 0.2)), (3, (1.0, 0.0))])
+def test_the_first_choice_computes_what_later_choices_do(batch_size, prior):
+    """It is made with NumPy."""
+    none, left = np.zeros((batch_size, 2), np.float32), np.full((batch_size,), 50, np.int32)
+    arrays = np.array(RULE.costs, np.float32), np.broadcast_to(np.float32(prior), (2,)), none, none, left
+    is_measured = isinstance(prior, tuple)
+    on_host = expected_tokens.estimates(LENGTHS, *arrays, is_measured=is_measured)
+    traced = jax.jit(functools.partial(expected_tokens.estimates, LENGTHS, is_measured=is_measured))(*arrays)
+    for own, other in zip(on_host, traced, strict=True):
+        np.testing.assert_allclose(own, other, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("gain", "first"), [(0.99, 0), (1.01, 0), (1.03, 1)])
+def test_a_text_begins_with_the_shorter_of_two_equally_fast_lengths(gain, first):
+    rule = ss.GoodputNumDraft((1.0, 1.5 / gain, 9.0), LENGTHS, prior=(0.5, 0.0))
+    assert after(rule, lambda i, k: 0, num_steps=1)[0] == [first]
+
+
+def test_a_change_of_the_length_has_a_price():
+    """A probe waits for one as well; a length that is better for the tokens left must earn one."""
+    rule = ss.GoodputNumDraft((1.0, 1.5, 9.0), LENGTHS, probe_share=0.05, prior=(0.0, 0.0))
+    for change_cost, num_steps in ((0.0, 20), (0.5, 30)):
+        data = first_choice.measured(dataclasses.replace(rule, change_cost=change_cost), 1, 1000)
+        assert goodput.start(rule, data, jnp.array([5]))[1].probe_at.tolist() == [5 + num_steps]
+    # From one draft, whose acceptance is 0 after 50 steps: a step costs 1 for 1.5, so 40 tokens gain 20.
+    rule = ss.GoodputNumDraft((1.0, 1.5, 9.0), LENGTHS, prior=(0.6, 0.0), probe_share=0.0)
+    for change_cost, length in ((0.0, 0), (19.0, 0), (21.0, 1)):
+        _, state = goodput.start(rule, first_choice.measured(rule, 1, 90), jnp.array([5]))
+        state = state._replace(tried=jnp.array([[1e9, 0.0]]), costs=state.costs.at[:, -1].set(change_cost))
+        state = state._replace(interval=jnp.array([1]), num_emitted=jnp.array([50]))
+        num_draft, _ = goodput.settle(rule, state, goodput.Rows(jnp.array([True]), jnp.array([55]), jnp.array([40])))
+        assert num_draft.tolist() == [length]
+
+
 def test_the_measured_acceptance_is_that_of_the_steps_that_reached_a_position():
     def stats(num_steps, accepted):
         emitted = np.array([num_steps + sum(accepted)])
@@ -217,6 +251,24 @@ def test_costs_do_not_follow_a_machine_that_is_slower_in_some_rounds():
     assert min(costs._costs([[-1.0, 2.0], [0.0, 2.0], [1.0, 2.0]])) > 0
 
 
+def test_the_time_of_a_step_is_without_that_of_the_first_steps_of_a_call(monkeypatch):
+    """A call takes 7 seconds, 2 more if it makes steps, and 0.5 per step."""
+    clock, asked = [0.0], []
+
+    def generate_steps(max_steps, *arguments, num_draft, most, **options):
+        asked.append(int(max_steps))
+        num_steps = min(int(max_steps), most)
+        clock[0] += 7.0 + (2.0 if num_steps else 0.0) + 0.5 * num_steps
+        return ss.Generation(0, 0, 0, ss.Stats.zeros(1, 2)._replace(num_steps=np.int32(num_steps)), ())
+
+    monkeypatch.setattr(costs, "generate_steps", generate_steps)
+    monkeypatch.setattr(costs.time, "perf_counter", lambda: clock[0])
+    for most, seconds, beginning in ((99, 0.5, 2.0), (2, 0.5, 2.0), (1, 2.5, None)):
+        found = costs._seconds_of_generate(3, None, None, RULE, {"most": most})
+        assert found[:2] == (seconds, beginning)
+        assert asked[-1] - asked[-2] == 3
+
+
 def test_a_drafter_that_becomes_good_is_noticed():
     lengths, _ = after(RULE, lambda i, k: 0 if i < 200 else k, num_steps=1200)
     assert set(lengths[150:200]) <= {0, 1}
@@ -274,6 +326,38 @@ def test_settings_of_a_wrong_type_are_reported(name, value, message):
     vars(rule).update(vars(RULE) | {name: value})
     with pytest.raises(ValueError, match=re.escape("GoodputNumDraft." + message)):
         inspect.unwrap(ss.GoodputNumDraft.__post_init__)(rule)
+
+
+def test_the_data_of_a_rule_are_not_bound_to_a_mesh():
+    """Calls share them, so an array that was made with a mesh would move later calls to its devices."""
+    rule = ss.GoodputNumDraft(RULE.costs, LENGTHS, prior=0.123)
+    with jax.set_mesh(jax.make_mesh((1,), ("batch",))):
+        assert all(isinstance(each, np.ndarray) for each in first_choice.measured(rule, 1, 9))
+    traced = []
+    jax.jit(lambda: traced.append(first_choice.measured(rule, 1, 9)))()
+    assert all(isinstance(each, jax.Array) and not isinstance(each, jax.core.Tracer) for each in traced[0])
+    assert first_choice.measured(rule, 1, 9) is traced[0]
+
+
+@pytest.mark.parametrize("prior", [0.7, (0.7, 0.6)])
+@pytest.mark.parametrize("lengths", [(0, 1, 2), (0, 2), (1, 2), (2,)])
+@pytest.mark.parametrize("batch_size", [0, 1, 3])
+def test_the_first_choice_is_finite(prior, lengths, batch_size):
+    for options in ({}, {"hysteresis": 1.0, "probe_share": 0.0}, {"change_cost": 1e38, "steps_per_choice": 2**24}):
+        rule = ss.GoodputNumDraft((1.0,) * len(lengths), lengths, prior=prior, **options)
+        data = first_choice._on_host(rule, batch_size, 9)
+        assert all(np.isfinite(each).all() and each.dtype == np.float32 for each in data)
+
+
+def test_the_data_of_a_rule_move_under_a_guard():
+    rule = ss.GoodputNumDraft(RULE.costs, LENGTHS, prior=0.321)
+    with jax.transfer_guard("disallow"):
+        jax.jit(lambda: first_choice.measured(rule, 1, 9).costs).lower()
+
+
+def test_the_first_choice_of_a_symbolic_batch_is_that_of_one_row():
+    (batch,) = jax.export.symbolic_shape("b")
+    assert first_choice.measured(RULE, batch, 4) is first_choice.measured(RULE, 1, 4)
 
 
 def test_no_type_is_promoted_implicitly():

@@ -326,7 +326,12 @@ def test_lengths_are_a_tuple_of_whole_numbers(lengths, message):
 
 @pytest.mark.parametrize(
     ("draft", "num_draft"),
-    [(DRAFT, ss.HeuristicNumDraft(2, lengths=(1, 2))), (ss.ConfidenceDrafter(DRAFT), 2), (None, 2)],
+    [
+        (DRAFT, ss.HeuristicNumDraft(2, lengths=(1, 2))),
+        (DRAFT, ss.GoodputNumDraft((1.0, 1.1), (0, 1), prior=(0.5,))),
+        (ss.ConfidenceDrafter(DRAFT), 2),
+        (None, 2),
+    ],
 )
 def test_a_batch_of_no_rows_has_a_result(draft, num_draft):
     options = {"target": TARGET, "draft": draft, "num_draft": num_draft, "max_new_tokens": 3}
