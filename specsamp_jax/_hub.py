@@ -9,6 +9,8 @@ from pathlib import Path
 from specsamp_jax._gguf import is_gguf
 
 _ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
+_EXAMPLE = "HuggingFaceTB/SmolLM2-135M-Instruct"
 _WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
 FILES = (
     "config.json",
@@ -46,7 +48,7 @@ def find_checkpoint(path: str | os.PathLike[str], name: str = "path") -> Path:
     if os.path.lexists(path):
         raise ValueError(f"{name} must be a folder or a GGUF file, got the file {path}.")
     if not is_id(text):
-        raise ValueError(f"{name} must be a folder, but there is no {path}.")
+        raise ValueError(f"{name} must be a folder, but there is no {path}{id_hint(text)}.")
     cached = _cached(text)
     return cached if cached is not None and is_complete(cached) else _fetch(text, name)
 
@@ -58,6 +60,12 @@ def is_id(text: str) -> bool:
     """
     has_form = _ID.fullmatch(text) is not None and ".." not in text and not text.lower().endswith(".gguf")
     return has_form and not Path(text).parent.is_dir()
+
+
+def id_hint(text: str) -> str:
+    """Returns the end of an error that explains ids, if `text` looks like a model's name without its organisation."""
+    is_name = _NAME.fullmatch(text) is not None and any(map(str.isdigit, text)) and not text.lower().endswith(".gguf")
+    return f"; a model of the Hugging Face hub is named ORG/NAME, for instance {_EXAMPLE}" if is_name else ""
 
 
 def cache_folder() -> Path:

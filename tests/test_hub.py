@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from specsamp_jax._hub import FILES, find_checkpoint, is_complete
+from specsamp_jax.cli.folders import draft_folder
 from specsamp_jax.cli.pair import ASSETS
 from specsamp_jax.models import load_generation_config, load_module
 from specsamp_jax.text import load_tokenizer
@@ -97,6 +98,23 @@ def test_all_shards_are_needed(cache):
 def test_without_the_package_the_extra_is_named(cache):
     with pytest.raises(ValueError, match=r"--target: there is no folder someone/small-model, .* specsamp\[hub\]\."):
         find_checkpoint(NAME, "--target")
+
+
+@pytest.mark.parametrize(
+    ("name", "end"),
+    [
+        ("SmolLM2-135M-Instruct", "; a model .* is named ORG/NAME, for instance HuggingFaceTB/SmolLM2-135M-Instruct."),
+        ("gpt2", "; a model of the Hugging Face hub is named ORG/NAME, .*"),
+        ("nowhere", r"\."),
+        ("model-7b.gguf", r"\."),
+        ("/models/gpt2", r"\."),
+    ],
+)
+def test_a_name_without_its_organisation_gets_a_hint(cache, name, end):
+    with pytest.raises(ValueError, match=f"^--target must be a folder, but there is no {name}{end}$"):
+        find_checkpoint(name, "--target")
+    with pytest.raises(ValueError, match=f"^--draft must be a folder or 'ngram', but there is no {name}{end}$"):
+        draft_folder(name)
 
 
 def error_of(*names):

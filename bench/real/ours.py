@@ -28,6 +28,7 @@ class Text:
         folders = [specification["target"], *([] if drafter in (None, NGRAM) else [drafter])]
         checkpoints = [open_checkpoint(folder, dtype=dtype) for folder in folders]
         self._set_models([checkpoint.shapes() for checkpoint in checkpoints], drafter)
+        checkpoints = [checkpoint.reserve() for checkpoint in checkpoints]
         self.num_draft = program(AUTO, self.drafter)
         compile_generate(self.prompts[:1], **self._options(0))
         models = [checkpoint.load() for checkpoint in checkpoints]

@@ -10,7 +10,7 @@ import jax
 
 from specsamp_jax._files import brief, check_format, read_json
 from specsamp_jax._gguf import is_gguf
-from specsamp_jax._hub import find_checkpoint, is_id
+from specsamp_jax._hub import find_checkpoint, id_hint, is_id
 from specsamp_jax.cli.shared import doing, talks
 
 NGRAM = "ngram"
@@ -51,9 +51,10 @@ def draft_folder(draft: str | None) -> Path | None:
     """
     if draft in (None, NGRAM):
         return None
-    hint = f"; did you mean {NGRAM!r}?" if difflib.get_close_matches(draft.lower(), [NGRAM]) else ""
+    is_close = difflib.get_close_matches(draft.lower(), [NGRAM])
+    hint = f"; did you mean {NGRAM!r}?" if is_close else f"{id_hint(draft)}."
     if not (os.path.lexists(draft) or is_id(draft)):
-        raise ValueError(f"--draft must be a folder or {NGRAM!r}, but there is no {draft}{hint or '.'}")
+        raise ValueError(f"--draft must be a folder or {NGRAM!r}, but there is no {draft}{hint}")
     return find_option("--draft", Path(draft))
 
 

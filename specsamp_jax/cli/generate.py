@@ -123,6 +123,7 @@ def generate_command(
             "process_logits_fn": process_logits_fn,
         }
 
+    setup = generation.reserve_weights(setup)
     with doing("compiling"):
         keys = row_keys(jax.random.key(seed), len(asked))
         program = draft_length.program(num_draft, setup.draft)

@@ -104,6 +104,11 @@ def open_models(
     return _with_models(setup, models)
 
 
+def reserve_weights(setup: Setup) -> Setup:
+    """Returns the setup with memory reserved for half of its weights; see `Checkpoint.reserve`."""
+    return setup._replace(checkpoints=tuple(checkpoint.reserve() for checkpoint in setup.checkpoints))
+
+
 def read_weights(setup: Setup) -> Setup:
     """Returns the setup of `open_models` with weights in its models.
 

@@ -6,6 +6,7 @@ import math
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,7 +23,7 @@ from specsamp_jax._hub import find_checkpoint
 from specsamp_jax._types import Model
 from specsamp_jax.models.adapters import from_nnx
 from specsamp_jax.models.checkpoints import gemma3, gguf_config, gguf_tensors
-from specsamp_jax.models.checkpoints.slots import Slot, check, check_present, check_shapes, fill, loaded_dtype
+from specsamp_jax.models.checkpoints.slots import Slot, check, check_present, check_shapes, fill, loaded_dtype, reserve
 from specsamp_jax.models.checkpoints.tensors import Stored, read_headers
 from specsamp_jax.models.config import DecoderConfig
 from specsamp_jax.models.decoder import Decoder, checkpoint_layout
@@ -171,6 +172,7 @@ class Checkpoint(NamedTuple):
       module: The module, without weights.
       slots: Its parameters.
       stored: The tensors of the file by name.
+      reserved: Host buffers of parameters by their index in `slots`, from `reserve`.
     """
 
     path: Path
@@ -179,6 +181,17 @@ class Checkpoint(NamedTuple):
     module: Any
     slots: list[Slot]
     stored: Mapping[str, Stored | gguf_tensors.Quantized]
+    reserved: dict[int, Future[np.ndarray]] | None = None
+
+    def reserve(self) -> "Checkpoint":
+        """Returns the checkpoint with memory for half of its weights, which a thread makes usable meanwhile.
+
+        It shortens a later `load` by most of the time between the two, on a CPU. Elsewhere nothing is reserved, because
+        the buffers are not the parameters there.
+        """
+        if jax.default_backend() != "cpu":
+            return self
+        return self._replace(reserved=reserve(self.slots, self.stored, self.dtype))
 
     def shapes(self) -> Model:
         """Returns the model with shapes and dtypes (`jax.ShapeDtypeStruct`) in place of its weights.
@@ -194,7 +207,7 @@ class Checkpoint(NamedTuple):
 
     def load_module(self, progress_fn: Callable[[int, int], Any] | None = None) -> Any:
         """Returns the result of `load_module`, and raises its errors."""
-        fill(self.slots, self.stored, self.dtype, progress_fn)
+        fill(self.slots, self.stored, self.dtype, progress_fn, self.reserved)
         return self.module
 
     def load(self, progress_fn: Callable[[int, int], Any] | None = None) -> Model:
