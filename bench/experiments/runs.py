@@ -59,7 +59,7 @@ def _generate(max_steps: np.int32, setting: Setting, task: Task, index: np.ndarr
 
 
 def program(setting: Setting) -> tuple[Any, ...]:
-    """Identifies the compiled program of a setting: temperature, seed and the numbers of filters that are on are data."""
+    """Identifies the program of a setting: temperature, seed and the numbers of a filter that is on are data."""
     filters = {"top_k": min(setting.top_k, 1), "top_p": 1.0 if setting.top_p == 1 else 0.0}
     return setting._replace(temperature=0.0, seed=0, **filters)
 
