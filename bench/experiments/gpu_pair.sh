@@ -21,7 +21,7 @@ evaluate() { timeout -k 5 $((seconds - SECONDS - 10)) \
   "$python" bench/experiments/evaluate.py qwen "${options[@]}" --lock "$lock" "$@" >>"$raw/log" 2>&1; }
 
 for ((i = 0; i < writers; i++)); do
-  XLA_FLAGS="$flags ${XLA_FLAGS:-}" XLA_PYTHON_CLIENT_MEM_FRACTION=.1 \
+  XLA_FLAGS="$flags ${XLA_FLAGS:-}" XLA_PYTHON_CLIENT_MEM_FRACTION=.11 \
     evaluate --stage runs --part $i/$writers --seconds $((seconds - SECONDS - 20)) &
 done
 (
@@ -29,7 +29,7 @@ done
   echo "contexts: $SECONDS s"
   for ((i = 0; i < callers; i++)); do
     # Command buffers hide kernels from the profiler.
-    XLA_FLAGS="--xla_gpu_enable_command_buffer= ${XLA_FLAGS:-}" XLA_PYTHON_CLIENT_MEM_FRACTION=.05 \
+    XLA_FLAGS="--xla_gpu_enable_command_buffer= ${XLA_FLAGS:-}" XLA_PYTHON_CLIENT_MEM_FRACTION=.06 \
       evaluate --stage calls --part $i/$callers &
   done
   JAX_PLATFORMS=cpu evaluate --stage laws &
