@@ -22,6 +22,7 @@ import pack
 import pytest
 import report
 import rows as page_rows
+import runs
 import safetensors.numpy
 import score
 import settings
@@ -336,6 +337,17 @@ def test_parts_of_a_file_are_read_as_one_and_in_the_order_of_the_settings(tmp_pa
         ("ours", "runs-10"),
         ("exact", "runs"),
     ]
+
+
+def test_a_top_p_is_part_of_a_row_and_data_of_its_program():
+    (plain,), (own,) = (settings.expand([{"method": ("ours",), **each}]) for each in ({}, settings.QWEN_OWN))
+    assert [each.name.count("|") for each in (plain, own)] == [7, 8]
+    for each in (plain, own):
+        expected = {name: value for name, value in each._asdict().items() if name != "seed"}
+        assert score.setting({"name": each.name}) == expected
+    assert score.describe({**score.DEFAULTS, **own._asdict()}) == "temperature 0.7, top-k 20, top-p 0.8"
+    assert runs.program(own) == runs.program(own._replace(top_p=0.5, temperature=1.0, seed=2))
+    assert runs.program(own) != runs.program(own._replace(top_p=1.0))
 
 
 def test_settings_without_a_row_are_listed(tmp_path, monkeypatch):

@@ -29,9 +29,9 @@ THREADS = 4
 
 
 @functools.cache
-def _draw(dtype: str, temperature: float, top_k: int) -> Any:
+def _draw(dtype: str, temperature: float, top_k: int, top_p: float) -> Any:
     """The compiled function that casts logits and drafts from them."""
-    sampling = ss.SamplingParams(temperature, top_k)
+    sampling = ss.SamplingParams(temperature, top_k, top_p)
 
     @jax.jit
     def draw(key, target, draft):
@@ -41,7 +41,8 @@ def _draw(dtype: str, temperature: float, top_k: int) -> Any:
         filtered = dense(draft, sampling, draft.argmax(-1))
         tokens, normalizers = jax.random.categorical(key, filtered), jax.nn.logsumexp(filtered, axis=-1)
         estimates = jax.nn.logsumexp(target[:, 0].astype(jnp.float32), axis=-1)
-        arrays = jnp.full(size, temperature, jnp.float32), jnp.full(size, top_k, jnp.int32)
+        kinds = jnp.float32, jnp.int32, jnp.float32
+        arrays = tuple(jnp.full(size, *each) for each in zip(sampling[:3], kinds, strict=True))
         return key, target, tokens.astype(jnp.int32), draft, normalizers, estimates, arrays
 
     return draw
@@ -53,7 +54,7 @@ def inputs(setting: Setting, logits: tuple[np.ndarray, np.ndarray], num_sets: in
     Logits are those of consecutive rows of real texts, drafts are sampled from the drafter's.
     """
     size, (target, draft) = setting.batch_size, logits
-    draw = _draw(setting.dtype, setting.temperature, setting.top_k)
+    draw = _draw(setting.dtype, setting.temperature, setting.top_k, setting.top_p)
     rows = (slice(i * size, (i + 1) * size) for i in range(min(num_sets, len(target) // size)))
     return [draw(jax.random.key(i), target[at], draft[at, :-1]) for i, at in enumerate(rows)]
 
@@ -63,11 +64,12 @@ def compiled(setting: Setting, example: tuple[Any, ...]) -> Any:
     method = setting.method.removesuffix(AS_DATA)
 
     def call(key, target, tokens, draft, normalizers, estimates, arrays):
-        sampling = ss.SamplingParams(setting.temperature, setting.top_k)
+        sampling = ss.SamplingParams(setting.temperature, setting.top_k, setting.top_p)
         if method != setting.method:
-            temperature, top_k = arrays
+            temperature, top_k, top_p = arrays
             # A filter that is off is not in the loop's program either.
-            sampling = ss.SamplingParams(temperature, top_k if setting.top_k else 0)
+            filters = top_k if setting.top_k else 0, top_p if setting.top_p != 1 else 1.0
+            sampling = ss.SamplingParams(temperature, *filters)
         arguments = key, target, ss.Draft(tokens, draft, sampling, normalizers), sampling
         if method in CALIBRATED:
             rule = CALIBRATED[method]

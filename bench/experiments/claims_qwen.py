@@ -1,6 +1,10 @@
 """The claims of the page on Qwen2.5-Coder, which summarises without training."""
 
 from rows import MARGINS, Table, grid, ref, signed, verdict
+from score import describe
+
+ENOUGH = 400
+"""Texts from which differences are read."""
 
 QWEN = "qwen", "pair"
 """The tasks of Qwen2.5-Coder: one model with drafts by n-grams, and a large model with a small one."""
@@ -26,13 +30,28 @@ def zero_shot(table: Table) -> list[str]:
         first = f"{row['acceptance'][0]:.2f}" if row["acceptance"] else ""
         same = f"{row['same']} of {row['texts']}" if "same" in row else ""
         difference = row.get("difference")
-        kind = "sampled" if row["temperature"] else "greedy"
+        kind = describe({**row, "drafter": "model"}) or "sampled"
         lines.append([f"{row['method']} {ref(row)}", row["drafter"], kind, first,
                       f"{row['tokens_per_call']:.2f}", f"{row['quality'][0]:.1f}", same,
                       signed(difference) if difference else "", verdict(table, row) if difference else ""])  # fmt: skip
     if lines:
         head = ["method", "drafter", "", "first draft accepted", "tokens/call", table.measure, "same text"]
         out += grid([*head, "to target alone", f"margin {MARGINS[table.measure]}"], lines)
-    out.append(f"- {sum(table.about['groups'].values())} texts are too few to tell small differences: they show "
-               "acceptance, and the size of the sigmoid's loss. No call was timed.")  # fmt: skip
-    return out
+    tested = sum(table.about["groups"].values())
+    if tested < ENOUGH:
+        out.append(f"- {tested} texts are too few to tell small differences: they show acceptance, and the size of the "
+                   "sigmoid's loss.")  # fmt: skip
+    return [*out, *calls(table)]
+
+
+def calls(table: Table) -> list[str]:
+    """A line on times of one call, at both batch sizes."""
+    said = []
+    for size in (8, 1):
+        rows = table.methods("call", batch_size=size)
+        if rows:
+            times = ", ".join(f"{name} {row['us']:.4g} {ref(row)}" for name, row in rows)
+            said.append(f"{size} text{'s' * (size > 1)}: {times}")
+    if not said:
+        return ["- No call was timed."]
+    return [f"- Microseconds of one sampling call of 5 drafts on logits of real texts, {'; '.join(said)}."]

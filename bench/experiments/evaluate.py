@@ -141,6 +141,8 @@ def run_texts(
     for i, setting in enumerate(sorted(missing, key=lambda s: futures[runs.program(s)] not in done)):
         left = seconds - (time.monotonic() - start)
         try:
+            if left <= 0:
+                raise TimeoutError
             futures[runs.program(setting)].result(max(left, 0))
         except TimeoutError:
             print(f"out of time: {len(missing) - i} rows are left, first {setting.name}", file=sys.stderr)
@@ -196,23 +198,24 @@ def main() -> None:
     num_texts = min(options.texts or len(task.ids), QUICK_TEXTS if options.quick else len(task.ids))
     # Whole batches only: a row of padding would be counted.
     num_texts -= num_texts % (4 if options.quick else 8)
-    blocks = settings.QUICK if options.quick else settings.BLOCKS
+    kinds = settings.QUICK if options.quick else settings.BLOCKS, settings.CALLS, settings.LAWS
     if options.task == "qwen":
-        blocks = importlib.import_module("qwen").blocks()
+        kinds = importlib.import_module("qwen").blocks()
+    blocks, called, law_rows = kinds[0], *map(settings.expand, kinds[1:])
     wanted = [each for each in settings.expand(blocks) if each.seed < (options.seeds or each.seed + 1)]
-    called, law_rows = settings.expand(settings.CALLS), settings.expand(settings.LAWS)
     if options.quick:
         chosen = "baseline", "ours", "sigmoid 2e4"
         called = [settings.Setting(method, batch_size=4) for method in chosen]
         law_rows = [settings.Setting(method) for method in (*chosen, "calibrated")]
-    file = functools.partial(Path, folder)
-    if stage in (None, "contexts") and not file("draft.npy").exists():
+    file, lock = functools.partial(Path, folder), Lock(options.lock)
+    if stage in (None, "contexts") and law_rows and not file("draft.npy").exists():
         save_contexts(task, folder, min(num_texts, NUM_CONTEXTS))
-    if stage in (None, "laws"):
-        run_laws(Rows(file("laws.jsonl")), law_rows, folder, where)
+    if stage in (None, "laws") and law_rows:
+        with lock.shared():
+            run_laws(Rows(file("laws.jsonl")), law_rows, folder, where)
     part, parts = map(int, options.part.split("/"))
-    suffix, lock = ".jsonl" if parts == 1 else f"-{part}.jsonl", Lock(options.lock)
-    if stage in (None, "calls"):
+    suffix = ".jsonl" if parts == 1 else f"-{part}.jsonl"
+    if stage in (None, "calls") and called:
         run_calls(Rows(file(f"calls{suffix}")), called[part::parts], folder, where, lock)
     if stage in (None, "runs"):
         rows, mine = Rows(file(f"runs{suffix}")), share(wanted, part, parts)

@@ -35,9 +35,11 @@ def folders() -> list[Path]:
     return [Path(each) for each in found.split(":")]
 
 
-def blocks() -> list[dict[str, tuple]]:
-    """The runs of the models at hand."""
-    return settings.QWEN if len(folders()) == 1 else settings.QWEN_PAIR
+def blocks() -> tuple[list[dict[str, tuple]], ...]:
+    """The runs, calls and laws of the models at hand; one without a drafter has runs only."""
+    if len(folders()) == 1:
+        return settings.QWEN, [], []
+    return settings.QWEN_PAIR, settings.QWEN_CALLS, settings.LAWS
 
 
 def make_task(dtype: str | None = None) -> Task:

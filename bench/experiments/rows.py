@@ -42,7 +42,7 @@ class Table:
     def _derive(self, row: Row) -> None:
         """Adds what follows from a row of texts and from the time of its call: of one with 5 drafts by a model."""
         row["tokens_per_call"] = row["tokens"] / row["calls"]
-        settings = {key: row[key] for key in ("temperature", "top_k", "dtype", "batch_size")}
+        settings = {key: row[key] for key in ("temperature", "top_k", "top_p", "dtype", "batch_size")}
         call = self.find("call", row["method"], **settings)
         if call:
             row["call_us"] = call["us"]
@@ -64,14 +64,14 @@ class Table:
 
         Both must have run with kernels, and the call with parameters that are data; or the rule has no kernel.
         """
-        plain = row["method"] in ("baseline", "exact", "sigmoid as released") and not row["top_k"]
+        plain = row["method"] in ("baseline", "exact", "sigmoid as released") and not row["top_k"] and row["top_p"] == 1
         on = [self.kernels(each) for each in (row, call)]
         return plain or (on[0] == on[1] and call["method"].endswith(AS_DATA))
 
     def find(self, kind: str, method: str, **settings: Any) -> Row | None:
         """The row of a method with these settings and the defaults of the others, at any batch size for laws."""
         wanted = {**DEFAULTS, **settings, "kind": kind, "method": method}
-        keys = "kind", "method", "drafter", "temperature", "top_k", "dtype", "batch_size", "num_draft"
+        keys = "kind", "method", "drafter", "temperature", "top_k", "top_p", "dtype", "batch_size", "num_draft"
         found = [row for row in self.rows if "error" not in row and all(row.get(key) == wanted[key] for key in keys)]
         if not found and self.fixture and "batch_size" not in settings:
             return self.find(kind, method, **settings, batch_size=4)

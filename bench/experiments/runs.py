@@ -41,7 +41,7 @@ def _generate(max_steps: np.int32, setting: Setting, task: Task, index: np.ndarr
         target, drafter = (target if setting.method == "target alone" else draft), None
     keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(setting.seed), index)
     # The temperature is data; a filter that is off is not in the program.
-    sampling = ss.SamplingParams(setting.temperature, setting.top_k)
+    sampling = ss.SamplingParams(setting.temperature, setting.top_k, setting.top_p)
     return generate_steps(
         max_steps,
         keys,
@@ -59,8 +59,9 @@ def _generate(max_steps: np.int32, setting: Setting, task: Task, index: np.ndarr
 
 
 def program(setting: Setting) -> tuple[Any, ...]:
-    """Identifies the compiled program of a setting: temperature, seed and the number of a top-k that is on are data."""
-    return setting._replace(temperature=0.0, top_k=min(setting.top_k, 1), seed=0)
+    """Identifies the program of a setting: temperature, seed and the numbers of a filter that is on are data."""
+    filters = {"top_k": min(setting.top_k, 1), "top_p": 1.0 if setting.top_p == 1 else 0.0}
+    return setting._replace(temperature=0.0, seed=0, **filters)
 
 
 def warm_up(setting: Setting, task: Task) -> None:

@@ -16,14 +16,18 @@ import metrics
 import numpy as np
 import settings
 
-FIELDS = "method", "drafter", "temperature", "top_k", "dtype", "batch_size", "num_draft"
+FIELDS = "method", "drafter", "temperature", "top_k", "dtype", "batch_size", "num_draft", "top_p"
 DEFAULTS = {"drafter": "model", "temperature": 1.0, "top_k": 0, "dtype": "float32", "batch_size": 8, "num_draft": "5"}
+DEFAULTS |= {"top_p": 1.0}
 DEFAULT_SETTING = dict(DEFAULTS)
 DEFAULTS |= {"seeds": 1, "machine": 0, "empty": 0, "calibration": {}}
 """Values that a table leaves out."""
 
 PLAIN = {**DEFAULT_SETTING, "temperature": None}
 """Settings of rows that are split by test set: the defaults, greedy or sampled."""
+
+BLOCKS = {"qwen": (settings.QWEN, []), "pair": (settings.QWEN_PAIR, settings.QWEN_CALLS)}
+"""Runs and calls of the tasks that have their own."""
 
 WHERE = "models", "device", "cores", "jax", "python", "weights", "kernels", "drafts", "date"
 
@@ -48,9 +52,9 @@ def in_order(rows: list[dict[str, Any]], blocks: list[dict[str, tuple]]) -> list
 def setting(row: dict[str, Any]) -> dict[str, Any]:
     """The settings in a row's name, without the seed."""
     values = row["name"].split("|")
-    found = dict(zip(FIELDS, values, strict=False))
-    kinds = {"temperature": float, "top_k": int, "batch_size": int}
-    return {name: kinds.get(name, str)(value) for name, value in found.items()}
+    found = dict(zip(FIELDS, values[:-1], strict=False))
+    kinds = {"temperature": float, "top_k": int, "batch_size": int, "top_p": float}
+    return {"top_p": 1.0} | {name: kinds.get(name, str)(value) for name, value in found.items()}
 
 
 def digits(value: float, number: int = 4) -> float:
@@ -62,8 +66,9 @@ def describe(row: dict[str, Any]) -> str:
     """The settings of a row that are not the defaults, in words."""
     parts = [
         row["drafter"] if row["drafter"] != "model" else "",
-        "greedy" if row["temperature"] == 0 else "",
+        {0.0: "greedy", 1.0: ""}.get(row["temperature"], f"temperature {row['temperature']}"),
         f"top-k {row['top_k']}" if row["top_k"] else "",
+        f"top-p {row['top_p']}" if row["top_p"] != 1 else "",
         row["dtype"] if row["dtype"] != "float32" else "",
         f"batch {row['batch_size']}" if row["batch_size"] != 8 else "",
         row["num_draft"] if row["num_draft"] != "5" else "",
@@ -81,6 +86,7 @@ class Tables:
         self.machines: list[dict[str, Any]] = []
         self.rows: list[dict[str, Any]] = []
         self.num_texts = len(self.task["references"])
+        self.blocks = BLOCKS.get(folder.name, (settings.BLOCKS, settings.CALLS))
 
     def machine(self, row: dict[str, Any]) -> int:
         """The index of a row's machine."""
@@ -96,7 +102,7 @@ class Tables:
     def add_texts(self) -> None:
         """Rows of kind "text"."""
         groups: dict[str, list[dict[str, Any]]] = {}
-        for row in in_order(read(self.folder / "runs.jsonl"), settings.BLOCKS):
+        for row in in_order(read(self.folder / "runs.jsonl"), self.blocks[0]):
             groups.setdefault(row["name"].rpartition("|")[0], []).append(row)
         self.num_texts = max(len(rows[0]["texts"]) for rows in groups.values())
         scores = {name: np.mean([self.scored(row["texts"]) for row in rows], 0) for name, rows in groups.items()}
@@ -168,7 +174,7 @@ class Tables:
 
     def add(self, kind: str, file: str) -> None:
         """Rows of another kind, as they are."""
-        for row in in_order(read(self.folder / file), settings.CALLS):
+        for row in in_order(read(self.folder / file), self.blocks[1]):
             values = {key: value for key, value in row.items() if key not in (*WHERE, "name")}
             # An acceptance near 1 is told by its distance to 1.
             kept = {key: 8 if key == "acceptance" else 4 for key in values}

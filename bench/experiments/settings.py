@@ -19,6 +19,7 @@ class Setting(NamedTuple):
       dtype: Dtype of the logits of both models.
       batch_size: Texts that are decoded together.
       num_draft: A name in `NUM_DRAFT`.
+      top_p: 1 is the full support.
       seed: The seed of the draws.
     """
 
@@ -29,12 +30,14 @@ class Setting(NamedTuple):
     dtype: str = "float32"
     batch_size: int = 8
     num_draft: str = "5"
+    top_p: float = 1.0
     seed: int = 0
 
     @property
     def name(self) -> str:
-        """The row's key in result files."""
-        return "|".join(map(str, self))
+        """The row's key in result files; a top-p that is off is not in it."""
+        *values, top_p, seed = self
+        return "|".join(map(str, [*values, *([top_p] if top_p != 1 else []), seed]))
 
 
 NUM_DRAFT: dict[str, ss.HeuristicNumDraft | int] = {
@@ -89,10 +92,16 @@ QWEN: list[dict[str, tuple]] = [
 ]
 """The runs of Qwen2.5-Coder, which answers without training, with drafts by n-grams."""
 
+QWEN_OWN: dict[str, tuple] = {"temperature": (0.7,), "top_k": (20,), "top_p": (0.8,)}
+"""The sampling parameters that Qwen2.5 is published with, without its penalty of repetitions."""
+
 QWEN_PAIR: list[dict[str, tuple]] = [
-    {"method": ("ours", "target alone"), "temperature": (0.0, 1.0)},
-    {"method": ("sigmoid 2e4", "drafter alone")},
-    {"method": ("block", "coupled", "drafter alone"), "temperature": (0.0, 1.0)},
+    {"method": ("target alone", "ours", "exact", "baseline"), "temperature": (1.0, 0.0)},
+    {"method": (*SIGMOIDS, "drafter alone", *CALIBRATED, "block", "coupled")},
+    {"method": ("target alone", *MAIN, "exact", "drafter alone", "block"), **QWEN_OWN},
+    {"method": ("drafter alone", "sigmoid 2e4", "block", "coupled"), "temperature": (0.0,)},
+    {"method": ("target alone", *MAIN, "exact"), "batch_size": (1,)},
+    {"method": ("target alone", "ours", "block"), "seed": (1, 2, 3)},
 ]
 """The runs of a large Qwen2.5-Coder with a small one as its drafter."""
 
@@ -107,6 +116,15 @@ CALLS: list[dict[str, tuple]] = [
     {"method": (*MAIN, "exact"), "dtype": ("float16",)},
 ]
 """Settings at which one sampling call is timed. "calibrated unreported" has the estimates and reports no bound."""
+
+QWEN_CALLS: list[dict[str, tuple]] = [
+    {"method": tuple(f"{rule}{AS_DATA}" for rule in RULES), "batch_size": (8, 1)},
+    {"method": RULES, "batch_size": (8, 1)},
+    {"method": tuple(f"{rule}{AS_DATA}" for rule in (*MAIN, "exact", "block")), **QWEN_OWN},
+    {"method": tuple(f"{rule}{AS_DATA}" for rule in (*MAIN, "exact")), "temperature": (0.0,)},
+    {"method": (*MAIN, "exact"), "dtype": ("bfloat16",), "batch_size": (8, 1)},
+]
+"""Settings at which one sampling call is timed on the logits of the pair of Qwen2.5-Coder."""
 
 LAWS: list[dict[str, tuple]] = [
     {"method": (*RULES, "calibrated exact"), "top_k": (0, 50)},
