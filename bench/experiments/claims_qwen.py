@@ -31,17 +31,28 @@ def zero_shot(table: Table) -> list[str]:
         same = f"{row['same']} of {row['texts']}" if "same" in row else ""
         difference = row.get("difference")
         kind = describe({**row, "drafter": "model"}) or "sampled"
-        lines.append([f"{row['method']} {ref(row)}", row["drafter"], kind, first,
+        lines.append([f"{row['method']} {ref(row)}", row["drafter"], kind, str(row["texts"]), first,
                       f"{row['tokens_per_call']:.2f}", f"{row['quality'][0]:.1f}", same,
                       signed(difference) if difference else "", verdict(table, row) if difference else ""])  # fmt: skip
     if lines:
-        head = ["method", "drafter", "", "first draft accepted", "tokens/call", table.measure, "same text"]
+        head = ["method", "drafter", "", "texts", "first draft accepted", "tokens/call", table.measure, "same text"]
         out += grid([*head, "to target alone", f"margin {MARGINS[table.measure]}"], lines)
     tested = sum(table.about["groups"].values())
     if tested < ENOUGH:
         out.append(f"- {tested} texts are too few to tell small differences: they show acceptance, and the size of the "
                    "sigmoid's loss.")  # fmt: skip
-    return [*out, *calls(table)]
+    return [*out, *laws(table), *calls(table)]
+
+
+def laws(table: Table) -> list[str]:
+    """A line on the distance of the emitted law from the target's, on real contexts."""
+    rows = table.methods("law")
+    if not rows:
+        return []
+    said = ", ".join(f"{name} {row['to_target']:.2g} {ref(row)}" for name, row in rows)
+    first = rows[0][1]
+    return [f"- Total variation of the emitted law to the target's on {first['contexts']} contexts of real texts: {said}. "
+            f"The two models differ by {first['between']:.2g}: what comes near that emits the drafter's law."]  # fmt: skip
 
 
 def calls(table: Table) -> list[str]:
