@@ -51,8 +51,9 @@ def laws(table: Table) -> list[str]:
         return []
     said = ", ".join(f"{name} {row['to_target']:.2g} {ref(row)}" for name, row in rows)
     first = rows[0][1]
-    return [f"- Total variation of the emitted law to the target's on {first['contexts']} contexts of real texts: {said}. "
-            f"The two models differ by {first['between']:.2g}: what comes near that emits the drafter's law."]  # fmt: skip
+    where = f"on {first['contexts']} contexts of real texts"
+    return [f"- Total variation of the emitted law to the target's {where}: {said}. The two models "
+            f"differ by {first['between']:.2g}: what comes near that emits the drafter's law."]  # fmt: skip
 
 
 def calls(table: Table) -> list[str]:
