@@ -33,9 +33,9 @@ def first_calls():
 first_calls()
 mine(1.0)
 assert (num_traces, mine._cache_size()) == (1, 1), f"the caller's function was traced {num_traces} times"
-packages = "jax.experimental", "specsamp", "pallas"
+packages, kernels = ("jax.experimental", "specsamp", "pallas"), ("jax.experimental.mosaic", "pallas_kernels.")
 late = sorted(name for name in set(sys.modules) - imported if name.startswith(packages))
-print(late)
+print([name for name in late if not name.startswith(kernels)])
 """
 
 
@@ -57,6 +57,23 @@ for rule in (ss.verify, ss.verify_sigmoid):
         print(error)
 print(any(name.startswith("pallas_kernels.token") for name in sys.modules))
 """
+
+
+FOR_THIS_MACHINE = """
+import sys
+import jax, jax.numpy as jnp
+import specsamp_jax as ss
+from specsamp_jax.sampling.dispatch import for_this_machine
+
+with for_this_machine(True):
+    jax.jit(ss.sample)(jax.random.key(0), jnp.zeros((1, 2048)), ss.SamplingParams(0.7, 5))
+print("jax.experimental.mosaic.gpu" in sys.modules)
+"""
+
+
+def test_a_process_that_needs_no_kernel_does_not_import_mosaic_gpu():
+    result = process(FOR_THIS_MACHINE)
+    assert (result.returncode, result.stdout.strip()) == (0, "False"), result.stderr
 
 
 def test_without_mosaic_gpu_the_package_runs_on_xla():

@@ -1,17 +1,16 @@
 """Calls of the GPU kernels of the rules, with the signatures of the plain JAX cores.
 
-A kernel returns the tokens that the core returns for equal arrays and uniforms, up to rounding.
+A kernel returns the tokens that the core returns for equal arrays and uniforms, up to rounding. Modules of kernels are
+imported in functions; see `pallas_kernels.mosaic`.
 """
 
 import functools
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, UInt32
 
 from pallas_kernels import config as sizes
-from pallas_kernels import mosaic
 from pallas_kernels.random import Draws
 from specsamp_jax._types import TILE, Draft, Filter, SamplingParams, Uniforms, Verification
 from specsamp_jax.rules import emit
@@ -19,12 +18,6 @@ from specsamp_jax.rules import sigmoid as sigmoid_rule
 from specsamp_jax.sampling import kernels, streams
 from specsamp_jax.sampling import rows as dist
 from specsamp_jax.sampling.streams import Purpose
-
-if TYPE_CHECKING or mosaic.WHY_MISSING is None:
-    from pallas_kernels import block as block_kernel
-    from pallas_kernels import sigmoid as sigmoid_kernel
-    from pallas_kernels import slices, token_early_exit, token_filtered
-    from pallas_kernels import token as token_kernel
 
 MAX_SIGMOID_NOISE = 16
 """Maximum number of drafts for which the sigmoid kernel computes the uniforms itself, in code unrolled over drafts."""
@@ -51,12 +44,14 @@ def why_not(target_logits: Float[Array, "B K1 V"], draft: Draft) -> str | None:
 
 def choose_token_kernel(target_logits: Float[Array, "B K1 V"], draft: Draft) -> Callable[..., Verification]:
     """Chooses the kernel of the token rule for these arrays: in two launches, or in three with early exit."""
+    from pallas_kernels import token, token_early_exit
+
     batch_size, num_rows, vocab_size = target_logits.shape
     read = (
         [target_logits] if draft.logits is None or draft.log_normalizers is not None else [target_logits, draft.logits]
     )
     early = sizes.exits_early(batch_size, num_rows - 1, max(vocab_size, TILE), [each.dtype for each in read])
-    return token_early_exit.verify_token if early else token_kernel.verify_token
+    return token_early_exit.verify_token if early else token.verify_token
 
 
 def verify_token_from_keys(
@@ -70,6 +65,8 @@ def verify_token_from_keys(
 
     Takes two launches, or three with early exit. Filters of a vocabulary that `slices.supports` excludes need more.
     """
+    from pallas_kernels import token_filtered
+
     arguments = words, target_logits, sampling, draft, draft_sampling
     return _verify_from_keys(*arguments, token_filtered.verify_token, verify_token)
 
@@ -82,13 +79,17 @@ def verify_block_from_keys(
     draft_sampling: SamplingParams | None,
 ) -> Verification:
     """Verifies drafts by the block rule, in two launches; see `verify_token_from_keys`."""
+    from pallas_kernels import block, token_filtered
+
     arguments = words, target_logits, sampling, draft, draft_sampling
-    filtered = block_kernel.verify_filtered_block if draft.tokens.shape[1] else token_filtered.verify_token
+    filtered = block.verify_filtered_block if draft.tokens.shape[1] else token_filtered.verify_token
     return _verify_from_keys(*arguments, filtered, verify_block)
 
 
 def _verify_from_keys(words, target_logits, sampling, draft, draft_sampling, filtered_kernel, verify_fn):
     """Verifies by a kernel that finds the cutoffs of filters, or by `verify_fn` where there are none."""
+    from pallas_kernels import slices
+
     noise = kernels.noise(words, Purpose.VERIFY)
     filtered = kernels.needs_cutoff(sampling) or (draft.logits is not None and kernels.needs_cutoff(draft_sampling))
     if filtered and slices.supports(target_logits.shape[-1]):
@@ -156,9 +157,11 @@ def verify_block(
 
     Likewise as `verify_token`, whose kernel serves where nothing is drafted.
     """
+    from pallas_kernels import block
+
     if draft.tokens.shape[1] == 0:
         return verify_token(target_logits, target_filter, draft, draft_filter, draws, config=config)
-    kernel = kernel or block_kernel.verify_block
+    kernel = kernel or block.verify_block
     return _call(functools.partial(kernel, config=config), target_logits, target_filter, draft, draft_filter, draws)
 
 
@@ -191,12 +194,14 @@ def verify_sigmoid(
     If a target row can be greedy, `sigmoid.verify_sigmoid` runs instead of the kernel. XLA computes `log_probs` after
     the kernel, in one more pass over all rows. Under `jit` it removes that pass if `log_probs` are unused.
     """
+    from pallas_kernels import sigmoid
+
     if target_filter.greedy is not None:
         assert isinstance(draws, Uniforms)
         core = sigmoid_rule.verify_sigmoid
         return core(target_logits, target_filter, draft, draft_filter, draws, alpha=alpha, beta=beta)
     tokens = draft.tokens
-    result = sigmoid_kernel.verify_sigmoid(
+    result = sigmoid.verify_sigmoid(
         kernels.at_least_a_tile(target_logits),
         target_filter,
         None if draft.logits is None else kernels.at_least_a_tile(draft.logits),

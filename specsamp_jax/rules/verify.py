@@ -1,5 +1,6 @@
 """The public verification functions: argument validation, random draws, dispatch."""
 
+import functools
 from typing import Any
 
 import jax.numpy as jnp
@@ -288,8 +289,8 @@ def _verify(
             return rule_kernel(words, target_logits, sampling, draft, draft_sampling, **row_data, **constants)
 
         arguments = target_logits, draft, words, row_data, positions, arrays
-        why_not = kernels.why_not(target_logits, draft)
-        return dispatch(core, kernel if rule_kernel else None, arguments, why_not, implementation)
+        why_not_fn = functools.partial(kernels.why_not, target_logits, draft)
+        return dispatch(core, kernel if rule_kernel else None, arguments, why_not_fn, implementation)
 
     return with_automatic_axes(decide, target_logits, draft, words, row_data or {}, positions, sampling, draft_sampling)
 

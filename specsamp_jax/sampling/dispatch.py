@@ -38,7 +38,7 @@ def dispatch(
     core: Callable[..., Any],
     kernel: Callable[..., Any] | None,
     arguments: tuple,
-    why_not: str | None,
+    why_not_fn: Callable[[], str | None],
     implementation: str | None,
 ) -> Any:
     """Returns `core(*arguments)` or `kernel(*arguments)`, chosen when the program is lowered.
@@ -47,22 +47,22 @@ def dispatch(
       core: The plain JAX function.
       kernel: The same function as a GPU kernel. None: there is none.
       arguments: The arguments of both.
-      why_not: The requirement of the kernel that these arguments do not meet; None if they meet all.
+      why_not_fn: Returns the requirement of the kernel that these arguments do not meet; None if they meet all. Called
+        where the kernel may run.
       implementation: "xla", "pallas", or None for the kernel if the program is compiled for a GPU that supports it.
 
     Raises:
       NotImplementedError: "pallas" is asked for and cannot run here.
     """
-    if kernel is None:
-        why_not = "a rule that has a kernel; this one has none"
     if implementation == "pallas":
+        why_not = "a rule that has a kernel; this one has none" if kernel is None else why_not_fn()
         if why_not is None and not _has_kernels():
             why_not = f"{NEEDED}; got {jax.default_backend()}"
         if why_not is not None:
             raise NotImplementedError(f'implementation "pallas" needs {why_not}.')
         assert kernel is not None
         return kernel(*arguments)
-    if implementation == "xla" or kernel is None or why_not is not None or not _may_compile_kernels(arguments):
+    if implementation == "xla" or kernel is None or not _may_compile_kernels(arguments) or why_not_fn() is not None:
         return core(*arguments)
     # The branches inside a kernel combine several inputs, so all inputs must vary over the same manual axes.
     arguments = vary_like(arguments, arguments)

@@ -1,5 +1,7 @@
 """Drawing tokens: two-level inverse-CDF sampling, and `sample`, which drafters call."""
 
+import functools
+
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
@@ -73,7 +75,7 @@ def _sample(
     def kernel(logits, words, arrays):
         return kernels.sample(words, logits, *kernels.merge(numbers, arrays))
 
-    return dispatch(core, kernel, (logits, words, arrays), kernels.why_not_sample(logits), None)
+    return dispatch(core, kernel, (logits, words, arrays), functools.partial(kernels.why_not_sample, logits), None)
 
 
 def tile_sums(weights: Float[Array, "B V"]) -> Float[Array, "B T"]:

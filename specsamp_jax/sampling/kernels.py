@@ -1,10 +1,11 @@
 """Calls of the GPU kernels that sample and filter.
 
-They return the tokens that the plain JAX cores return, and keep the same logits.
+They return the tokens that the plain JAX cores return, and keep the same logits. Modules of kernels are imported in
+functions; see `pallas_kernels.mosaic`.
 """
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,10 +19,6 @@ from specsamp_jax import _checks
 from specsamp_jax._types import TILE, Filter, SamplingParams
 from specsamp_jax.sampling.filters import is_number, make_filter
 from specsamp_jax.sampling.streams import Purpose
-
-if TYPE_CHECKING or mosaic.WHY_MISSING is None:
-    from pallas_kernels import cutoffs, sample_filtered, sample_unfiltered, slices
-    from pallas_kernels import sample as sample_kernel
 
 MAX_BATCH = 65_535
 """Maximum batch size. CUDA limits axes y and z of a grid to this size."""
@@ -61,8 +58,8 @@ def merge(numbers: list[Any], arrays: list[Any]) -> list[SamplingParams | None]:
 
 def why_not(name: str, logits: Float[Array, "B *rows V"]) -> str | None:
     """The requirement of the kernels that these logits do not meet, or None. Does not check the platform."""
-    if mosaic.WHY_MISSING is not None:
-        return mosaic.WHY_MISSING
+    if mosaic.why_missing() is not None:
+        return mosaic.why_missing()
     if not all(isinstance(size, int) for size in logits.shape):
         return f"shapes that are numbers while the program is traced; got {list(logits.shape)}"
     if logits.dtype not in (jnp.bfloat16, jnp.float16, jnp.float32):
@@ -78,8 +75,11 @@ def why_not(name: str, logits: Float[Array, "B *rows V"]) -> str | None:
 def why_not_sample(logits: Float[Array, "B V"]) -> str | None:
     """Like `why_not`, for `sample`."""
     reason = why_not("logits", logits)
-    if reason is None and not slices.supports(logits.shape[-1]):
-        return f"a vocabulary that the registers of a cluster hold; got {logits.shape[-1]}"
+    if reason is None:
+        from pallas_kernels import slices
+
+        if not slices.supports(logits.shape[-1]):
+            return f"a vocabulary that the registers of a cluster hold; got {logits.shape[-1]}"
     return reason
 
 
@@ -87,8 +87,10 @@ def sample(
     words: UInt32[Array, "*keys 2"], logits: Float[Array, "B V"], sampling: SamplingParams | None
 ) -> tuple[Int[Array, "B"], Float[Array, "B"]]:
     """Returns the result of `draw.sample`: one or two launches, which compute uniforms from the words of the keys."""
+    from pallas_kernels import sample as kernel
+    from pallas_kernels import sample_filtered, sample_unfiltered
+
     logits, parameters = at_least_a_tile(logits), limits(sampling)
-    kernel = sample_kernel
     if sample_filtered.supports(parameters):
         kernel = sample_filtered
     elif sample_unfiltered.supports(parameters) and sizes.samples_in_two_launches(logits.dtype, *logits.shape):
@@ -103,6 +105,8 @@ def noise(words: UInt32[Array, "*keys 2"], purpose: Purpose) -> random.Noise:
 
 def make_filters(*rows: tuple[Array, SamplingParams | None]) -> list[Filter]:
     """Applies `filters.make_filter` to several arrays `[B, R, V]`, and finds all cutoffs in one launch."""
+    from pallas_kernels import cutoffs, slices
+
     filters = [make_filter(logits[..., :1], _only_temperature(sampling)) for logits, sampling in rows]
     wanted = [i for i, (logits, sampling) in enumerate(rows) if logits.shape[1] and needs_cutoff(sampling)]
     if not wanted:

@@ -51,7 +51,7 @@ def test_an_id_outside_the_vocabulary_has_no_logit(token, cutoff):
 
 
 @pytest.mark.kernels
-@pytest.mark.skipif(mosaic.WHY_MISSING is not None, reason="this jaxlib is without Mosaic GPU")
+@pytest.mark.skipif(mosaic.why_missing() is not None, reason="this jaxlib is without Mosaic GPU")
 def test_kernels_are_traced_for_other_machines_alone():
     def program():
         return str(jax.make_jaxpr(lambda logits: ss.sample(jax.random.key(0), logits))(jnp.zeros((1, 2 * TILE))))
