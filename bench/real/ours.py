@@ -1,5 +1,6 @@
 """Worker of `compare_real.py` for this library."""
 
+import gc
 from typing import Any
 
 import jax
@@ -15,6 +16,8 @@ from specsamp_jax.decoding.memory import num_bytes
 from specsamp_jax.models import vocab_size, with_vocab_size
 from specsamp_jax.models.checkpoints.folder import open_checkpoint
 from specsamp_jax.sampling.dispatch import for_this_machine
+
+gc.set_threshold(50_000)  # as the command does
 
 
 class Text:
