@@ -20,7 +20,7 @@ from specsamp_jax.decoding.goodput_state import (
 )
 
 _MOST_INTERVALS = 8  # of `steps_per_choice`, to the next choice
-MOST_STEPS = 2**24  # between two choices; float32 holds all whole numbers up to it
+_MOST_STEPS = 2**24  # between two choices; float32 holds all whole numbers up to it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,9 +99,9 @@ class GoodputNumDraft:
             if not _checks.is_number(value) or not least <= value <= largest:
                 raise ValueError(f"GoodputNumDraft.{name} must be from {least} to {largest}; got {value}.")
         _checks.count("GoodputNumDraft.steps_per_choice", self.steps_per_choice, 1)
-        if self.steps_per_choice > MOST_STEPS:
+        if self.steps_per_choice > _MOST_STEPS:
             raise ValueError(
-                f"GoodputNumDraft.steps_per_choice must be at most {MOST_STEPS}; got {self.steps_per_choice}."
+                f"GoodputNumDraft.steps_per_choice must be at most {_MOST_STEPS}; got {self.steps_per_choice}."
             )
         rates = self.prior if isinstance(self.prior, tuple) else (self.prior,) * self.lengths[-1]
         if not _is_tuple(rates, self.lengths[-1]) or not all(0 <= rate <= 1 for rate in rates):
