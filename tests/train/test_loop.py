@@ -16,6 +16,14 @@ PARAMS = {"w": jnp.array([[1.0, -2.0], [0.5, 3.0]]), "b": jnp.zeros(2)}
 FROZEN = jnp.array([0.3, -0.1])
 
 
+@pytest.fixture(autouse=True)
+def _interrupts_raise():
+    """A shell starts commands in the background with Ctrl-C ignored, and so would these tests be."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def loss_fn(params, frozen, batch):
     return ((jnp.tanh(batch @ params["w"] + params["b"]) - frozen) ** 2).mean()
 
