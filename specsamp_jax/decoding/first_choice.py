@@ -39,35 +39,28 @@ def _on_device(default_device: Any, *arguments: Any) -> Measured:
 @np.errstate(over="ignore")
 def _on_host(rule: GoodputNumDraft, batch_size: int, max_new_tokens: int) -> Measured:
     """The data of a rule as NumPy arrays, with the first choice, which is made here and remembered."""
-    costs = np.asarray(rule.costs, np.float32)
+    costs = np.array([*rule.costs, rule.change_cost], np.float32)
     prior = np.broadcast_to(np.asarray(rule.prior, np.float32), (rule.lengths[-1],))
     num_rows = max(batch_size, 1)
     none = np.zeros((num_rows, rule.lengths[-1]), np.float32)
     left = np.full((num_rows,), max_new_tokens, np.int32)
     is_measured = isinstance(rule.prior, tuple)
-    num_tokens, time = expected_tokens.estimates(rule.lengths, costs, prior, none, none, left, is_measured=is_measured)
+    num_tokens, time = expected_tokens.estimates(
+        rule.lengths, costs[:-1], prior, none, none, left, is_measured=is_measured
+    )
     best = int(np.argmin(time))
     choice = np.int32(best if time[best] * (1 + rule.hysteresis) < time[0] else 0)
-    change_cost = np.float32(rule.change_cost)
     no_probes = np.zeros((1,), np.int32)
-    interval = probes.interval(
-        rule.lengths,
-        rule.probe_share,
-        costs=costs,
-        change_cost=change_cost,
-        num_tokens=num_tokens,
-        choice=choice,
-        num_failed=no_probes,
-    )
+    interval = probes.interval(rule.lengths, rule.probe_share, costs, num_tokens, choice, no_probes)
     limits = np.full((1,), max_new_tokens, np.int32)
     wait = int(probes.probe_at(interval, interval, limits)[0])
     first = FirstChoice(
         choice=int(choice),
-        interval=_NO_CHOICE if _is_final(rule, costs, choice) else rule.steps_per_choice,
+        interval=_NO_CHOICE if _is_final(rule, costs[:-1], choice) else rule.steps_per_choice,
         wait=-1 if wait == probes.NEVER else wait,
         num_expected=float(num_tokens[probes.longer(rule.lengths, choice)]),
     )
-    return Measured(np.append(costs, change_cost), prior, np.array(first, np.float32))
+    return Measured(costs, prior, np.array(first, np.float32))
 
 
 @functools.lru_cache(maxsize=64)

@@ -194,29 +194,20 @@ def _with_observations(rule: GoodputNumDraft, state: GoodputState) -> GoodputSta
 def _choose(rule: GoodputNumDraft, state: GoodputState, rows: Rows) -> GoodputState:
     """The state with a new choice, and with the text length at which the next probe is due."""
     costs, prior = state.costs.max(0, initial=0), state.prior.max(0, initial=0)
-    costs, change_cost = costs[:-1], costs[-1]
     left = jnp.where(rows.unfinished, rows.remaining, 0)
     is_measured = isinstance(rule.prior, tuple)
     num_tokens, time = expected_tokens.estimates(
-        rule.lengths, costs, prior, state.tried, state.accepted, left, is_measured=is_measured
+        rule.lengths, costs[:-1], prior, state.tried, state.accepted, left, is_measured=is_measured
     )
     old, best = state.choice.max(initial=0), jnp.argmin(time).astype(jnp.int32)
-    choice = jnp.where(time[best] * (1 + rule.hysteresis) + change_cost < time[old], best, old)
+    choice = jnp.where(time[best] * (1 + rule.hysteresis) + costs[-1] < time[old], best, old)
     probing, changed = state.probing.any(), choice != old
     raised = probing & (num_tokens[probes.longer(rule.lengths, old)] > state.num_expected.max(initial=0))
     num_failed = jnp.where(changed | raised, 0, state.num_failed.max(initial=0) + probing.astype(jnp.int32))
     shape = rows.unfinished.shape
     num_failed = jnp.broadcast_to(num_failed, shape)
     longer = jnp.minimum(state.interval * jnp.where(probing, 1, 2), _MOST_INTERVALS * rule.steps_per_choice)
-    interval = probes.interval(
-        rule.lengths,
-        rule.probe_share,
-        costs=costs,
-        change_cost=change_cost,
-        num_tokens=num_tokens,
-        choice=choice,
-        num_failed=num_failed,
-    )
+    interval = probes.interval(rule.lengths, rule.probe_share, costs, num_tokens, choice, num_failed)
     # A probe is not put off by a choice that changes nothing.
     latest = jnp.where(changed | probing, probes.NEVER, state.probe_at)
     due = jnp.minimum(latest, rows.lengths + interval)

@@ -17,15 +17,13 @@ _MOST_DOUBLINGS = 3  # of the wait, after probes that failed
 def interval(
     lengths: tuple[int, ...],
     probe_share: float,
-    *,
-    costs: Float[Any, "N"],
-    change_cost: Float[Any, ""],
+    costs: Float[Any, "N1"],
     num_tokens: Float[Any, "N"],
     choice: Int[Any, ""],
     num_failed: Int[Any, "B"],
 ) -> Int[Any, "B"]:
-    """Tokens of a row between two probes of the length after the chosen one."""
-    xp = costs.__array_namespace__()
+    """Tokens of a row between two probes of the length after the chosen one; `costs` are those of `Measured`."""
+    xp, change_cost = costs.__array_namespace__(), costs[-1]
     tried = longer(lengths, choice)
     # The way back costs nothing: that length has run in this call.
     loss = costs[tried] - costs[choice] * num_tokens[tried] / num_tokens[choice] + change_cost
