@@ -276,12 +276,11 @@ def test_a_loss_is_smaller_only_if_the_intervals_do_not_meet(tmp_path, longer, w
     assert words in line
 
 
-def test_times_that_other_work_or_another_day_disturbs_are_told(tmp_path):
+def test_times_of_several_days_are_told(tmp_path):
     machines = [{"kernels": "on", "date": "1"}, {"kernels": "on", "date": "2"}]
     calls = [{"kind": "call", "method": m, "us": 50.0, "machine": i} for i, m in enumerate(("baseline", "ours"))]
-    rows = [texts("target alone"), texts("baseline"), texts("ours", busy=True), *calls]
+    rows = [texts("target alone"), texts("baseline"), texts("ours"), *calls]
     found = table(tmp_path, rows, machines=machines)
-    assert "Other processes compiled while ours ran" in "".join(claims.gain(found))
     said = page_rows.days(found, found.all("call"))
     assert "Those of ours were timed on 2" in said
     assert "The texts of ours ran before" in said
@@ -317,6 +316,20 @@ def test_a_cell_of_a_call_is_missing_only_if_it_was_planned(tmp_path):
     cells = next(line for line in lines if line.startswith("| 8 texts, bfloat16")).split(" | ")
     assert cells[1:4] == ["not measured yet", "not measured yet", ""]  # baseline, exact, sigmoid as released
     assert "- Empty cells were not planned." in lines
+
+
+def test_quality_is_told_at_each_support_and_missing_only_where_it_was_planned(tmp_path):
+    rows = [texts(m, difference=[0.0, -1.0, 1.0], **page_rows.OWN) for m in ("ours", "drafter alone")]
+    found = table(tmp_path, rows)
+    lines = [line.split(" | ")[:3] for line in claims.cost(found) if line.startswith(("| [", "| ours"))]
+    own = "temperature 0.7, top-k 20, top-p 0.8"
+    assert lines[:2] == [["| ours", "full", "not measured yet"], ["| ours", "top-k 50", "not measured yet"]]
+    assert [each[1] for each in lines[2:]] == [own, own]
+    assert not any(line.startswith("| sigmoid") and own in line for line in claims.cost(found))
+    assert any(f"| {own} | " in line for line in claims.exactness(found))
+    call = {"kind": "call", "method": "ours" + settings.AS_DATA, "us": 50.0, **page_rows.OWN}
+    assert "ours 50.0" in claims.own_parameters(table(tmp_path, [call]))[0]
+    assert not claims.own_parameters(found)
 
 
 def test_the_calls_of_a_text_are_those_with_parameters_as_data(tmp_path):
@@ -355,7 +368,7 @@ def test_settings_without_a_row_are_listed(tmp_path, monkeypatch):
     folder.mkdir()
     (folder / "task.json").write_text(json.dumps({"metric": "rouge", "references": []}))
     wanted = [{"method": ("ours", "exact"), "top_k": (50,)}, {"method": ("ours",), "seed": (0, 1)}]
-    monkeypatch.setattr(settings, "BLOCKS", wanted)
+    monkeypatch.setitem(score.BLOCKS, "", (wanted, []))
     names = [each.name for each in settings.expand(wanted) if each.method == "ours" and not each.seed]
     (folder / "runs.jsonl").write_text("".join(json.dumps({"name": name}) + "\n" for name in names))
     assert score.Tables(folder).missing("text") == {"top-k 50": ["exact"], "more seeds": ["ours"]}

@@ -1,5 +1,7 @@
 """The claims of the page. Each function returns lines for one task; no number is typed, each comes from a row."""
 
+from typing import Any
+
 from claims_gain import RELEASED, gain
 from claims_law import SIGMOID, calibrated, emitted, widths
 from rows import (
@@ -7,6 +9,7 @@ from rows import (
     EXACT_METHODS,
     MARGINS,
     MISSING,
+    OWN,
     Row,
     Table,
     cell,
@@ -21,7 +24,7 @@ from rows import (
     span,
     verdict,
 )
-from settings import CALLS, Setting, expand
+from score import DEFAULTS, describe
 
 PAPER_EXACT = 6, 13
 """Percent of time saved in the paper's abstract; with that of `claims_gain` all that is taken from it."""
@@ -97,14 +100,14 @@ def losses(table: Table) -> str:
     said = [f"{greedy['same']} of {greedy['texts']} greedy texts are the target's own {ref(greedy)}"] if greedy else []
     said += [f"sampled {', '.join(m for m, _ in some)} {result} {ref(*(r for _, r in some))}"
              for result, some in tested.items()]  # fmt: skip
-    return f"{table.title.lower()}: {', '.join(said)}" if said else ""
+    return f"{table.title}: {', '.join(said)}" if said else ""
 
 
 def exactness(table: Table) -> list[str]:
     """Lines on whether exact rules lose anything."""
     lines, out, margin = [], [], MARGINS[table.measure]
     for method in EXACT_METHODS:
-        greedy, sampled = (table.find("text", method, temperature=t) for t in (0.0, 1.0))
+        greedy, sampled, own = (table.find("text", method, **each) for each in ({"temperature": 0.0}, {}, OWN))
         if greedy and "same" in greedy:
             lines.append([cell(greedy, method), "greedy", f"{greedy['same']} of {greedy['texts']}",
                           signed(greedy["difference"]), verdict(table, greedy)])  # fmt: skip
@@ -112,6 +115,8 @@ def exactness(table: Table) -> list[str]:
             lines.append([cell(sampled, method), f"sampled, seeds: "
                                                  f"{sampled['seeds']}", "", signed(sampled["difference"]),
                           verdict(table, sampled)])  # fmt: skip
+        if own and "difference" in own:
+            lines.append([cell(own, method), describe(own), "", signed(own["difference"]), verdict(table, own)])
         if not (greedy or sampled or table.fixture):
             lines.append([method, MISSING, "", "", ""])
     if lines:
@@ -156,7 +161,6 @@ COLUMNS = "baseline", "exact", RELEASED, "ours", SIGMOID, "calibrated", "block",
 def one_call(table: Table) -> list[str]:
     """Lines on the time of one call."""
     lines, saved, shown = [], [], []
-    planned = set(expand(CALLS))
     for size, settings in CASES:
         rows = {m: table.find("call", m, batch_size=size, **settings) for m in COLUMNS}
         base, exact = rows["baseline"], rows["exact"]
@@ -171,7 +175,7 @@ def one_call(table: Table) -> list[str]:
                 *(
                     cell(r, f"{r['us']:.1f}")
                     if r
-                    else MISSING * (table.fixture or Setting(m, batch_size=size)._replace(**settings) in planned)
+                    else MISSING * (table.fixture or table.plans("call", m, batch_size=size, **settings))
                     for m, r in rows.items()
                 ),
             ]
@@ -231,13 +235,29 @@ def as_data(table: Table) -> list[str]:
         return []
     return [f"- **With parameters as data**, as the decoding loop passes them, a row may be greedy. 8 texts, us from "
             f"numbers to arrays: {'; '.join(said)}. The sigmoid's kernel takes no row that may be greedy, so that XLA "
-            "compiles it in the loop."]  # fmt: skip
+            "compiles it in the loop.", *own_parameters(table)]  # fmt: skip
+
+
+def own_parameters(table: Table) -> list[str]:
+    """A line on calls with the sampling parameters of a checkpoint that is not greedy."""
+    rows = [(m, row) for m in COLUMNS if (row := table.find("call", m + AS_DATA, **OWN))]
+    if not rows:
+        return []
+    times = dict(rows)
+    said = ", ".join(f"{m} {row['us']:.1f} {ref(row)}" for m, row in rows)
+    least = ""
+    if "ours" in times and "exact" in times:
+        least = f" Ours takes {change(times['ours']['us'], times['exact']['us'])} than exact."
+    return [f"- With the parameters that the checkpoint is published with ({describe(rows[0][1])}; its penalty of "
+            f"repetitions is left out), as data, 8 texts, us: {said}.{least}"]  # fmt: skip
 
 
 def cost(table: Table) -> list[str]:
     """Lines on what the sigmoid costs."""
     out, lines = [], []
-    for top_k in (0, 50):
+    supports: list[dict[str, Any]] = [{}, {"top_k": 50}, OWN]
+    for support in supports:
+        words = describe({**DEFAULTS, **support}) or "full"
         for method in (
             "ours",
             "sigmoid 2e3",
@@ -248,13 +268,13 @@ def cost(table: Table) -> list[str]:
             "calibrated +4",
             "drafter alone",
         ):
-            row = table.find("text", method, top_k=top_k)
+            row = table.find("text", method, **support)
             if not row or "difference" not in row:
-                if not table.fixture:
-                    lines.append([method, f"top-k {top_k}" if top_k else "full", *[MISSING] * 2, *[""] * 4])
+                if table.plans("text", method, **support):
+                    lines.append([method, words, *[MISSING] * 2, *[""] * 4])
                 continue
             accepts, speed = (first(row), f"{row['tokens_per_call']:.2f}") if row["acceptance"] else ("", "")
-            lines.append([cell(row, method), f"top-k {top_k}" if top_k else "full", accepts, speed,
+            lines.append([cell(row, method), words, accepts, speed,
                           f"{row['quality'][0]:.1f}",
                           signed(row["difference"]), signed(row["to_drafter"]) if "to_drafter" in row else "",
                           verdict(table, row)])  # fmt: skip

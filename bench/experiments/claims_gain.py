@@ -1,7 +1,7 @@
 """Claims on the time of whole texts: where the sigmoid's gain comes from, and wall times."""
 
 from claims_law import SIGMOID
-from rows import MISSING, Row, Table, change, grid, ref, span
+from rows import MISSING, Table, change, grid, ref, span
 from settings import AS_DATA
 
 PAPER_SIGMOID = 37, 94
@@ -21,8 +21,8 @@ def gain(table: Table) -> list[str]:
             for size in (8, 1, 4):
                 new, old = (table.find("text", m, num_draft=num_draft, batch_size=size) for m in (method, other))
                 if not (new and old):
-                    wanted = size == 8 or (size == 1 and num_draft == "5" and method == SIGMOID)
-                    if wanted and not table.fixture:
+                    wanted = {"num_draft": num_draft, "batch_size": size}
+                    if all(table.plans("text", m, **wanted) for m in (method, other)):
                         lines.append([f"{method} / {other}", num_draft, str(size), MISSING, MISSING, MISSING])
                     continue
                 calls = new["calls"] / old["calls"]
@@ -69,20 +69,10 @@ def gain(table: Table) -> list[str]:
     if base and "share" in base:
         ours = table.find("text", "ours")
         less = f" Ours takes {100 * ours['share']:.1f} % {ref(ours)}." if ours and "share" in ours else ""
-        busy = disturbed([base, *([ours] if ours and less else [])], ", and the shares too small")
         out.append(f"- All of the baseline's sampling is {100 * base['share']:.1f} % of the wall time of its texts "
                    f"{ref(base)}: with these models no rule can save more than that by a faster "
-                   f"call.{less}{busy}")  # fmt: skip
+                   f"call.{less}")  # fmt: skip
     return out + wall_times(table)
-
-
-def disturbed(rows: list[Row], then: str = "") -> str:
-    """A sentence on those of the rows that were timed while other processes compiled."""
-    busy = [row for row in rows if row.get("busy")]
-    if not busy:
-        return ""
-    return (f" Other processes compiled while {' and '.join(row['method'] for row in busy)} ran {ref(*busy)}, so that "
-            f"wall times may be too long{then}.")  # fmt: skip
 
 
 def wall_times(table: Table) -> list[str]:
@@ -107,11 +97,6 @@ def wall_times(table: Table) -> list[str]:
     if once and times and max(times) / min(times) > max(ours["ms"] / alone["ms"], alone["ms"] / ours["ms"]):
         once = (f" These are single runs: {', '.join(r['method'] for r in alike)}, which make nearly the same calls, "
                 f"took {span(times, '.1f')} {ref(*alike)}, so that this difference may be noise.")  # fmt: skip
-    once += disturbed(list(walls.values()))
-    block = table.find("text", "block")
-    if ours.get("busy") and block and not block.get("busy") and block["machine"] == ours["machine"]:
-        once += (f" Block, which had nothing beside it, took {block['ms']:.1f}, which is "
-                 f"{change(block['ms'], alone['ms'])} than the target alone {ref(block)}.")  # fmt: skip
     kernels = "on" if table.kernels(ours) else "off"
     out.append(f"- Wall time in ms per text on one machine, kernels {kernels}: {said} {ref(*walls.values())}: ours "
                f"takes {change(ours['ms'], alone['ms'])} than the target alone.{once}")  # fmt: skip

@@ -6,8 +6,8 @@ from score import describe
 ENOUGH = 400
 """Texts from which differences are read."""
 
-QWEN = "qwen", "pair"
-"""The tasks of Qwen2.5-Coder: one model with drafts by n-grams, and a large model with a small one."""
+QWEN = ("qwen",)
+"""The task without a drafter that is a model, which answers one question."""
 
 
 def zero_shot(table: Table) -> list[str]:
@@ -41,29 +41,4 @@ def zero_shot(table: Table) -> list[str]:
     if tested < ENOUGH:
         out.append(f"- {tested} texts are too few to tell small differences: they show acceptance, and the size of the "
                    "sigmoid's loss.")  # fmt: skip
-    return [*out, *laws(table), *calls(table)]
-
-
-def laws(table: Table) -> list[str]:
-    """A line on the distance of the emitted law from the target's, on real contexts."""
-    rows = table.methods("law")
-    if not rows:
-        return []
-    said = ", ".join(f"{name} {row['to_target']:.2g} {ref(row)}" for name, row in rows)
-    first = rows[0][1]
-    where = f"on {first['contexts']} contexts of real texts"
-    return [f"- Total variation of the emitted law to the target's {where}: {said}. The two models "
-            f"differ by {first['between']:.2g}: what comes near that emits the drafter's law."]  # fmt: skip
-
-
-def calls(table: Table) -> list[str]:
-    """A line on times of one call, at both batch sizes."""
-    said = []
-    for size in (8, 1):
-        rows = table.methods("call", batch_size=size)
-        if rows:
-            times = ", ".join(f"{name} {row['us']:.4g} {ref(row)}" for name, row in rows)
-            said.append(f"{size} text{'s' * (size > 1)}: {times}")
-    if not said:
-        return ["- No call was timed."]
-    return [f"- Microseconds of one sampling call of 5 drafts on logits of real texts, {'; '.join(said)}."]
+    return out

@@ -4,8 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from score import DEFAULTS
-from settings import AS_DATA
+from score import BLOCKS, DEFAULTS
+from settings import AS_DATA, QWEN_OWN, Setting, expand
 
 MARGINS = {"ROUGE-L": 1.0, "WER": 0.5}
 """Differences to the target alone, in points, that count as none. Named before anything was run."""
@@ -17,7 +17,17 @@ ORDER = (
 )
 """The methods in the order of plots and tables."""
 
-TITLES = {"asr": "Recognition", "summarization": "Summarisation", "qwen": "Qwen, n-grams", "pair": "Qwen, a pair"}
+TITLES = {
+    "asr": "Recognition",
+    "summarization": "Summarisation",
+    "pair": "Summarisation by Qwen",
+    "qwen": "Qwen, n-grams",
+}
+"""The tasks in the order of the page."""
+
+OWN = {name: value for name, (value,) in QWEN_OWN.items()}
+"""The sampling parameters of a checkpoint that is not greedy."""
+
 MISSING = "not measured yet"
 Row = dict[str, Any]
 
@@ -29,6 +39,8 @@ class Table:
         contents = json.loads(path.read_text())
         self.name, self.about = path.stem, contents["about"]
         self.title = TITLES[self.name]
+        texts, calls = (set(expand(each)) for each in BLOCKS.get(self.name, BLOCKS[""]))
+        self.planned = {"text": texts, "call": calls}
         self.rows: list[Row] = [{**DEFAULTS, **row} for row in contents["rows"]]
         self.measure = {"rouge": "ROUGE-L", "wer": "WER"}[self.about["metric"]]
         self.fixture = "fixture" in self.about["models"]
@@ -76,6 +88,10 @@ class Table:
         if not found and self.fixture and "batch_size" not in settings:
             return self.find(kind, method, **settings, batch_size=4)
         return found[0] if found else None
+
+    def plans(self, kind: str, method: str, **settings: Any) -> bool:
+        """Whether a row of this kind with these settings is to be measured; in a run on fixtures none is missed."""
+        return not self.fixture and Setting(method)._replace(**settings) in self.planned[kind]
 
     def all(self, kind: str) -> list[Row]:
         """All rows of a kind."""

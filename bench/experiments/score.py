@@ -26,8 +26,9 @@ DEFAULTS |= {"seeds": 1, "machine": 0, "empty": 0, "calibration": {}}
 PLAIN = {**DEFAULT_SETTING, "temperature": None}
 """Settings of rows that are split by test set: the defaults, greedy or sampled."""
 
-BLOCKS = {"qwen": (settings.QWEN, []), "pair": (settings.QWEN_PAIR, settings.QWEN_CALLS)}
-"""Runs and calls of the tasks that have their own."""
+BLOCKS = {"": (settings.BLOCKS, settings.CALLS), "qwen": (settings.QWEN, [])}
+BLOCKS |= {"pair": (settings.QWEN_PAIR, settings.QWEN_CALLS)}
+"""Runs and calls of the tasks that have their own, and those of the others."""
 
 WHERE = "models", "device", "cores", "jax", "python", "weights", "kernels", "drafts", "date"
 
@@ -86,7 +87,7 @@ class Tables:
         self.machines: list[dict[str, Any]] = []
         self.rows: list[dict[str, Any]] = []
         self.num_texts = len(self.task["references"])
-        self.blocks = BLOCKS.get(folder.name, (settings.BLOCKS, settings.CALLS))
+        self.blocks = BLOCKS.get(folder.name, BLOCKS[""])
 
     def machine(self, row: dict[str, Any]) -> int:
         """The index of a row's machine."""
@@ -132,8 +133,6 @@ class Tables:
             }
             if len(drafted):
                 entry["accepted"] = digits(np.sum(accepted) / np.sum(drafted), 3)
-            if any(row.get("busy") for row in timed):
-                entry["busy"] = True
             if len(timed) > 1:
                 times = [1e3 * row["seconds"] / num_texts for row in timed]
                 entry["ms_range"] = [digits(min(times)), digits(max(times))]
@@ -183,7 +182,7 @@ class Tables:
 
     def missing(self, kind: str) -> dict[str, list[str]]:
         """The settings that have no row of this kind, with their methods."""
-        blocks, file = {"text": (settings.BLOCKS, "runs.jsonl"), "call": (settings.CALLS, "calls.jsonl")}[kind]
+        blocks, file = {"text": (self.blocks[0], "runs.jsonl"), "call": (self.blocks[1], "calls.jsonl")}[kind]
         names = {row["name"] for row in read(self.folder / file)}
         found: dict[str, list[str]] = {}
         for wanted in settings.expand(blocks):
@@ -207,7 +206,7 @@ class Tables:
         notes = self.folder / "notes.json"
         if notes.exists():
             about |= json.loads(notes.read_text())
-        if "fixture" not in self.task["models"] and self.folder.name in ("asr", "summarization"):
+        if "fixture" not in self.task["models"]:
             about["missing"] = {kind: self.missing(kind) for kind in ("text", "call")}
         tested = self.task["groups"][: self.num_texts]
         sizes = {group: tested.count(group) for group in sorted(set(tested))}

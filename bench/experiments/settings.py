@@ -98,10 +98,16 @@ QWEN_OWN: dict[str, tuple] = {"temperature": (0.7,), "top_k": (20,), "top_p": (0
 QWEN_PAIR: list[dict[str, tuple]] = [
     {"method": ("target alone", "ours", "exact", "baseline"), "temperature": (1.0, 0.0)},
     {"method": (*SIGMOIDS, "drafter alone", *CALIBRATED, "block", "coupled")},
-    {"method": ("target alone", *MAIN, "exact", "drafter alone", "block"), **QWEN_OWN},
+    {"method": ("target alone", *MAIN, "exact", "drafter alone", "block", "coupled"), **QWEN_OWN},
     {"method": ("drafter alone", "sigmoid 2e4", "block", "coupled"), "temperature": (0.0,)},
+    {"method": ("target alone", *MAIN), "top_k": (50,)},
+    {"method": MAIN, "num_draft": ("heuristic",)},
     {"method": ("target alone", *MAIN, "exact"), "batch_size": (1,)},
-    {"method": ("target alone", "ours", "block"), "seed": (1, 2, 3)},
+    {"method": ("target alone", "ours", "sigmoid 2e4", "calibrated"), "dtype": ("bfloat16", "float16")},
+    {"method": ("ours", "sigmoid 2e4"), "drafter": ("n-grams",), "temperature": (1.0, 0.0)},
+    {"method": ("target alone", *methods.EXACT, "calibrated"), "seed": tuple(range(1, 16))},
+    # After 16 seeds the interval of ours excluded 0; 24 more tell whether that was chance.
+    {"method": ("target alone", "ours", "block"), "seed": tuple(range(16, 40))},
 ]
 """The runs of a large Qwen2.5-Coder with a small one as its drafter."""
 
