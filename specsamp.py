@@ -8,7 +8,10 @@ import _thread
 import contextlib
 import gc
 import importlib
+import itertools
+import mmap
 import os
+import re
 import signal
 import sys
 import threading
@@ -28,6 +31,17 @@ COMMANDS = {
 """
 
 
+_TENSORS = re.compile(r"model.*\.safetensors")
+_CHUNK = 32 << 20
+"""Bytes touched at once. After each chunk the thread waits for Python's lock, and who ends it waits for a chunk."""
+_SMALLEST = 100 << 20
+"""Bytes below which touching them saves no time."""
+_LARGEST = 4 << 30
+"""More bytes than are touched while JAX is imported."""
+_ALIGNMENT = 64
+"""XLA on a CPU uses an array at a multiple of this address without a copy."""
+
+
 def main() -> None:
     """Runs the command and exits: with 0, with 2 for wrong input, with 1 for other failures, with 130 for Ctrl-C."""
     # Imports and tracing create many objects, and each collection of garbage visits live ones: .2 of 6 s of a start.
@@ -43,6 +57,7 @@ def run(arguments: Sequence[str]) -> int:
     """
     if sys.stdout is None:
         return _fail(1, "standard output is closed, and the text goes there")
+    memory = touch(weight_folders(arguments))
     with _quiet_interrupt():
         import click
 
@@ -50,7 +65,7 @@ def run(arguments: Sequence[str]) -> int:
     with _interrupts() as interrupted:
         try:
             try:
-                cli.main(list(arguments), prog_name="specsamp", standalone_mode=False)
+                cli.main(list(arguments), prog_name="specsamp", standalone_mode=False, obj=memory)
             except click.exceptions.NoArgsIsHelpError as error:
                 click.echo(error.format_message())
             sys.stdout.flush()
@@ -58,6 +73,106 @@ def run(arguments: Sequence[str]) -> int:
         except (Exception, KeyboardInterrupt) as error:
             # Libraries turn Ctrl-C into errors of their own, such as JAX a comparison in a ValueError.
             return 130 if interrupted.is_set() else _status(error, click)
+        finally:
+            if memory is not None:
+                memory.release()
+
+
+class TouchedMemory:
+    """Memory that a thread touches, from which buffers are taken.
+
+    The first touch of memory takes longer than a copy into it, and Python's lock is free meanwhile. Linux only.
+
+    Args:
+      num_bytes: Its size.
+    """
+
+    def __init__(self, num_bytes: int):
+        import ctypes
+
+        self._memory = mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        if sys.platform == "linux":
+            with contextlib.suppress(OSError):  # the kernel has none
+                # As NumPy does for large arrays: a transpose writes to many pages at once.
+                self._memory.madvise(mmap.MADV_HUGEPAGE)
+        self._address = ctypes.addressof(ctypes.c_char.from_buffer(self._memory))
+        self._memset = ctypes.memset
+        self._num_touched = self._num_taken = 0
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._touch)
+        self._thread.start()
+
+    def _touch(self) -> None:
+        # Not by MADV_POPULATE_WRITE: it locks the address space, and each import of a library waits for it.
+        size = len(self._memory)
+        while self._num_touched < size and not self._stop.is_set() and threading.main_thread().is_alive():
+            chunk = min(_CHUNK, size - self._num_touched)
+            self._memset(self._address + self._num_touched, 0, chunk)
+            self._num_touched += chunk
+
+    def take(self, num_bytes: int) -> memoryview | None:
+        """Returns touched memory at a multiple of 64 bytes; None if less is left. The thread ends first."""
+        self._end()
+        begin = self._num_taken
+        if num_bytes > self._num_touched - begin:
+            return None
+        self._num_taken += -(-num_bytes // _ALIGNMENT) * _ALIGNMENT
+        return memoryview(self._memory)[begin : begin + num_bytes]
+
+    def release(self) -> None:
+        """Returns the memory that was not taken to the system; afterwards none can be taken."""
+        self._end()
+        begin = -(-self._num_taken // mmap.PAGESIZE) * mmap.PAGESIZE
+        if sys.platform == "linux" and begin < self._num_touched:
+            self._memory.madvise(mmap.MADV_DONTNEED, begin)
+        self._num_touched = self._num_taken
+
+    def _end(self) -> None:
+        self._stop.set()
+        self._thread.join()
+
+
+def touch(folders: Sequence[str]) -> TouchedMemory | None:
+    """Begins to touch memory for half of the weights in these folders, as much as `begin_all` copies ahead.
+
+    Returns None, and never raises, for small weights, for weights larger than the memory that is available, for GGUF
+    files, ids and folders that do not exist, and on systems other than Linux.
+    """
+    if sys.platform != "linux":
+        return None
+    try:
+        total = sum(_weight_bytes(folder) for folder in folders)
+        if total // 2 >= _SMALLEST and total <= _available_bytes():
+            return TouchedMemory(min(total // 2, _LARGEST))
+    # No such folder, an impossible name, no memory, no new thread, a Python without ctypes.
+    except (OSError, ValueError, MemoryError, RuntimeError, ImportError):
+        pass
+    return None
+
+
+def weight_folders(arguments: Sequence[str]) -> list[str]:
+    """Returns the folders whose weights the command with these arguments loads, as far as its options show them."""
+    if arguments[:1] != ["generate"] or "--help" in arguments:
+        return []
+    values = {}
+    for argument, following in itertools.pairwise([*arguments, ""]):
+        option, equals, value = argument.partition("=")
+        if option in ("--target", "--draft"):
+            values[option] = value if equals else following
+    return list(values.values()) if "--target" in values else []
+
+
+def _weight_bytes(folder: str) -> int:
+    """The bytes of the safetensors files in a folder; 0 for a file or name that is no folder."""
+    if not os.path.isdir(folder):
+        return 0
+    with os.scandir(folder) as entries:
+        return sum(entry.stat().st_size for entry in entries if _TENSORS.fullmatch(entry.name))
+
+
+def _available_bytes() -> int:
+    with open("/proc/meminfo") as lines:
+        return next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))
 
 
 def _status(error: Any, click: Any) -> int:

@@ -1,7 +1,25 @@
 """Worker of `compare_real.py` for this library."""
 
+# ruff: noqa: E402 (memory is touched before JAX is imported)
+
 import gc
+import json
+import sys
 from typing import Any
+
+import specsamp
+
+
+def folders(specification: dict[str, Any]) -> list[str]:
+    """Returns the folders of the models of text, the target's first."""
+    if specification["kind"] != "text":
+        return []
+    drafter = specification["drafter"]
+    return [specification["target"], *([] if drafter in (None, "ngram") else [drafter])]
+
+
+# As the command does, before JAX is imported.
+MEMORY = specsamp.touch(folders(json.loads(sys.argv[1]))) if __name__ == "__main__" else None
 
 import jax
 import numpy as np
@@ -14,7 +32,7 @@ from specsamp_jax.cli.prompts import pad
 from specsamp_jax.decoding.ahead import compile_generate
 from specsamp_jax.decoding.memory import num_bytes
 from specsamp_jax.models import vocab_size, with_vocab_size
-from specsamp_jax.models.checkpoints.folder import open_checkpoint
+from specsamp_jax.models.checkpoints.folder import begin_all, open_checkpoint
 from specsamp_jax.sampling.dispatch import for_this_machine
 
 gc.set_threshold(50_000)  # as the command does
@@ -28,10 +46,9 @@ class Text:
         self.prompts, self.lengths = pad(specification["inputs"], 2**31)
         self.max_new_tokens = specification["max_new_tokens"]
         # As the command does: compiled before the weights are loaded.
-        folders = [specification["target"], *([] if drafter in (None, NGRAM) else [drafter])]
-        checkpoints = [open_checkpoint(folder, dtype=dtype) for folder in folders]
+        checkpoints = [open_checkpoint(folder, dtype=dtype) for folder in folders(specification)]
         self._set_models([checkpoint.shapes() for checkpoint in checkpoints], drafter)
-        checkpoints = [checkpoint.reserve() for checkpoint in checkpoints]
+        checkpoints = begin_all(checkpoints, MEMORY)
         self.num_draft = program(AUTO, self.drafter)
         compile_generate(self.prompts[:1], **self._options(0))
         models = [checkpoint.load() for checkpoint in checkpoints]

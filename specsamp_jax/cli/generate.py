@@ -20,6 +20,7 @@ from specsamp_jax.cli.verification import make_rule, rule_options, warn_about_ru
 from specsamp_jax.decoding.ahead import compile_stream
 from specsamp_jax.decoding.generate import stream
 from specsamp_jax.models import GenerationConfig, sampling_and_processor, vocab_size
+from specsamp_jax.models.checkpoints.folder import TouchedMemory
 from specsamp_jax.sampling.streams import row_keys
 
 
@@ -54,7 +55,9 @@ from specsamp_jax.sampling.streams import row_keys
 @click.option("--json", "as_json", is_flag=True, help="Write a line of JSON per text, then one with statistics.")
 @cache_option
 @verbosity_options
+@click.pass_obj
 def generate_command(
+    touched: TouchedMemory | None,
     target: Path | None,
     draft: str | None,
     tokenizer: Path | None,
@@ -123,7 +126,7 @@ def generate_command(
             "process_logits_fn": process_logits_fn,
         }
 
-    setup = generation.reserve_weights(setup)
+    setup = generation.begin_weights(setup, touched)
     with doing("compiling"):
         keys = row_keys(jax.random.key(seed), len(asked))
         program = draft_length.program(num_draft, setup.draft)

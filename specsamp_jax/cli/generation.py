@@ -16,7 +16,7 @@ from specsamp_jax.models import (
     vocab_size,
     with_vocab_size,
 )
-from specsamp_jax.models.checkpoints.folder import Checkpoint, open_checkpoint
+from specsamp_jax.models.checkpoints.folder import Checkpoint, TouchedMemory, begin_all, open_checkpoint
 from specsamp_jax.text import CheckpointTokenizer, check_vocabularies, load_tokenizer
 
 
@@ -104,9 +104,9 @@ def open_models(
     return _with_models(setup, models)
 
 
-def reserve_weights(setup: Setup) -> Setup:
-    """Returns the setup with memory reserved for half of its weights; see `Checkpoint.reserve`."""
-    return setup._replace(checkpoints=tuple(checkpoint.reserve() for checkpoint in setup.checkpoints))
+def begin_weights(setup: Setup, memory: TouchedMemory | None = None) -> Setup:
+    """Returns the setup while a thread copies up to half of its weights; see `begin_all`."""
+    return setup._replace(checkpoints=tuple(begin_all(setup.checkpoints, memory)))
 
 
 def read_weights(setup: Setup) -> Setup:

@@ -13,11 +13,13 @@ import numpy as np
 import pytest
 from flax import nnx
 
+import specsamp
 import specsamp_jax as ss
 from specsamp_jax.cli import generate as generate_module
 from specsamp_jax.cli import prompts, shared, verification
 from specsamp_jax.cli.rows import Row
 from specsamp_jax.models import Llama, LlamaConfig, save_checkpoint
+from specsamp_jax.models.checkpoints import slots
 from specsamp_jax.sampling.dispatch import for_this_machine
 from specsamp_jax.text import load_tokenizer
 
@@ -287,3 +289,19 @@ def test_a_pipe_without_a_writer_is_reported_and_one_with_a_writer_is_read(run, 
     writer.start()
     assert prompts.read_prompt(pipe) == "text"
     writer.join()
+
+
+def test_a_text_does_not_depend_on_touched_memory(run, folder, monkeypatch):
+    monkeypatch.setattr(slots, "_PIECE", 16)
+    taken, take = [], specsamp.TouchedMemory.take
+    monkeypatch.setattr(
+        specsamp.TouchedMemory, "take", lambda memory, size: taken.append(take(memory, size)) or taken[-1]
+    )
+    arguments = ["generate", "--target", folder, "--prompt", "ab", "--max-new-tokens", 4, "--seed", 1, "--json"]
+    expected = run(*arguments)
+    assert expected[0] == 0
+    assert not taken
+    monkeypatch.setattr(specsamp, "_SMALLEST", 1)
+    texts = [json.loads(output.splitlines()[0]) for output in (expected[1], run(*arguments)[1])]
+    assert texts[0] == texts[1]
+    assert any(view is not None for view in taken)

@@ -5,10 +5,9 @@ import json
 import math
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import Future
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +22,16 @@ from specsamp_jax._hub import find_checkpoint
 from specsamp_jax._types import Model
 from specsamp_jax.models.adapters import from_nnx
 from specsamp_jax.models.checkpoints import gemma3, gguf_config, gguf_tensors
-from specsamp_jax.models.checkpoints.slots import Slot, check, check_present, check_shapes, fill, loaded_dtype, reserve
+from specsamp_jax.models.checkpoints.slots import (
+    Ahead,
+    Slot,
+    check,
+    check_present,
+    check_shapes,
+    copy_ahead,
+    fill,
+    loaded_dtype,
+)
 from specsamp_jax.models.checkpoints.tensors import Stored, read_headers
 from specsamp_jax.models.config import DecoderConfig
 from specsamp_jax.models.decoder import Decoder, checkpoint_layout
@@ -162,6 +170,19 @@ def load_module(
     return open_checkpoint(path, dtype=dtype).load_module(progress_fn)
 
 
+@runtime_checkable
+class TouchedMemory(Protocol):
+    """Memory that was touched before JAX was imported; `specsamp.TouchedMemory` is one."""
+
+    def take(self, num_bytes: int) -> memoryview | None:
+        """Returns writable memory of this size at a multiple of 64 bytes; None if less is left."""
+        ...
+
+    def release(self) -> None:
+        """Frees the memory that was not taken."""
+        ...
+
+
 class Checkpoint(NamedTuple):
     """A checkpoint whose weights are not read yet.
 
@@ -172,7 +193,7 @@ class Checkpoint(NamedTuple):
       module: The module, without weights.
       slots: Its parameters.
       stored: The tensors of the file by name.
-      reserved: Host buffers of parameters by their index in `slots`, from `reserve`.
+      ahead: Parameters that are copied already, from `begin_all`.
     """
 
     path: Path
@@ -181,17 +202,7 @@ class Checkpoint(NamedTuple):
     module: Any
     slots: list[Slot]
     stored: Mapping[str, Stored | gguf_tensors.Quantized]
-    reserved: dict[int, Future[np.ndarray]] | None = None
-
-    def reserve(self) -> "Checkpoint":
-        """Returns the checkpoint with memory for half of its weights, which a thread makes usable meanwhile.
-
-        It shortens a later `load` by most of the time between the two, on a CPU. Elsewhere nothing is reserved, because
-        the buffers are not the parameters there.
-        """
-        if jax.default_backend() != "cpu":
-            return self
-        return self._replace(reserved=reserve(self.slots, self.stored, self.dtype))
+    ahead: Ahead | None = None
 
     def shapes(self) -> Model:
         """Returns the model with shapes and dtypes (`jax.ShapeDtypeStruct`) in place of its weights.
@@ -207,7 +218,7 @@ class Checkpoint(NamedTuple):
 
     def load_module(self, progress_fn: Callable[[int, int], Any] | None = None) -> Any:
         """Returns the result of `load_module`, and raises its errors."""
-        fill(self.slots, self.stored, self.dtype, progress_fn, self.reserved)
+        fill(self.slots, self.stored, self.dtype, progress_fn, self.ahead)
         return self.module
 
     def load(self, progress_fn: Callable[[int, int], Any] | None = None) -> Model:
@@ -241,6 +252,25 @@ def open_checkpoint(path: str | os.PathLike[str], *, dtype: DTypeLike | None = N
     compute = _most_common(stored) if dtype is None else dtype
     module = nnx.eval_shape(lambda: family.module(config, dtype=compute, param_dtype=compute, rngs=nnx.Rngs(0)))
     return Checkpoint(path, values, dtype, module, list(family.layout(module)), stored)
+
+
+def begin_all(checkpoints: Sequence[Checkpoint], memory: TouchedMemory | None = None) -> list[Checkpoint]:
+    """Returns the checkpoints while a thread of each copies up to half of its weights, until it is loaded.
+
+    It shortens a later `load` by most of the time between the two, on a CPU. Elsewhere nothing is copied, because the
+    buffers are not the parameters there. What is not taken of `memory` is released.
+
+    Raises:
+      ValueError: As in `load_checkpoint`.
+    """
+    options = {} if memory is None else {"take_fn": memory.take}
+    if jax.default_backend() == "cpu":
+        checkpoints = [
+            each._replace(ahead=copy_ahead(each.slots, each.stored, each.dtype, **options)) for each in checkpoints
+        ]
+    if memory is not None:
+        memory.release()
+    return list(checkpoints)
 
 
 def _read_tensors(path: Path, values: Mapping[str, Any]) -> Mapping[str, Stored | gguf_tensors.Quantized]:

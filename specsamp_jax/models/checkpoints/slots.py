@@ -1,8 +1,10 @@
 """Slots: the parameters of a module with their tensors in a checkpoint, and how they are filled."""
 
 import collections
+import contextlib
 import math
 import os
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
@@ -30,7 +32,7 @@ _PIECE = 1 << 21  # weights that a thread copies at once
 _MOST_THREADS = 4
 _AHEAD = 2  # parameters begun before the first of them is complete
 _ALIGNMENT = 64  # XLA on a CPU uses an array at such an address without a copy
-_RESERVED = 0.5  # share of the weights
+_MOST_AHEAD = 0.5  # share of the weights
 
 
 class Slot(NamedTuple):
@@ -98,30 +100,76 @@ def loaded_dtype(slot: Slot, stored: Mapping[str, Stored | Quantized], dtype: DT
     return np.dtype(dtype)
 
 
-def reserve(
-    slots: Sequence[Slot], stored: Mapping[str, Stored | Quantized], dtype: DTypeLike | None
-) -> dict[int, Future[np.ndarray]]:
-    """Returns host buffers of parameters by their index in `slots`, which a thread touches while others work.
+class Ahead(NamedTuple):
+    """Parameters that a thread copies while others work.
 
-    The first touch of memory takes longer than the copy into it. Buffers of up to half of the weights are touched, the
-    largest first: the compiler, which may work meanwhile, can use the memory of the other half without a higher peak.
+    Attributes:
+      buffers: Host buffers by the index of their slot.
+      pieces: The pieces that are not copied yet, with the index of their slot.
+      stop: Ends the thread after its piece.
+      thread: The thread, which may not have been started.
     """
-    sizes = {
-        i: math.prod(slot.param.shape) * loaded_dtype(slot, stored, dtype).itemsize for i, slot in enumerate(slots)
-    }
-    left, pool, buffers = _RESERVED * sum(sizes.values()), ThreadPoolExecutor(1), {}
-    for i in sorted(sizes, key=sizes.__getitem__, reverse=True):
+
+    buffers: dict[int, np.ndarray]
+    pieces: collections.deque[tuple[int, "Piece"]]
+    stop: threading.Event
+    thread: threading.Thread
+
+
+class Piece(NamedTuple):
+    """Rows of a tensor, and the part of a parameter, possibly a transpose, to which they are copied."""
+
+    entry: Stored | Quantized
+    rows: slice
+    out: np.ndarray
+
+
+def copy_ahead(
+    slots: Sequence[Slot],
+    stored: Mapping[str, Stored | Quantized],
+    dtype: DTypeLike | None,
+    take_fn: Callable[[int], memoryview | None] = lambda num_bytes: None,
+) -> Ahead:
+    """Begins to copy parameters of up to half of the weights, the largest first, in a thread.
+
+    The compiler, which may work meanwhile, can use the memory of the other half without a higher peak.
+
+    Args:
+      slots: The parameters.
+      stored: The tensors.
+      dtype: As in `fill`.
+      take_fn: Returns writable memory of a number of bytes at a multiple of 64 bytes; None: a parameter gets its own.
+
+    Raises:
+      ValueError: See `check`.
+    """
+    check(slots, stored)
+    dtypes = [loaded_dtype(slot, stored, dtype) for slot in slots]
+    sizes = [math.prod(slot.param.shape) * dtypes[i].itemsize for i, slot in enumerate(slots)]
+    left, buffers, pieces = _MOST_AHEAD * sum(sizes), {}, collections.deque()
+    for i in sorted(range(len(slots)), key=sizes.__getitem__, reverse=True):
         if _PIECE <= sizes[i] <= left:
             left -= sizes[i]
-            buffers[i] = pool.submit(_touched, slots[i].param.shape, loaded_dtype(slots[i], stored, dtype))
-    pool.shutdown(wait=False)
-    return buffers
+            taken = take_fn(sizes[i])
+            if taken is None:
+                buffers[i] = _aligned(slots[i].param.shape, dtypes[i])
+            else:
+                buffers[i] = np.frombuffer(taken, dtypes[i]).reshape(slots[i].param.shape)
+            pieces += [(i, piece) for piece in _pieces(slots[i], stored, buffers[i])]
+    stop = threading.Event()
+    ahead = Ahead(buffers, pieces, stop, threading.Thread(target=_copy_pieces, args=(pieces, stop), daemon=True))
+    with contextlib.suppress(RuntimeError):  # no thread can be started: `fill` copies all
+        ahead.thread.start()
+    return ahead
 
 
-def _touched(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    buffer = _aligned(shape, dtype)
-    buffer.view(f"u{dtype.itemsize}").fill(0)  # as integers: see `_convert`
-    return buffer
+def _copy_pieces(pieces: collections.deque[tuple[int, Piece]], stop: threading.Event) -> None:
+    while pieces and not stop.is_set():
+        try:
+            _copy(*pieces[0][1])
+        except Exception:
+            return  # `fill` repeats it, and raises the error
+        pieces.popleft()
 
 
 def fill(
@@ -129,7 +177,7 @@ def fill(
     stored: Mapping[str, Stored | Quantized],
     dtype: DTypeLike | None,
     progress_fn: Callable[[int, int], Any] | None = None,
-    reserved: dict[int, Future[np.ndarray]] | None = None,
+    ahead: Ahead | None = None,
 ) -> None:
     """Checks all slots, then sets their parameters one after the other.
 
@@ -143,23 +191,25 @@ def fill(
       dtype: The dtype of the parameters. None: the dtype in the file, with float32 for float64, and the wider dtype if
         the tensors of a parameter differ.
       progress_fn: Called after each parameter with the numbers of weights loaded and of all.
-      reserved: The result of `reserve`; emptied.
+      ahead: The result of `copy_ahead`; emptied.
 
     Raises:
       ValueError: See `check`.
     """
     check(slots, stored)
-    reserved = {} if reserved is None else reserved
-    for i in [i for i, buffer in reserved.items() if buffer.cancel()]:
-        del reserved[i]  # not begun: the threads below touch it
+    buffers, left = ({}, {}) if ahead is None else _end(ahead)
     total, done = sum(sum(map(math.prod, slot.tensors.values())) for slot in slots), 0
     begun: collections.deque[tuple[nnx.Param, np.ndarray, list[Future]]] = collections.deque()
     with ThreadPoolExecutor(min(_MOST_THREADS, os.cpu_count() or 1)) as pool:
         try:
             for i in range(len(slots) + _AHEAD):
                 if i < len(slots):
-                    buffer = reserved.pop(i).result() if i in reserved else None
-                    begun.append((slots[i].param, *_begin(pool, slots[i], stored, dtype, buffer)))
+                    if i in buffers:
+                        buffer, pieces = buffers.pop(i), left.pop(i, [])
+                    else:
+                        buffer = _aligned(slots[i].param.shape, loaded_dtype(slots[i], stored, dtype))
+                        pieces = _pieces(slots[i], stored, buffer)
+                    begun.append((slots[i].param, buffer, [pool.submit(_copy, *piece) for piece in pieces]))
                 if i >= _AHEAD:
                     param, buffer, copies = begun.popleft()
                     for copy in copies:
@@ -174,26 +224,28 @@ def fill(
             raise
 
 
-def _begin(
-    pool: ThreadPoolExecutor,
-    slot: Slot,
-    stored: Mapping[str, Stored | Quantized],
-    dtype: DTypeLike | None,
-    buffer: np.ndarray | None,
-) -> tuple[np.ndarray, list[Future]]:
-    """Returns the host buffer of a parameter, a new one if there is none, and the copies in progress that fill it."""
-    entries = [stored[name] for name in slot.tensors]
-    if buffer is None:
-        buffer = _aligned(slot.param.shape, loaded_dtype(slot, stored, dtype))
-    rows, begin, copies = buffer.T if slot.transposed else buffer, 0, []
-    for entry in entries:
+def _end(ahead: Ahead) -> tuple[dict[int, np.ndarray], dict[int, list[Piece]]]:
+    """Ends the thread, and returns the buffers and the pieces that it did not copy, by the index of their slot."""
+    ahead.stop.set()
+    if ahead.thread.ident is not None:
+        ahead.thread.join()
+    left: dict[int, list[Piece]] = {}
+    while ahead.pieces:
+        i, piece = ahead.pieces.popleft()
+        left.setdefault(i, []).append(piece)
+    return ahead.buffers, left
+
+
+def _pieces(slot: Slot, stored: Mapping[str, Stored | Quantized], buffer: np.ndarray) -> Iterator[Piece]:
+    """Yields the pieces that fill the buffer of a parameter."""
+    rows, begin = buffer.T if slot.transposed else buffer, 0
+    for entry in [stored[name] for name in slot.tensors]:
         num_rows, row_size = entry.shape[0], math.prod(entry.shape[1:])
         step = max(_PIECE // max(row_size, 1) // _ROWS, 1) * _ROWS
         for i in range(0, num_rows, step):
             piece = slice(i, min(i + step, num_rows))
-            copies.append(pool.submit(_copy, entry, piece, rows[begin + piece.start : begin + piece.stop]))
+            yield Piece(entry, piece, rows[begin + piece.start : begin + piece.stop])
         begin += num_rows
-    return buffer, copies
 
 
 def _copy(entry: Stored | Quantized, piece: slice, out: np.ndarray) -> None:

@@ -2,7 +2,6 @@ import json
 import os
 import re
 import shutil
-import threading
 from pathlib import Path
 
 import jax
@@ -15,7 +14,7 @@ from small_llama import SIZES, make_llama
 
 from specsamp_jax.models import from_nnx, load_checkpoint, load_module, save_checkpoint
 from specsamp_jax.models.checkpoints import slots
-from specsamp_jax.models.checkpoints.folder import open_checkpoint
+from specsamp_jax.models.checkpoints.folder import begin_all, open_checkpoint
 from specsamp_jax.models.checkpoints.tensors import Stored
 
 pytestmark = pytest.mark.optimised(False)
@@ -320,45 +319,19 @@ def test_parameters_copied_in_many_pieces_are_whole(tmp_path, monkeypatch, dtype
         np.testing.assert_array_equal(x.astype(jnp.bfloat16).astype(dtype), y)
 
 
-def test_an_error_in_a_thread_ends_the_load(saved, monkeypatch):
+@pytest.mark.parametrize("ahead", [False, True])
+def test_an_error_in_a_thread_ends_the_load(saved, monkeypatch, ahead):
     def fail(*_):
         raise OSError("the disk is gone")
 
     monkeypatch.setattr(slots, "_copy", fail)
+    monkeypatch.setattr(slots, "_PIECE", 16)
+    checkpoint = open_checkpoint(saved)
+    if ahead:
+        (checkpoint,) = begin_all([checkpoint])
+        assert checkpoint.ahead.pieces
     with pytest.raises(OSError, match="the disk is gone"):
-        load_module(saved)
-
-
-def test_reserved_memory_is_of_half_of_the_weights_and_becomes_parameters(saved, monkeypatch):
-    monkeypatch.setattr(slots, "_PIECE", 16)
-    checkpoint = open_checkpoint(saved, dtype="float32").reserve()
-    assert checkpoint.reserved
-    buffers = {i: future.result() for i, future in checkpoint.reserved.items()}
-    total = sum(4 * slot.param.size for slot in checkpoint.slots)
-    assert 0.3 * total <= sum(buffer.nbytes for buffer in buffers.values()) <= 0.5 * total
-    module = checkpoint.load_module()
-    assert not checkpoint.reserved
-    for i, buffer in buffers.items():
-        np.testing.assert_array_equal(buffer, checkpoint.slots[i].param[...])
-    for x, y in zip(leaves(module), leaves(load_module(saved, dtype="float32")), strict=True):
-        np.testing.assert_array_equal(x, y)
-
-
-def test_reserved_memory_that_is_not_begun_is_allocated_by_the_load(saved, monkeypatch):
-    monkeypatch.setattr(slots, "_PIECE", 16)
-    begin, touched = threading.Event(), []
-
-    def touch(*arguments):
-        begin.wait(60)
-        touched.append(arguments)
-        return slots._aligned(*arguments)
-
-    monkeypatch.setattr(slots, "_touched", touch)
-    checkpoint = open_checkpoint(saved).reserve()
-    threading.Timer(0.2, begin.set).start()
-    for x, y in zip(leaves(checkpoint.load_module()), leaves(load_module(saved)), strict=True):
-        np.testing.assert_array_equal(x, y)
-    assert len(touched) == 1
+        checkpoint.load_module()
 
 
 @pytest.mark.parametrize("dtype", [None, "float16"])
