@@ -105,6 +105,7 @@ class TouchedMemory:
     def _touch(self) -> None:
         # Not by MADV_POPULATE_WRITE: it locks the address space, and each import of a library waits for it.
         size = len(self._memory)
+        # Python waits for this thread when it exits: the main thread has ended by then.
         while self._num_touched < size and not self._stop.is_set() and threading.main_thread().is_alive():
             chunk = min(_CHUNK, size - self._num_touched)
             self._memset(self._address + self._num_touched, 0, chunk)

@@ -160,3 +160,25 @@ specsamp.main()""",
     )
     result = process(code, "generate", "--target", sparse(tmp_path, 8 << 30))
     assert (result.returncode, result.stderr) == (-signal.SIGINT, "")
+
+
+def test_a_process_that_forgets_the_memory_ends_at_once(tmp_path):
+    code = """
+import sys, time, specsamp
+specsamp._available_bytes = lambda: 1 << 40
+memory = specsamp.touch(sys.argv[1:])
+assert memory is not None and memory._thread.is_alive()
+print(time.time(), flush=True)
+"""
+    result = process(code, sparse(tmp_path, 8 << 30))
+    assert (result.returncode, result.stderr) == (0, "")
+    assert time.time() - float(result.stdout) < 1
+
+
+def test_a_command_that_fails_releases_the_memory(tmp_path, run, monkeypatch):
+    memories, touch = [], specsamp.touch
+    monkeypatch.setattr(specsamp, "touch", lambda folders: memories.append(touch(folders)) or memories[-1])
+    status, _, message = run("generate", "--target", sparse(tmp_path, SIZE), "--prompt", "a")
+    assert status == 2, message
+    assert not memories[0]._thread.is_alive()
+    assert memories[0].take(1) is None

@@ -157,14 +157,15 @@ def copy_ahead(
                 buffers[i] = np.frombuffer(taken, dtypes[i]).reshape(slots[i].param.shape)
             pieces += [(i, piece) for piece in _pieces(slots[i], stored, buffers[i])]
     stop = threading.Event()
-    ahead = Ahead(buffers, pieces, stop, threading.Thread(target=_copy_pieces, args=(pieces, stop), daemon=True))
+    ahead = Ahead(buffers, pieces, stop, threading.Thread(target=_copy_pieces, args=(pieces, stop)))
     with contextlib.suppress(RuntimeError):  # no thread can be started: `fill` copies all
         ahead.thread.start()
     return ahead
 
 
 def _copy_pieces(pieces: collections.deque[tuple[int, Piece]], stop: threading.Event) -> None:
-    while pieces and not stop.is_set():
+    # Python waits for this thread when it exits: the main thread has ended by then.
+    while pieces and not stop.is_set() and threading.main_thread().is_alive():
         try:
             _copy(*pieces[0][1])
         except Exception:

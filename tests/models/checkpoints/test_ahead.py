@@ -2,11 +2,13 @@
 
 import itertools
 import threading
+import time
 
 import jax
 import numpy as np
 import pytest
 from flax import nnx
+from processes import process
 from small_llama import make_llama
 
 from specsamp_jax.models import load_module, save_checkpoint
@@ -138,3 +140,20 @@ def test_elsewhere_than_on_a_cpu_the_memory_is_released(saved, monkeypatch):
     assert memory.released
     assert memory.end == memory.begin
     assert checkpoint.ahead is None
+
+
+def test_a_process_ends_at_once_while_weights_are_copied(saved):
+    code = f"""
+import sys, time
+from specsamp_jax.models.checkpoints import slots
+from specsamp_jax.models.checkpoints.folder import begin_all, open_checkpoint
+slots._PIECE, slots._ROWS = 16, 1
+slots._copy = lambda *arguments: time.sleep(1)
+(checkpoint,) = begin_all([open_checkpoint({str(saved)!r})])
+assert len(checkpoint.ahead.pieces) > 100
+print(time.time(), flush=True)
+sys.exit(3)
+"""
+    result = process(code)
+    assert (result.returncode, result.stderr) == (3, "")
+    assert time.time() - float(result.stdout) < 10
