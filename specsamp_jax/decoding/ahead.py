@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.extend.mlir.passmanager import PassManager
 from jaxtyping import Array, Int
 
 from specsamp_jax import _resident
@@ -60,5 +61,17 @@ def _prepare(prompt: Any, arguments: dict[str, Any]) -> tuple[Any, ...]:
 
 def _compile(lowered: jax.stages.Lowered) -> None:
     """Compiles a program, which JAX keeps, and returns memory that the compiler no longer needs to the system."""
+    if jax.default_backend() == "cpu":
+        _remove_locations(lowered)
     lowered.compile()
     _resident.release()
+
+
+def _remove_locations(lowered: jax.stages.Lowered) -> None:
+    """Removes source locations, of which XLA's CPU backend keeps a copy or two per operation: 8 % of a program.
+
+    They are not part of the key in JAX's cache of compiled programs.
+    """
+    module: Any = lowered.compiler_ir("stablehlo")
+    with module.context:
+        PassManager.parse("builtin.module(strip-debuginfo)").run(module.operation)

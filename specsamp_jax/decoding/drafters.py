@@ -15,6 +15,7 @@ from specsamp_jax.decoding.model_call import apply, prefill
 from specsamp_jax.sampling import streams
 from specsamp_jax.sampling.draw import sample
 from specsamp_jax.sampling.gumbel import sample_coupled
+from specsamp_jax.sampling.rows import take_row
 
 ProcessLogitsFn = Callable[[Int[Array, "B L"], Int[Array, "B"], Float[Array, "B V"]], Float[Array, "B V"]]
 """`(tokens [B, L], lengths [B], logits [B, V]) -> logits [B, V]`: the text so far, and the logits of its next token."""
@@ -245,7 +246,7 @@ def _last_occurrence(tokens: Int[Array, "B W"], lengths: Int[Array, "B"], size: 
     width = tokens.shape[1]
     matches = jnp.ones(tokens.shape, bool)
     for offset in range(size):
-        wanted = jnp.take_along_axis(tokens, jnp.maximum(lengths - size + offset, 0)[:, None], axis=1)
+        wanted = take_row(tokens, jnp.maximum(lengths - size + offset, 0))[:, None]
         matches &= jnp.roll(tokens, -offset, axis=1) == wanted
     after = jnp.arange(width, dtype=jnp.int32) + size
     return jnp.where(matches & (after < lengths[:, None]), after, -1).max(axis=1)

@@ -17,6 +17,7 @@ from specsamp_jax.decoding.num_draft import NumDraft
 from specsamp_jax.decoding.state import DecodeState, StepInfo
 from specsamp_jax.decoding.stateful_rule import VerifyFn, apply_rule
 from specsamp_jax.decoding.stats import drafts_in_text
+from specsamp_jax.sampling.rows import take_row
 
 
 def step_of_length(
@@ -65,7 +66,7 @@ def step_of_length(
         proposal, draft_state = proposed
     wanted = jnp.arange(length) < state.num_draft[:, None]
     proposal = proposal._replace(tokens=jnp.where(wanted, proposal.tokens, PAD_TOKEN))
-    last = jnp.take_along_axis(state.tokens, state.lengths[:, None] - 1, axis=1)
+    last = take_row(state.tokens, state.lengths - 1)[:, None]
     fed = jnp.concatenate([last, jnp.maximum(proposal.tokens, 0)], axis=1)
     positions = state.lengths[:, None] - 1 + jnp.arange(length + 1)
     logits, target_cache = apply(target, fed, positions, state.target_cache)

@@ -68,21 +68,25 @@ def _has_typed_axes(*arrays: Array) -> bool:
     return any(kind != AxisType.Auto for array in arrays for kind in jax.typeof(array).sharding.mesh.axis_types)
 
 
-def _row_product(x: Float[Array, "F"], matrix: Float[Array, "F N"]) -> Float[Array, "N"]:
-    """Returns `x @ matrix`, with sums in float32 in the order of the features.
+def _row_product(x: Float[Array, "F"], matrix: Float[Array, "F N"]) -> Float[Array, "1 N"]:
+    """Returns `x[None] @ matrix`, with sums in float32 in the order of the features.
 
     A few rows of the matrix at a time are converted, multiplied and added in registers, in one pass over the sums.
     XLA's CPU backend makes one vectorised loop of it, which reads bfloat16 two to four times as fast as its products.
     """
 
     def add(i, sums):
-        block = jax.lax.dynamic_slice_in_dim(matrix, i * _BLOCK, _BLOCK).astype(jnp.float32)
-        factors = jax.lax.dynamic_slice_in_dim(x, i * _BLOCK, _BLOCK).astype(jnp.float32)
-        for row, factor in zip(block, factors, strict=True):
-            sums = sums + row * factor
+        start = i * _BLOCK
+        block = jax.lax.dynamic_slice_in_dim(matrix, start, _BLOCK).astype(jnp.float32)
+        factors = jax.lax.dynamic_slice_in_dim(x, start, _BLOCK).astype(jnp.float32)
+        products = block * factors[:, None]
+        for j in range(_BLOCK):
+            sums = sums + products[j : j + 1]
         return sums
 
-    return jax.lax.fori_loop(0, x.size // _BLOCK, add, jnp.zeros(matrix.shape[1], jnp.float32))
+    # An unsigned index has no operations that turn a negative one round.
+    first, end = jnp.uint32(0), jnp.uint32(x.size // _BLOCK)
+    return jax.lax.fori_loop(first, end, add, jnp.zeros((1, matrix.shape[1]), jnp.float32))
 
 
 class Vocabulary(nnx.Module):

@@ -37,7 +37,7 @@ def last_draft_row(
     """
     num_draft = drafted.shape[1]
     row = jnp.minimum(num_accepted, num_draft - 1)
-    return drafter.take(row), (num_accepted < num_draft)[:, None] & jnp.take_along_axis(drafted, row[:, None], axis=1)
+    return drafter.take(row), (num_accepted < num_draft)[:, None] & dist.take_row(drafted, row)[:, None]
 
 
 def sample_residual(

@@ -45,7 +45,8 @@ class Rows(NamedTuple):
         return self._each(lambda array: take_row(array, row)[:, None])
 
     def _each(self, fn) -> "Rows":
-        cutoff = None if self.filter.cutoff is None else fn(self.filter.cutoff)
+        # The cutoffs of rows without logits are not read, and may be empty.
+        cutoff = self.filter.cutoff if self.filter.cutoff is None or self.logits is None else fn(self.filter.cutoff)
         rest = jax.tree.map(fn, (self.logits, *self[2:]))
         return Rows(rest[0], self.filter._replace(cutoff=cutoff), *rest[1:])
 
@@ -137,7 +138,8 @@ def _rounded(product: Array) -> Array:
 
 def take_row(array: Array, row: Int[Array, "B"]) -> Array:
     """Selects one row of each sequence: `[B, ...]` from `[B, R, ...]`."""
-    return jnp.take_along_axis(array, row.reshape(-1, *(1,) * (array.ndim - 1)), axis=1)[:, 0]
+    # Rows are not negative, so no operations turn such an index round or fill what lies outside.
+    return jax.vmap(lambda rows, index: rows.at[index].get(mode="clip", wrap_negative_indices=False))(array, row)
 
 
 def token_logits(rows: Rows, tokens: Int[Array, "B R"]) -> Float[Array, "B R"]:

@@ -43,3 +43,15 @@ def test_a_program_compiled_from_shapes_is_not_compiled_again(compile_fn, caplog
         assert compiled(caplog) == []
     expected = run(compile_generate, target=model, **options)
     np.testing.assert_array_equal(result.tokens, expected.tokens)
+
+
+def test_a_program_compiled_from_shapes_has_no_source_locations_on_a_cpu(monkeypatch):
+    compile_fn, programs = jax.stages.Lowered.compile, []
+
+    def compile_and_keep(lowered):
+        programs.append(lowered.as_text(debug_info=True))
+        return compile_fn(lowered)
+
+    monkeypatch.setattr(jax.stages.Lowered, "compile", compile_and_keep)
+    compile_generate(PROMPT, target=tables.model(tables.table(0)), draft=None, max_new_tokens=3)
+    assert ("generate.py" in programs[-1]) == (jax.default_backend() != "cpu")
