@@ -19,7 +19,7 @@ mkdir -p "$raw"
 # Each process would start a thread per core in NumPy's products, which spin while they wait for each other.
 export OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 # All rules have the same matrix products: those that cuBLAS takes by itself. Trying several compiles longer, and each
-# process may choose others; XLA's own products take ten times as long when none are tried.
+# process may choose others; XLA's own products take seven times as long when none are tried.
 products="--xla_gpu_autotune_level=0 --xla_gpu_enable_triton_gemm=false"
 evaluate() { # GPU SHARE_OF_MEMORY XLA_FLAGS OPTION...
   local gpu=$1 share=$2 flags=$3
