@@ -32,12 +32,14 @@ COMMANDS = {
 
 
 _TENSORS = re.compile(r"model.*\.safetensors")
+_ACCELERATORS = "/dev/nvidiactl", "/dev/accel0", "/dev/vfio/0"
+"""Files of which a machine with an NVIDIA GPU or a TPU has one."""
 _CHUNK = 32 << 20
-"""Bytes touched at once. After each chunk the thread waits for Python's lock, and who ends it waits for a chunk."""
+"""Bytes touched at once. After each chunk the thread waits for Python's lock; to end it takes up to one chunk."""
 _SMALLEST = 100 << 20
 """Bytes below which touching them saves no time."""
 _LARGEST = 4 << 30
-"""More bytes than are touched while JAX is imported."""
+"""The most bytes that are touched; in the time in which JAX is imported it is less."""
 _ALIGNMENT = 64
 """XLA on a CPU uses an array at a multiple of this address without a copy."""
 
@@ -57,8 +59,8 @@ def run(arguments: Sequence[str]) -> int:
     """
     if sys.stdout is None:
         return _fail(1, "standard output is closed, and the text goes there")
-    memory = touch(weight_folders(arguments))
     with _quiet_interrupt():
+        memory = touch(weight_folders(arguments))
         import click
 
         cli = _group(click)
@@ -75,7 +77,8 @@ def run(arguments: Sequence[str]) -> int:
             return 130 if interrupted.is_set() else _status(error, click)
         finally:
             if memory is not None:
-                memory.release()
+                with _quiet_interrupt():
+                    memory.release()
 
 
 class TouchedMemory:
@@ -84,7 +87,7 @@ class TouchedMemory:
     The first touch of memory takes longer than a copy into it, and Python's lock is free meanwhile. Linux only.
 
     Args:
-      num_bytes: Its size.
+      num_bytes: Size of the mapping in bytes.
     """
 
     def __init__(self, num_bytes: int):
@@ -137,9 +140,10 @@ def touch(folders: Sequence[str]) -> TouchedMemory | None:
     """Begins to touch memory for half of the weights in these folders, as much as `begin_all` copies ahead.
 
     Returns None, and never raises, for small weights, for weights larger than the memory that is available, for GGUF
-    files, ids and folders that do not exist, and on systems other than Linux.
+    files, ids and folders that do not exist, on systems other than Linux, and beside a GPU or TPU, whose memory the
+    weights go to.
     """
-    if sys.platform != "linux":
+    if sys.platform != "linux" or any(map(os.path.exists, _ACCELERATORS)):
         return None
     try:
         total = sum(_weight_bytes(folder) for folder in folders)
@@ -153,7 +157,7 @@ def touch(folders: Sequence[str]) -> TouchedMemory | None:
 
 def weight_folders(arguments: Sequence[str]) -> list[str]:
     """Returns the folders whose weights the command with these arguments loads, as far as its options show them."""
-    if arguments[:1] != ["generate"] or "--help" in arguments:
+    if arguments[:1] != ["generate"] or not {"-h", "--help"}.isdisjoint(arguments):
         return []
     values = {}
     for argument, following in itertools.pairwise([*arguments, ""]):
@@ -173,7 +177,7 @@ def _weight_bytes(folder: str) -> int:
 
 def _available_bytes() -> int:
     with open("/proc/meminfo") as lines:
-        return next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))
+        return next((1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")), 0)
 
 
 def _status(error: Any, click: Any) -> int:

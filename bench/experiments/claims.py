@@ -96,10 +96,16 @@ def losses(table: Table) -> str:
             result = verdict(table, row)
             if result == "not decided" and excludes_loss(table, row):
                 result += " but without a loss beyond the margin"
+            if result.startswith("equal") and not row["difference"][1] <= 0 <= row["difference"][2]:
+                result += ", but for intervals without 0"
             tested.setdefault(result, []).append((method, row))
     said = [f"{greedy['same']} of {greedy['texts']} greedy texts are the target's own {ref(greedy)}"] if greedy else []
     said += [f"sampled {', '.join(m for m, _ in some)} {result} {ref(*(r for _, r in some))}"
              for result, some in tested.items()]  # fmt: skip
+    own = [row for m in EXACT_METHODS if (row := table.find("text", m, **OWN)) and "difference" in row]
+    if own:
+        results = dict.fromkeys(verdict(table, row) for row in own)
+        said.append(f"with the checkpoint's own parameters {' or '.join(results)} {ref(*own)}")
     return f"{table.title}: {', '.join(said)}" if said else ""
 
 

@@ -81,10 +81,11 @@ def calibrated(table: Table) -> list[str]:
     law, row, call = table.find("law", "calibrated"), table.find("text", "calibrated"), table.find("call", "ours")
     if law and ours and row and "bound" in row:
         near = "target" if law["to_target"] < law["to_draft"] else "drafter"
+        use = "no use" if row["bound"][0] > 0.5 else f"little use where the distance itself is {law['to_target']:.2g}"
         out.append(f"- Its law is nearer to the {near}'s, and its token after full acceptance is the target's own "
                    f"{ref(law)}. But a running mean misses the log-normalisers by {row['bound'][2]:.0f} nats on "
                    f"average, so that the bound that the loop reports, {row['bound'][0]:.2f} on average where 1 says "
-                   f"nothing, is of no use {ref(row)}. An estimate that does not read the row is not good enough: a "
+                   f"nothing, is of {use} {ref(row)}. An estimate that does not read the row is not good enough: a "
                    "negative result.")  # fmt: skip
     if call and (slow := table.find("call", "calibrated")):
         out.append(f"- One call takes {slow['us'] / call['us']:.1f} times as long as ours; no kernel was written for "

@@ -1,4 +1,4 @@
-"""The claims of the page on Qwen2.5-Coder, which summarises without training."""
+"""The claims of the page on Qwen2.5-Coder with n-grams as its drafter, which summarises without training."""
 
 from rows import MARGINS, Table, grid, ref, signed, verdict
 from score import describe

@@ -209,10 +209,10 @@ def main() -> None:
         law_rows = [settings.Setting(method) for method in (*chosen, "calibrated")]
     file, lock = functools.partial(Path, folder), Lock(options.lock)
     if stage in (None, "contexts") and law_rows and not file("draft.npy").exists():
-        save_contexts(task, folder, min(num_texts, NUM_CONTEXTS))
-    if stage in (None, "laws") and law_rows:
         with lock.shared():
-            run_laws(Rows(file("laws.jsonl")), law_rows, folder, where)
+            save_contexts(task, folder, min(num_texts, NUM_CONTEXTS))
+    if stage in (None, "laws") and law_rows:
+        run_laws(Rows(file("laws.jsonl")), law_rows, folder, where)
     part, parts = map(int, options.part.split("/"))
     suffix = ".jsonl" if parts == 1 else f"-{part}.jsonl"
     if stage in (None, "calls") and called:

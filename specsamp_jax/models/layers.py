@@ -84,7 +84,7 @@ def _row_product(x: Float[Array, "F"], matrix: Float[Array, "F N"]) -> Float[Arr
             sums = sums + products[j : j + 1]
         return sums
 
-    # An unsigned index has no operations that turn a negative one round.
+    # With an unsigned index there are no operations that wrap negative indices.
     first, end = jnp.uint32(0), jnp.uint32(x.size // _BLOCK)
     return jax.lax.fori_loop(first, end, add, jnp.zeros((1, matrix.shape[1]), jnp.float32))
 

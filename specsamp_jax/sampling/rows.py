@@ -138,7 +138,7 @@ def _rounded(product: Array) -> Array:
 
 def take_row(array: Array, row: Int[Array, "B"]) -> Array:
     """Selects one row of each sequence: `[B, ...]` from `[B, R, ...]`."""
-    # Rows are not negative, so no operations turn such an index round or fill what lies outside.
+    # Rows are never negative or too large: without this, operations would wrap the one and fill the other.
     return jax.vmap(lambda rows, index: rows.at[index].get(mode="clip", wrap_negative_indices=False))(array, row)
 
 

@@ -1,5 +1,6 @@
 """Memory that `specsamp generate` touches before it imports JAX."""
 
+import io
 import mmap
 import signal
 import sys
@@ -16,6 +17,11 @@ from specsamp_jax.models.checkpoints import slots
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="memory is touched on Linux only")
 
 SIZE = 256 << 20
+
+
+@pytest.fixture(autouse=True)
+def _without_accelerators(monkeypatch):
+    monkeypatch.setattr(specsamp, "_ACCELERATORS", ())
 
 
 def resident():
@@ -46,6 +52,7 @@ def touched(memory):
         ("generate --target=", [""]),
         ("generate --draft b", []),
         ("generate --help --target a", []),
+        ("generate --target a -h", []),
         ("generate", []),
         ("demo --target a", []),
         ("--target a generate", []),
@@ -65,6 +72,15 @@ def test_nothing_is_touched_without_large_weights(tmp_path):
     for name in names:
         assert specsamp.touch([name]) is None, name
     assert specsamp.touch([]) is None
+
+
+def test_nothing_is_touched_beside_an_accelerator_or_without_a_number_of_free_bytes(tmp_path, monkeypatch):
+    folder = sparse(tmp_path / "large", SIZE)
+    with monkeypatch.context() as patch:
+        patch.setattr(specsamp, "_ACCELERATORS", ("/dev/none", "/dev/null"))
+        assert specsamp.touch([folder]) is None
+    monkeypatch.setattr("builtins.open", lambda path: io.StringIO("MemTotal: 1 kB\n"))
+    assert specsamp.touch([folder]) is None
 
 
 @pytest.mark.parametrize("error", [OSError, MemoryError, ValueError])

@@ -255,7 +255,7 @@ def open_checkpoint(path: str | os.PathLike[str], *, dtype: DTypeLike | None = N
 
 
 def begin_all(checkpoints: Sequence[Checkpoint], memory: TouchedMemory | None = None) -> list[Checkpoint]:
-    """Returns the checkpoints while a thread of each copies up to half of its weights, until it is loaded.
+    """Starts a thread for each checkpoint, which copies up to half of its weights until the checkpoint is loaded.
 
     It shortens a later `load` by most of the time between the two, on a CPU. Elsewhere nothing is copied, because the
     buffers are not the parameters there. What is not taken of `memory` is released.

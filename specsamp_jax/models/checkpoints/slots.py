@@ -230,11 +230,13 @@ def _end(ahead: Ahead) -> tuple[dict[int, np.ndarray], dict[int, list[Piece]]]:
     ahead.stop.set()
     if ahead.thread.ident is not None:
         ahead.thread.join()
-    left: dict[int, list[Piece]] = {}
+    # A second load, after one that failed, must not take a buffer whose pieces the first one took.
+    buffers, left = dict(ahead.buffers), {}
+    ahead.buffers.clear()
     while ahead.pieces:
         i, piece = ahead.pieces.popleft()
         left.setdefault(i, []).append(piece)
-    return ahead.buffers, left
+    return buffers, left
 
 
 def _pieces(slot: Slot, stored: Mapping[str, Stored | Quantized], buffer: np.ndarray) -> Iterator[Piece]:

@@ -94,6 +94,21 @@ def test_a_load_copies_the_pieces_that_are_left(saved, monkeypatch):
     assert threads.count(checkpoint.ahead.thread) == 3
 
 
+def test_a_load_after_one_that_failed_copies_all(saved, monkeypatch):
+    monkeypatch.setattr(slots, "_ROWS", 4)
+    monkeypatch.setattr(slots, "_copy_pieces", lambda pieces, stop: None)
+    (checkpoint,) = begin_all([open_checkpoint(saved)])
+    for buffer in checkpoint.ahead.buffers.values():
+        buffer[...] = -7
+
+    def fail(done, total):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        checkpoint.load_module(fail)
+    assert_equal_weights(checkpoint.load_module(), saved)
+
+
 def test_memory_that_was_touched_is_taken_and_the_rest_released(saved):
     (checkpoint,) = begin_all([open_checkpoint(saved)], Memory(0))
     total = sum(buffer.nbytes for buffer in checkpoint.ahead.buffers.values())
