@@ -71,7 +71,7 @@ def in_the_loop(table: Table) -> str:
 
 
 def calibrated_in_short(found: list[Table]) -> str:
-    """What the calibrated sigmoid keeps and costs, for each task."""
+    """Results on the calibrated sigmoid: its law, its drafts and the time of a call, for each task."""
     said = []
     for t in found:
         law, row = t.find("law", "calibrated"), t.find("text", "calibrated")
