@@ -368,7 +368,7 @@ def test_settings_without_a_row_are_listed(tmp_path, monkeypatch):
     folder.mkdir()
     (folder / "task.json").write_text(json.dumps({"metric": "rouge", "references": []}))
     wanted = [{"method": ("ours", "exact"), "top_k": (50,)}, {"method": ("ours",), "seed": (0, 1)}]
-    monkeypatch.setitem(score.BLOCKS, "", (wanted, []))
+    monkeypatch.setitem(settings.PLANS, "summarization", settings.Plan(wanted, [], []))
     names = [each.name for each in settings.expand(wanted) if each.method == "ours" and not each.seed]
     (folder / "runs.jsonl").write_text("".join(json.dumps({"name": name}) + "\n" for name in names))
     assert score.Tables(folder).missing("text") == {"top-k 50": ["exact"], "more seeds": ["ours"]}

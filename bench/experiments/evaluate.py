@@ -198,11 +198,9 @@ def main() -> None:
     num_texts = min(options.texts or len(task.ids), QUICK_TEXTS if options.quick else len(task.ids))
     # Whole batches only: a row of padding would be counted.
     num_texts -= num_texts % (4 if options.quick else 8)
-    kinds = settings.QUICK if options.quick else settings.BLOCKS, settings.CALLS, settings.LAWS
-    if options.task == "qwen":
-        kinds = importlib.import_module("qwen").blocks()
-    blocks, called, law_rows = kinds[0], *map(settings.expand, kinds[1:])
-    wanted = [each for each in settings.expand(blocks) if each.seed < (options.seeds or each.seed + 1)]
+    plan = settings.plan(task.name)
+    planned, called, law_rows = map(settings.expand, (settings.QUICK if options.quick else plan.runs, *plan[1:]))
+    wanted = [each for each in planned if each.seed < (options.seeds or each.seed + 1)]
     if options.quick:
         chosen = "baseline", "ours", "sigmoid 2e4"
         called = [settings.Setting(method, batch_size=4) for method in chosen]

@@ -46,10 +46,9 @@ all() { # waits for PROCESS...; fails if one failed
   return $status
 }
 
-processes=()
+processes=() share=$(awk "BEGIN { print .52 / $writers }")
 total=$((writers * gpus))
 for ((i = 0; i < total; i++)); do
-  share=$(awk "BEGIN { print .52 / $writers }")
   evaluate $((i % gpus)) "$share" "$products" --stage runs --part $i/$total --seconds $((seconds - SECONDS - 20)) &
   processes+=("$!")
 done

@@ -8,7 +8,6 @@ import json
 import os
 from pathlib import Path
 
-import settings
 from summarization import build, load_pair
 from tasks import Task
 
@@ -33,13 +32,6 @@ def folders() -> list[Path]:
     if not found:
         raise ValueError("SPECSAMP_QWEN must name the target's folder, or TARGET:DRAFTER, and is not set.")
     return [Path(each) for each in found.split(":")]
-
-
-def blocks() -> tuple[list[dict[str, tuple]], ...]:
-    """The runs, calls and laws of the models at hand; one without a drafter has runs only."""
-    if len(folders()) == 1:
-        return settings.QWEN, [], []
-    return settings.QWEN_PAIR, settings.QWEN_CALLS, settings.LAWS
 
 
 def make_task(dtype: str | None = None) -> Task:

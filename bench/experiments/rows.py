@@ -4,8 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from score import BLOCKS, DEFAULTS
-from settings import AS_DATA, QWEN_OWN, Setting, expand
+from score import DEFAULTS
+from settings import AS_DATA, QWEN_OWN, Setting, expand, plan
 
 MARGINS = {"ROUGE-L": 1.0, "WER": 0.5}
 """Differences to the target alone, in points, that count as none. Named before anything was run."""
@@ -39,8 +39,8 @@ class Table:
         contents = json.loads(path.read_text())
         self.name, self.about = path.stem, contents["about"]
         self.title = TITLES[self.name]
-        texts, calls = (set(expand(each)) for each in BLOCKS.get(self.name, BLOCKS[""]))
-        self.planned = {"text": texts, "call": calls}
+        planned = plan(self.name)
+        self.planned = {"text": set(expand(planned.runs)), "call": set(expand(planned.calls))}
         self.rows: list[Row] = [{**DEFAULTS, **row} for row in contents["rows"]]
         self.measure = {"rouge": "ROUGE-L", "wer": "WER"}[self.about["metric"]]
         self.fixture = "fixture" in self.about["models"]

@@ -26,10 +26,6 @@ DEFAULTS |= {"seeds": 1, "machine": 0, "empty": 0, "calibration": {}}
 PLAIN = {**DEFAULT_SETTING, "temperature": None}
 """Settings of rows that are split by test set: the defaults, greedy or sampled."""
 
-BLOCKS = {"": (settings.BLOCKS, settings.CALLS), "qwen": (settings.QWEN, [])}
-BLOCKS |= {"pair": (settings.QWEN_PAIR, settings.QWEN_CALLS)}
-"""Runs and calls of the tasks that have their own, and those of the others."""
-
 WHERE = "models", "device", "cores", "jax", "python", "weights", "kernels", "drafts", "date"
 
 
@@ -87,7 +83,7 @@ class Tables:
         self.machines: list[dict[str, Any]] = []
         self.rows: list[dict[str, Any]] = []
         self.num_texts = len(self.task["references"])
-        self.blocks = BLOCKS.get(folder.name, BLOCKS[""])
+        self.plan = settings.plan(folder.name)
 
     def machine(self, row: dict[str, Any]) -> int:
         """The index of a row's machine."""
@@ -103,7 +99,7 @@ class Tables:
     def add_texts(self) -> None:
         """Rows of kind "text"."""
         groups: dict[str, list[dict[str, Any]]] = {}
-        for row in in_order(read(self.folder / "runs.jsonl"), self.blocks[0]):
+        for row in in_order(read(self.folder / "runs.jsonl"), self.plan.runs):
             groups.setdefault(row["name"].rpartition("|")[0], []).append(row)
         self.num_texts = max(len(rows[0]["texts"]) for rows in groups.values())
         scores = {name: np.mean([self.scored(row["texts"]) for row in rows], 0) for name, rows in groups.items()}
@@ -173,7 +169,7 @@ class Tables:
 
     def add(self, kind: str, file: str) -> None:
         """Rows of another kind, as they are."""
-        for row in in_order(read(self.folder / file), self.blocks[1]):
+        for row in in_order(read(self.folder / file), self.plan.calls):
             values = {key: value for key, value in row.items() if key not in (*WHERE, "name")}
             # An acceptance near 1 is told by its distance to 1.
             kept = {key: 8 if key == "acceptance" else 4 for key in values}
@@ -182,7 +178,7 @@ class Tables:
 
     def missing(self, kind: str) -> dict[str, list[str]]:
         """The settings that have no row of this kind, with their methods."""
-        blocks, file = {"text": (self.blocks[0], "runs.jsonl"), "call": (self.blocks[1], "calls.jsonl")}[kind]
+        blocks, file = {"text": (self.plan.runs, "runs.jsonl"), "call": (self.plan.calls, "calls.jsonl")}[kind]
         names = {row["name"] for row in read(self.folder / file)}
         found: dict[str, list[str]] = {}
         for wanted in settings.expand(blocks):

@@ -139,6 +139,23 @@ LAWS: list[dict[str, tuple]] = [
 """Settings at which the emitted law is computed."""
 
 
+class Plan(NamedTuple):
+    """The blocks of a task's runs, timed calls and laws."""
+
+    runs: list[dict[str, tuple]]
+    calls: list[dict[str, tuple]]
+    laws: list[dict[str, tuple]]
+
+
+PLANS = {"qwen": Plan(QWEN, [], []), "pair": Plan(QWEN_PAIR, QWEN_CALLS, LAWS)}
+"""The plans of the tasks that have their own."""
+
+
+def plan(task: str) -> Plan:
+    """The plan of a task by its name."""
+    return PLANS.get(task, Plan(BLOCKS, CALLS, LAWS))
+
+
 def expand(blocks: list[dict[str, tuple]]) -> list[Setting]:
     """The settings of some blocks, each once, in order."""
     found = {}
