@@ -25,6 +25,9 @@ EMIT_DRAWS = 2
 LARGEST_LOG_NORMALIZER = 128.0
 """A float32 logsumexp above this has a rounding error above 2**-17, as do its log-probabilities: it is recomputed."""
 
+ROUNDS = 64
+"""Number of rounds in which the block rule looks for the row to stop at, before it searches by the sums of rows."""
+
 BOUND_SLACK = 2.0**-20
 """Added to the block rule's upper bound of a residual's sum, for the rounding of its terms."""
 
@@ -49,10 +52,13 @@ class Uniforms(NamedTuple):
     Attributes:
       accept: One per draft position.
       emit: Two for the residual or bonus token: its tile, then its position in the tile.
+      rounds: Three per round of the block rule: a coin, then the tile and the position in the tile of a token.
+        None: no rounds.
     """
 
     accept: Float[Array, "B K"]
     emit: Float[Array, "B 2"]
+    rounds: Float[Array, "B 3 R"] | None = None
 
 
 class Verification(NamedTuple):

@@ -18,6 +18,7 @@ from pallas_kernels.types import EMIT_DRAWS as EMIT_DRAWS
 from pallas_kernels.types import EMPTY_RESIDUAL as EMPTY_RESIDUAL
 from pallas_kernels.types import LARGEST_LOG_NORMALIZER as LARGEST_LOG_NORMALIZER
 from pallas_kernels.types import PAD_TOKEN as PAD_TOKEN
+from pallas_kernels.types import ROUNDS as ROUNDS
 from pallas_kernels.types import TILE as TILE
 from pallas_kernels.types import Filter as Filter
 from pallas_kernels.types import Uniforms as Uniforms

@@ -227,9 +227,13 @@ def _uniforms(keys: Key[Array, "B"], positions: None, num_rows: int) -> Uniforms
     return streams.verification_uniforms(keys, num_rows - 1)
 
 
+def _block_uniforms(keys: Key[Array, "B"], positions: None, num_rows: int) -> Uniforms:
+    return streams.block_uniforms(keys, num_rows - 1)
+
+
 CORES = {
     "token": (token_rule.verify_token, kernels.verify_token_from_keys, _uniforms),
-    "block": (block_rule.verify_block, kernels.verify_block_from_keys, _uniforms),
+    "block": (block_rule.verify_block, kernels.verify_block_from_keys, _block_uniforms),
     "calibrated": (calibrated_rule.verify_calibrated, None, _uniforms),
     "coupled": (coupled_rule.verify_coupled, None, gumbel.noise_keys),
     "sigmoid": (sigmoid_rule.verify_sigmoid, kernels.verify_sigmoid_from_keys, _uniforms),

@@ -9,7 +9,7 @@ from jax import dtypes, random
 from jaxtyping import Array, Float, Int, Key, UInt32
 
 from specsamp_jax import _checks
-from specsamp_jax._types import EMIT_DRAWS, KeyLike, Uniforms
+from specsamp_jax._types import EMIT_DRAWS, ROUNDS, KeyLike, Uniforms
 
 
 class Purpose(enum.IntEnum):
@@ -18,6 +18,7 @@ class Purpose(enum.IntEnum):
     DRAFT = 1
     VERIFY = 2
     COUPLED = 3
+    ROUNDS = 4
 
 
 def row_keys(key: Any, batch_size: _checks.Size) -> Key[Array, "B"]:
@@ -80,3 +81,9 @@ def verification_uniforms(keys: Key[Array, "B"], num_draft: int) -> Uniforms:
     """The uniforms of a verification of `num_draft` drafts."""
     draws = uniforms(keys, Purpose.VERIFY, num_draft + EMIT_DRAWS)
     return Uniforms(accept=draws[:, EMIT_DRAWS:], emit=draws[:, :EMIT_DRAWS])
+
+
+def block_uniforms(keys: Key[Array, "B"], num_draft: int) -> Uniforms:
+    """The uniforms of a verification by the block rule: those of other rules, and three for each of its rounds."""
+    rounds = uniforms(keys, Purpose.ROUNDS, 3 * ROUNDS).reshape(-1, 3, ROUNDS)
+    return verification_uniforms(keys, num_draft)._replace(rounds=rounds)
