@@ -1,19 +1,17 @@
-"""The block rule in two launches: that of the token rule which reads the rows, then one that tries rows to stop at.
+"""The block rule in two launches: that of the token rule which reads the rows, then one that draws and emits tokens.
 
-A sequence of n usable drafts stops after i of them, for the largest i with `u_i < h_i` (`specsamp_jax.rules.block`).
-`h_i` needs `Z_{i+1}`, the sum over a whole row of max(P_i p - q, 0), but only few rows can be that i: an upper bound of
-`Z_{i+1}` is known from the drafted token alone. They are tried from the right, and the sums of the row that is found
-then choose the token.
+A sequence of n usable drafts keeps all of them if `u_n < P_n`. Else its row and its token are found in rounds
+(`specsamp_jax.rules.block`): a coin steps back by a row, or lets a token be drawn from p and tested. The coins alone
+tell the row of each round, so all rounds are tried at the same time; the first success counts. In the rare case that
+none succeeds, one block goes on by the sums of whole rows.
 
-Launch `block_emit_tokens`, grid (sequence, part, block): the blocks sum the tiles of all rows that may be tried, and
-increment the sequence's counter; the last block to arrive tries the rows and emits the token. In small batches every
-row has blocks of its own (a part per row). In large ones the blocks of a sequence sum one row after the other, without
-a barrier between them; blocks of sequences without such a row end at once, so that others take their place.
+Launch `block_emit_tokens`, grid (sequence, block): each block tries a few rounds, writes its first success, and
+increments the sequence's counter; the last block to arrive emits the token. Where the first launch does not leave the
+sums of the tiles of p, by which tokens are drawn, launch `block_sum_rows` before it computes them.
 
-Order: as in `token`. The sums of a row are written once, before the counter is incremented.
+Order: as in `token`. Successes are joined by an atomic minimum before the counter is incremented.
 """
 
-import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -25,6 +23,7 @@ from jaxtyping import Array, Float, Int
 
 from pallas_kernels import (
     block_rule,
+    block_trial,
     emit,
     last_token,
     reading,
@@ -55,13 +54,14 @@ def verify_block(
 ) -> Verification:
     """Returns the verification by the block rule (Sun et al., 2024, arXiv 2403.10444), with K of at least 1.
 
-    Arguments are those of `token.verify_token`; `config` is chosen by `config.block_config` if None.
+    Arguments are those of `token.verify_token`; uniforms have `rounds`. `config` is chosen by `config.block_config` if
+    None.
     """
-    config = config or sizes.block_config(*target_logits.shape)
+    config = config or sizes.block_config(target_logits.shape[0])
     inputs = rows.make_inputs(
         target_logits, target_filter, draft_logits, draft_filter, log_normalizers, draft_tokens, draws
     )
-    return token.read_then_emit(emit_tokens, inputs, target_logits.shape, config)
+    return token.read_then_emit(emit_tokens, inputs, target_logits.shape, config, trial=True)
 
 
 def verify_filtered_block(
@@ -79,134 +79,112 @@ def verify_filtered_block(
 
     Arguments are those of `token_filtered.verify_token`.
     """
-    config = config or sizes.filtered_block_config(*target_logits.shape)
+    config = config or sizes.block_config(target_logits.shape[0])
     models = target_logits, target_limits, draft_logits, draft_limits
-    return token_filtered.filter_then_emit(emit_tokens, *models, log_normalizers, draft_tokens, draws, config)
+    return token_filtered.filter_then_emit(
+        emit_tokens, *models, log_normalizers, draft_tokens, draws, config, trial=True
+    )
 
 
 class _Scratch(NamedTuple):
-    """Shared memory of a block. `choice` serves `scan.choose`, `meeting` the synchronisation of the blocks."""
+    """Shared memory of a block. `choice` serves `scan.choose`, `number` the synchronisation of the blocks."""
 
     tables: token_rule.Tables
     joint: block_rule.Joint
     choice: Any
-    meeting: Any
+    number: Any
+    drawn: block_trial.Drawn | None
 
 
-def _scratch(num_rows: int, meeting: Any) -> tuple[_Scratch]:
+def _scratch(num_rows: int, drawn: block_trial.Drawn | None = None) -> tuple[_Scratch]:
     """Types of the shared memory."""
     tables, joint = token_rule.tables_scratch(num_rows), block_rule.joint_scratch(num_rows)
-    return (_Scratch(tables, joint, scan.choose_scratch(), meeting),)
+    return (_Scratch(tables, joint, scan.choose_scratch(), sync.int32_scratch(), drawn),)
 
 
-class _Trial(NamedTuple):
-    """State of one block that tries rows of a sequence: its emission, its tables, and the rows that are possible."""
-
-    emission: emit.Emission
-    tables: token_rule.Tables
-    joint: block_rule.Joint
-    search: block_rule.Search
-    stats: Any
-
-    def stop_at(self, row: Any) -> token_rule.Stop:
-        return block_rule.stop_at(self.emission.sequence, self.tables, self.joint, self.search, row)
-
-    def at(self, row: Any) -> emit.Emission:
-        """The emission with the sums of tiles of this row."""
-        sequence = self.emission.sequence
-        return self.emission._replace(sums_row=rows.flat_row(sequence.target, row))
-
-    def total(self, row: Any) -> jax.Array:
-        """The sum of the weights of a row whose tiles have been summed."""
-        emission, stop = self.at(row), self.stop_at(row)
-
-        def of_tiles():
-            return emit.sum_tiles(emission)
-
-        def of_certain():
-            return block_rule.certain_total(emission.sequence, stop)
-
-        if emission.sequence.target.filter.greedy is None:
-            return of_tiles()
-        return lax.cond(stop.p_certain < 0, of_tiles, of_certain)
-
-    def last_row(self) -> jax.Array:
-        """The number of drafts after which the sequence stops."""
-        return block_rule.last_row(self.joint, self.search, self.total)
-
-    def write(self, stop: token_rule.Stop):
-        """Writes the outputs but the last token."""
-        write = functools.partial(token_rule.write_values, self.emission, self.tables, stop)
-        last_token.write_accepted(self.emission, self.tables, stop, write)
-
-
-def _begin(emission: emit.Emission, inputs, read, scratch: _Scratch, decide_fn, stats_fn) -> _Trial:
-    """Waits for the first launch, and finds the possible rows."""
+def _begin(emission: emit.Emission, inputs, read, scratch: _Scratch, decide_fn) -> block_trial.Trial:
+    """Waits for the launch before, and finds the rows of the rounds."""
     sync.wait_for_previous_launch()
     sequence, values, _ = decide_fn(inputs, read)
     uniforms = reading.load_uniforms(emission.uniforms, read, sequence)
     accept = tiles.load_lanes(read.facts.accept, (sequence.number,))
-    search = block_rule.find_rows(sequence, values, accept, scratch.joint)
+    rounds = sequence.inputs.draws.rounds if read.trials.rounds is None else read.trials.rounds
+    coins = [tiles.load_lanes(rounds, (sequence.number, i)) for i in range(block_rule.VECTORS)]
     token_rule.write_tables(scratch.tables, slice(None), values)
+    search = block_rule.begin(sequence, values, accept, coins, scratch.joint)
     emission = emission._replace(sequence=sequence, uniforms=uniforms)
-    return _Trial(emission, scratch.tables, scratch.joint, search, stats_fn(read))
+    return block_trial.Trial(emission, scratch.tables, scratch.joint, search, scratch.drawn, rounds, read.trials.tiles)
 
 
 def emit_tokens(read, inputs, decide_fn, stats_fn, batch_size, num_rows, vocab_size, config) -> Verification:
-    """Launches `block_emit_tokens`. The arguments are those of `token.emit_after`."""
-    groups = sizes.groups(vocab_size, [ref.dtype for ref in inputs.logits], config)
-    apart = config.row_parts > 1
+    """Launches `block_emit_tokens`, after `block_sum_rows` if needed. The arguments are those of `token.emit_after`."""
+    dtypes = [ref.dtype for ref in inputs.logits]
+    groups, sums = sizes.groups(vocab_size, dtypes, sizes.Config(1)), None
+    if read.trials.tiles is None:
+        summing = sizes.block_sum_config(batch_size, vocab_size)
+        groups = sizes.groups(vocab_size, dtypes, summing)
+        sums = _sum_rows(read, inputs, decide_fn, stats_fn, batch_size, num_rows, groups, summing.blocks)
 
-    def block_emit_tokens(inputs, read, out, sums, scratch):
-        def meet(is_last):
-            # Not called: `sum_and_meet` synchronises the blocks.
-            return is_last
-
+    def block_emit_tokens(inputs, read, summed, out, own_sums, scratch):
         sequence = rows.sequence_view(inputs, vocab_size)
-        emission = emit.make_emission(sequence, out, sums, scratch.choice, groups, config.blocks, meet)
-        part = lax.axis_index("part")
-        if config.prefetches:
-            # In small batches `part` is the row that these blocks sum.
-            pl.when(part < num_rows - 1)(lambda: emit.prefetch_draft(emission, [part]))
-        trial = _begin(emission, inputs, read, scratch, decide_fn, stats_fn)
-        emission, search = trial.emission, trial.search
-        end_needs_sums = last_token.needs_tile_sums(emission, trial.stop_at(search.end), trial.stats)
-        greedy = emission.sequence.target.filter.greedy
-        decided = search.first == search.end
-        tries = ~decided if greedy is None else ~decided & (greedy[emission.sequence.number] == 0)
-        end = jnp.where(decided & end_needs_sums, search.end, -1)
-        flags = block_rule.write_summed(trial.joint, search, tries, end)
-        summed = trial.joint.summed
-        # Parts that sum at least one row, and whether this one does.
-        num_parts, sums_rows = (jnp.sum(flags), summed[part] > 0) if apart else (jnp.max(flags), jnp.max(flags) > 0)
+        sums = own_sums if summed is None else summed
+        emission = emit.make_emission(sequence, out, sums, scratch.choice, groups, config.blocks, _never_meet)
+        trial = _begin(emission, inputs, read, scratch, decide_fn)
+        stats = stats_fn(read)
 
-        def sum_and_meet():
-            def sum_row(row):
-                pl.when(summed[row] > 0)(lambda: last_token.sum_row(trial.at(row), trial.stop_at(row), trial.stats))
+        def try_rounds():
+            arrivals = sync.Arrivals(read.counters, scratch.number)
+            return block_trial.try_rounds(trial, arrivals, read.trials.found)
 
-            if apart:
-                sum_row(part)
-            else:
-                emit.for_each(num_rows, sum_row)
-            arrivals = sync.Arrivals(read.counters, scratch.meeting)
-            return sync.arrive(arrivals, emission.sequence.number, num_parts * config.blocks)
+        def none_found():
+            return emission.block == 0, jnp.int32(rows.MAX_INDEX)
 
-        def is_first():
-            return (num_parts == 0) & (part == 0) & (emission.block == 0)
-
-        @pl.when(lax.cond(sums_rows, sum_and_meet, is_first))
-        def _():
-            last = trial.last_row()
-            stop = trial.stop_at(last)
-            trial.write(stop)
-            last_token.emit_from_sums(trial.at(last), stop, trial.stats)
+        emits, found = lax.cond(trial.search.tries, try_rounds, none_found)
+        pl.when(emits & (found < rows.MAX_INDEX))(lambda: block_trial.emit_found(trial, found))
+        pl.when(emits & (found == rows.MAX_INDEX))(lambda: block_trial.emit_rest(trial, stats))
 
     out, _ = plgpu.kernel(
         block_emit_tokens,
-        out_type=emit.output_types(batch_size, num_rows - 1, groups.num_slots, num_rows),
-        scratch_types=_scratch(num_rows, sync.int32_scratch()),
-        grid=(batch_size, config.row_parts, config.blocks),
-        grid_names=("sequence", "part", "block"),
+        out_type=emit.output_types(batch_size, num_rows - 1, groups.num_slots),
+        scratch_types=_scratch(num_rows, block_trial.drawn_scratch(dtypes[0], config.blocks)),
+        grid=(batch_size, config.blocks),
+        grid_names=("sequence", "block"),
+        compiler_params=emit.COMPILER_PARAMS,
+    )(inputs, read, sums)
+    return out
+
+
+def _never_meet(is_last: jax.Array) -> jax.Array:
+    """In place of a barrier for `emit.make_emission`: the blocks meet once, at the counter."""
+    return is_last
+
+
+def _sum_rows(read, inputs, decide_fn, stats_fn, batch_size, num_rows, groups, num_blocks) -> jax.Array:
+    """Launches `block_sum_rows`: sums the tiles of p in the rows of rounds, and in the row after all usable drafts."""
+    vocab_size = inputs.target.logits.shape[0] // (batch_size * num_rows)
+
+    def block_sum_rows(inputs, read, sums, scratch):
+        sync.start_dependent_launch()
+        sequence = rows.sequence_view(inputs, vocab_size)
+        emission = emit.make_emission(sequence, None, sums, scratch.choice, groups, num_blocks, _never_meet)
+        trial = _begin(emission, inputs, read, scratch, decide_fn)
+        search, stats = trial.search, stats_fn(read)
+        last = last_token.needs_tile_sums(trial.emission, trial.stop_at(search.end), stats) & search.decided
+
+        def sum_row(row):
+            stop = trial.stop_at(row)._replace(rejecting=jnp.bool_(False), log_joint=jnp.float32(0))
+            needed = (trial.joint.tried[row] > 0) | (last & (row == search.end))
+            pl.when(needed)(lambda: last_token.sum_row(trial.at(row), stop, stats))
+
+        emit.for_each(num_rows, sum_row)
+
+    shape = batch_size * num_rows, sizes.to_lanes(groups.num_slots)
+    (sums,) = plgpu.kernel(
+        block_sum_rows,
+        out_type=(jax.ShapeDtypeStruct(shape, jnp.float32),),
+        scratch_types=_scratch(num_rows),
+        grid=(batch_size, num_blocks),
+        grid_names=("sequence", "block"),
         compiler_params=emit.COMPILER_PARAMS,
     )(inputs, read)
-    return out
+    return sums

@@ -1,4 +1,4 @@
-"""The decisions of the block rule inside its kernels: the rows at which a sequence may stop, and the one where it does.
+"""The decisions of the block rule inside its kernels: joint probabilities, the row of each round, the exact search.
 
 A row is named by the number of drafts before it: row i emits the token after i drafts.
 """
@@ -9,60 +9,64 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from pallas_kernels import config, last_token, rows, tiles, token_rule
-from pallas_kernels.types import BOUND_SLACK
+from pallas_kernels.config import WARP
+from pallas_kernels.types import ROUNDS
+
+VECTORS = ROUNDS // WARP
+"""Vectors of the length of a warp that hold one value per round."""
 
 
 class Joint(NamedTuple):
-    """One value per row in shared memory.
+    """Values per row, `[lanes]`, and per round, in shared memory.
 
     Attributes:
-      log_ratio: log p - log q of the draft after i drafts, `[lanes]`.
-      log_prob: log P_i, `[lanes]`.
-      uniform: The uniform that decides on row i + 1, `[lanes]`.
-      summed: 1 if the tiles of the row are summed, else 0, `[lanes]`; see `write_summed`.
+      log_ratio: log p - log q of the draft after i drafts.
+      log_prob: log P_i.
+      uniform: The uniform that decides on row i + 1.
+      tried: 1 if some round draws a token of the row, else 0.
+      row: The row of which a round draws a token, or -1, `[VECTORS, WARP]`.
     """
 
     log_ratio: Any
     log_prob: Any
     uniform: Any
-    summed: Any
+    tried: Any
+    row: Any
 
 
 def joint_scratch(num_rows: int) -> Joint:
     """Shared memory for `Joint`."""
     shape = (config.row_lanes(num_rows),)
-    floats = plgpu.SMEM(shape, jnp.float32)
-    return Joint(floats, floats, floats, plgpu.SMEM(shape, jnp.int32))
+    floats, ints = plgpu.SMEM(shape, jnp.float32), plgpu.SMEM(shape, jnp.int32)
+    return Joint(floats, floats, floats, ints, plgpu.SMEM((VECTORS, WARP), jnp.int32))
 
 
 class Search(NamedTuple):
-    """Rows at which a sequence may stop.
+    """The state of a sequence's search for the row at which it stops.
 
     Attributes:
-      possible: The row if the sequence may stop at it, else -1, one row per lane.
       end: The number of usable drafts.
-      first: The largest possible row.
-      sure: The largest possible row with P = 1, at which the sequence stops if it stops at none after it.
+      decided: Whether the sequence keeps all of them.
+      tries: Whether rounds look for its row.
+      rest: The row that remains when no round succeeds.
     """
 
-    possible: jax.Array
     end: jax.Array
-    first: jax.Array
-    sure: jax.Array
+    decided: jax.Array
+    tries: jax.Array
+    rest: jax.Array
 
 
-def uniform_of(joint: Joint, row: Any) -> jax.Array:
-    """The uniform that decides on a row; row 0, on which none decides, has another row's."""
-    return joint.uniform[jnp.maximum(row - 1, 0)]
+def begin(
+    sequence: rows.Sequence, values: token_rule.Tables, uniforms: jax.Array, coins: list[jax.Array], joint: Joint
+) -> Search:
+    """Finds the state before the first draw, and writes `joint`.
 
-
-def find_rows(sequence: rows.Sequence, values: token_rule.Tables, uniforms: jax.Array, joint: Joint) -> Search:
-    """Finds the possible rows, and writes `joint` but `joint.summed`.
-
-    `values` and `uniforms` have one row per lane; uniform i decides on row i + 1.
+    `values` and `uniforms` have one row per lane; uniform i decides on row i + 1. `coins` have one round per lane.
     """
     num_rows, size = sequence.num_draft + 1, config.row_lanes(sequence.num_draft + 1)
     lane = tiles.lane_index(size)
@@ -70,78 +74,92 @@ def find_rows(sequence: rows.Sequence, values: token_rule.Tables, uniforms: jax.
     # Registers -> shared memory: [lanes].
     joint.log_ratio[...] = jnp.where(trusted, values.log_p - values.log_q, -jnp.inf)
     joint.uniform[...] = uniforms
+    joint.tried[...] = jnp.where(lane < 0, lane, 0)
 
     def step(row, carry):
-        log_prob, log_probs, u = carry
-        at_row = lane == row
-        log_probs = jnp.where(at_row, log_prob, log_probs)
-        # A scalar per row: matrix instructions, which move so short a vector, need addresses that are multiples of 16.
-        u = jnp.where(at_row, uniform_of(joint, row), u)
-        return jnp.minimum(log_prob + joint.log_ratio[row], 0.0), log_probs, u
+        log_prob, log_probs = carry
+        log_probs = jnp.where(lane == row, log_prob, log_probs)
+        return jnp.minimum(log_prob + joint.log_ratio[row], 0.0), log_probs
 
     zeros = plgpu.layout_cast(jnp.zeros((size,)), tiles.lane_layout(size))
-    carry = jnp.float32(0), zeros, zeros
-    if num_rows <= config.MIN_LANES:
-        # Unrolled, all loads are issued before the first is needed.
-        for row in range(num_rows):
-            carry = step(row, carry)
-    else:
-        carry = lax.fori_loop(0, num_rows, step, carry)
-    _, log_prob, u = carry
+    _, log_prob = _for_rows(num_rows, step, (jnp.float32(0), zeros))
     joint.log_prob[...] = log_prob
-    prob = jnp.exp(log_prob)
     usable = trusted & token_rule.are_regular(sequence, values.p_offset, values.p_log_sum, values.p_certain)
     # The bonus row has no usable draft.
     end = jnp.min(jnp.where(usable, rows.MAX_INDEX, lane))
-    # Z = P - (the sum of min(P p, q)), of which the drafted token is one term.
-    most = prob - jnp.exp(jnp.minimum(log_prob + values.log_p, values.log_q)) + BOUND_SLACK
-    kept = jnp.where(usable, u * (most + 1 - prob), u) < jnp.where(usable, most, prob)
-    possible = jnp.where((lane <= end) & (kept | (lane == 0)), lane, -1)
-    first, sure = jnp.max(possible), jnp.max(jnp.where(prob >= 1, possible, 0))
-    return Search(possible, end, first, sure)
+    decided = (end == 0) | (joint.uniform[jnp.maximum(end - 1, 0)] < jnp.exp(joint.log_prob[end]))
+    greedy = sequence.target.filter.greedy
+    tries = ~decided if greedy is None else ~decided & (greedy[sequence.number] == 0)
+    rest = _plan(num_rows - 1, joint, coins, end, tries)
+    return Search(end, decided, tries, jnp.where(tries, rest, jnp.maximum(end - 1, 0)))
 
 
-def write_summed(joint: Joint, search: Search, tries: jax.Array, other: jax.Array) -> jax.Array:
-    """Writes `joint.summed`: of the possible rows from `sure` to `first` if `tries`, and of row `other`.
+def _for_rows(count: int, step: Callable[[Any, Any], Any], carry: Any) -> Any:
+    """Folds `step` over the numbers below `count`."""
+    if count > config.MIN_LANES:
+        return lax.fori_loop(0, count, step, carry)
+    # Unrolled, all loads are issued before the first is needed.
+    for i in range(count):
+        carry = step(i, carry)
+    return carry
 
-    Returns the same flags in registers.
+
+def _plan(num_draft: int, joint: Joint, coins: list[jax.Array], end: jax.Array, tries: jax.Array) -> jax.Array:
+    """Writes `joint.row` and `joint.tried`; returns the row that remains after all rounds.
+
+    A round whose coin is not below P steps back by a row, so the coins alone tell the row of each round.
     """
-    lane = tiles.lane_index(joint.summed.shape[0])
-    # Comparisons of lanes, because Mosaic does not broadcast a scalar boolean.
-    tried = (search.possible >= jnp.where(tries, search.sure, rows.MAX_INDEX)) & (lane <= search.first)
-    flags = jnp.where(tried | (lane == other), 1, 0)
-    # Registers -> shared memory: [lanes].
-    joint.summed[...] = flags
-    return flags
+    number = [tiles.lane_index(WARP) + i * WARP for i in range(VECTORS)]
+
+    def step(i, carry):
+        start, rest, *planned = carry
+        row = jnp.maximum(end - 1 - i, 0)
+        prob = jnp.exp(joint.log_prob[row])
+        rest = jnp.where(start <= ROUNDS, row, rest)
+        # P is 1 at row 0: no coin steps back from there.
+        steps_back = [jnp.where((n >= start) & (c >= prob), n, ROUNDS) for n, c in zip(number, coins, strict=True)]
+        first = jnp.min(steps_back[0])
+        for each in steps_back[1:]:
+            first = jnp.minimum(first, jnp.min(each))
+        planned = [
+            jnp.where((n >= start) & (n < first), row, rows_of) for n, rows_of in zip(number, planned, strict=True)
+        ]
+
+        @pl.when(tries & (i < end) & (start < first))
+        def _():
+            joint.tried[row] = jnp.int32(1)
+
+        return first + 1, rest, *planned
+
+    carry = jnp.int32(0), jnp.int32(0), *(jnp.where(n < 0, n, -1) for n in number)
+    _, rest, *planned = _for_rows(num_draft, step, carry)
+    for i, rows_of in enumerate(planned):
+        # Registers -> shared memory: [WARP].
+        joint.row[i] = rows_of
+    return rest
 
 
 def last_row(joint: Joint, search: Search, total_fn: Callable[[Any], jax.Array]) -> jax.Array:
-    """The row at which the sequence stops; `total_fn(row)` is the sum of a row's weights."""
-
-    def before(row):
-        return jnp.max(jnp.where(search.possible < row, search.possible, 0))
+    """The row at which an undecided sequence stops; `total_fn(row)` is the sum of a row's weights."""
 
     def step(carry):
         row, _ = carry
 
-        def accept():
-            total, rest = total_fn(row), 1 - jnp.exp(joint.log_prob[row])
-            # u < Z / (Z + 1 - P) without the division.
-            return uniform_of(joint, row) * (total + rest) < total
+        total, rest = total_fn(row), 1 - jnp.exp(joint.log_prob[row])
+        # u < Z / (Z + 1 - P) without the division.
+        # Where P is 1, as at row 0, the sequence stops.
+        below = joint.uniform[jnp.maximum(row - 1, 0)] * (total + rest) < total
+        accepted = below | (joint.log_prob[row] >= 0)
+        return jnp.where(accepted, row, row - 1), accepted
 
-        # P is 1 at `sure`.
-        accepted = lax.cond(row <= search.sure, lambda: jnp.bool_(True), accept)
-        return jnp.where(accepted, row, before(row)), accepted
-
-    decided = search.first == search.end
-    return lax.while_loop(lambda carry: ~carry[1], step, (search.first, decided))[0]
+    return lax.while_loop(lambda carry: ~carry[1], step, (search.rest, search.decided))[0]
 
 
 def stop_at(
-    sequence: rows.Sequence, tables: token_rule.Tables, joint: Joint, search: Search, row: Any
+    sequence: rows.Sequence, tables: token_rule.Tables, joint: Joint, end: jax.Array, row: Any
 ) -> token_rule.Stop:
     """The `Stop` of a row: its weights are max(P p - q, 0), or p after all usable drafts."""
-    rejecting = row < search.end
+    rejecting = row < end
     log_joint = jnp.where(rejecting, joint.log_prob[row], 0.0)
     return token_rule.stop_at(sequence, tables, row)._replace(rejecting=rejecting, log_joint=log_joint)
 
@@ -149,4 +167,5 @@ def stop_at(
 def certain_total(sequence: rows.Sequence, stop: token_rule.Stop) -> jax.Array:
     """The sum of the weights of a greedy row: max(P - q, 0) at the token of probability 1."""
     assert stop.log_joint is not None
-    return jnp.maximum(jnp.exp(stop.log_joint) - jnp.exp(last_token.log_q_of_certain(sequence, stop)), 0.0)
+    log_q = last_token.log_q_of(sequence, stop, stop.p_certain)
+    return jnp.maximum(jnp.exp(stop.log_joint) - jnp.exp(log_q), 0.0)

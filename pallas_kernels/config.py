@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from pallas_kernels.types import TILE
+from pallas_kernels.types import ROUNDS, TILE
 
 THREADS = 128
 """Threads per block: one warpgroup."""
@@ -62,12 +62,9 @@ FEWEST_BLOCKS = 8
 sequences that accepted all drafts end at once. With 2, 4, 8 and 16 on an H200, V 151,936, bfloat16, two launches took
 73, 63, 62 and 65 us at B 256, K 1, and 136, 134, 132 and 136 at K 4."""
 
-FEWEST_AT_ONCE = 8
-"""Minimum blocks of each row if the block rule sums the tiles of several rows at once."""
-
 BLOCK_RULE_BLOCKS = 19
-"""Minimum blocks of a sequence in the block rule if they sum one row after the other: each sums two groups of tiles of
-a row. More blocks than run concurrently, because half of the sequences need no sum, and their blocks end at once."""
+"""Minimum blocks of a sequence in the block rule that sum its rows one after the other: more than run concurrently,
+because half of the sequences need no sum, and their blocks end at once."""
 
 EARLY_EXIT_BLOCKS = 5000
 """Minimum number of blocks that read rows with drafts if rows after a rejection are skipped."""
@@ -86,7 +83,6 @@ class Config:
       pairs: Maximum ratio of group sizes: tiles per group of one row over tiles per group of two rows,
         whose tiles take twice the registers.
       max_unrolled: Maximum chunks of a row whose sums are combined in an unrolled loop.
-      row_parts: Block rule: K + 1 if each row has `blocks` of its own, 1 if they sum one row after the other.
       prefetches: Whether the draft's rows are loaded into the L2 while the target's are read, if its normalizers are
         given: else they are read too.
     """
@@ -95,7 +91,6 @@ class Config:
     max_tiles: int = MAX_TILES
     pairs: int = 2
     max_unrolled: int = MAX_UNROLLED
-    row_parts: int = 1
     prefetches: bool = False
 
 
@@ -131,24 +126,18 @@ def filtered_token_config(batch_size: int, vocab_size: int) -> Config:
     return dataclasses.replace(config, max_tiles=MAX_FILTERED_TILES, prefetches=False)
 
 
-def sums_rows_at_once(batch_size: int, num_rows: int) -> bool:
-    """Whether the block rule sums the tiles of all its possible rows at once, by several blocks each."""
-    return batch_size * num_rows * FEWEST_AT_ONCE <= EMITTING_BLOCKS * num_multiprocessors()
+def block_config(batch_size: int) -> Config:
+    """Blocks of the block rule that try rounds: as many as run concurrently, at least `FEWEST_BLOCKS`."""
+    blocks = FEWEST_BLOCKS
+    while blocks < ROUNDS and 2 * blocks * batch_size <= EMITTING_BLOCKS * num_multiprocessors():
+        blocks *= 2
+    return Config(blocks)
 
 
-def block_config(batch_size: int, num_rows: int, vocab_size: int) -> Config:
-    """Blocks of the block rule: of each row as many as run concurrently, or `BLOCK_RULE_BLOCKS` for all rows."""
-    if sums_rows_at_once(batch_size, num_rows):
-        config = token_config(batch_size * num_rows, vocab_size)
-        return dataclasses.replace(config, row_parts=num_rows, prefetches=batch_size <= PREFETCHED_BATCH)
+def block_sum_config(batch_size: int, vocab_size: int) -> Config:
+    """Blocks of the block rule that sum the tiles of rows, each of which sums a few rows one after the other."""
     blocks = max(EMITTING_BLOCKS * num_multiprocessors() // max(batch_size, 1), BLOCK_RULE_BLOCKS)
-    return Config(max(1, min(num_tiles(vocab_size) // 2, blocks)))
-
-
-def filtered_block_config(batch_size: int, num_rows: int, vocab_size: int) -> Config:
-    """Blocks of the block rule with top-k, top-p or min-p."""
-    config = dataclasses.replace(block_config(batch_size, num_rows, vocab_size), prefetches=False)
-    return config if config.row_parts > 1 else dataclasses.replace(config, max_tiles=MAX_FILTERED_TILES)
+    return Config(max(1, min(num_tiles(vocab_size) // 2, blocks)), max_tiles=MAX_FILTERED_TILES)
 
 
 def samples_in_two_launches(dtype: DTypeLike, batch_size: int, vocab_size: int) -> bool:

@@ -112,8 +112,13 @@ def _emit_sampled(emission, stop, needs_sums, target_stats, chunk_tiles):
     drawn = stop._replace(rejecting=stop.rejecting & ~from_target)
     sources = emit.all_sources(emission, stop.num_accepted)
     token = emit.choose_token(emission, sources, lambda *loaded: stop_weights(sequence, drawn, *loaded), number)
-    x, _ = rows.load_logit(sequence.target, stop.num_accepted, token)
-    _write_last(emission, stop, token, rows.log_prob(sequence.target, x, stop.p_offset, stop.p_log_sum), empty)
+    write_sampled(emission, stop, token, empty)
+
+
+def write_sampled(emission: emit.Emission, stop: Stop, token: jax.Array, empty: jax.Array):
+    """Writes a token that was sampled, its log-probability and the status; `empty` if the residual was."""
+    x, _ = rows.load_logit(emission.sequence.target, stop.num_accepted, token)
+    _write_last(emission, stop, token, rows.log_prob(emission.sequence.target, x, stop.p_offset, stop.p_log_sum), empty)
 
 
 def _choose_tile_by_chunks(emission, stop, stats, chunk_tiles):
@@ -139,18 +144,18 @@ def _emit_certain(emission, stop):
     sequence, row = emission.sequence, stop.num_accepted
     first = lax.cond(stop.degenerate, lambda: rows.first_largest_number(sequence.target, row), lambda: jnp.int32(0))
     # The residual is empty if the draft has all its probability on the same token.
-    left = log_q_of_certain(sequence, stop) < 0 if sequence.num_draft else jnp.bool_(True)
+    left = log_q_of(sequence, stop, stop.p_certain) < 0 if sequence.num_draft else jnp.bool_(True)
     log_prob = jnp.where(stop.degenerate, -jnp.inf, 0.0)
     token = jnp.where(stop.degenerate, first, stop.p_certain)
     _write_last(emission, stop, token, log_prob, stop.rejecting & ~stop.degenerate & ~left)
 
 
-def log_q_of_certain(sequence: rows.Sequence, stop: Stop) -> jax.Array:
-    """Logarithm of q of the token that has probability 1 in the target's row."""
-    log_q = jnp.where(stop.q_certain == stop.p_certain, 0.0, -jnp.inf)
+def log_q_of(sequence: rows.Sequence, stop: Stop, token: jax.Array) -> jax.Array:
+    """Logarithm of q of a token in the draft's row."""
+    log_q = jnp.where(stop.q_certain == token, 0.0, -jnp.inf)
     if sequence.draft is None:
         return log_q
-    x, outside = rows.load_logit(sequence.draft, sequence.draft_row(stop.num_accepted), stop.p_certain)
+    x, outside = rows.load_logit(sequence.draft, sequence.draft_row(stop.num_accepted), token)
     soft = rows.log_prob(sequence.draft, x, stop.q_offset, stop.q_log_sum)
     return jnp.where(stop.q_certain < 0, jnp.where(outside, -jnp.inf, soft), log_q)
 

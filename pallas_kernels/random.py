@@ -9,13 +9,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.types import EMIT_DRAWS, Uniforms
+from pallas_kernels.config import WARP
+from pallas_kernels.types import EMIT_DRAWS, ROUNDS, Uniforms
 
 ROTATIONS = (13, 15, 26, 6), (17, 29, 16, 24)
 """Bits by which each round rotates the second word. The two groups of four rounds alternate."""
 
 PARITY = 0x1BD11BDA
 """Constant in the third word of the key schedule."""
+
+ROUND_VECTORS = 3 * ROUNDS // WARP
+"""Vectors of the length of a warp that hold the uniforms of a sequence's rounds: coins, then tiles, then tokens."""
 
 Words = tuple[Any, Any]
 """Two uint32 words of a key, a counter or a result."""
@@ -29,12 +33,14 @@ class Noise:
     Attributes:
       keys: Key data, uint32: one key `[2]`, which is folded with the index of each row, or one key per row, `[B, 2]`.
       purpose: Value of `specsamp_jax.sampling.streams.Purpose`.
+      rounds: Likewise for the block rule's rounds.
       partitionable: Value of `jax_threefry_partitionable`, which decides how JAX reduces two words to 32 bits.
     """
 
     keys: Any
     purpose: int = dataclasses.field(metadata={"static": True})
     partitionable: bool = dataclasses.field(metadata={"static": True})
+    rounds: int | None = dataclasses.field(default=None, metadata={"static": True})
 
 
 Draws = Uniforms | Noise
@@ -90,3 +96,10 @@ def emit_uniforms(draws: Draws, sequence: Any) -> list[jax.Array]:
     if isinstance(draws, Noise):
         return [uniforms(draws, sequence, jnp.int32(i)) for i in range(EMIT_DRAWS)]
     return [draws.emit[sequence, i] for i in range(EMIT_DRAWS)]
+
+
+def round_uniforms(draws: Draws, sequence: Any, index: jax.Array) -> jax.Array:
+    """The uniforms with these numbers among those of a sequence's rounds, as `Uniforms.rounds` flattened."""
+    assert isinstance(draws, Noise)
+    assert draws.rounds is not None
+    return uniforms(dataclasses.replace(draws, purpose=draws.rounds), sequence, index)

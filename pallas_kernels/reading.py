@@ -1,5 +1,6 @@
 """Reads rows before acceptance: a maximum and a sum per chunk, and the logits of the drafted tokens."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -7,8 +8,8 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
-from pallas_kernels import config, random, rows, tiles
-from pallas_kernels.types import LARGEST_LOG_NORMALIZER
+from pallas_kernels import config, random, rows, scan, tiles
+from pallas_kernels.types import LARGEST_LOG_NORMALIZER, TILE
 
 
 class ChunkStats(NamedTuple):
@@ -26,6 +27,20 @@ class ChunkStats(NamedTuple):
     top: Any
     total: Any
     first: Any
+
+
+class TileStats(NamedTuple):
+    """Sums of the tiles of the target's rows in global memory, `[B, rows, lanes]` with one tile per lane.
+
+    The last row of the last sequence may be wrong, because its last loads do not begin at a tile.
+
+    Attributes:
+      top: Largest logit of the chunk that the tile belongs to.
+      total: Sum of kept exp((logit - top) * scale); unset in greedy rows.
+    """
+
+    top: Any
+    total: Any
 
 
 class Facts(NamedTuple):
@@ -61,6 +76,12 @@ def stats_by_row(batch_size: int, num_rows: int, logits: jax.Array, vocab_size: 
     """Types of `ChunkStats` `[B, rows, lanes]`, with one chunk per lane."""
     num_chunks = config.chunks(logits.dtype, vocab_size).count
     return _stats_types((batch_size, num_rows, config.to_lanes(num_chunks)))
+
+
+def tile_stats(batch_size: int, num_rows: int, vocab_size: int) -> TileStats:
+    """Types of `TileStats`."""
+    shape = batch_size, num_rows, config.to_lanes(config.num_tiles(vocab_size))
+    return TileStats(*(jax.ShapeDtypeStruct(shape, jnp.float32),) * 2)
 
 
 def load_row_stats(model: rows.Rows, stats: ChunkStats, row: Any) -> tuple[jax.Array, jax.Array]:
@@ -101,6 +122,46 @@ def load_uniforms(computed: list[jax.Array], read: Any, sequence: rows.Sequence)
     return [read.uniforms[sequence.number, i] for i in range(random.EMIT_DRAWS)]
 
 
+class Trials(NamedTuple):
+    """What the first launch of the block rule writes beside that of the token rule.
+
+    Attributes:
+      rounds: The uniforms of the rounds, `[B, ROUND_VECTORS, WARP]`. None if they are inputs.
+      found: The largest int32, `[B]`, to which the next launch writes the first successful round and its token.
+      tiles: Sums of the tiles of the target's rows; None if chunks are not whole tiles.
+    """
+
+    rounds: Any
+    found: Any
+    tiles: TileStats | None
+
+
+def trials_types(inputs: rows.Inputs, batch_size: int, num_rows: int, vocab_size: int, has_chunks: bool) -> Trials:
+    """Types of `Trials`; `has_chunks` if the launch reads the rows in chunks."""
+    from_keys = isinstance(inputs.draws, random.Noise)
+    shape = batch_size, random.ROUND_VECTORS, config.WARP
+    by_tiles = has_chunks and config.chunks(inputs.target.logits.dtype, vocab_size).tiles is not None
+    return Trials(
+        rounds=jax.ShapeDtypeStruct(shape, jnp.float32) if from_keys else None,
+        found=jax.ShapeDtypeStruct((batch_size,), jnp.int32),
+        tiles=tile_stats(batch_size, num_rows, vocab_size) if by_tiles else None,
+    )
+
+
+def begin_trials(sequence: rows.Sequence, trials: Trials | None):
+    """Writes `Trials` of a sequence but for the sums of tiles."""
+    if trials is None:
+        return
+    trials.found[sequence.number] = jnp.int32(rows.MAX_INDEX)
+    if trials.rounds is None:
+        return
+    lane = tiles.lane_index(config.WARP)
+    for i in range(random.ROUND_VECTORS):
+        values = random.round_uniforms(sequence.inputs.draws, sequence.number, lane + i * config.WARP)
+        # Registers -> L2: [WARP].
+        tiles.store(trials.rounds.at[sequence.number, i], values)
+
+
 def reads_draft(inputs: rows.Inputs) -> bool:
     """Whether the draft's rows must be read, because it has logits but no `log_normalizers`."""
     return inputs.draft is not None and inputs.log_normalizers is None
@@ -125,14 +186,27 @@ def read_draft(model: rows.Rows, row: Any, chunk: Any, write: Write):
     _read_soft(model, row, rows.flat_row(model, row), chunk, write)
 
 
-def _read_soft(model: rows.Rows, row: Any, flat: Any, chunk: Any, write: Write):
-    top, total = rows.chunk_log_sum(model, row, flat, chunk)
+def _read_soft(model: rows.Rows, row: Any, flat: Any, chunk: Any, write: Write, tile_stats: TileStats | None = None):
+    def write_tiles(weights, top):
+        cut = config.chunks(model.logits.dtype, model.vocab_size)
+        per_tile = TILE // cut.lanes
+        by_tile = [functools.reduce(jnp.add, weights[i : i + per_tile]) for i in range(0, len(weights), per_tile)]
+        place = pl.ds(chunk * cut.tiles, len(by_tile))
+        sums = scan.sum_vectors(by_tile, cut.vec)
+        # Registers -> L2: [tiles of a chunk].
+        tiles.store(tile_stats.total.at[model.sequence, row, place], sums)
+        tiles.store(tile_stats.top.at[model.sequence, row, place], jnp.where(sums >= 0, top, sums))
+
+    top, total = rows.chunk_log_sum(model, row, flat, chunk, None if tile_stats is None else write_tiles)
     write(lambda stats: stats.top, top)
     write(lambda stats: stats.total, total)
 
 
-def read_target(model: rows.Rows, row: Any, chunk: Any, write: Write):
-    """Reads a chunk of a target row, and writes its maximum and its sum, or the first largest logit of a greedy row."""
+def read_target(model: rows.Rows, row: Any, chunk: Any, write: Write, tile_stats: TileStats | None = None):
+    """Reads a chunk of a target row, and writes its maximum and its sum, or the first largest logit of a greedy row.
+
+    With `tile_stats` it also writes the sums of the chunk's tiles.
+    """
     # Computed once, before the branches.
     flat = rows.flat_row(model, row)
 
@@ -142,11 +216,15 @@ def read_target(model: rows.Rows, row: Any, chunk: Any, write: Write):
         write(lambda stats: stats.first, first)
 
     greedy = model.filter.greedy
+
+    def read_soft():
+        _read_soft(model, row, flat, chunk, write, tile_stats)
+
     if greedy is None:
-        _read_soft(model, row, flat, chunk, write)
+        read_soft()
     else:
         pl.when(greedy[model.sequence] > 0)(read_greedy)
-        pl.when(greedy[model.sequence] == 0)(lambda: _read_soft(model, row, flat, chunk, write))
+        pl.when(greedy[model.sequence] == 0)(read_soft)
 
 
 def is_drafted(sequence: rows.Sequence, count: Any) -> jax.Array:

@@ -2,6 +2,7 @@
 
 import functools
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -66,7 +67,10 @@ def make_inputs(
 
     target, num_draft = flat(target_logits, target_filter), draft_tokens.shape[1]
     if not isinstance(draws, Noise):
-        draws = draws._replace(accept=cast(draws.accept) if num_draft else None, emit=cast(draws.emit))
+        rounds = draws.rounds
+        if rounds is not None:
+            rounds = cast(rounds).reshape(-1, rounds.shape[2] * 3 // config.WARP, config.WARP)
+        draws = draws._replace(accept=cast(draws.accept) if num_draft else None, emit=cast(draws.emit), rounds=rounds)
     if num_draft == 0:
         return Inputs(target, None, None, None, draws)
     has_draft = draft_logits is not None
@@ -229,10 +233,13 @@ def row_log_sum(rows: Rows, row: Any) -> tuple[jax.Array, jax.Array]:
     return top, jnp.log(jnp.sum(totals * jnp.exp2((tops - top) * rate)))
 
 
-def chunk_log_sum(rows: Rows, row: Any, flat: Any, chunk: Any) -> tuple[jax.Array, jax.Array]:
+def chunk_log_sum(
+    rows: Rows, row: Any, flat: Any, chunk: Any, write_tiles: Callable[[list[jax.Array], jax.Array], None] | None = None
+) -> tuple[jax.Array, jax.Array]:
     """Largest logit of a chunk, and the sum of kept exp((x - largest) * scale); `flat` is the row's `flat_row`.
 
     Not finite if the chunk holds NaN or +inf; `LOWEST` and 0 if the whole chunk is -inf.
+    `write_tiles(weights, largest)` receives the chunk's vectors of weights, in the layout of `tiles.vector_layout`.
     """
     scale, cutoff = scale_of(rows), cutoff_of(rows, row)
 
@@ -245,10 +252,13 @@ def chunk_log_sum(rows: Rows, row: Any, flat: Any, chunk: Any) -> tuple[jax.Arra
             w = jnp.exp2((x - top) * exp2_rate(scale))
             return w if cutoff is None else jnp.where(x >= cutoff, w, 0.0)
 
-        total = jnp.sum(functools.reduce(jnp.add, [weight(x.astype(jnp.float32)) for x in vectors]))
+        weights = [weight(x.astype(jnp.float32)) for x in vectors]
+        if write_tiles is not None:
+            write_tiles(weights, top)
+        total = jnp.sum(functools.reduce(jnp.add, weights))
         return top, functools.reduce(jnp.add, map(weight, scalars), total)
 
-    return tiles.read_chunk(rows.logits, rows.vocab_size, flat, chunk, fold)
+    return tiles.read_chunk(rows.logits, rows.vocab_size, flat, chunk, fold, by_tiles=write_tiles is not None)
 
 
 def chunk_first_largest(rows: Rows, flat: Any, chunk: Any) -> tuple[jax.Array, jax.Array]:

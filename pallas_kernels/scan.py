@@ -61,9 +61,13 @@ def to_scalars(sums: jax.Array, vec: int) -> list[jax.Array]:
     return [jnp.sum(jnp.where(number == i, sums, 0.0)) for i in range(sums.shape[0])]
 
 
+MAX_CHOICES = 8
+"""Maximum choices that `choose_each` makes together."""
+
+
 def choose_scratch() -> Any:
-    """Shared memory for `choose` and for `hold`."""
-    return plgpu.SMEM((MAX_LOADS * WARPS + WARPS + HELD,), jnp.float32)
+    """Shared memory for `choose`, `choose_each` and `hold`."""
+    return plgpu.SMEM((MAX_LOADS * WARPS + MAX_CHOICES * WARPS + HELD,), jnp.float32)
 
 
 def hold(scratch: Any, values: list[jax.Array]) -> list[jax.Array]:
@@ -87,74 +91,115 @@ def choose(scratch: Any, weights: jax.Array, uniform: jax.Array, layout: Any) ->
 
     If rounding leaves no such index, the last positive weight; if no weight is positive, -1.
 
-    Every thread adds the weights that it holds of a load, a warp adds those of its threads by shuffles, and the warps
-    exchange their sums in shared memory. With a second exchange, of the best index of each warp, a choice takes two
-    barriers.
-
     Args:
       scratch: Shared memory, from `choose_scratch`.
       weights: `[n]` float32 in registers. Each thread holds adjacent weights per load, in the order of the threads.
       uniform: At least 0 and less than 1.
       layout: The layout of the weights, with at most `MAX_LOADS` loads per thread.
     """
-    n = weights.shape[0]
-    dtypes = jnp.dtype(jnp.int32), jnp.dtype(jnp.float32)
-    results = [plgpu.ShapeDtypeStruct((), dtype, layout=plgpu.Layout.WG_SPLAT) for dtype in dtypes]
+    return choose_each(scratch, [weights], [uniform], layout)[0]
 
-    @plgpu.inline_mgpu(arg_types=(layout, plgpu.Layout.WG_SPLAT, plgpu.RefType()), return_type=tuple(results))
+
+def choose_each(scratch: Any, weights: list[jax.Array], uniforms: list[jax.Array], layout: Any) -> list[Choice]:
+    """`choose` for each of several vectors of weights, in two barriers for all of them.
+
+    Every thread adds the weights that it holds of a load, a warp adds those of its threads by shuffles, and the warps
+    exchange their sums in shared memory. With a second exchange, of the best index of each warp, that takes two
+    barriers. The vectors together have at most `MAX_LOADS` loads per thread, and are at most `MAX_CHOICES`.
+    """
+    n, count = weights[0].shape[0], len(weights)
+    dtypes = (jnp.dtype(jnp.int32),) * count + (jnp.dtype(jnp.float32),) * count
+    results = [plgpu.ShapeDtypeStruct((), dtype, layout=plgpu.Layout.WG_SPLAT) for dtype in dtypes]
+    arg_types = (*(layout,) * count, *(plgpu.Layout.WG_SPLAT,) * count, plgpu.RefType())
+
+    @plgpu.inline_mgpu(arg_types=arg_types, return_type=tuple(results))
     def emit(context, *arguments):
         del context
-        weights, uniform, scratch = arguments
-        f32 = ir.F32Type.get()
+        weights, uniforms, scratch = arguments[:count], arguments[count:-1], arguments[-1]
         address = ptx.address(scratch)
-        thread, warp, lane = ptx.thread_warp_lane()
+        lanes = ptx.thread_warp_lane()
+        loads = [[ptx.elements(register) for register in each.registers.flat] for each in weights]
+        if count * len(loads[0]) > MAX_LOADS or count > MAX_CHOICES:
+            raise ValueError(
+                f"a thread may hold at most {MAX_LOADS} loads of at most {MAX_CHOICES} vectors of weights; it holds "
+                f"{count} of {len(loads[0])}"
+            )
 
-        def slot_address(load, of_warp):
-            return arith.addi(arith.addi(address, ptx.constant(4 * WARPS * load)), arith.muli(of_warp, ptx.constant(4)))
+        def slot_address(slot, of_warp):
+            return arith.addi(arith.addi(address, ptx.constant(4 * WARPS * slot)), arith.muli(of_warp, ptx.constant(4)))
 
-        zero = arith.constant(f32, ir.FloatAttr.get(f32, 0.0))
-        loads = [ptx.elements(register) for register in weights.registers.flat]
-        if len(loads) > MAX_LOADS:
-            raise ValueError(f"a thread may hold at most {MAX_LOADS} loads of the weights; it holds {len(loads)}")
-        # The running sums of each load in a thread, and over the threads before it in its warp.
-        running = [_running_sums(load) for load in loads]
-        inclusive = [ptx.prefix_sum(sums[-1], "f32", f32) for sums in running]
-        before = [ptx.inline(_PREVIOUS_LANE, sums, result=f32) for sums in inclusive]
-        for i, sums in enumerate(inclusive):
-            ptx.store_from_lane(WARP - 1, "f32", lane, slot_address(i, warp), sums)
+        summed = [_sum_in_warps(each, i * len(each), slot_address, lanes) for i, each in enumerate(loads)]
         mosaic.warpgroup_barrier()
-        total = zero
-        for i in range(len(loads)):
-            of_warps = [ptx.load_shared("f32", slot_address(i, ptx.constant(j)), f32) for j in range(WARPS)]
-            start = total
-            for j, of_warp in enumerate(of_warps):
-                lower = arith.cmpi(arith.CmpIPredicate.ult, ptx.constant(j), warp)
-                start = arith.addf(start, arith.select(lower, of_warp, zero))
-                total = arith.addf(total, of_warp)
-            before[i] = arith.addf(start, before[i])
-        bound = arith.mulf(uniform.registers.item(), total)
-        # An index i beyond the bound has rank 2n - i, any other has rank i. So the largest rank is that of the first
-        # index beyond the bound or, if there is none, of the last index.
-        best, size = ptx.constant(-1), len(loads[0])
-        own = arith.muli(thread, ptx.constant(size))
-        for i, (load, sums) in enumerate(zip(loads, running, strict=True)):
-            for j, (weight, local) in enumerate(zip(load, sums, strict=True)):
-                index = arith.addi(own, ptx.constant(i * THREADS * size + j))
-                beyond = arith.cmpf(arith.CmpFPredicate.OGT, arith.addf(before[i], local), bound)
-                rank = arith.select(beyond, arith.subi(ptx.constant(2 * n), index), index)
-                positive = arith.cmpf(arith.CmpFPredicate.OGT, weight, zero)
-                best = arith.maxsi(best, arith.select(positive, rank, ptx.constant(-1)))
-        best = ptx.inline("redux.sync.max.s32 $0, $1, 0xffffffff;", best, result=ptx.int32())
-        ptx.store_from_lane(0, "s32", lane, slot_address(MAX_LOADS, warp), best)
+        totals = []
+        for i, (each, sums, uniform) in enumerate(zip(loads, summed, uniforms, strict=True)):
+            best, total = _best_index(each, sums, uniform.registers.item(), n, i * len(each), slot_address, lanes)
+            ptx.store_from_lane(0, "s32", lanes[2], slot_address(MAX_LOADS + i, lanes[1]), best)
+            totals.append(total)
         mosaic.warpgroup_barrier()
-        for j in range(WARPS):
-            best = arith.maxsi(best, ptx.load_shared("s32", slot_address(MAX_LOADS, ptx.constant(j)), ptx.int32()))
-        is_beyond = arith.cmpi(arith.CmpIPredicate.sge, best, ptx.constant(n))
-        number = arith.select(is_beyond, arith.subi(ptx.constant(2 * n), best), best)
-        return FragmentedArray.splat(number, (), is_signed=True), FragmentedArray.splat(total, ())
+        numbers = [_join_warps(n, MAX_LOADS + i, slot_address) for i in range(count)]
+        splats = [FragmentedArray.splat(number, (), is_signed=True) for number in numbers]
+        return *splats, *(FragmentedArray.splat(total, ()) for total in totals)
 
-    chosen: Any = emit(weights, uniform, scratch)
-    return Choice(*chosen)
+    chosen: Any = emit(*weights, *uniforms, scratch)
+    return [Choice(chosen[i], chosen[count + i]) for i in range(count)]
+
+
+class _Sums(NamedTuple):
+    """Sums of one vector's loads: the running sums in a thread, and the sum over the threads before it in its warp."""
+
+    running: list[list[Any]]
+    before: list[Any]
+
+
+def _sum_in_warps(loads: list[list[Any]], first_slot: int, slot_address: Any, lanes: Any) -> _Sums:
+    """Sums the loads of a vector, and writes each warp's sum of load i to slot `first_slot + i`."""
+    _, warp, lane = lanes
+    f32 = ir.F32Type.get()
+    running = [_running_sums(load) for load in loads]
+    inclusive = [ptx.prefix_sum(sums[-1], "f32", f32) for sums in running]
+    for i, sums in enumerate(inclusive):
+        ptx.store_from_lane(WARP - 1, "f32", lane, slot_address(first_slot + i, warp), sums)
+    return _Sums(running, [ptx.inline(_PREVIOUS_LANE, sums, result=f32) for sums in inclusive])
+
+
+def _best_index(loads, sums: _Sums, uniform: Any, n: int, first_slot: int, slot_address: Any, lanes: Any):
+    """The rank of the best index in a warp, and the sum of all weights.
+
+    An index i beyond the bound has rank 2n - i, any other has rank i. So the largest rank is that of the first index
+    beyond the bound or, if there is none, of the last index.
+    """
+    thread, warp, _ = lanes
+    f32 = ir.F32Type.get()
+    zero = arith.constant(f32, ir.FloatAttr.get(f32, 0.0))
+    total, before = zero, []
+    for i in range(len(loads)):
+        of_warps = [ptx.load_shared("f32", slot_address(first_slot + i, ptx.constant(j)), f32) for j in range(WARPS)]
+        start = total
+        for j, of_warp in enumerate(of_warps):
+            lower = arith.cmpi(arith.CmpIPredicate.ult, ptx.constant(j), warp)
+            start = arith.addf(start, arith.select(lower, of_warp, zero))
+            total = arith.addf(total, of_warp)
+        before.append(arith.addf(start, sums.before[i]))
+    bound = arith.mulf(uniform, total)
+    best, size = ptx.constant(-1), len(loads[0])
+    own = arith.muli(thread, ptx.constant(size))
+    for i, (load, running) in enumerate(zip(loads, sums.running, strict=True)):
+        for j, (weight, local) in enumerate(zip(load, running, strict=True)):
+            index = arith.addi(own, ptx.constant(i * THREADS * size + j))
+            beyond = arith.cmpf(arith.CmpFPredicate.OGT, arith.addf(before[i], local), bound)
+            rank = arith.select(beyond, arith.subi(ptx.constant(2 * n), index), index)
+            positive = arith.cmpf(arith.CmpFPredicate.OGT, weight, zero)
+            best = arith.maxsi(best, arith.select(positive, rank, ptx.constant(-1)))
+    return ptx.inline("redux.sync.max.s32 $0, $1, 0xffffffff;", best, result=ptx.int32()), total
+
+
+def _join_warps(n: int, slot: int, slot_address: Any) -> Any:
+    """The index of the largest rank over warps."""
+    best = ptx.constant(-1)
+    for j in range(WARPS):
+        best = arith.maxsi(best, ptx.load_shared("s32", slot_address(slot, ptx.constant(j)), ptx.int32()))
+    is_beyond = arith.cmpi(arith.CmpIPredicate.sge, best, ptx.constant(n))
+    return arith.select(is_beyond, arith.subi(ptx.constant(2 * n), best), best)
 
 
 _PREVIOUS_LANE = (

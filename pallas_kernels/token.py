@@ -41,6 +41,7 @@ class Reading(NamedTuple):
       uniforms: The uniforms of the last token; see `reading.uniforms_type`. None without drafts.
       counters: Zeros, `[B]`, for `sync.arrive`.
       rejected: Whether the draft of each row was rejected, 0 or 1, `[B, lanes]`. None: the second launch decides.
+      trials: The block rule's alone; None in others.
     """
 
     target: reading.ChunkStats
@@ -50,6 +51,7 @@ class Reading(NamedTuple):
     uniforms: Any
     counters: Any
     rejected: Any = None
+    trials: reading.Trials | None = None
 
 
 def verify_token(
@@ -86,14 +88,20 @@ EmitFn = Callable[..., Verification]
 """The second launch of a rule, with the arguments of `emit_after`."""
 
 
-def read_then_emit(emit_fn: EmitFn, inputs: rows.Inputs, shape: tuple[int, ...], config: sizes.Config) -> Verification:
-    """Launches `token_read`, then the second launch of a rule. `shape` is B, K + 1, V."""
+def read_then_emit(
+    emit_fn: EmitFn, inputs: rows.Inputs, shape: tuple[int, ...], config: sizes.Config, *, trial: bool = False
+) -> Verification:
+    """Launches `token_read`, then the second launch of a rule.
+
+    `shape` is B, K + 1, V. `trial` asks the first launch for `Reading.trials`.
+    """
     batch_size, num_rows, vocab_size = shape
 
     def view(inputs):
         return rows.sequence_view(inputs, vocab_size)
 
-    read = read_rows(inputs, batch_size, num_rows, vocab_size, view)
+    trials = reading.trials_types(inputs, batch_size, num_rows, vocab_size, True) if trial else None
+    read = read_rows(inputs, batch_size, num_rows, vocab_size, view, trials)
 
     def decide(inputs, read):
         sequence = view(inputs)
@@ -109,10 +117,11 @@ def read_rows(
     num_rows: int,
     vocab_size: int,
     view_fn: Callable[[rows.Inputs], rows.Sequence],
+    trials: reading.Trials | None = None,
 ) -> Reading:
     """Launches `token_read`: one block per chunk of every drafted row, and one per drafted token for its `Facts`.
 
-    `view_fn(inputs)` returns the sequence of a block.
+    `view_fn(inputs)` returns the sequence of a block. `trials` are the types of what the block rule needs too.
     """
     num_draft, reads_draft = num_rows - 1, reading.reads_draft(inputs)
     refs = inputs.logits if reads_draft else inputs.logits[:1]
@@ -132,7 +141,10 @@ def read_rows(
             def _():
                 reading.look_up(sequence, slot, out.facts)
 
-            pl.when((chunk == num_chunks) & (slot == num_draft))(lambda: reading.write_uniforms(sequence, out.uniforms))
+            @pl.when((chunk == num_chunks) & (slot == num_draft))
+            def _():
+                reading.write_uniforms(sequence, out.uniforms)
+                reading.begin_trials(sequence, out.trials)
 
         @pl.when((slot == 0) & (chunk == 0))
         def _():
@@ -141,7 +153,8 @@ def read_rows(
         def read_target():
             by_chunk, by_row = (sequence.number, chunk, slot), (sequence.number, slot, chunk)
             write = reading.write_to((out.target, by_chunk), (out.target_by_row, by_row))
-            reading.read_target(sequence.target, slot, chunk, write)
+            tile_stats = None if out.trials is None else out.trials.tiles
+            reading.read_target(sequence.target, slot, chunk, write, tile_stats)
 
         def read():
             pl.when((slot <= num_draft) & (chunk < sequence.target.num_chunks))(read_target)
@@ -165,6 +178,7 @@ def read_rows(
         facts=reading.facts_types(batch_size, num_rows),
         uniforms=reading.uniforms_type(inputs, batch_size) if num_draft else None,
         counters=jax.ShapeDtypeStruct((batch_size,), jnp.int32),
+        trials=trials,
     )
     (read,) = plgpu.kernel(
         token_read,

@@ -50,6 +50,7 @@ class Read(NamedTuple):
       facts: One value of each kind per drafted token; see `reading.Facts`.
       uniforms: The uniforms of the last token; see `reading.uniforms_type`.
       counters: Zeros, `[B]`, for `sync.arrive`.
+      trials: The block rule's alone; None in others.
     """
 
     target: RowFacts
@@ -58,6 +59,7 @@ class Read(NamedTuple):
     facts: reading.Facts
     uniforms: Any
     counters: Any
+    trials: reading.Trials | None
 
 
 def verify_token(
@@ -91,8 +93,10 @@ def filter_then_emit(
     draft_tokens: Int[Array, "B K"],
     draws: Draws,
     config: sizes.Config,
+    *,
+    trial: bool = False,
 ) -> Verification:
-    """Launches `token_cutoffs`, then the second launch of a rule."""
+    """Launches `token_cutoffs`, then the second launch of a rule; `trial` writes `Read.trials`."""
     batch_size, num_rows, vocab_size = target_logits.shape
     # With temperatures in an array too, because `reading.look_up` needs the scale before it has been computed.
     searches_draft = draft_logits is not None and (log_normalizers is None or not keeps_all(draft_limits))
@@ -111,7 +115,8 @@ def filter_then_emit(
         assert draft_logits is not None
         searched.append(cutoffs.Rows(draft_logits, draft_limits))
     normalizers = log_normalizers.astype(jnp.float32) if searches_draft and log_normalizers is not None else None
-    read = _read(inputs, searched, limits, normalizers, batch_size, num_rows, vocab_size)
+    trials = reading.trials_types(inputs, batch_size, num_rows, vocab_size, False) if trial else None
+    read = _read(inputs, searched, limits, normalizers, batch_size, num_rows, vocab_size, trials)
 
     def decide(inputs, read):
         sequence = _add_filters(_sequence(inputs, limits, vocab_size), read)
@@ -150,6 +155,7 @@ def _read(
     batch_size: int,
     num_rows: int,
     vocab_size: int,
+    trials: reading.Trials | None,
 ) -> Read:
     """Launches `token_cutoffs`."""
     num_draft = num_rows - 1
@@ -167,6 +173,7 @@ def _read(
         facts=reading.facts_types(batch_size, num_rows),
         uniforms=reading.uniforms_type(inputs, batch_size),
         counters=jax.ShapeDtypeStruct((batch_size,), jnp.int32),
+        trials=trials,
     )
     arrays = tuple(array_limits(model_limits, batch_size) for model_limits in limits)
 
@@ -192,6 +199,7 @@ def _read(
         @pl.when(block == 0)
         def _():
             reading.write_uniforms(view, out.uniforms)
+            reading.begin_trials(view, out.trials)
             out.counters[sequence] = 0
             for model_limits, array, filter in zip(limits, arrays, out.filters, strict=True):
                 limit = row_limits(static_limits(model_limits), array, sequence)

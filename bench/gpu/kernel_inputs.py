@@ -5,7 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from specsamp_jax._types import Draft, Filter, Uniforms
+from specsamp_jax._types import ROUNDS, Draft, Filter, Uniforms
 from specsamp_jax.sampling.filters import make_filter
 
 NOISE = 0.5
@@ -64,7 +64,7 @@ def random_inputs(
 
     `kind` is "logits" (no normalizers), "normalizers" (logits and normalizers) or "one_hot" (no logits).
     """
-    keys = jax.random.split(key, 5)
+    keys = jax.random.split(key, 6)
     shape = batch_size, num_draft + 1, vocab_size
     target = (3 * jax.random.normal(keys[0], shape)).astype(dtype)
     logits = target[:, :-1] + noise * jax.random.normal(keys[1], (batch_size, num_draft, vocab_size))
@@ -73,7 +73,9 @@ def random_inputs(
     draft_filter = make_filter(logits if num_draft else target[:, :0], draft_sampling)
     draft = sampled_draft(keys[2], logits, filtered_logits(logits, draft_filter))
     uniforms = Uniforms(
-        jax.random.uniform(keys[3], (batch_size, num_draft)), jax.random.uniform(keys[4], (batch_size, 2))
+        jax.random.uniform(keys[3], (batch_size, num_draft)),
+        jax.random.uniform(keys[4], (batch_size, 2)),
+        jax.random.uniform(keys[5], (batch_size, 3, ROUNDS)),
     )
     if kind != "normalizers":
         draft = draft._replace(log_normalizers=None)

@@ -161,7 +161,7 @@ def cases():
     import jax.numpy as jnp
     from kernel_inputs import COMPILED
 
-    from specsamp_jax._types import Draft, Filter, Uniforms
+    from specsamp_jax._types import ROUNDS, Draft, Filter, Uniforms
     from specsamp_jax.rules import kernels
 
     def arg(*shape, dtype: Any = jnp.float32) -> Any:
@@ -175,7 +175,8 @@ def cases():
             filters = [Filter(arg(b), arg(b, rows), greedy) for rows in (k + 1, k)]
         normalizers = arg(b, k) if what == "normalizers" else None
         draft = Draft(arg(b, k, dtype=jnp.int32), arg(b, k, v, dtype=dtype), None, normalizers)
-        args = arg(b, k + 1, v, dtype=dtype), filters[0], draft, filters[1], Uniforms(arg(b, k), arg(b, 2))
+        uniforms = Uniforms(arg(b, k), arg(b, 2), arg(b, 3, ROUNDS))
+        args = arg(b, k + 1, v, dtype=dtype), filters[0], draft, filters[1], uniforms
         yield f"token B{b} K{k} V{v} {name} {what}", kernels.verify_token, args, 64 * 2 // dtype.itemsize
         if what == "normalizers" and k == 4:
             yield f"block B{b} K{k} V{v} {name} {what}", kernels.verify_block, args, 64 * 2 // dtype.itemsize

@@ -100,7 +100,7 @@ def sample(
 
 def noise(words: UInt32[Array, "*keys 2"], purpose: Purpose) -> random.Noise:
     """Source of a kernel's uniforms, which equal those of `streams.uniforms`."""
-    return random.Noise(words, int(purpose), bool(jax.config.jax_threefry_partitionable))
+    return random.Noise(words, int(purpose), bool(jax.config.jax_threefry_partitionable), int(Purpose.ROUNDS))
 
 
 def make_filters(*rows: tuple[Array, SamplingParams | None]) -> list[Filter]:

@@ -23,8 +23,12 @@ def lower(ref, index, value):
     ref[index] = jnp.minimum(ref[index], value)
 
 
-def choose(scratch, weights, uniform, layout):
+def choose_each(scratch, weights, uniforms, layout):
     del scratch, layout
+    return [choose(*each) for each in zip(weights, uniforms, strict=True)]
+
+
+def choose(weights, uniform):
     sums, index = jnp.cumsum(weights), jnp.arange(weights.size)
     n, positive = weights.size, weights > 0
     best = jnp.max(jnp.where(positive, jnp.where(sums > uniform * sums[-1], 2 * n - index, index), -1))
@@ -62,7 +66,7 @@ def interpreted(monkeypatch):
     for name, fn in STAND_INS.items():
         monkeypatch.setattr(sync, name, fn)
     monkeypatch.setattr(candidates, "collect", collect)
-    monkeypatch.setattr(scan, "choose", choose)
+    monkeypatch.setattr(scan, "choose_each", choose_each)
 
     def interpreted(**params):
         return plgpu.force_gpu_interpret_mode(plgpu.InterpretGPUParams(inline_mgpu="ignore", **params))
