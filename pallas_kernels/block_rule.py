@@ -3,6 +3,7 @@
 A row is named by the number of drafts before it: row i emits the token after i drafts.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -12,7 +13,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from pallas_kernels import config, last_token, rows, tiles, token_rule
+from pallas_kernels import config, last_token, rows, scan, tiles, token_rule
 from pallas_kernels.config import WARP
 from pallas_kernels.types import ROUNDS
 
@@ -90,8 +91,8 @@ def begin(
     decided = (end == 0) | (joint.uniform[jnp.maximum(end - 1, 0)] < jnp.exp(joint.log_prob[end]))
     greedy = sequence.target.filter.greedy
     tries = ~decided if greedy is None else ~decided & (greedy[sequence.number] == 0)
-    rest = _plan(num_rows - 1, joint, coins, end, tries)
-    return Search(end, decided, tries, jnp.where(tries, rest, jnp.maximum(end - 1, 0)))
+    rest = lax.cond(tries, lambda: _plan(num_rows - 1, joint, coins, end), lambda: jnp.maximum(end - 1, 0))
+    return Search(end, decided, tries, rest)
 
 
 def _for_rows(count: int, step: Callable[[Any, Any], Any], carry: Any) -> Any:
@@ -104,7 +105,7 @@ def _for_rows(count: int, step: Callable[[Any, Any], Any], carry: Any) -> Any:
     return carry
 
 
-def _plan(num_draft: int, joint: Joint, coins: list[jax.Array], end: jax.Array, tries: jax.Array) -> jax.Array:
+def _plan(num_draft: int, joint: Joint, coins: list[jax.Array], end: jax.Array) -> jax.Array:
     """Writes `joint.row` and `joint.tried`; returns the row that remains after all rounds.
 
     A round whose coin is not below P steps back by a row, so the coins alone tell the row of each round.
@@ -118,14 +119,12 @@ def _plan(num_draft: int, joint: Joint, coins: list[jax.Array], end: jax.Array, 
         rest = jnp.where(start <= ROUNDS, row, rest)
         # P is 1 at row 0: no coin steps back from there.
         steps_back = [jnp.where((n >= start) & (c >= prob), n, ROUNDS) for n, c in zip(number, coins, strict=True)]
-        first = jnp.min(steps_back[0])
-        for each in steps_back[1:]:
-            first = jnp.minimum(first, jnp.min(each))
+        first = scan.warp_min(functools.reduce(jnp.minimum, steps_back))
         planned = [
             jnp.where((n >= start) & (n < first), row, rows_of) for n, rows_of in zip(number, planned, strict=True)
         ]
 
-        @pl.when(tries & (i < end) & (start < first))
+        @pl.when((i < end) & (start < first))
         def _():
             joint.tried[row] = jnp.int32(1)
 

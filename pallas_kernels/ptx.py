@@ -63,3 +63,21 @@ def store_from_lane(number: int, kind: str, lane: Any, address: Any, value: Any)
     """Stores to shared memory the value that lane `number` of each warp holds; `kind` is f32, u32 or s32."""
     store = f"{{ .reg .pred p; setp.eq.u32 p, $0, {number}; @p st.shared.{kind} [$1], $2; }}"
     inline(store, lane, address, value)
+
+
+def exchange(value: Any, distance: int) -> Any:
+    """The float32 of the lane whose number differs in the bit `distance`."""
+    return inline(f"shfl.sync.bfly.b32 $0, $1, {distance}, 31, 0xffffffff;", value, result=ir.F32Type.get())
+
+
+def global_address(ref: Any, index: Any) -> Any:
+    """Address of an element of 4 bytes in global memory, int64."""
+    i64 = ir.IntegerType.get_signless(64)
+    start = llvm.ptrtoint(i64, mosaic.memref_ptr(ref))
+    return arith.addi(start, arith.extui(i64, arith.muli(index, constant(4))))
+
+
+def store_if(comparison: str, number: Any, other: int, space: str, address: Any, value: Any):
+    """Stores a float32 to shared or global memory in threads whose `number` compares as said with `other`."""
+    store = f"{{ .reg .pred p; setp.{comparison}.s32 p, $0, {other}; @p st.{space}.f32 [$1], $2; }}"
+    inline(store, number, address, value)

@@ -181,31 +181,37 @@ def write_to(*destinations: tuple[ChunkStats, tuple[Any, ...]]) -> Write:
     return write
 
 
+class ByTile(NamedTuple):
+    """Statistics of tiles to write, and scratch from `scan.sum_tiles_scratch`."""
+
+    stats: TileStats
+    scratch: Any
+
+
 def read_draft(model: rows.Rows, row: Any, chunk: Any, write: Write):
     """Reads a chunk of a draft row, and writes its maximum and its sum."""
     _read_soft(model, row, rows.flat_row(model, row), chunk, write)
 
 
-def _read_soft(model: rows.Rows, row: Any, flat: Any, chunk: Any, write: Write, tile_stats: TileStats | None = None):
-    def write_tiles(weights, top):
+def _read_soft(model: rows.Rows, row: Any, flat: Any, chunk: Any, write: Write, by_tile: ByTile | None = None):
+    def sum_by_tile(weights, top):
+        assert by_tile is not None
         cut = config.chunks(model.logits.dtype, model.vocab_size)
         per_tile = TILE // cut.lanes
-        by_tile = [functools.reduce(jnp.add, weights[i : i + per_tile]) for i in range(0, len(weights), per_tile)]
-        place = pl.ds(chunk * cut.tiles, len(by_tile))
-        sums = scan.sum_vectors(by_tile, cut.vec)
-        # Registers -> L2: [tiles of a chunk].
-        tiles.store(tile_stats.total.at[model.sequence, row, place], sums)
-        tiles.store(tile_stats.top.at[model.sequence, row, place], jnp.where(sums >= 0, top, sums))
+        summed = [functools.reduce(jnp.add, weights[i : i + per_tile]) for i in range(0, len(weights), per_tile)]
+        place = model.sequence, row, pl.ds(chunk * cut.tiles, len(summed))
+        refs = by_tile.stats.total.at[place], by_tile.stats.top.at[place]
+        return scan.sum_tiles(by_tile.scratch, summed, top, *refs, tiles.chunk_layout(cut))
 
-    top, total = rows.chunk_log_sum(model, row, flat, chunk, None if tile_stats is None else write_tiles)
+    top, total = rows.chunk_log_sum(model, row, flat, chunk, None if by_tile is None else sum_by_tile)
     write(lambda stats: stats.top, top)
     write(lambda stats: stats.total, total)
 
 
-def read_target(model: rows.Rows, row: Any, chunk: Any, write: Write, tile_stats: TileStats | None = None):
+def read_target(model: rows.Rows, row: Any, chunk: Any, write: Write, by_tile: ByTile | None = None):
     """Reads a chunk of a target row, and writes its maximum and its sum, or the first largest logit of a greedy row.
 
-    With `tile_stats` it also writes the sums of the chunk's tiles.
+    With `by_tile` it also writes the sums of the chunk's tiles.
     """
     # Computed once, before the branches.
     flat = rows.flat_row(model, row)
@@ -215,11 +221,10 @@ def read_target(model: rows.Rows, row: Any, chunk: Any, write: Write, tile_stats
         write(lambda stats: stats.top, top)
         write(lambda stats: stats.first, first)
 
-    greedy = model.filter.greedy
-
     def read_soft():
-        _read_soft(model, row, flat, chunk, write, tile_stats)
+        _read_soft(model, row, flat, chunk, write, by_tile)
 
+    greedy = model.filter.greedy
     if greedy is None:
         read_soft()
     else:

@@ -234,14 +234,18 @@ def row_log_sum(rows: Rows, row: Any) -> tuple[jax.Array, jax.Array]:
 
 
 def chunk_log_sum(
-    rows: Rows, row: Any, flat: Any, chunk: Any, write_tiles: Callable[[list[jax.Array], jax.Array], None] | None = None
+    rows: Rows, row: Any, flat: Any, chunk: Any, sum_fn: Callable[[list[jax.Array], jax.Array], jax.Array] | None = None
 ) -> tuple[jax.Array, jax.Array]:
     """Largest logit of a chunk, and the sum of kept exp((x - largest) * scale); `flat` is the row's `flat_row`.
 
-    Not finite if the chunk holds NaN or +inf; `LOWEST` and 0 if the whole chunk is -inf.
-    `write_tiles(weights, largest)` receives the chunk's vectors of weights, in the layout of `tiles.vector_layout`.
+    Not finite if the chunk holds NaN or +inf; `LOWEST` and 0 if the whole chunk is -inf. `sum_fn(weights, largest)`,
+    if given, sums the vectors of weights.
     """
     scale, cutoff = scale_of(rows), cutoff_of(rows, row)
+
+    def sum_all(weights, top):
+        del top
+        return jnp.sum(functools.reduce(jnp.add, weights))
 
     def fold(vectors, scalars, indices_fn):
         del indices_fn
@@ -252,13 +256,10 @@ def chunk_log_sum(
             w = jnp.exp2((x - top) * exp2_rate(scale))
             return w if cutoff is None else jnp.where(x >= cutoff, w, 0.0)
 
-        weights = [weight(x.astype(jnp.float32)) for x in vectors]
-        if write_tiles is not None:
-            write_tiles(weights, top)
-        total = jnp.sum(functools.reduce(jnp.add, weights))
+        total = (sum_fn or sum_all)([weight(x.astype(jnp.float32)) for x in vectors], top)
         return top, functools.reduce(jnp.add, map(weight, scalars), total)
 
-    return tiles.read_chunk(rows.logits, rows.vocab_size, flat, chunk, fold, by_tiles=write_tiles is not None)
+    return tiles.read_chunk(rows.logits, rows.vocab_size, flat, chunk, fold)
 
 
 def chunk_first_largest(rows: Rows, flat: Any, chunk: Any) -> tuple[jax.Array, jax.Array]:

@@ -11,7 +11,7 @@ from jax.experimental.mosaic.gpu import FragmentedArray
 from jax.experimental.mosaic.gpu import utils as mosaic
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from pallas_kernels import ptx
+from pallas_kernels import ptx, tiles
 from pallas_kernels.config import THREADS, WARP
 
 WARPS = THREADS // WARP
@@ -19,6 +19,9 @@ WARPS = THREADS // WARP
 
 MAX_LOADS = 16
 """Maximum loads per thread of the weights of `choose`: 2,048 sums of tiles. The largest vocabulary has 1,954."""
+
+MAX_SUMMED = 8
+"""Maximum vectors of `sum_tiles`."""
 
 LEAST_WEIGHT = 2.0**-80
 """Weight of a tile or chunk, relative to the largest logit of its row, that counts as 0: no uniform but 0 reaches it,
@@ -59,6 +62,81 @@ def to_scalars(sums: jax.Array, vec: int) -> list[jax.Array]:
     """The `[n]` sums that `sum_vectors` returns as n scalars, which every thread holds."""
     number = vector_numbers(sums.shape[0], vec)
     return [jnp.sum(jnp.where(number == i, sums, 0.0)) for i in range(sums.shape[0])]
+
+
+def sum_tiles_scratch() -> Any:
+    """Shared memory for `sum_tiles`."""
+    return plgpu.SMEM((WARPS * MAX_SUMMED,), jnp.float32)
+
+
+def sum_tiles(scratch: Any, vectors: list[jax.Array], top: jax.Array, totals: Any, tops: Any, layout: Any) -> jax.Array:
+    """Writes the sum of each of n vectors to `totals` and `top` to `tops`, `[n]` in global memory; returns their sum.
+
+    With one barrier for all of them, and few shuffles: each step halves the number of sums that a lane keeps. At most
+    `MAX_SUMMED` vectors.
+    """
+    count = len(vectors)
+    arg_types = (*(layout,) * count, plgpu.Layout.WG_SPLAT, *(plgpu.RefType(),) * 3)
+    result = plgpu.ShapeDtypeStruct((), jnp.dtype(jnp.float32), layout=plgpu.Layout.WG_SPLAT)
+
+    @plgpu.inline_mgpu(arg_types=arg_types, return_type=result)
+    def emit(context, *arguments):
+        del context
+        *vectors, top, totals, tops, scratch = arguments
+        f32 = ir.F32Type.get()
+        zero = arith.constant(f32, ir.FloatAttr.get(f32, 0.0))
+        _, warp, lane = ptx.thread_warp_lane()
+        sums = [_running_sums([x for r in each.registers.flat for x in ptx.elements(r)])[-1] for each in vectors]
+        sums += [zero] * (MAX_SUMMED - len(sums))
+        distance = WARP // 2
+        while len(sums) > 1:
+            is_upper = arith.cmpi(arith.CmpIPredicate.ne, arith.andi(lane, ptx.constant(distance)), ptx.constant(0))
+            half = len(sums) // 2
+            pairs = list(zip(sums[:half], sums[half:], strict=True))
+            kept = [arith.select(is_upper, high, low) for low, high in pairs]
+            sent = [arith.select(is_upper, low, high) for low, high in pairs]
+            sums = [arith.addf(k, ptx.exchange(s, distance)) for k, s in zip(kept, sent, strict=True)]
+            distance //= 2
+        total = sums[0]
+        while distance:
+            total = arith.addf(total, ptx.exchange(total, distance))
+            distance //= 2
+        # Lane 4 i of each warp holds its sum of vector i.
+        address, number = ptx.address(scratch), arith.shrui(lane, ptx.constant(2))
+        slot = arith.addi(arith.muli(warp, ptx.constant(MAX_SUMMED)), number)
+        ptx.store_if("eq", arith.andi(lane, ptx.constant(3)), 0, "shared", _byte_address(address, slot), total)
+        mosaic.warpgroup_barrier()
+        # Lane i + 8 j reads the sum of vector i in warp j; every warp adds them up.
+        total = ptx.load_shared("f32", _byte_address(address, lane), f32)
+        for distance in (MAX_SUMMED, 2 * MAX_SUMMED):
+            total = arith.addf(total, ptx.exchange(total, distance))
+        for ref, value in ((totals, total), (tops, top.registers.item())):
+            place = ptx.global_address(ref, lane)
+            ptx.store_if("lt", mosaic.thread_idx(), count, "global", place, value)
+        for distance in (1, 2, 4):
+            total = arith.addf(total, ptx.exchange(total, distance))
+        return FragmentedArray.splat(total, ())
+
+    return emit(*vectors, top, totals, tops, scratch)
+
+
+def _byte_address(address: Any, index: Any) -> Any:
+    """Address of an element of 4 bytes."""
+    return arith.addi(address, arith.muli(index, ptx.constant(4)))
+
+
+def warp_min(values: jax.Array) -> jax.Array:
+    """The least of `[WARP]` int32 values, of which every warp holds a copy, in one instruction."""
+    result = plgpu.ShapeDtypeStruct((), jnp.dtype(jnp.int32), layout=plgpu.Layout.WG_SPLAT)
+
+    @plgpu.inline_mgpu(arg_types=(tiles.lane_layout(WARP),), return_type=result)
+    def emit(context, values):
+        del context
+        (value,) = ptx.elements(values.registers.item())
+        least = ptx.inline("redux.sync.min.s32 $0, $1, 0xffffffff;", value, result=ptx.int32())
+        return FragmentedArray.splat(least, (), is_signed=True)
+
+    return emit(values)
 
 
 MAX_CHOICES = 8

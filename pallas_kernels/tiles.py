@@ -27,6 +27,11 @@ def lane_layout(count: int) -> Any:
     return plgpu.Layout.WG_STRIDED((count,), vec_size=1)
 
 
+def chunk_layout(cut: config.Chunks) -> Any:
+    """Layout of the vectors of a chunk."""
+    return plgpu.Layout.WG_STRIDED((cut.lanes,), vec_size=cut.vec)
+
+
 def lane_index(count: int) -> jax.Array:
     """The integers 0 to n - 1 in `lane_layout`."""
     return plgpu.broadcasted_iota(jnp.int32, (count,), 0, layout=lane_layout(count))
@@ -53,12 +58,6 @@ def store(ref: Any, vector: jax.Array):
         ref[...] = vector
 
 
-def vector_layout(vec: int) -> Any:
-    """Layout of which each thread holds `vec` adjacent elements per load."""
-    tiling = plgpu.Tiling(((THREADS * vec,), (WARP * vec,), (vec,)))
-    return plgpu.Layout.TILED(tiling, warp_dims=(-3,), lane_dims=(-2,), vector_dim=-1)
-
-
 class Tile(NamedTuple):
     """One tile of a row, and the location of the `TILE` elements that are loaded for it.
 
@@ -77,7 +76,9 @@ class Tile(NamedTuple):
     @property
     def layout(self) -> Any:
         """Layout of the loaded elements: one vector per thread and load."""
-        return vector_layout(self.vec)
+        vec = self.vec
+        tiling = plgpu.Tiling(((THREADS * vec,), (32 * vec,), (vec,)))
+        return plgpu.Layout.TILED(tiling, warp_dims=(-3,), lane_dims=(-2,), vector_dim=-1)
 
     def indices(self) -> jax.Array:
         """Indices in the row of the loaded elements, `[TILE]`."""
@@ -112,21 +113,19 @@ def mask_tile(values: jax.Array, tile: Tile, fill: float = 0.0) -> jax.Array:
     return jnp.where((index >= tile.low) & (index < tile.high), values, other)
 
 
-def read_chunk(
-    ref: Any, vocab_size: int, row: jax.Array, chunk: jax.Array, fn: Callable, *, by_tiles: bool = False
-) -> Any:
+def read_chunk(ref: Any, vocab_size: int, row: jax.Array, chunk: jax.Array, fn: Callable) -> Any:
     """Returns `fn(vectors, scalars, indices_fn)` of one chunk of a row.
 
     Vectors begin at multiples of 16 bytes. If a row does not, or if it ends inside a chunk, elements of other rows are
     passed to `fn` as -inf; chunks inside the row need no mask. `scalars` are the last elements of an array that ends
     inside a vector, -inf if they belong to another row. `indices_fn()` returns the indices in the row of vectors and
-    scalars. With `by_tiles` vectors have `vector_layout`, which `scan.sum_vectors` takes.
+    scalars.
 
     Addresses are computed in vectors and multiplied last, because the compiler loads single elements unless it can
     prove that an address is a multiple of a vector.
     """
     cut = config.chunks(ref.dtype, vocab_size)
-    layout = vector_layout(cut.vec) if by_tiles else plgpu.Layout.WG_STRIDED((cut.lanes,), vec_size=cut.vec)
+    layout = chunk_layout(cut)
     start = row * vocab_size
     end = start + vocab_size
     first_vector = row * (vocab_size // cut.vec) if cut.aligned else start // cut.vec
@@ -135,7 +134,7 @@ def read_chunk(
     def load(first, count):
         # HBM -> registers: count vectors of [lanes], 16 bytes per thread each.
         starts = [(first + i * THREADS) * cut.vec for i in range(count)]
-        return [plgpu.load(ref.at[pl.ds(s, cut.lanes)], layout=layout, optimized=not by_tiles) for s in starts]
+        return [plgpu.load(ref.at[pl.ds(s, cut.lanes)], layout=layout) for s in starts]
 
     def lane():
         return plgpu.broadcasted_iota(jnp.int32, (cut.lanes,), 0, layout=layout)

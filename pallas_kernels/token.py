@@ -130,7 +130,7 @@ def read_rows(
     # If all blocks run concurrently, reading rows without a draft costs less than waiting for the draft tokens.
     reads_all = batch_size * num_slots * num_chunks <= sizes.READING_BLOCKS * sizes.num_multiprocessors()
 
-    def token_read(inputs: rows.Inputs, out: Reading):
+    def token_read(inputs: rows.Inputs, out: Reading, *scratch: Any):
         sync.start_dependent_launch()
         sequence = view_fn(inputs)
         slot, chunk = lax.axis_index("row"), lax.axis_index("chunk")
@@ -153,8 +153,8 @@ def read_rows(
         def read_target():
             by_chunk, by_row = (sequence.number, chunk, slot), (sequence.number, slot, chunk)
             write = reading.write_to((out.target, by_chunk), (out.target_by_row, by_row))
-            tile_stats = None if out.trials is None else out.trials.tiles
-            reading.read_target(sequence.target, slot, chunk, write, tile_stats)
+            by_tile = reading.ByTile(out.trials.tiles, *scratch) if scratch and out.trials else None
+            reading.read_target(sequence.target, slot, chunk, write, by_tile)
 
         def read():
             pl.when((slot <= num_draft) & (chunk < sequence.target.num_chunks))(read_target)
@@ -183,6 +183,7 @@ def read_rows(
     (read,) = plgpu.kernel(
         token_read,
         out_type=(out_type,),
+        scratch_types=(scan.sum_tiles_scratch(),) if trials and trials.tiles else (),
         grid=(batch_size, num_slots, num_chunks + (num_draft > 0)),
         grid_names=("sequence", "row", "chunk"),
         compiler_params=emit.COMPILER_PARAMS,

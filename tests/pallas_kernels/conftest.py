@@ -28,6 +28,13 @@ def choose_each(scratch, weights, uniforms, layout):
     return [choose(*each) for each in zip(weights, uniforms, strict=True)]
 
 
+def sum_tiles(scratch, vectors, top, totals, tops, layout):
+    del scratch, layout
+    sums = jnp.stack([jnp.sum(x) for x in vectors])
+    totals[...], tops[...] = sums, jnp.full_like(sums, top)
+    return jnp.sum(sums)
+
+
 def choose(weights, uniform):
     sums, index = jnp.cumsum(weights), jnp.arange(weights.size)
     n, positive = weights.size, weights > 0
@@ -67,6 +74,8 @@ def interpreted(monkeypatch):
         monkeypatch.setattr(sync, name, fn)
     monkeypatch.setattr(candidates, "collect", collect)
     monkeypatch.setattr(scan, "choose_each", choose_each)
+    monkeypatch.setattr(scan, "sum_tiles", sum_tiles)
+    monkeypatch.setattr(scan, "warp_min", jnp.min)
 
     def interpreted(**params):
         return plgpu.force_gpu_interpret_mode(plgpu.InterpretGPUParams(inline_mgpu="ignore", **params))
