@@ -108,7 +108,7 @@ def try_rounds(
         def play(group: _Group) -> _Group:
             number = group.begin[:, None] + order
             coin, u_tile, u_token = (_elements(rounds[:, i], number) for i in range(3))
-            token = _sample(target, row, sums, u_tile, u_token)
+            token = _sample(target, row, sums, vocab_size, u_tile, u_token)
             log_p = dist.log_prob_at(target, row, token)
             log_q = dist.log_prob_at(drafter, jnp.minimum(row, last_draft), token)
             accepted = (log_p > -jnp.inf) & (coin < most - emit.exp(dist.log_ratio(log_q, log_p)))
@@ -152,10 +152,10 @@ def _plan(coins, joint, num_usable, keeps_all, plays) -> _Plan:
     return _Plan(jnp.where(own, num_rounds, begin), jnp.where(own, num_rounds + 1, end), last_row)
 
 
-def _sample(target, row, sums, u_tile, u_token) -> Int[Array, "B n"]:
+def _sample(target, row, sums, vocab_size, u_tile, u_token) -> Int[Array, "B n"]:
     """Samples n tokens from one row of p per sequence, the sums of whose tiles are given."""
     tile = draw.sample_index(sums[:, None], u_tile)
-    tokens = draw.tile_tokens(tile)
+    tokens = draw.tile_tokens(tile)[..., :vocab_size]
     weights = emit.exp(dist.log_prob_at(target, row, tokens.reshape(tokens.shape[0], -1)))
     return draw.sample_in_tile(tile, weights.reshape(tokens.shape), u_token)
 
