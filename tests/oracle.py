@@ -8,6 +8,7 @@ Sources, by the names used below:
   Leviathan: Leviathan, Kalman, Matias, 2023, arXiv 2211.17192.
   Chen: Chen et al., 2023, arXiv 2302.01318 (there q is the target and p the draft).
   Wagner: Wagner et al., 2024, arXiv 2406.11016.
+  Sun: Sun et al., 2024, arXiv 2403.10444.
 """
 
 import itertools
@@ -546,6 +547,115 @@ def block_law(target: RowFn, draft: RowFn, num_draft: int) -> Law:
                     law[(*path[:i], int(token))] += mass * keep[i] * float(last[token])
             mass *= 1 - keep[i]
     return dict(law)
+
+
+def rounds_law(target: RowFn, draft: RowFn, num_draft: int, num_rounds: int) -> Law:
+    """The law of the tokens that one step of block verification emits if it decides in rounds.
+
+    A round at row i steps back with probability 1 - P_i, and ends with y with probability max(P_i p(y) - q(y), 0).
+    What is undecided after all rounds stops at the first row j from there with probability h_j, as in `block_law`.
+
+    Args:
+      target: As in `speculative_law`.
+      draft: As in `speculative_law`.
+      num_draft: As in `speculative_law`.
+      num_rounds: R.
+
+    Returns:
+      The law over tuples of 1 to K+1 tokens.
+
+    Source: docs/algorithms.md, after Sun.
+    """
+    law = defaultdict(float)
+    vocab = len(target(()))
+    for path in itertools.product(range(vocab), repeat=num_draft):
+        mass = float(np.prod([draft(path[:i])[token] for i, token in enumerate(path)]))
+        if mass == 0:
+            continue
+        p = np.stack([target(path[:i]) for i in range(num_draft + 1)])
+        q = np.stack([draft(path[:i]) for i in range(num_draft)]) if num_draft else np.zeros((0, vocab))
+        joint, keep = block_probs(p, q, np.array(path, int))
+        residuals = np.maximum(joint[:-1, None] * p[:-1] - q, 0)
+        emitted = np.zeros((num_draft + 1, vocab))
+        emitted[num_draft] = mass * keep[num_draft] * p[num_draft]
+        # The mass of each row that no round has ended.
+        open_mass = np.zeros(num_draft)
+        open_mass[-1:] = mass * (1 - keep[num_draft])
+        for _ in range(num_rounds):
+            emitted[:-1] += open_mass[:, None] * residuals
+            back = open_mass * (1 - joint[:-1])
+            open_mass = open_mass - open_mass * residuals.sum(1) - back + np.append(back[1:], 0)[:num_draft]
+        for i in range(num_draft - 1, -1, -1):
+            if keep[i] > 0 and residuals[i].sum() > 0:
+                emitted[i] += open_mass[i] * keep[i] * residuals[i] / residuals[i].sum()
+            if i:
+                open_mass[i - 1] += open_mass[i] * (1 - keep[i])
+        for i, token in zip(*np.nonzero(emitted), strict=True):
+            law[(*path[:i], int(token))] += float(emitted[i, token])
+    return dict(law)
+
+
+def verify_block(
+    p: Float[np.ndarray, "K1 V"],
+    q: Float[np.ndarray, "K V"],
+    tokens: Int[np.ndarray, "K"],
+    accept: Float[np.ndarray, "K"],
+    emit: Float[np.ndarray, "2"],
+    rounds: Float[np.ndarray, "3 R"],
+    tile_width: int,
+    *,
+    plays: bool = True,
+) -> tuple[list[int], float, int]:
+    """One step of block verification for one sequence, with given uniforms.
+
+    Args:
+      p: Target, `[K+1, V]`.
+      q: Draft, `[K, V]`; explicit one-hot rows for a deterministic drafter.
+      tokens: x, `[K]`; drafting stops at the first below zero.
+      accept: Uniform of each draft, `[K]`.
+      emit: Uniforms of the last token, if no round draws it: its tile and its place in the tile.
+      rounds: Coins of the rounds, and the uniforms of the token that each draws, `[3, R]`.
+      tile_width: Width of the tiles.
+      plays: False for a sequence without rounds.
+
+    Returns:
+      The emitted tokens; the margin: if p and q are wrong by less than this, the tokens are still these; the number of
+      rounds played, R + 1 if none decided.
+
+    Source: docs/algorithms.md, after Sun.
+    """
+    n = _num_drafted(tokens)
+    joint, keep = block_probs(p[: n + 1], q[:n], tokens[:n])
+    margin = np.inf
+
+    def below(u: float, bound: float) -> bool:
+        nonlocal margin
+        margin = min(margin, abs(u - bound))
+        return u < bound
+
+    def sample(weights: Vector, u_tile: float, u_element: float) -> int:
+        nonlocal margin
+        margin = min(margin, weights.sum() * emission_margin(weights, u_tile, u_element, tile_width))
+        return sample_two_level(weights, u_tile, u_element, tile_width)
+
+    if n == 0 or below(accept[n - 1], joint[n]):
+        return [*tokens[:n], sample(p[n], *emit)], margin, 0
+    i = n - 1
+    num_rounds = rounds.shape[1] if plays else 0
+    for number in range(num_rounds):
+        coin, u_tile, u_element = rounds[:, number]
+        if i > 0 and not below(coin, joint[i]):
+            i -= 1
+            continue
+        token = sample(p[i], u_tile, u_element)
+        if below(coin, joint[i] - q[i, token] / p[i, token]):
+            return [*tokens[:i], token], margin, number + 1
+    while i > 0 and not below(accept[i - 1], keep[i]):
+        i -= 1
+    weights = np.maximum(joint[i] * p[i] - q[i], 0)
+    if weights.sum() == 0:
+        return [*tokens[:i], sample(p[i], *emit)], 0.0, num_rounds + 1
+    return [*tokens[:i], sample(weights, *emit)], margin, num_rounds + 1
 
 
 # The sigmoid approximation, as the paper has it

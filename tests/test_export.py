@@ -55,7 +55,7 @@ def coupled(keys, target_logits, draft, sampling):
 
 # docs/guides/export.md exports the kernel, and test_kernel_lowering looks for it.
 @pytest.mark.optimised(False)
-@pytest.mark.parametrize("fn", [ss.verify, ss.verify_sigmoid, sample, coupled])
+@pytest.mark.parametrize("fn", [ss.verify, ss.verify_block, ss.verify_sigmoid, sample, coupled])
 def test_a_function_with_a_symbolic_batch_survives_the_round_trip(fn):
     exported, arguments = there_and_back(fn, inputs(2)), inputs(3)
     result, expected = exported.call(*arguments), jax.jit(fn)(*arguments)

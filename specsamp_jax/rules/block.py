@@ -1,5 +1,6 @@
 """The block rule: accepts drafts jointly; exact, and in expectation at least as many as the token rule accepts."""
 
+import functools
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -8,8 +9,10 @@ from jaxtyping import Array, Bool, Float, Int
 
 from specsamp_jax._types import BOUND_SLACK, Draft, Filter, Uniforms, Verification
 from specsamp_jax.rules import emit
+from specsamp_jax.rules.rounds import Outcome, try_rounds
 from specsamp_jax.sampling import draw
 from specsamp_jax.sampling import rows as dist
+from specsamp_jax.sampling.mesh_axes import cond
 
 
 class _Stop(NamedTuple):
@@ -36,9 +39,15 @@ def verify_block(
     With `P_i = min(P_{i-1} p_i(x_i)/q_i(x_i), 1)` and `Z_{i+1} = sum_v max(P_i p_{i+1}(v) - q_{i+1}(v), 0)`, a
     sequence keeps i of its n drafts for the largest i with `u_i < h_i`, where `h_n = P_n`, `h_0 = 1` and else
     `h_i = Z_{i+1} / (Z_{i+1} + 1 - P_i)`; its last token has weights `max(P_i p_{i+1} - q_{i+1}, 0)`, or p after n
-    drafts. `Z_{i+1}` takes a pass over a row, but is at most `P_i - min(P_i p_{i+1}(x), q_{i+1}(x))` for the next
-    draft x, and `h_i` is 1 if `P_i` is 1. So positions are tried from the right, one row per sequence at a time, only
-    if `u_i` is below the bound of `h_i`, and only up to the first with `P_i = 1`.
+    drafts.
+
+    With `uniforms.rounds`, those that do not keep all drafts decide in rounds which need no `Z` (`rounds.try_rounds`).
+    A sequence that is undecided after all rounds goes on from its row by the rule above, with the uniforms that are not
+    used yet: that no round ended it says nothing about the next one.
+
+    `Z_{i+1}` takes a pass over a row, but is at most `P_i - min(P_i p_{i+1}(x), q_{i+1}(x))` for the next draft x, and
+    `h_i` is 1 if `P_i` is 1. So positions are tried from the right, one row per sequence at a time, only if `u_i` is
+    below the bound of `h_i`, and only up to the first with `P_i = 1`.
     """
     tokens, vocab_size = draft.tokens, target_logits.shape[-1]
     num_draft = tokens.shape[1]
@@ -65,14 +74,26 @@ def verify_block(
         weights = jnp.maximum(dist.take_row(joint, num_accepted)[:, None] * p - dist.probs(row, vocab_size), 0)
         return jnp.where(rejecting, weights, p)
 
-    # Z = P - (the sum of min(P p, q)), of which the drafted token is one term.
-    overlap = emit.exp(jnp.minimum(log_joint[:, :-1] + log_p, log_q))
-    possible = _possible(joint, joint[:, :-1] - overlap + BOUND_SLACK, num_usable, uniforms.accept)
-    num_accepted = _num_accepted(joint, possible, num_usable, uniforms.accept, residual)
-    last = target.take(num_accepted)
-    token, empty = emit.sample_residual(residual(num_accepted), lambda: dist.probs(last, vocab_size), uniforms.emit)
+    def search(outcome: Outcome) -> tuple[Outcome, Bool[Array, "B"]]:
+        """Decides the rest by the sums of residuals, from their rows on; also returns where a residual is zero."""
+        # Z = P - (the sum of min(P p, q)), of which the drafted token is one term.
+        overlap = emit.exp(jnp.minimum(log_joint[:, :-1] + log_p, log_q))
+        possible = _possible(joint, joint[:, :-1] - overlap + BOUND_SLACK, num_usable, uniforms.accept)
+        row = _num_accepted(joint, possible, num_usable, uniforms.accept, residual, outcome)
+        p = functools.partial(dist.probs, target.take(row), vocab_size)
+        token, empty = emit.sample_residual(residual(row), p, uniforms.emit)
+        token = jnp.where(outcome.decided, outcome.token, token)
+        return Outcome(jnp.ones_like(outcome.decided), row, token), ~outcome.decided & empty
+
+    if num_draft == 0 or uniforms.rounds is None or uniforms.rounds.shape[2] == 0:
+        outcome, empty = search(Outcome(jnp.zeros(num_usable.shape, bool), num_usable, jnp.zeros_like(num_usable)))
+    else:
+        tried = try_rounds(target, drafter, joint, num_usable, uniforms, vocab_size)
+        none = jnp.zeros_like(tried.decided)
+        outcome, empty = cond(tried.decided.all(), lambda: (tried, none), lambda: search(tried))
+    num_accepted, last = outcome.row, target.take(outcome.row)
     last_logits = dist.take_row(target_logits, num_accepted)
-    token = draw.replace_degenerate(token, last_logits, last.degenerate[:, 0])
+    token = draw.replace_degenerate(outcome.token, last_logits, last.degenerate[:, 0])
 
     accept_prob = jnp.where(trusted & (log_p > -jnp.inf), emit.exp(jnp.minimum(log_ratio, 0)), 0)
     status = emit.status(
@@ -102,11 +123,11 @@ def _possible(joint, most, num_usable, uniforms) -> Bool[Array, "B K1"]:
     return jnp.concatenate([jnp.ones((joint.shape[0], 1), bool), jnp.where(inside, inner, last)], axis=1)
 
 
-def _num_accepted(joint, possible, num_usable, uniforms, residual) -> Int[Array, "B"]:
-    """The largest i with u_i < h_i, by the sums of the weights of possible positions."""
+def _num_accepted(joint, possible, num_usable, uniforms, residual, outcome) -> Int[Array, "B"]:
+    """The largest i up to `outcome.row` with u_i < h_i, by the sums of the weights of possible positions."""
     num_draft = uniforms.shape[1]
     if num_draft == 0:
-        return jnp.zeros_like(num_usable)
+        return outcome.row
     index = jnp.arange(num_draft + 1)
 
     def largest(limit):
@@ -122,7 +143,7 @@ def _num_accepted(joint, possible, num_usable, uniforms, residual) -> Int[Array,
         decided = stop.decided | accepted
         return _Stop(jnp.where(decided, stop.num_accepted, largest(stop.num_accepted - 1)), decided)
 
-    first = largest(num_usable)
+    first = jnp.where(outcome.decided, outcome.row, largest(outcome.row))
     certain = dist.take_row(joint, first) >= 1
-    begin = _Stop(first, (first == num_usable) | certain)
+    begin = _Stop(first, outcome.decided | (first == num_usable) | certain)
     return lax.while_loop(lambda stop: ~stop.decided.all(), body, begin).num_accepted

@@ -92,8 +92,10 @@ def tile_sums(weights: Float[Array, "B V"]) -> Float[Array, "B T"]:
     return row_sum(padded.reshape(batch_size, num_tiles + padding, TILE), vocab_size)[:, :num_tiles]
 
 
-def sample_index(weights: Float[Array, "B n"], uniform: Float[Array, "B"]) -> Int[Array, "B"]:
+def sample_index(weights: Float[Array, "*C n"], uniform: Float[Array, "*B"]) -> Int[Array, "*B"]:
     """Index of the first positive weight at which the running sum exceeds `uniform` times the total.
+
+    An axis of size 1 of the weights serves all uniforms of that axis.
 
     If rounding leaves no such index, the last positive weight; if no weight is positive, 0. In all other cases the
     chosen weight is positive, however the running sums are rounded.
@@ -101,7 +103,7 @@ def sample_index(weights: Float[Array, "B n"], uniform: Float[Array, "B"]) -> In
     num_weights = weights.shape[-1]
     running = jnp.cumsum(weights, axis=-1)
     positive = weights > 0
-    chosen = positive & (running > uniform[:, None] * running[:, -1:])
+    chosen = positive & (running > uniform[..., None] * running[..., -1:])
     # Not `argmax`, whose buffers delay each call on a CPU: see `call_unfiltered_if_off`.
     index = jnp.arange(num_weights, dtype=jnp.int32)
     first = jnp.where(chosen, index, num_weights).min(-1)
@@ -122,16 +124,23 @@ def sample_weights(
     return sample_in_tile(tile, tile_weights(weights, tile), uniforms[:, 1])
 
 
+def tile_tokens(tile: Int[Array, "*B"]) -> Int[Array, "*B n"]:
+    """The tokens of each tile; those of the last tile may be beyond the vocabulary."""
+    return tile[..., None] * TILE + jnp.arange(TILE, dtype=tile.dtype)
+
+
 def tile_weights(weights: Float[Array, "B V"], tile: Int[Array, "B"]) -> Float[Array, "B n"]:
     """The weights of one tile of each row; 0 beyond the vocabulary."""
-    index = tile[:, None] * TILE + jnp.arange(TILE)
+    index = tile_tokens(tile)
     # An index beyond the vocabulary reads any weight, which the mask drops.
     within = jnp.take_along_axis(weights, index, axis=-1, mode="clip")
     return jnp.where(index < weights.shape[-1], within, 0)
 
 
-def sample_in_tile(tile: Int[Array, "B"], weights: Float[Array, "B n"], uniform: Float[Array, "B"]) -> Int[Array, "B"]:
-    """Samples a token of one tile of each row by `tile_weights`."""
+def sample_in_tile(
+    tile: Int[Array, "*B"], weights: Float[Array, "*B n"], uniform: Float[Array, "*B"]
+) -> Int[Array, "*B"]:
+    """Samples a token of each tile by the weights of its tokens."""
     return tile * TILE + sample_index(weights, uniform)
 
 

@@ -150,16 +150,36 @@ def token_logits(rows: Rows, tokens: Int[Array, "B R"]) -> Float[Array, "B R"]:
     if rows.logits is None:
         return jnp.zeros_like(rows.offset)
     # A token outside the vocabulary reads any logit, which the mask drops.
-    logit = wide(jnp.take_along_axis(rows.logits, tokens[..., None], axis=-1, mode="clip")[..., 0])
-    outside = (tokens < 0) | (tokens >= rows.logits.shape[-1])
+    logits = jnp.take_along_axis(rows.logits, tokens[..., None], axis=-1, mode="clip")[..., 0]
+    return _token_logits(rows, tokens, logits, rows.logits.shape[-1])
+
+
+def _token_logits(rows: Rows, tokens: Array, logits: Array, vocab_size: int) -> Array:
+    """`token_logits`, with the logits of the tokens in the model's own type, as they were read."""
+    logits = wide(logits)
+    outside = (tokens < 0) | (tokens >= vocab_size)
     if rows.filter.cutoff is not None:
-        outside |= logit < rows.filter.cutoff
-    return jnp.where(outside, -jnp.inf, scaled(logit - rows.offset, rows.filter.scale))
+        outside |= logits < rows.filter.cutoff
+    return jnp.where(outside, -jnp.inf, scaled(logits - rows.offset, rows.filter.scale))
 
 
 def log_prob(rows: Rows, tokens: Int[Array, "B R"]) -> Float[Array, "B R"]:
     """Log-probability of one token per row; -inf if it has probability 0 or if the row is degenerate."""
-    value = _rounded(token_logits(rows, tokens)) - rows.log_sum
+    return _log_prob(rows, tokens, token_logits(rows, tokens))
+
+
+def log_prob_at(rows: Rows, row: Int[Array, "B"], tokens: Int[Array, "B n"]) -> Float[Array, "B n"]:
+    """Log-probabilities of n tokens in one row of each sequence, like `log_prob`; only their logits are read."""
+    at = rows.take(row)
+    if rows.logits is None:
+        return _log_prob(at, tokens, jnp.zeros(tokens.shape, rows.offset.dtype))
+    read = jax.vmap(lambda rows, row, tokens: rows.at[row, tokens].get(mode="clip", wrap_negative_indices=False))
+    logits = read(rows.logits, row, tokens)
+    return _log_prob(at, tokens, _token_logits(at, tokens, logits, rows.logits.shape[-1]))
+
+
+def _log_prob(rows: Rows, tokens: Array, logits: Array) -> Array:
+    value = _rounded(logits) - rows.log_sum
     if rows.certain is not None:
         value = jnp.where(rows.certain < 0, value, jnp.where(rows.certain == tokens, 0, -jnp.inf))
     # Rounding of the logit and the logsumexp must not give a probability above 1.

@@ -85,5 +85,5 @@ def verification_uniforms(keys: Key[Array, "B"], num_draft: int) -> Uniforms:
 
 def block_uniforms(keys: Key[Array, "B"], num_draft: int) -> Uniforms:
     """The uniforms of a verification by the block rule: those of other rules, and three for each of its rounds."""
-    rounds = uniforms(keys, Purpose.ROUNDS, 3 * ROUNDS).reshape(-1, 3, ROUNDS)
+    rounds = uniforms(keys, Purpose.ROUNDS, 3 * ROUNDS).reshape(keys.shape[0], 3, ROUNDS)
     return verification_uniforms(keys, num_draft)._replace(rounds=rounds)

@@ -20,6 +20,7 @@ from jax.sharding import PartitionSpec as P
 
 import specsamp_jax as ss
 from specsamp_jax._types import TILE
+from specsamp_jax.rules.rounds import GROUP
 from specsamp_jax.sampling.cutoff import NUM_LARGEST, TILE_WIDTH
 from specsamp_jax.sampling.draw import tile_sums
 from specsamp_jax.sampling.filters import make_filter
@@ -272,31 +273,34 @@ LONG = 8 * 8 * 1024
 
 
 @functools.cache
-def long_rows_on_one_device(name):
-    return jax.jit(lambda *args: verify(*args, SAMPLINGS[name]))(*inputs(LONG))
+def long_rows_on_one_device(rule, name):
+    return jax.jit(lambda *args: rule(*args, SAMPLINGS[name]))(*inputs(LONG))
 
 
 @NO_KERNELS
 @pytest.mark.parametrize(
-    ("which", "kind", "name"),
+    ("rule", "which", "kind", "name"),
     [
-        ("batch", EXPLICIT, "warm"),
-        ("vocabulary", AUTOMATIC, "warm"),
-        slow("vocabulary", EXPLICIT, "warm"),
-        slow("batch", AUTOMATIC, "warm"),
-        slow("vocabulary", EXPLICIT, "none"),
+        (verify, "batch", EXPLICIT, "warm"),
+        (verify, "vocabulary", AUTOMATIC, "warm"),
+        slow(verify, "vocabulary", EXPLICIT, "warm"),
+        slow(verify, "batch", AUTOMATIC, "warm"),
+        slow(verify, "vocabulary", EXPLICIT, "none"),
+        slow(verify_block, "batch", EXPLICIT, "warm"),
+        slow(verify_block, "vocabulary", AUTOMATIC, "warm"),
     ],
 )
-def test_no_row_is_sent_and_long_rows_have_the_bits_of_one_device(which, kind, name):
+def test_no_row_is_sent_and_long_rows_have_the_bits_of_one_device(rule, which, kind, name):
     # No chunk of a row's sum is on two devices.
     assert num_chunks(LONG) % 8 == 0
     sharded = put(inputs(LONG), mesh_for(kind, which), SHARDED[which])
-    run = jax.jit(lambda *args: verify(*args, SAMPLINGS[name]))
+    run = jax.jit(lambda *args: rule(*args, SAMPLINGS[name]))
     compiled = run.lower(*sharded).compile()
     sent = collectives(compiled.as_text())
-    # Sharded batch: only scalar flags are reduced. Sharded vocabulary: at most one tile per row is sent.
-    assert max(sent) <= (1 if which == "batch" else B * 1024)
-    assert_same(compiled(*sharded), long_rows_on_one_device(name))
+    # Sharded batch: only scalar flags are reduced. Sharded vocabulary: at most one tile per row and round is sent.
+    num_tiles = GROUP if rule is verify_block else 1
+    assert max(sent) <= (1 if which == "batch" else B * num_tiles * TILE)
+    assert_same(compiled(*sharded), long_rows_on_one_device(rule, name))
 
 
 @NO_KERNELS

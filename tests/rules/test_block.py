@@ -1,16 +1,19 @@
 """The block rule: its oracle is exact, the core follows the oracle, and it never accepts less than the token rule."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import oracle
 import pytest
 import tables
-from inputs import with_uniforms
+from inputs import BELOW_ONE, with_uniforms
 
 import specsamp_jax as ss
 from specsamp_jax._types import Uniforms
 from specsamp_jax.rules.block import verify_block
+from specsamp_jax.sampling import streams
 
 pytestmark = pytest.mark.optimised(False)
 
@@ -46,6 +49,20 @@ def test_the_oracle_is_exact_and_emits_at_least_as_many_tokens_as_the_token_rule
         assert mean_length(block) >= mean_length(oracle.speculative_law(p, q, num_draft)) - 1e-12
 
 
+@pytest.mark.parametrize("vocab", [3, 4])
+@pytest.mark.parametrize("num_draft", [0, 1, 2, 3])
+def test_rounds_have_the_law_of_the_search_by_sums(vocab, num_draft):
+    for seed in range(3):
+        rng = np.random.default_rng(seed)
+        p, q = random_law(rng, vocab, num_draft + 1), random_law(rng, vocab, num_draft + 1, 1.0)
+        expected = oracle.block_law(p, q, num_draft)
+        for num_rounds in (0, 1, 2, 5):
+            law = oracle.rounds_law(p, q, num_draft, num_rounds)
+            assert sum(law.values()) == pytest.approx(1, abs=1e-12)
+            for tokens in expected.keys() | law.keys():
+                assert law.get(tokens, 0) == pytest.approx(expected.get(tokens, 0), abs=1e-12)
+
+
 def test_the_example_of_the_paper():
     p, q = (lambda prefix: np.array([1, 2]) / 3), (lambda prefix: np.array([2, 1]) / 3)
     assert mean_length(oracle.block_law(p, q, 2)) - 1 == pytest.approx(11 / 9)
@@ -58,78 +75,100 @@ def test_the_example_of_the_paper():
 jit_rule = with_uniforms(verify_block, TILE)
 
 
-def expected_tokens(p, q, tokens, accept, emit):
-    """The oracle's emitted tokens of one sequence; None if rounding to float32 may change a decision."""
-    num_drafted = int(np.cumprod(tokens >= 0).sum())
-    tokens, q = tokens[:num_drafted], q[:num_drafted]
-    joint, keep = oracle.block_probs(p, q, tokens)
-    if np.any(np.abs(accept[:num_drafted] - keep[1:]) < 1e-5):
-        return None
-    n = max(i for i in range(num_drafted + 1) if i == 0 or accept[i - 1] < keep[i])
-    weights = p[n] if n == num_drafted else np.maximum(joint[n] * p[n] - q[n], 0)
-    if weights.sum() < 1e-6 or oracle.emission_margin(weights, *emit, TILE) < 1e-5 / weights.sum():
-        return None
-    return [*tokens[:n], oracle.sample_two_level(weights, *emit, TILE)]
+def random_uniforms(rng, batch_size, num_draft, num_rounds):
+    accept, emit = (rng.random((batch_size, n)).astype("f") for n in (num_draft, 2))
+    rounds = None if num_rounds is None else rng.random((batch_size, 3, num_rounds)).astype("f")
+    return Uniforms(accept, emit, rounds)
 
 
-@pytest.mark.parametrize("num_draft", [1, 3])
-@pytest.mark.parametrize("kind", ["soft", "ragged", "filtered", "one-hot"])
-def test_random_rows_agree_with_the_oracle(kind, num_draft):
+# Without rounds, with few, after which many are undecided, and with 16.
+@pytest.mark.parametrize(
+    ("kind", "num_draft", "num_rounds"),
+    [
+        *((kind, 3, n) for kind in ("soft", "ragged", "filtered", "one-hot", "greedy") for n in (None, 2, 16)),
+        *(("soft", 1, n) for n in (None, 2, 16)),
+    ],
+)
+def test_random_rows_agree_with_the_oracle(kind, num_draft, num_rounds):
     rng = np.random.default_rng(num_draft)
     target = (rng.normal(size=(B, num_draft + 1, V)) * 2).astype("f")
     logits = (0.7 * target[:, :-1] + rng.normal(size=(B, num_draft, V))).astype("f")
-    setting = {"temperature": 0.8, "top_k": 9, "top_p": 0.95, "min_p": 0.01} if kind == "filtered" else {}
-    sampling = ss.SamplingParams(**setting)
+    filters = {"temperature": 0.8, "top_k": 9, "top_p": 0.95, "min_p": 0.01}
+    of_target = {"filtered": filters, "greedy": {"temperature": 0.0}}.get(kind, {})
+    of_draft = filters if kind == "filtered" else {}
     p, q = (
         np.array([[oracle.distribution(row.astype(float), **setting) for row in rows] for rows in array])
-        for array in (target, logits)
+        for array, setting in ((target, of_target), (logits, of_draft))
     )
     tokens = np.array([[rng.choice(V, p=row) for row in rows] for rows in q])
     if kind == "ragged":
         tokens[rng.random(tokens.shape) < 0.3] = -1
     if kind == "one-hot":
         q = np.eye(V)[tokens]
-    draft = ss.Draft(tokens, None if kind == "one-hot" else logits, sampling)
-    accept, emit = (rng.random((B, n)).astype("f") for n in (num_draft, 2))
-    result = jit_rule(target, sampling, draft, Uniforms(accept, emit))
-    num_compared = 0
+    draft = ss.Draft(tokens, None if kind == "one-hot" else logits, ss.SamplingParams(**of_draft))
+    uniforms = random_uniforms(rng, B, num_draft, num_rounds)
+    result = jit_rule(target, ss.SamplingParams(**of_target), draft, uniforms)
+    accept, emit, rounds = (np.zeros((B, 3, 0)) if u is None else u.astype(float) for u in uniforms)
+    num_compared, num_played = 0, []
     for row in range(B):
-        want = expected_tokens(p[row], q[row], tokens[row], accept[row].astype(float), emit[row].astype(float))
-        if want is not None:
-            num_compared += 1
-            n = int(result.num_accepted[row])
-            assert result.tokens[row, : n + 1].tolist() == want
-            np.testing.assert_array_equal(result.tokens[row, n + 1 :], -1)
-            np.testing.assert_allclose(
-                result.log_probs[row, : n + 1], np.log([p[row, i, token] for i, token in enumerate(want)]), rtol=1e-4
-            )
+        arguments = p[row], q[row], tokens[row], accept[row], emit[row], rounds[row], TILE
+        want, margin, played = oracle.verify_block(*arguments, plays=kind != "greedy")
+        if margin < 1e-5:  # rounding to float32 may change a decision
+            continue
+        num_compared += 1
+        num_played.append(played)
+        n = int(result.num_accepted[row])
+        assert result.tokens[row, : n + 1].tolist() == want
+        np.testing.assert_array_equal(result.tokens[row, n + 1 :], -1)
+        np.testing.assert_allclose(
+            result.log_probs[row, : n + 1], np.log([p[row, i, token] for i, token in enumerate(want)]), rtol=1e-4
+        )
     assert num_compared > 0.95 * B
+    if num_rounds and kind != "greedy":
+        # Sequences that keep all, that a round decides, and that none decides.
+        assert min(played for played in num_played) == 0
+        assert any(0 < played <= num_rounds for played in num_played)
+        assert num_rounds > 2 or max(num_played) > num_rounds
 
 
-@pytest.mark.parametrize("u", [0.0, 1 - 2.0**-24])
-def test_boundary_uniforms_emit_nothing_of_probability_zero(u):
-    p = np.array([[[0.5, 0.5, 0, 0]] * 3], "f")
-    q = np.array([[[0.25] * 4] * 2], "f")
-    for tokens in ([0, 1], [2, 0], [0, 2], [3, 3]):
-        draft = ss.Draft(jnp.array([tokens]), jnp.log(q))
-        uniforms = Uniforms(jnp.full((1, 2), u, "f"), jnp.full((1, 2), u, "f"))
-        n = int((result := jit_rule(jnp.log(p), None, draft, uniforms)).num_accepted[0])
-        assert set(result.tokens[0, : n + 1].tolist()) <= {0, 1}
+@pytest.mark.parametrize("num_rounds", [None, 2, 16])
+def test_boundary_uniforms_emit_nothing_of_probability_or_weight_zero(num_rounds):
+    p = np.array([[0.5, 0.5, 0, 0]] * 3)
+    # All uniforms at both ends, and each kind of the rounds' uniforms by itself.
+    ends = np.array(list(itertools.product([0, BELOW_ONE], repeat=5)), "f")
+    accept, emit = (np.repeat(ends[:, i : i + 1], 2, axis=1) for i in (0, 1))
+    rounds = None if num_rounds is None else np.repeat(ends[:, 2:, None], num_rounds, axis=2)
+    for q in ([0.25, 0.25, 0.25, 0.25], [0.6, 0.1, 0.2, 0.1], [0, 0.5, 0.5, 0]):
+        for tokens in ([0, 1], [1, 1], [2, 0], [0, 2], [3, 3]):
+            q_rows = np.array([q] * 2)
+            with np.errstate(divide="ignore"):
+                target, logits = (np.tile(np.log(rows).astype("f"), (32, 1, 1)) for rows in (p, q_rows))
+            draft = ss.Draft(jnp.tile(jnp.array(tokens), (32, 1)), logits)
+            result = jit_rule(target, None, draft, Uniforms(accept, emit, rounds))
+            num_usable = int(np.cumprod([q[token] > 0 for token in tokens]).sum())
+            joint, _ = oracle.block_probs(p[: num_usable + 1], q_rows[:num_usable], np.array(tokens[:num_usable]))
+            for emitted, n in zip(result.tokens, result.num_accepted, strict=True):
+                assert set(emitted[: n + 1].tolist()) <= {0, 1}
+                assert n == num_usable or joint[n] * p[n, emitted[n]] > q[emitted[n]]
 
 
-def test_equal_models_accept_all():
+@pytest.mark.parametrize("num_rounds", [None, 2, 16])
+def test_equal_models_accept_all(num_rounds):
     logits = np.random.default_rng(0).normal(size=(4, 4, V)).astype("f")
     draft = ss.Draft(jnp.zeros((4, 3), jnp.int32), logits[:, :-1])
-    uniforms = Uniforms(jnp.full((4, 3), 1 - 2.0**-24, "f"), jnp.full((4, 2), 0.5, "f"))
+    rounds = None if num_rounds is None else jnp.zeros((4, 3, num_rounds), "f")
+    uniforms = Uniforms(jnp.full((4, 3), BELOW_ONE, "f"), jnp.full((4, 2), 0.5, "f"), rounds)
     assert jit_rule(logits, None, draft, uniforms).num_accepted.tolist() == [3] * 4
 
 
-def test_degenerate_rows_end_a_draft():
+@pytest.mark.parametrize("num_rounds", [None, 16])
+def test_degenerate_rows_end_a_draft(num_rounds):
     target = np.zeros((3, 3, V), "f")
     draft_logits = np.zeros((3, 2, V), "f")
     target[0, 1], draft_logits[1, 1], draft_logits[2, 0, 5] = np.nan, np.nan, -np.inf
     tokens = jnp.array([[1, 2], [1, 2], [5, 2]])
-    uniforms = Uniforms(jnp.full((3, 2), 0.5, "f"), jnp.full((3, 2), 0.3, "f"))
+    rounds = None if num_rounds is None else jnp.full((3, 3, num_rounds), 0.3, "f")
+    uniforms = Uniforms(jnp.full((3, 2), 0.5, "f"), jnp.full((3, 2), 0.3, "f"), rounds)
     result = jit_rule(target, None, ss.Draft(tokens, draft_logits), uniforms)
     assert result.num_accepted.tolist() == [1, 1, 0]
     assert result.status.tolist() == [ss.DEGENERATE_TARGET, ss.DEGENERATE_DRAFT, ss.DEGENERATE_DRAFT]
@@ -143,7 +182,9 @@ NUM_DRAWS, K, SMALL = 40_000, 2, 4
 
 
 @pytest.mark.optimised(True)  # runs for longer than it compiles
-def test_drawn_steps_follow_the_law(assert_law):
+@pytest.mark.parametrize("num_rounds", [0, 2, streams.ROUNDS])
+def test_drawn_steps_follow_the_law(assert_law, monkeypatch, num_rounds):
+    monkeypatch.setattr(streams, "ROUNDS", num_rounds)
     rng = np.random.default_rng(7)
     p, q = random_law(rng, SMALL, K + 1), random_law(rng, SMALL, K + 1, 1.0, zeros=0.0)
     p_table = jnp.log(jnp.array([[p((a, b)) for b in range(SMALL)] for a in range(SMALL)], jnp.float32))
@@ -179,6 +220,28 @@ def test_a_row_depends_on_its_key_alone():
         alone = step(keys[part], target[part], ss.Draft(tokens[part], logits[part]))
         for a, b in zip(alone, whole, strict=True):
             np.testing.assert_array_equal(a[0], b[row])
+
+
+@pytest.mark.optimised(True)  # compares bits
+@pytest.mark.parametrize("vocab_size", [40, 9000])
+def test_a_row_depends_on_its_uniforms_alone(vocab_size):
+    """Some rows are decided in rounds and some after them, at other places of the batch and alone."""
+    rng = np.random.default_rng(4)
+    target = rng.normal(size=(12, 4, vocab_size)).astype("f")
+    logits = target[:, :-1] + rng.normal(size=(12, 3, vocab_size)).astype("f") / 2
+    tokens = logits.argmax(-1)
+    uniforms = random_uniforms(rng, 12, 3, 3)
+    uniforms.accept[:, 2] = BELOW_ONE
+    step = with_uniforms(verify_block, 16 if vocab_size == 40 else 1024)
+    whole = jax.tree.map(np.asarray, step(target, None, ss.Draft(tokens, logits), uniforms))
+    without = step(target, None, ss.Draft(tokens, logits), uniforms._replace(rounds=uniforms.rounds[:, :, :0]))
+    played = np.any(whole.tokens != without.tokens, axis=1)
+    assert 0 < played.sum() < 12
+    for rows in ([0], [3], [7], list(range(12))[::-1]):
+        inputs = jax.tree.map(lambda array, rows=rows: array[np.array(rows)], (target, logits, tokens, uniforms))
+        result = step(inputs[0], None, ss.Draft(inputs[2], inputs[1]), inputs[3])
+        for a, b in zip(result, whole, strict=True):
+            assert np.asarray(a).tobytes() == b[np.array(rows)].tobytes()
 
 
 @pytest.mark.both_programs(False)
