@@ -109,7 +109,7 @@ def _begin(emission: emit.Emission, inputs, read, scratch: _Scratch, decide_fn) 
     uniforms = reading.load_uniforms(emission.uniforms, read, sequence)
     accept = tiles.load_lanes(read.facts.accept, (sequence.number,))
     rounds = sequence.inputs.draws.rounds if read.trials.rounds is None else read.trials.rounds
-    coins = [tiles.load_lanes(rounds, (sequence.number, i)) for i in range(block_rule.VECTORS)]
+    coins = [tiles.load_warp(rounds, (sequence.number, 0), i) for i in range(block_rule.VECTORS)]
     token_rule.write_tables(scratch.tables, slice(None), values)
     search = block_rule.begin(sequence, values, accept, coins, scratch.joint)
     emission = emission._replace(sequence=sequence, uniforms=uniforms)

@@ -10,7 +10,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from pallas_kernels import block_rule, config, emit, last_token, reading, rows, scan, sync, tiles, token_rule
-from pallas_kernels.config import WARP
+from pallas_kernels.config import THREADS, WARP
 from pallas_kernels.types import ROUNDS, TILE
 
 TOKEN_BITS = 24
@@ -171,7 +171,7 @@ def _success(trial: Trial, number: Any, token: jax.Array) -> jax.Array:
 def _uniform(trial: Trial, kind: int, number: Any) -> jax.Array:
     """A uniform of a round: its coin, that of its tile, or that of its token."""
     place = kind * ROUNDS + number
-    return trial.rounds[trial.emission.sequence.number, place // WARP, place % WARP]
+    return trial.rounds[trial.emission.sequence.number, place // THREADS, place % THREADS]
 
 
 def _tile_weights(trial: Trial, row: Any) -> jax.Array:

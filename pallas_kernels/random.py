@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.config import WARP
+from pallas_kernels.config import THREADS
 from pallas_kernels.types import EMIT_DRAWS, ROUNDS, Uniforms
 
 ROTATIONS = (13, 15, 26, 6), (17, 29, 16, 24)
@@ -18,8 +18,8 @@ ROTATIONS = (13, 15, 26, 6), (17, 29, 16, 24)
 PARITY = 0x1BD11BDA
 """Constant in the third word of the key schedule."""
 
-ROUND_VECTORS = 3 * ROUNDS // WARP
-"""Vectors of the length of a warp that hold the uniforms of a sequence's rounds: coins, then tiles, then tokens."""
+ROUND_PARTS = -(-3 * ROUNDS // THREADS)
+"""Vectors of one element per thread that hold the uniforms of a sequence's rounds: coins, then tiles, then tokens."""
 
 Words = tuple[Any, Any]
 """Two uint32 words of a key, a counter or a result."""

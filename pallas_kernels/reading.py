@@ -126,7 +126,7 @@ class Trials(NamedTuple):
     """What the first launch of the block rule writes beside that of the token rule.
 
     Attributes:
-      rounds: The uniforms of the rounds, `[B, ROUND_VECTORS, WARP]`. None if they are inputs.
+      rounds: The uniforms of the rounds, `[B, ROUND_PARTS, THREADS]`. None if they are inputs.
       found: The largest int32, `[B]`, to which the next launch writes the first successful round and its token.
       tiles: Sums of the tiles of the target's rows; None if chunks are not whole tiles.
     """
@@ -139,7 +139,7 @@ class Trials(NamedTuple):
 def trials_types(inputs: rows.Inputs, batch_size: int, num_rows: int, vocab_size: int, has_chunks: bool) -> Trials:
     """Types of `Trials`; `has_chunks` if the launch reads the rows in chunks."""
     from_keys = isinstance(inputs.draws, random.Noise)
-    shape = batch_size, random.ROUND_VECTORS, config.WARP
+    shape = batch_size, random.ROUND_PARTS, config.THREADS
     by_tiles = has_chunks and config.chunks(inputs.target.logits.dtype, vocab_size).tiles is not None
     return Trials(
         rounds=jax.ShapeDtypeStruct(shape, jnp.float32) if from_keys else None,
@@ -148,18 +148,18 @@ def trials_types(inputs: rows.Inputs, batch_size: int, num_rows: int, vocab_size
     )
 
 
-def begin_trials(sequence: rows.Sequence, trials: Trials | None):
-    """Writes `Trials` of a sequence but for the sums of tiles."""
+def write_rounds(sequence: rows.Sequence, part: Any, trials: Trials | None):
+    """Writes the uniforms of one part of a sequence's rounds, unless they are inputs, and begins `Trials.found`."""
     if trials is None:
         return
     trials.found[sequence.number] = jnp.int32(rows.MAX_INDEX)
-    if trials.rounds is None:
-        return
-    lane = tiles.lane_index(config.WARP)
-    for i in range(random.ROUND_VECTORS):
-        values = random.round_uniforms(sequence.inputs.draws, sequence.number, lane + i * config.WARP)
-        # Registers -> L2: [WARP].
-        tiles.store(trials.rounds.at[sequence.number, i], values)
+    if trials.rounds is not None:
+        index = tiles.lane_index(config.THREADS) + part * config.THREADS
+        # Registers -> L2: [THREADS].
+        tiles.store(
+            trials.rounds.at[sequence.number, part],
+            random.round_uniforms(sequence.inputs.draws, sequence.number, index),
+        )
 
 
 def reads_draft(inputs: rows.Inputs) -> bool:

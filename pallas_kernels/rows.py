@@ -12,8 +12,8 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array, Float, Int
 
 from pallas_kernels import config, tiles
-from pallas_kernels.random import Draws, Noise
-from pallas_kernels.types import TILE, Filter
+from pallas_kernels.random import ROUND_PARTS, Draws, Noise
+from pallas_kernels.types import ROUNDS, TILE, Filter
 
 LOG2_E = 1 / math.log(2)
 """exp(x) = exp2(x * LOG2_E); exp2 is a single instruction."""
@@ -69,7 +69,9 @@ def make_inputs(
     if not isinstance(draws, Noise):
         rounds = draws.rounds
         if rounds is not None:
-            rounds = cast(rounds).reshape(-1, rounds.shape[2] * 3 // config.WARP, config.WARP)
+            rounds = cast(rounds).reshape(rounds.shape[0], 3 * ROUNDS)
+            rounds = jnp.pad(rounds, ((0, 0), (0, ROUND_PARTS * config.THREADS - 3 * ROUNDS)))
+            rounds = rounds.reshape(-1, ROUND_PARTS, config.THREADS)
         draws = draws._replace(accept=cast(draws.accept) if num_draft else None, emit=cast(draws.emit), rounds=rounds)
     if num_draft == 0:
         return Inputs(target, None, None, None, draws)

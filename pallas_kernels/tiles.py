@@ -43,6 +43,13 @@ def load_lanes(ref: Any, index: tuple[Any, ...]) -> jax.Array:
     return plgpu.load(ref.at[index], layout=lane_layout(ref.shape[-1]), optimized=False)
 
 
+def load_warp(ref: Any, index: tuple[Any, ...], number: int) -> jax.Array:
+    """Loads elements `WARP * number` to `WARP * number + WARP - 1` of the last axis; every warp holds a copy."""
+    # L2 -> registers: [WARP].
+    elements = pl.ds(WARP * number, WARP)
+    return plgpu.load(ref.at[(*index, elements)], layout=lane_layout(WARP), optimized=False)
+
+
 def load_first_lanes(ref: Any, index: tuple[Any, ...], count: int, fill: float | int) -> jax.Array:
     """Like `load_lanes`, with `fill` after the first `count` elements."""
     lane = lane_index(ref.shape[-1])

@@ -26,7 +26,7 @@ from jaxtyping import Array, Float, Int
 
 from pallas_kernels import config as sizes
 from pallas_kernels import emit, last_token, reading, rows, scan, sync, tiles, token_rule
-from pallas_kernels.random import Draws
+from pallas_kernels.random import ROUND_PARTS, Draws
 from pallas_kernels.types import Filter, Verification
 
 
@@ -141,10 +141,10 @@ def read_rows(
             def _():
                 reading.look_up(sequence, slot, out.facts)
 
-            @pl.when((chunk == num_chunks) & (slot == num_draft))
-            def _():
-                reading.write_uniforms(sequence, out.uniforms)
-                reading.begin_trials(sequence, out.trials)
+            pl.when((chunk == num_chunks) & (slot == num_draft))(lambda: reading.write_uniforms(sequence, out.uniforms))
+            pl.when((chunk > num_chunks) & (slot < ROUND_PARTS))(
+                lambda: reading.write_rounds(sequence, slot, out.trials)
+            )
 
         @pl.when((slot == 0) & (chunk == 0))
         def _():
@@ -184,7 +184,7 @@ def read_rows(
         token_read,
         out_type=(out_type,),
         scratch_types=(scan.sum_tiles_scratch(),) if trials and trials.tiles else (),
-        grid=(batch_size, num_slots, num_chunks + (num_draft > 0)),
+        grid=(batch_size, num_slots, num_chunks + (num_draft > 0) + (trials is not None)),
         grid_names=("sequence", "row", "chunk"),
         compiler_params=emit.COMPILER_PARAMS,
     )(inputs)

@@ -20,7 +20,7 @@ from jaxtyping import Array, Float, Int
 from pallas_kernels import config as sizes
 from pallas_kernels import cutoffs, emit, reading, rows, slices, tiles, token, token_rule
 from pallas_kernels.limits import Limits, array_limits, fixed_row_limits, keeps_all, row_limits, static_limits
-from pallas_kernels.random import Draws
+from pallas_kernels.random import ROUND_PARTS, Draws
 from pallas_kernels.types import LARGEST_LOG_NORMALIZER, Filter, Verification
 
 
@@ -196,10 +196,14 @@ def _read(
             row = block + i * num_blocks
             pl.when(row < num_draft)(functools.partial(reading.look_up, view, row, out.facts))
 
+        if out.trials is not None:
+            for part in range(ROUND_PARTS):
+                writes = block == min(part + 1, num_blocks - 1)
+                pl.when(writes)(functools.partial(reading.write_rounds, view, jnp.int32(part), out.trials))
+
         @pl.when(block == 0)
         def _():
             reading.write_uniforms(view, out.uniforms)
-            reading.begin_trials(view, out.trials)
             out.counters[sequence] = 0
             for model_limits, array, filter in zip(limits, arrays, out.filters, strict=True):
                 limit = row_limits(static_limits(model_limits), array, sequence)
