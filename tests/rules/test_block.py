@@ -226,18 +226,19 @@ def test_a_row_depends_on_its_key_alone():
 @pytest.mark.parametrize("vocab_size", [40, 9000])
 def test_a_row_depends_on_its_uniforms_alone(vocab_size):
     """Some rows are decided in rounds and some after them, at other places of the batch and alone."""
+    batch_size, num_draft, num_rounds = 48, 3, 5
     rng = np.random.default_rng(4)
-    target = rng.normal(size=(12, 4, vocab_size)).astype("f")
-    logits = target[:, :-1] + rng.normal(size=(12, 3, vocab_size)).astype("f") / 2
-    tokens = logits.argmax(-1)
-    uniforms = random_uniforms(rng, 12, 3, 3)
-    uniforms.accept[:, 2] = BELOW_ONE
+    target = rng.normal(size=(batch_size, num_draft + 1, vocab_size)).astype("f")
+    logits = (target[:, :-1] + rng.normal(size=(batch_size, num_draft, vocab_size)) / 2).astype("f")
+    # Tokens that p likes less than q does, so that coins decide about rows.
+    tokens = (logits - target[:, :-1] + target[:, :-1] / 4).argmax(-1)
+    uniforms = random_uniforms(rng, batch_size, num_draft, num_rounds)
     step = with_uniforms(verify_block, 16 if vocab_size == 40 else 1024)
     whole = jax.tree.map(np.asarray, step(target, None, ss.Draft(tokens, logits), uniforms))
     without = step(target, None, ss.Draft(tokens, logits), uniforms._replace(rounds=uniforms.rounds[:, :, :0]))
     played = np.any(whole.tokens != without.tokens, axis=1)
-    assert 0 < played.sum() < 12
-    for rows in ([0], [3], [7], list(range(12))[::-1]):
+    assert 0 < played.sum() < batch_size
+    for rows in ([0], [3], [7], list(range(batch_size))[::-1]):
         inputs = jax.tree.map(lambda array, rows=rows: array[np.array(rows)], (target, logits, tokens, uniforms))
         result = step(inputs[0], None, ss.Draft(inputs[2], inputs[1]), inputs[3])
         for a, b in zip(result, whole, strict=True):
