@@ -402,7 +402,9 @@ def test_laws_are_told_at_each_support_and_missing_only_where_they_were_planned(
     assert own_line.startswith(f"- {own.capitalize()}: ")
     assert "so it is nearer to the drafter's law" in own_line
     assert "(#summarization-law-4)" in own_line
-    assert f'"summarization-law-4"></a>SL4 | sigmoid 2e4 | {own} | 0.3 | 0.2 | 0.8' in report.page([found], ".")
+    page = report.page([found], ".")
+    assert f'"summarization-law-4"></a>SL4 | sigmoid 2e4 | {own} | 0.3 | 0.2 | 0.8' in page
+    assert f"at {own}: its first token is at 0.3 from the target's law and 0.2 from the drafter's ([SL4]" in page
     plots.draw(found, tmp_path)
     assert "top-p 0.8" in (tmp_path / "experiments_summarization_laws.svg").read_text()
 
