@@ -121,9 +121,10 @@ def emit_tokens(read, inputs, decide_fn, stats_fn, batch_size, num_rows, vocab_s
     dtypes = [ref.dtype for ref in inputs.logits]
     groups, sums = sizes.groups(vocab_size, dtypes, sizes.Config(1)), None
     if read.trials.tiles is None:
-        summing = sizes.block_sum_config(batch_size, vocab_size)
+        shape = batch_size, num_rows, vocab_size
+        summing = sizes.block_sum_config(*shape)
         groups = sizes.groups(vocab_size, dtypes, summing)
-        sums = _sum_rows(read, inputs, decide_fn, stats_fn, batch_size, num_rows, groups, summing.blocks)
+        sums = _sum_rows(read, inputs, decide_fn, stats_fn, shape, groups, summing)
 
     def block_emit_tokens(inputs, read, summed, out, own_sums, scratch):
         sequence = rows.sequence_view(inputs, vocab_size)
@@ -159,32 +160,57 @@ def _never_meet(is_last: jax.Array) -> jax.Array:
     return is_last
 
 
-def _sum_rows(read, inputs, decide_fn, stats_fn, batch_size, num_rows, groups, num_blocks) -> jax.Array:
-    """Launches `block_sum_rows`: sums the tiles of p in the rows of rounds, and in the row after all usable drafts."""
-    vocab_size = inputs.target.logits.shape[0] // (batch_size * num_rows)
+def _sum_rows(read, inputs, decide_fn, stats_fn, shape, groups, config) -> jax.Array:
+    """Launches `block_sum_rows`: sums the tiles of p in the rows of rounds, and in the row after all usable drafts.
+
+    In small batches each row has blocks of its own, which sum it without asking whether a round is at it.
+    """
+    batch_size, num_rows, vocab_size = shape
+    apart = config.row_parts > 1
 
     def block_sum_rows(inputs, read, sums, scratch):
         sync.start_dependent_launch()
         sequence = rows.sequence_view(inputs, vocab_size)
-        emission = emit.make_emission(sequence, None, sums, scratch.choice, groups, num_blocks, _never_meet)
+        emission = emit.make_emission(sequence, None, sums, scratch.choice, groups, config.blocks, _never_meet)
+        if apart:
+            sync.wait_for_previous_launch()
+            sequence, values, _ = decide_fn(inputs, read)
+            masses = token_rule.Tables(*(None,) * len(values))
+            masses = masses._replace(p_offset=values.p_offset, p_log_sum=values.p_log_sum)
+            token_rule.write_tables(scratch.tables, slice(None), masses)
+            tables = scratch.tables
+            emission = emission._replace(sequence=sequence)
+            _sum_row(emission, tables, lax.axis_index("part"))
+            return
         trial = _begin(emission, inputs, read, scratch, decide_fn)
-        search, stats = trial.search, stats_fn(read)
-        last = last_token.needs_tile_sums(trial.emission, trial.stop_at(search.end), stats) & search.decided
+        emission, search = trial.emission, trial.search
+        last = search.decided & last_token.needs_tile_sums(emission, trial.stop_at(search.end), stats_fn(read))
 
         def sum_row(row):
-            stop = trial.stop_at(row)._replace(rejecting=jnp.bool_(False), log_joint=jnp.float32(0))
             needed = (trial.joint.tried[row] > 0) | (last & (row == search.end))
-            pl.when(needed)(lambda: last_token.sum_row(trial.at(row), stop, stats))
+            pl.when(needed)(lambda: _sum_row(emission, trial.tables, row))
 
         emit.for_each(num_rows, sum_row)
 
-    shape = batch_size * num_rows, sizes.to_lanes(groups.num_slots)
     (sums,) = plgpu.kernel(
         block_sum_rows,
-        out_type=(jax.ShapeDtypeStruct(shape, jnp.float32),),
+        out_type=(jax.ShapeDtypeStruct((batch_size * num_rows, sizes.to_lanes(groups.num_slots)), jnp.float32),),
         scratch_types=_scratch(num_rows),
-        grid=(batch_size, num_blocks),
-        grid_names=("sequence", "block"),
+        grid=(batch_size, config.row_parts, config.blocks),
+        grid_names=("sequence", "part", "block"),
         compiler_params=emit.COMPILER_PARAMS,
     )(inputs, read)
     return sums
+
+
+def _sum_row(emission: emit.Emission, tables: token_rule.Tables, row: Any):
+    """Writes this block's share of the sums of the tiles of p in a row."""
+    target, source = emission.sequence.target, emit.target_source(emission, row)
+    emission = emission._replace(sums_row=rows.flat_row(target, row))
+
+    def weights(logits, tile):
+        del tile
+        return rows.prob(target, row, logits[0], tables.p_offset[row], tables.p_log_sum[row])
+
+    count = emit.groups_of(emission, source)
+    emit.share(emission, count, lambda group: emit.sum_group(emission, source, weights, group))

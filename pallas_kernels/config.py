@@ -62,6 +62,9 @@ FEWEST_BLOCKS = 8
 sequences that accepted all drafts end at once. With 2, 4, 8 and 16 on an H200, V 151,936, bfloat16, two launches took
 73, 63, 62 and 65 us at B 256, K 1, and 136, 134, 132 and 136 at K 4."""
 
+FEWEST_AT_ONCE = 8
+"""Minimum blocks of each row if the block rule sums the tiles of all rows at the same time."""
+
 BLOCK_RULE_BLOCKS = 19
 """Minimum blocks of a sequence in the block rule that sum its rows one after the other: more than run concurrently,
 because half of the sequences need no sum, and their blocks end at once."""
@@ -83,6 +86,7 @@ class Config:
       pairs: Maximum ratio of group sizes: tiles per group of one row over tiles per group of two rows,
         whose tiles take twice the registers.
       max_unrolled: Maximum chunks of a row whose sums are combined in an unrolled loop.
+      row_parts: Block rule: K + 1 if each row has `blocks` of its own that sum it, 1 if all rows share them.
       prefetches: Whether the draft's rows are loaded into the L2 while the target's are read, if its normalizers are
         given: else they are read too.
     """
@@ -91,6 +95,7 @@ class Config:
     max_tiles: int = MAX_TILES
     pairs: int = 2
     max_unrolled: int = MAX_UNROLLED
+    row_parts: int = 1
     prefetches: bool = False
 
 
@@ -134,10 +139,13 @@ def block_config(batch_size: int) -> Config:
     return Config(blocks)
 
 
-def block_sum_config(batch_size: int, vocab_size: int) -> Config:
-    """Blocks of the block rule that sum the tiles of rows, each of which sums a few rows one after the other."""
-    blocks = max(EMITTING_BLOCKS * num_multiprocessors() // max(batch_size, 1), BLOCK_RULE_BLOCKS)
-    return Config(max(1, min(num_tiles(vocab_size) // 2, blocks)), max_tiles=MAX_FILTERED_TILES)
+def block_sum_config(batch_size: int, num_rows: int, vocab_size: int) -> Config:
+    """Blocks of the block rule that sum tiles of rows: some for each row, or for all rows one after the other."""
+    concurrent, most = EMITTING_BLOCKS * num_multiprocessors(), max(1, num_tiles(vocab_size) // 2)
+    apart = concurrent // max(batch_size * num_rows, 1)
+    if apart >= FEWEST_AT_ONCE:
+        return Config(min(most, apart), max_tiles=MAX_FILTERED_TILES, row_parts=num_rows)
+    return Config(min(most, max(concurrent // batch_size, BLOCK_RULE_BLOCKS)), max_tiles=MAX_FILTERED_TILES)
 
 
 def samples_in_two_launches(dtype: DTypeLike, batch_size: int, vocab_size: int) -> bool:

@@ -13,12 +13,14 @@ import evaluate
 import jax
 import jax.numpy as jnp
 import law
+import laws
 import methods
 import metrics
 import ml_dtypes
 import numpy as np
 import oracle
 import pack
+import plots
 import pytest
 import report
 import rows as page_rows
@@ -101,6 +103,54 @@ def test_a_filtered_token_is_never_emitted_but_by_the_released_code():
     for method, leaks in {"ours": False, "sigmoid 20000.0": False, "sigmoid as released": True}.items():
         dropped = np.isinf(z_p) & np.isinf(z_q)
         assert np.any(law.first_token(method, z_p, z_q)[dropped] > 0) == leaks
+
+
+OWN = {name: value for name, (value,) in settings.QWEN_OWN.items()}
+FILTERS = OWN, {**OWN, "temperature": 1.0}, {**OWN, "top_k": 0}, {**OWN, "top_p": 1.0}, {**OWN, "top_k": 300}
+TIED = np.concatenate([np.round(2 * RNG.normal(size=(20, 300))) / 2, 2 * RNG.normal(size=(20, 300))]).astype(np.float32)
+
+
+@pytest.mark.parametrize("parameters", FILTERS, ids=str)
+def test_filtered_logits_are_those_of_the_oracle_and_of_the_package(parameters):
+    found = law.filtered(TIED.astype(float), parameters["temperature"], parameters["top_k"], parameters["top_p"])
+    expected = [oracle.distribution(row, **parameters) for row in TIED.astype(float)]
+    np.testing.assert_allclose(law.softmax(found), expected, atol=1e-12)
+    certain = jnp.zeros((1, len(TIED)), jnp.int32)
+    dense = np.asarray(methods.dense(jnp.asarray(TIED)[None], ss.SamplingParams(**parameters), certain))
+    assert np.array_equal(found > -np.inf, dense[0] > -np.inf)
+    np.testing.assert_allclose(found, dense[0], rtol=1e-6)
+
+
+@pytest.mark.parametrize("method", ["ours", "sigmoid 2e4", "sigmoid as released", "calibrated +4"])
+def test_the_law_at_a_checkpoints_own_parameters_is_that_of_the_rules_step(method):
+    num_texts, vocab_size, sampling = 3, 40, ss.SamplingParams(**OWN)
+    rng = np.random.default_rng(7)
+    target = np.round(4 * rng.normal(size=(num_texts, 4, vocab_size))).astype(np.float32) / 2
+    draft = (target + rng.normal(size=target.shape)).astype(np.float32)
+    # The context of text i is row 1 + i; a sequence for each text and token, which is drafted there.
+    text = np.arange(num_texts)
+    z_p, z_q = (np.repeat(rows[text, 1 + text], vocab_size, axis=0)[:, None] for rows in (target, draft))
+    drafts = np.tile(np.arange(vocab_size, dtype=np.int32), num_texts)[:, None]
+
+    @functools.partial(jax.jit, compiler_options=QUICK)
+    def step(target_logits, tokens, logits, *state):
+        found = methods.VERIFY_FNS[method](
+            jax.random.key(0), target_logits, ss.Draft(tokens, logits, sampling), sampling, *state
+        )
+        return found if state else (found, None)
+
+    state = ()
+    if method in methods.CALIBRATED:
+        states = [methods.CALIBRATED[method].init(num_texts)]
+        for i in range(num_texts):  # a step without drafts reads its row
+            nothing = np.zeros((num_texts, 0), np.int32), np.zeros((num_texts, 0, vocab_size), np.float32)
+            states.append(step(target[:, i : i + 1], *nothing, states[-1])[1])
+        state = (jax.tree.map(lambda *each: np.repeat(np.stack(each)[1 + text, text], vocab_size), *states),)
+    accepted = step(np.concatenate([z_p, z_p], axis=1), drafts, z_q, *state)[0].accept_prob
+    q = np.array([oracle.distribution(row, **OWN) for row in draft[text, 1 + text].astype(float)])
+    row = laws.measure(settings.Setting(method)._replace(**OWN), target, draft)
+    expected = np.where(q > 0, q * np.reshape(accepted, q.shape), 0).sum(1).mean()
+    np.testing.assert_allclose(row["acceptance"], expected, rtol=1e-5)
 
 
 FILTERED = ss.SamplingParams(temperature=0.5, top_k=3)
@@ -330,6 +380,69 @@ def test_quality_is_told_at_each_support_and_missing_only_where_it_was_planned(t
     call = {"kind": "call", "method": "ours" + settings.AS_DATA, "us": 50.0, **page_rows.OWN}
     assert "ours 50.0" in claims.own_parameters(table(tmp_path, [call]))[0]
     assert not claims.own_parameters(found)
+
+
+def law_row(method, **values):
+    """A row of laws."""
+    numbers = {"to_target": 0.3, "to_draft": 0.2, "bonus_to_target": 0.8, "acceptance": 0.7, "between": 0.4}
+    return {"kind": "law", "method": method, "contexts": 200, **numbers, **values}
+
+
+def test_laws_are_told_at_each_support_and_missing_only_where_they_were_planned(tmp_path, monkeypatch):
+    own = "temperature 0.7, top-k 20, top-p 0.8"
+    full = [law_row("ours"), law_row("sigmoid 2e4", to_draft=1e-5)]
+    rows = [*full, law_row("ours", to_target=0.0, **OWN), law_row("sigmoid 2e4", **OWN)]
+    found = table(tmp_path, rows)
+    lines = claims.emitted(found)
+    cells = [line.split(" | ")[:4] for line in lines if line.startswith("| [")]
+    assert [each[1:] for each in cells[2:]] == [[own, "0", "0.2"], [own, "0.3", "0.2"]]
+    full_line, own_line = (line for line in lines if "the first token of sigmoid 2e4" in line)
+    assert full_line.startswith("- Full support: ")
+    assert "so it follows the drafter's law" in full_line
+    assert own_line.startswith(f"- {own.capitalize()}: ")
+    assert "so it is nearer to the drafter's law" in own_line
+    assert "(#summarization-law-4)" in own_line
+    page = report.page([found], ".")
+    assert f'"summarization-law-4"></a>SL4 | sigmoid 2e4 | {own} | 0.3 | 0.2 | 0.8' in page
+    assert f"at {own}: its first token is at 0.3 from the target's law and 0.2 from the drafter's ([SL4]" in page
+    plots.draw(found, tmp_path)
+    assert "top-p 0.8" in (tmp_path / "experiments_summarization_laws.svg").read_text()
+
+    missing = f"- {own.capitalize()}: not measured yet."
+    assert missing not in claims.emitted(table(tmp_path, full))
+    monkeypatch.setitem(settings.PLANS, "summarization", settings.PLANS["pair"])
+    assert missing in claims.emitted(table(tmp_path, full))
+    assert missing not in lines
+
+
+def test_raw_laws_alone_join_the_rows_of_a_table(tmp_path, monkeypatch):
+    machines = [{"device": "a GPU"}, {"device": "a CPU"}]
+    old = [texts("ours"), law_row("ours", machine=1), law_row("ours", machine=1, top_k=50)]
+    table(tmp_path, old, machines=machines, notes=["a note"])
+    before = json.loads((tmp_path / "summarization.json").read_text())
+    folder = tmp_path / "raw" / "summarization"
+    folder.mkdir(parents=True)
+    (folder / "task.json").write_text(json.dumps({"metric": "rouge", "references": []}))
+    monkeypatch.setattr(caches, "CACHE", tmp_path)
+    monkeypatch.setattr(caches, "RESULTS", tmp_path)
+    monkeypatch.setattr(sys, "argv", ["score", "summarization", "--laws"])
+
+    def joined(*raw):
+        (folder / "laws.jsonl").write_text("".join(json.dumps(each) + "\n" for each in raw))
+        score.main()
+        return json.loads((tmp_path / "summarization.json").read_text())
+
+    assert joined() == before
+    names = [settings.Setting("ours")._replace(**each).name for each in (OWN, {})]
+    after = joined(*({"name": name, "to_target": 0.125, "device": "a new CPU"} for name in names))
+    assert after["about"]["notes"] == ["a note"]
+    # The row of the old machine's that is left, and the others, keep their places.
+    assert after["about"]["machines"] == [machines[0], {"device": "a new CPU"}, machines[1]]
+    assert [each["kind"] for each in after["rows"]] == ["text", "law", "law", "trivial", "law"]
+    replaced, kept, _, new = after["rows"][1:]
+    assert replaced == {"kind": "law", "method": "ours", "to_target": 0.125, "machine": 1}
+    assert kept == {**before["rows"][2], "machine": 2}
+    assert new == {**replaced, **OWN}
 
 
 def test_the_calls_of_a_text_are_those_with_parameters_as_data(tmp_path):

@@ -1,7 +1,5 @@
 """The claims of the page. Each function returns lines for one task; no number is typed, each comes from a row."""
 
-from typing import Any
-
 from claims_gain import RELEASED, gain
 from claims_law import SIGMOID, calibrated, emitted, widths
 from rows import (
@@ -10,6 +8,7 @@ from rows import (
     MARGINS,
     MISSING,
     OWN,
+    SUPPORTS,
     Row,
     Table,
     cell,
@@ -22,9 +21,10 @@ from rows import (
     ref,
     signed,
     span,
+    support_words,
     verdict,
 )
-from score import DEFAULTS, describe
+from score import describe
 
 PAPER_EXACT = 6, 13
 """Percent of time saved in the paper's abstract; with that of `claims_gain` all that is taken from it."""
@@ -261,9 +261,8 @@ def own_parameters(table: Table) -> list[str]:
 def cost(table: Table) -> list[str]:
     """Lines on what the sigmoid costs."""
     out, lines = [], []
-    supports: list[dict[str, Any]] = [{}, {"top_k": 50}, OWN]
-    for support in supports:
-        words = describe({**DEFAULTS, **support}) or "full"
+    for support in SUPPORTS:
+        words = support_words(support)
         for method in (
             "ours",
             "sigmoid 2e3",

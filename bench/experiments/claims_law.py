@@ -1,21 +1,28 @@
 """The claims of the page that rest on the emitted law. Each function returns lines for one task."""
 
-from rows import EXACT_METHODS, MISSING, Table, cell, grid, ref, signed, verdict
+from rows import EXACT_METHODS, MISSING, SUPPORTS, Table, cell, grid, ref, signed, support_words, verdict
 
 SIGMOID = "sigmoid 2e4"
 """The sigmoid at the width that was released, which stands for the others."""
 
+FOLLOWS = 0.1
+"""A law follows another if its distance to it is less than this share of that to the third; else it is nearer."""
+
 
 def emitted(table: Table) -> list[str]:
     """Lines on the law that each rule emits."""
-    lines, rows = [], []
-    for top_k in (0, 50):
-        for method, row in table.methods("law", top_k=top_k):
+    lines, rows, absent = [], [], []
+    for support in SUPPORTS:
+        words = support_words(support)
+        found = table.methods("law", **support)
+        if not found and table.plans("law", SIGMOID, **support):
+            absent.append(words)
+        for method, row in found:
             if method in EXACT_METHODS and method not in ("ours", "coupled"):
                 continue
             keys = "to_target", "to_draft", "bonus_to_target", "acceptance"
-            lines.append([cell(row, method), f"top-k {top_k}" if top_k else "full", *(f"{row[k]:.2g}" for k in keys)])
-            rows.append((method, top_k, row))
+            lines.append([cell(row, method), words, *(f"{row[k]:.2g}" for k in keys)])
+            rows.append((method, words, row))
     if not lines:
         return []
     between = rows[0][2]
@@ -30,13 +37,16 @@ def emitted(table: Table) -> list[str]:
         out.append(f"- The coupled rule accepts {coupled['acceptance']:.2f} of first drafts where the token rule "
                    f"accepts {ours['acceptance']:.2f} {ref(coupled, ours)}: that the text does not depend on the "
                    "drafter costs drafts.")  # fmt: skip
-    for method, top_k, row in rows:
+    for method, words, row in rows:
         if method == SIGMOID:
-            near = "the target's law" if row["to_target"] < row["to_draft"] else "the drafter's law"
-            out.append(f"- {f'Top-k {top_k}' if top_k else 'Full support'}: the first token of {method} is at "
-                       f"{row['to_target']:.2g} from the target's law and {row['to_draft']:.2g} from the drafter's, "
-                       f"so it follows {near}; the token after full acceptance is at {row['bonus_to_target']:.2g} "
+            laws = {"the target's law": row["to_target"], "the drafter's law": row["to_draft"]}
+            near, far = sorted(laws, key=lambda name: laws[name])
+            verb = "follows" if laws[near] < FOLLOWS * laws[far] else "is nearer to"
+            out.append(f"- {'Full support' if words == 'full' else words.capitalize()}: the first token of {method} is "
+                       f"at {row['to_target']:.2g} from the target's law and {row['to_draft']:.2g} from the drafter's, "
+                       f"so it {verb} {near}; the token after full acceptance is at {row['bonus_to_target']:.2g} "
                        f"from the target's {ref(row)}.")  # fmt: skip
+    out += [f"- {words.capitalize()}: {MISSING}." for words in absent]
     return out
 
 

@@ -18,11 +18,33 @@ def softmax(z: Rows) -> Rows:
     return weights / weights.sum(-1, keepdims=True)
 
 
+def filtered(z: Rows, temperature: float, top_k: int, top_p: float) -> Rows:
+    """Logits divided by the temperature and then filtered, as `specsamp_jax.SamplingParams` means it; -inf if dropped.
+
+    Top-k comes first; top-p is a share of what it leaves.
+    """
+    return keep_top_p(keep_top_k(z / temperature, top_k), top_p)
+
+
 def keep_top_k(z: Rows, top_k: int) -> Rows:
-    """The `top_k` largest logits of each row and those equal to the smallest of them; 0 keeps all."""
-    if not top_k:
+    """The `top_k` largest logits of each row and those equal to the smallest of them; 0 keeps all, and so does V."""
+    if not 0 < top_k < z.shape[-1]:
         return z
     return np.where(z >= np.partition(z, -top_k, axis=-1)[:, -top_k, None], z, -np.inf)
+
+
+def keep_top_p(z: Rows, top_p: float) -> Rows:
+    """The fewest largest logits of each row with this much probability, and those equal to the smallest; 1 keeps all.
+
+    The largest logit is always kept.
+    """
+    if top_p >= 1:
+        return z
+    descending = np.sort(z, axis=-1)[:, ::-1]
+    reached = np.cumsum(softmax(descending), axis=-1) >= top_p
+    # The sum of all may round to below top_p.
+    last = np.where(reached.any(-1), reached.argmax(-1), -1)
+    return np.where(z >= np.take_along_axis(descending, last[:, None], axis=-1), z, -np.inf)
 
 
 def total_variation(p: Rows, q: Rows) -> Float[np.ndarray, "N"]:

@@ -18,8 +18,9 @@ OFFSET = methods.CALIBRATED["calibrated"].offset
 def measure(setting: Setting, target: np.ndarray, draft: np.ndarray) -> dict[str, Any]:
     """Means over contexts, computed from logits `[N, R, V]` in float64; nothing is sampled.
 
-    The context of a text is one of its rows but the first; they take turns. The estimate of a calibrated rule is the
-    mean log-normaliser of the rows before it in the text, or the row's own for "calibrated exact".
+    The context of a text is one of its rows but the first; they take turns. Both models' logits are filtered as the
+    setting says. The estimate of a calibrated rule is the mean log-normaliser of the filtered rows before it in the
+    text, or the row's own for "calibrated exact".
 
     Returns:
       `to_target`, `to_draft`: total variation of the first emitted token's law to p and to q; `bonus_to_target`: that
@@ -60,6 +61,6 @@ def _estimates(setting: Setting, rows: np.ndarray, row: np.ndarray, z_p: np.ndar
 
 
 def _cast(rows: np.ndarray, setting: Setting) -> np.ndarray:
-    """Logits rounded to the setting's dtype, then float64, then filtered."""
+    """Logits rounded to the setting's dtype, then float64, then divided by the temperature and filtered."""
     rounded = np.asarray(rows).astype(jnp.dtype(setting.dtype)).astype(np.float64)
-    return law.keep_top_k(rounded, setting.top_k)
+    return law.filtered(rounded, setting.temperature, setting.top_k, setting.top_p)

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from rows import EXACT_METHODS, MARGINS
+from rows import EXACT_METHODS, MARGINS, OWN, support_words
 
 COLORS = {"exact": "#00796b", "sigmoid": "#d9730d", "calibrated": "#6a4fb3", "alone": "#6b7280"}
 
@@ -56,14 +56,15 @@ def draw(table: Any, folder: Path) -> None:
     with plt.rc_context({**style, "svg.hashsalt": "specsamp", "font.family": "sans-serif"}):
         for name, title in names(table).items():
             kind = name.rpartition("_")[2]
-            figure, axes = plt.subplots(figsize=(6.8, HEIGHTS[kind]))
-            {"calls": _calls, "quality": _quality, "laws": _laws}[kind](axes, table)
-            axes.set_title(f"{title}: {table.about['models']}", fontsize=10, loc="left")
+            figure = plt.figure(figsize=(6.8, HEIGHTS[kind]))
+            {"calls": _calls, "quality": _quality, "laws": _laws}[kind](figure, table)
+            figure.axes[0].set_title(f"{title}: {table.about['models']}", fontsize=10, loc="left")
             figure.savefig(folder / f"{name}.svg", bbox_inches="tight", pad_inches=0.15, metadata={"Date": None})
             plt.close(figure)
 
 
-def _calls(axes: Any, table: Any) -> None:
+def _calls(figure: Any, table: Any) -> None:
+    axes = figure.subplots()
     rows = {size: dict(table.methods("call", batch_size=size)) for size in (1, 4, 8)}
     rows = {size: found for size, found in rows.items() if found}
     methods = list(dict.fromkeys(method for found in rows.values() for method in found))
@@ -83,7 +84,8 @@ def _calls(axes: Any, table: Any) -> None:
     axes.set_xlabel("microseconds")
 
 
-def _quality(axes: Any, table: Any) -> None:
+def _quality(figure: Any, table: Any) -> None:
+    axes = figure.subplots()
     found = [(method, row) for method, row in table.methods("text") if "difference" in row]
     margin = MARGINS[table.measure]
     axes.axvspan(-margin, margin, color="#d5dbe1", lw=0)
@@ -105,14 +107,21 @@ BARS = {
 }
 
 
-def _laws(axes: Any, table: Any) -> None:
-    found = [(method, row) for method, row in table.methods("law") if method not in EXACT_METHODS or method == "ours"]
-    for i, (key, (label, shade)) in enumerate(BARS.items()):
-        axes.barh(
-            [y + 0.27 * i for y in range(len(found))], [row[key] for _, row in found], 0.25, color=shade, label=label
-        )
-    labels = ["exact rules" if method == "ours" else method for method, _ in found]
-    axes.set_yticks([y + 0.27 for y in range(len(found))], labels)
-    axes.invert_yaxis()
-    axes.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.45, -0.14), fontsize=8)
-    axes.set(xlabel="total variation", xlim=(0, 1))
+def _laws(figure: Any, table: Any) -> None:
+    """One panel over the full support, and one with the checkpoint's own parameters if they were measured."""
+    supports = [support for support in ({}, OWN) if table.find("law", "ours", **support)] or [{}]
+    found = {m: row for m, row in table.methods("law") if m not in EXACT_METHODS or m == "ours"}
+    panels = figure.subplots(1, len(supports), sharey=True, squeeze=False)[0]
+    for axes, support in zip(panels, supports, strict=True):
+        rows = {y: row for y, m in enumerate(found) if (row := table.find("law", m, **support))}
+        for i, (key, (label, shade)) in enumerate(BARS.items()):
+            at, bars = [y + 0.27 * i for y in rows], [row[key] for row in rows.values()]
+            axes.barh(at, bars, 0.25, color=shade, label=label)
+        words = f"\n{support_words(support) if support else 'full support'}" if len(supports) > 1 else ""
+        axes.set(xlabel=f"total variation{words}", xlim=(0, 1))
+    labels = ["exact rules" if method == "ours" else method for method in found]
+    panels[0].set_yticks([y + 0.27 for y in range(len(found))], labels)
+    panels[0].invert_yaxis()
+    # Under the label, which has a second line where there are panels.
+    corner = (0.45, -0.14) if len(supports) == 1 else (1, -0.2)
+    panels[0].legend(frameon=False, loc="upper center", bbox_to_anchor=corner, fontsize=8)

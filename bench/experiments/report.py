@@ -42,8 +42,12 @@ def findings(found: list[Table]) -> list[str]:
                      f"law, "
                      f"{law['bonus_to_target']:.2f} from the target's after full acceptance {ref(law)}"
                      for t, law, _ in laws if law)  # fmt: skip
-    out.append("- **The sigmoid emits what the drafter wrote**, and after five accepted drafts nearly any token: "
-               f"{said}. It makes fewer calls because it does not decide.")  # fmt: skip
+    own = "".join(
+        f" {t.title}, at {describe(law)}: its first token is at {law['to_target']:.2g} from the target's law and "
+        f"{law['to_draft']:.2g} from the drafter's {ref(law)}."
+        for t, _, _ in laws if (law := t.find("law", claims.SIGMOID, **OWN)))  # fmt: skip
+    out.append("- **The sigmoid emits what the drafter wrote**, over the full support, and after five accepted drafts "
+               f"nearly any token: {said}. It makes fewer calls because it does not decide.{own}")  # fmt: skip
     said = "; ".join(f"{t.measure} {signed(row['difference'])} to the target alone, {signed(row['to_drafter'])} to "
                      f"the drafter "
                      f"alone {ref(row)}" for t, _, row in laws if row and "to_drafter" in row)  # fmt: skip

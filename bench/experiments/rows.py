@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from score import DEFAULTS
+from score import DEFAULTS, describe
 from settings import AS_DATA, QWEN_OWN, Setting, expand, plan
 
 MARGINS = {"ROUGE-L": 1.0, "WER": 0.5}
@@ -28,6 +28,9 @@ TITLES = {
 OWN = {name: value for name, (value,) in QWEN_OWN.items()}
 """The sampling parameters of a checkpoint that is not greedy."""
 
+SUPPORTS: list[dict[str, Any]] = [{}, {"top_k": 50}, OWN]
+"""The sampling parameters at which quality and laws are compared."""
+
 MISSING = "not measured yet"
 Row = dict[str, Any]
 
@@ -40,7 +43,8 @@ class Table:
         self.name, self.about = path.stem, contents["about"]
         self.title = TITLES[self.name]
         planned = plan(self.name)
-        self.planned = {"text": set(expand(planned.runs)), "call": set(expand(planned.calls))}
+        kinds = {"text": planned.runs, "call": planned.calls, "law": planned.laws}
+        self.planned = {kind: set(expand(blocks)) for kind, blocks in kinds.items()}
         self.rows: list[Row] = [{**DEFAULTS, **row} for row in contents["rows"]]
         self.measure = {"rouge": "ROUGE-L", "wer": "WER"}[self.about["metric"]]
         self.fixture = "fixture" in self.about["models"]
@@ -101,6 +105,11 @@ class Table:
         """The methods that have a row of this kind with these settings, in the order of the page."""
         names = [*ORDER, *(row["method"] for row in self.all(kind) if not row["method"].endswith(AS_DATA))]
         return [(name, row) for name in dict.fromkeys(names) if (row := self.find(kind, name, **settings))]
+
+
+def support_words(support: dict[str, Any]) -> str:
+    """Sampling parameters of `SUPPORTS` in words."""
+    return describe({**DEFAULTS, **support}) or "full"
 
 
 def short(name: str) -> str:

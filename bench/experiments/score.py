@@ -1,8 +1,9 @@
 """Makes the tables of a task from its raw rows: quality, acceptance, calls, times and laws, one line per row.
 
-    python bench/experiments/score.py TASK [--quick] [--out FOLDER]
+    python bench/experiments/score.py TASK [--quick] [--laws] [--out FOLDER]
 
-Runs that differ in their seed only are one row: each text's scores are averaged over seeds.
+Runs that differ in their seed only are one row: each text's scores are averaged over seeds. With --laws only raw rows
+of laws are read: the repository's table keeps its other rows, and its laws at other settings.
 """
 
 import argparse
@@ -59,6 +60,16 @@ def digits(value: float, number: int = 4) -> float:
     return float(f"{value:.{number}g}")
 
 
+def machine(row: dict[str, Any]) -> dict[str, Any]:
+    """The machine that a raw row was computed on."""
+    return {name: row[name] for name in WHERE if name in row}
+
+
+def identity(row: dict[str, Any]) -> tuple[Any, ...]:
+    """Kind and settings of a row, which no other row of a table has."""
+    return row["kind"], *({**DEFAULT_SETTING, **row}[name] for name in FIELDS)
+
+
 def describe(row: dict[str, Any]) -> str:
     """The settings of a row that are not the defaults, in words."""
     parts = [
@@ -80,17 +91,18 @@ class Tables:
     def __init__(self, folder: Path):
         self.folder, self.task = folder, json.loads((folder / "task.json").read_text())
         self.score_fn: Callable[..., metrics.Scores] = metrics.SCORERS[self.task["metric"]]
-        self.machines: list[dict[str, Any]] = []
         self.rows: list[dict[str, Any]] = []
+        self.about: dict[str, Any] = {}
         self.num_texts = len(self.task["references"])
         self.plan = settings.plan(folder.name)
 
-    def machine(self, row: dict[str, Any]) -> int:
-        """The index of a row's machine."""
-        found = {name: row[name] for name in WHERE if name in row}
-        if found not in self.machines:
-            self.machines.append(found)
-        return self.machines.index(found)
+    def start_from(self, table: Path) -> None:
+        """Takes the rows of a table that was made before, and what it says about them."""
+        contents = json.loads(table.read_text())
+        self.about = contents["about"]
+        for row in contents["rows"]:
+            machine = {} if row["kind"] == "trivial" else {"machine": self.about["machines"][row.get("machine", 0)]}
+            self.rows.append(row | machine)
 
     def scored(self, texts: list[str]) -> metrics.Scores:
         """Scores of outputs for the first prompts."""
@@ -157,7 +169,7 @@ class Tables:
             plain = {**found, "temperature": None, "method": None} == {**PLAIN, "method": None}
             if plain and len(set(self.task["groups"])) > 1:
                 entry["groups"] = self.by_group(scores[name])
-            self.rows.append({**entry, "machine": self.machine(timed[0])})
+            self.rows.append({**entry, "machine": machine(timed[0])})
         trivial = self.scored(self.task["trivial"][: self.num_texts])
         quality = [digits(value) for value in metrics.percent(trivial)]
         self.rows.append({"kind": "trivial", "method": "trivial", "texts": len(trivial), "quality": quality})
@@ -168,13 +180,18 @@ class Tables:
         return {name: digits(metrics.percent(scores[names == name])[0], 3) for name in sorted(set(names))}
 
     def add(self, kind: str, file: str) -> None:
-        """Rows of another kind, as they are."""
+        """Rows of another kind, as they are, in place of those with their settings."""
+        old = {identity(row): i for i, row in enumerate(self.rows)}
         for row in in_order(read(self.folder / file), self.plan.calls):
             values = {key: value for key, value in row.items() if key not in (*WHERE, "name")}
             # An acceptance near 1 is told by its distance to 1.
             kept = {key: 8 if key == "acceptance" else 4 for key in values}
             values = {k: digits(value, kept[k]) if isinstance(value, float) else value for k, value in values.items()}
-            self.rows.append({"kind": kind, **setting(row), **values, "machine": self.machine(row)})
+            entry = {"kind": kind, **setting(row), **values, "machine": machine(row)}
+            if identity(entry) in old:
+                self.rows[old[identity(entry)]] = entry
+            else:
+                self.rows.append(entry)
 
     def missing(self, kind: str) -> dict[str, list[str]]:
         """The settings that have no row of this kind, with their methods."""
@@ -190,9 +207,9 @@ class Tables:
                     group.append(wanted.method)
         return found
 
-    def write(self, path: Path) -> None:
-        """One line per row."""
-        about = {key: self.task[key] for key in ("models", "metric")} | {"machines": self.machines}
+    def describe_task(self) -> dict[str, Any]:
+        """Models, training and notes of the task, the settings without a row, and the texts."""
+        about: dict[str, Any] = {"models": self.task["models"], "metric": self.task["metric"], "machines": []}
         training = caches.CACHE / self.folder.name.removesuffix("_quick") / "training.json"
         if training.exists() and "fixture" not in self.task["models"]:
             about["training"] = trained = json.loads(training.read_text())
@@ -206,10 +223,21 @@ class Tables:
             about["missing"] = {kind: self.missing(kind) for kind in ("text", "call")}
         tested = self.task["groups"][: self.num_texts]
         sizes = {group: tested.count(group) for group in sorted(set(tested))}
-        kept = [{key: value for key, value in row.items() if DEFAULTS.get(key) != value} for row in self.rows]
-        lines = ",\n".join(json.dumps(row, ensure_ascii=False, separators=(",", ":")) for row in kept)
+        return about | {"groups": sizes, "all_texts": len(self.task["groups"])}
+
+    def write(self, path: Path) -> None:
+        """One line per row."""
+        machines: list[dict[str, Any]] = []
+        rows = []
+        for row in self.rows:
+            if "machine" in row:
+                if row["machine"] not in machines:
+                    machines.append(row["machine"])
+                row = {**row, "machine": machines.index(row["machine"])}
+            rows.append({key: value for key, value in row.items() if DEFAULTS.get(key) != value})
+        lines = ",\n".join(json.dumps(row, ensure_ascii=False, separators=(",", ":")) for row in rows)
+        about = {**(self.about or self.describe_task()), "machines": machines}
         path.parent.mkdir(parents=True, exist_ok=True)
-        about |= {"groups": sizes, "all_texts": len(self.task["groups"])}
         path.write_text(f'{{"about":{json.dumps(about)},\n"rows":[\n{lines}\n]}}\n')
 
 
@@ -217,12 +245,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Makes the tables of a task.")
     parser.add_argument("task", choices=("summarization", "asr", "qwen", "pair"))
     parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--laws", action="store_true", help="keep the repository's rows, and add those of laws")
     parser.add_argument("--out", type=Path, default=None)
     options = parser.parse_args()
     name = options.task + ("_quick" if options.quick else "")
     tables = Tables(caches.CACHE / "raw" / name)
-    tables.add_texts()
-    tables.add("call", "calls.jsonl")
+    if options.laws:
+        tables.start_from(caches.RESULTS / f"{options.task}.json")
+    else:
+        tables.add_texts()
+        tables.add("call", "calls.jsonl")
     tables.add("law", "laws.jsonl")
     # Tables of a quick run are not those that the repository keeps.
     folder = options.out or (caches.CACHE / "quick" if options.quick else caches.RESULTS)

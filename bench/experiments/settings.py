@@ -138,6 +138,9 @@ LAWS: list[dict[str, tuple]] = [
 ]
 """Settings at which the emitted law is computed."""
 
+QWEN_LAWS: list[dict[str, tuple]] = [*LAWS, {"method": (*RULES, "calibrated exact"), **QWEN_OWN}]
+"""Settings at which the emitted law of the pair of Qwen2.5-Coder is computed."""
+
 
 class Plan(NamedTuple):
     """The blocks of a task's runs, timed calls and laws."""
@@ -147,7 +150,7 @@ class Plan(NamedTuple):
     laws: list[dict[str, tuple]]
 
 
-PLANS = {"qwen": Plan(QWEN, [], []), "pair": Plan(QWEN_PAIR, QWEN_CALLS, LAWS)}
+PLANS = {"qwen": Plan(QWEN, [], []), "pair": Plan(QWEN_PAIR, QWEN_CALLS, QWEN_LAWS)}
 """The plans of the tasks that have their own."""
 
 
