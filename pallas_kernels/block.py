@@ -175,12 +175,8 @@ def _sum_rows(read, inputs, decide_fn, stats_fn, shape, groups, config) -> jax.A
         if apart:
             sync.wait_for_previous_launch()
             sequence, values, _ = decide_fn(inputs, read)
-            masses = token_rule.Tables(*(None,) * len(values))
-            masses = masses._replace(p_offset=values.p_offset, p_log_sum=values.p_log_sum)
-            token_rule.write_tables(scratch.tables, slice(None), masses)
-            tables = scratch.tables
-            emission = emission._replace(sequence=sequence)
-            _sum_row(emission, tables, lax.axis_index("part"))
+            token_rule.write_tables(scratch.tables, slice(None), values)
+            _sum_row(emission._replace(sequence=sequence), scratch.tables, lax.axis_index("part"))
             return
         trial = _begin(emission, inputs, read, scratch, decide_fn)
         emission, search = trial.emission, trial.search
