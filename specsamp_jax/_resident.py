@@ -42,15 +42,21 @@ def release() -> None:
     """
     if sys.platform != "linux":
         return
+    trim()
     libc = ctypes.CDLL(None)
-    trim = getattr(libc, "malloc_trim", None)  # of glibc
-    if trim is not None:
-        trim(0)
     with contextlib.suppress(OSError):  # /proc may be hidden
         for mapping in unchanged(_SMAPS.read_text().splitlines()):
             # Nothing is lost: these pages are read-only and equal to the file's.
             size = ctypes.c_size_t(mapping.end - mapping.begin)
             libc.madvise(ctypes.c_void_p(mapping.begin), size, ctypes.c_int(_DONTNEED))
+
+
+def trim() -> None:
+    """Returns freed heap memory to the system, that of all threads. Does nothing without glibc."""
+    if sys.platform == "linux":
+        malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+        if malloc_trim is not None:
+            malloc_trim(0)
 
 
 def unchanged(smaps: Iterable[str]) -> list[Mapping]:

@@ -1,6 +1,8 @@
 """Size of compiled programs, and memory that a process returns after a compilation."""
 
+import ctypes
 import sys
+import threading
 from pathlib import Path
 
 import jax
@@ -38,6 +40,32 @@ def test_code_and_constants_of_a_large_library_are_found(mode):
 def test_no_other_pages_are_given_back(change):
     # Code without a file is compiled, and changed pages would be lost: addresses that the linker wrote, for example.
     assert found(**change) == []
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="malloc_trim is glibc's")
+def test_freed_memory_of_another_thread_is_given_back():
+    def anonymous():
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(1024 * int(line.split()[1]) for line in lines if line.startswith("RssAnon:"))
+
+    def fill_and_free():
+        # Blocks too small for a mapping of their own, between others that keep malloc from returning them itself.
+        blocks = [(bytearray(100_000), bytearray(1000)) for _ in range(500)]
+        kept.extend(small for _, small in blocks)
+        blocks.clear()
+        freed.set()
+        done.wait()
+
+    kept, freed, done = [], threading.Event(), threading.Event()
+    thread = threading.Thread(target=fill_and_free)
+    thread.start()
+    freed.wait()
+    before = anonymous()
+    _resident.trim()
+    after = anonymous()
+    done.set()
+    thread.join()
+    assert after < before - 40e6
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc is Linux's")

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Int
 
-from specsamp_jax import _checks
+from specsamp_jax import _checks, _resident
 from specsamp_jax._rank_promotion import allow_rank_promotion
 from specsamp_jax._types import Model, SamplingParams, Stats
 from specsamp_jax.decoding.drafters import Drafter, ProcessLogitsFn
@@ -100,7 +100,12 @@ def measure_goodput(
     began, rounds, beginnings, counts = time.perf_counter(), [], [], []
     while len(rounds) < _FEWEST_ROUNDS or (len(rounds) < _MOST_ROUNDS and time.perf_counter() - began < _SECONDS):
         key = jax.random.key(len(rounds))
-        timed = (seconds_fn(num_steps, key, prompt, rule, options) for rule in rules)
+        timed = []
+        for rule in rules:
+            timed.append(seconds_fn(num_steps, key, prompt, rule, options))
+            if not rounds:
+                # The first products of a length leave up to 40 MB of freed memory to each thread of XLA.
+                _resident.trim()
         seconds, beginning, stats = zip(*timed, strict=True)
         rounds.append(seconds)
         beginnings += [each for each in beginning if each is not None]
@@ -124,7 +129,7 @@ def _texts(
         if decode_fn is generate:
             stats = generate_steps(np.int32(most_steps), key, prompt, num_draft=rule, **options).stats
         else:
-            stats = Stats.zeros(prompt.shape[0], rule.lengths[-1])
+            stats: Any = None  # replaced: a text has a step or more
             for text in itertools.islice(stream(key, prompt, num_draft=rule, **options), most_steps):
                 stats = text.stats
         counts.append((rule.lengths[-1], jax.device_get(stats)))
@@ -188,7 +193,9 @@ def _seconds_of_stream(
     most_steps: int, key: Any, prompt: Any, rule: GoodputNumDraft, options: dict[str, Any]
 ) -> tuple[float, float | None, Stats]:
     """Seconds of a step from one item of the stream to the next, without the first; None; the counts of all steps."""
-    ends, stats = [], Stats.zeros(prompt.shape[0], rule.lengths[-1])
+    ends: list[float] = []
+    # Not `Stats.zeros`: it would compile programs, and XLA's compiler alone takes 60 MB.
+    stats: Any = None
     for text in itertools.islice(stream(key, prompt, num_draft=rule, **options), most_steps + 1):
         stats = jax.block_until_ready(text).stats
         ends.append(time.perf_counter())

@@ -8,6 +8,7 @@ import pytest
 import tables
 
 import specsamp_jax as ss
+from specsamp_jax.decoding import costs
 from specsamp_jax.decoding.ahead import compile_generate, compile_stream
 
 pytestmark = pytest.mark.optimised(False)
@@ -43,6 +44,20 @@ def test_a_program_compiled_from_shapes_is_not_compiled_again(compile_fn, caplog
         assert compiled(caplog) == []
     expected = run(compile_generate, target=model, **options)
     np.testing.assert_array_equal(result.tokens, expected.tokens)
+
+
+@pytest.mark.parametrize(("compile_fn", "decode_fn"), [(compile_generate, ss.generate), (compile_stream, ss.stream)])
+def test_measuring_compiles_nothing_that_was_not_compiled_before_the_weights_were_read(
+    compile_fn, decode_fn, caplog, monkeypatch
+):
+    monkeypatch.setattr(costs, "_SECONDS", 0.0)
+    monkeypatch.setattr(costs, "_TEXT_SECONDS", 0.1)
+    lengths = (0, 7)  # no other test has arrays of this size, which a small program would make
+    options = {"target": tables.model(tables.table(0)), "draft": ss.NGramDrafter(), "max_new_tokens": 9}
+    compile_fn(PROMPT, num_draft=costs.forced(lengths, 0), **options)
+    with jax.log_compiles():
+        ss.measure_goodput(PROMPT, lengths=lengths, decode_fn=decode_fn, **options)
+    assert [record.getMessage() for record in caplog.records if "Compiling" in record.getMessage()] == []
 
 
 def test_a_program_compiled_from_shapes_has_no_source_locations_on_a_cpu(monkeypatch):
