@@ -27,7 +27,8 @@ class Emission(NamedTuple):
 
     Attributes:
       sequence: The sequence.
-      outputs: The outputs of all sequences; `log_probs` is None where a rule writes none.
+      outputs: The `Verification` of all sequences; `log_probs` is None where a rule writes none. None in a launch that
+        emits nothing.
       sums: Sums of tiles in global memory, `[n, slots]`, through which the blocks communicate.
       scratch: Shared memory, from `scan.choose_scratch`.
       groups: The tiles' groups.
@@ -39,7 +40,7 @@ class Emission(NamedTuple):
     """
 
     sequence: rows.Sequence
-    outputs: Verification
+    outputs: Any
     sums: Any
     scratch: Any
     groups: config.Groups
@@ -72,7 +73,7 @@ def without_padding(out: Verification) -> Verification:
 
 def make_emission(
     sequence: rows.Sequence,
-    outputs: Verification,
+    outputs: Any,
     sums: Any,
     scratch: Any,
     groups: config.Groups,

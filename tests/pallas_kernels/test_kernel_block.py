@@ -1,14 +1,14 @@
-"""The block kernel gives the tokens of the XLA core on the same uniforms, with blocks for each row and for all rows."""
+"""The block kernel gives the tokens of the XLA core on the same uniforms, with few blocks and with many."""
 
 import jax
 import jax.numpy as jnp
 import kernel_cases as cases
-import numpy as np
 import pytest
 
 from pallas_kernels import block as block_kernel
+from pallas_kernels import config as sizes
 from pallas_kernels.config import Config
-from specsamp_jax._types import DEGENERATE_DRAFT, DEGENERATE_TARGET, Draft, Filter, Uniforms
+from specsamp_jax._types import DEGENERATE_DRAFT, DEGENERATE_TARGET, ROUNDS, Draft, Filter, Uniforms
 from specsamp_jax.rules import block, kernels
 
 pytestmark = [pytest.mark.slow, cases.QUICK]
@@ -16,12 +16,22 @@ pytestmark = [pytest.mark.slow, cases.QUICK]
 core = jax.jit(block.verify_block)
 
 
-@pytest.fixture(params=["apart", "together"])
-def run(request, interpreted):
-    """The kernel with two blocks for each row, and with two for all rows of a sequence."""
+@pytest.fixture(params=["few blocks", "many blocks"])
+def run(request, interpreted, monkeypatch):
+    """The kernel with 2 blocks, which try 8 rounds before the last one goes on alone, and with 16, which try all.
+
+    Where a launch of its own sums tiles, 2 blocks share the rows of a sequence, or each row has 2.
+    """
+    few = request.param == "few blocks"
+
+    def summing(batch_size, num_rows, vocab_size):
+        del batch_size, vocab_size
+        return Config(2, row_parts=1 if few else num_rows)
+
+    monkeypatch.setattr(sizes, "block_sum_config", summing)
 
     def run(*args):
-        config = Config(2, row_parts=args[0].shape[1] if request.param == "apart" else 1)
+        config = Config(2 if few else 16)
         with interpreted():
             return jax.block_until_ready(kernels.verify_block(*args, kernel=block_kernel.verify_block, config=config))
 
@@ -43,34 +53,28 @@ def test_equals_xla(run, vocab_size, dtype, kind):
 
 
 def far_case(seed, batch_size, num_draft, vocab_size=1040, **options):
-    """Drafts whose models differ, so that several rows are tried, with uniforms near the probabilities of stopping."""
+    """Drafts whose models differ, and large uniforms: few sequences keep all their drafts."""
     args = cases.random_case(seed, batch_size, num_draft, vocab_size, **options)
     target, target_filter, draft, draft_filter, uniforms = args
     accept = jax.random.uniform(jax.random.key(seed), uniforms.accept.shape) ** 0.5
     return target, target_filter, draft, draft_filter, uniforms._replace(accept=accept.astype(uniforms.accept.dtype))
 
 
-def num_tried(args):
-    """Rows of each sequence at which `u < P`, though the sequence does not stop there."""
-    got = core(*args)
-    joint = np.ones(got.num_accepted.shape)
-    tried = np.zeros(got.num_accepted.shape, int)
-    target, _, draft, _, uniforms = args
-    log_p, log_q = (
-        np.asarray(jnp.take_along_axis(jax.nn.log_softmax(x), draft.tokens[..., None], -1)[..., 0])
-        for x in (target[:, :-1], draft.logits)
-    )
-    for i in range(draft.tokens.shape[1]):
-        joint = np.minimum(joint * np.exp(log_p[:, i] - log_q[:, i]), 1)
-        tried += (uniforms.accept[:, i] < joint) & (np.asarray(got.num_accepted) < i + 1)
-    return tried
-
-
 def test_rows_that_are_tried_and_left(run):
     args = far_case(3, 12, 4)
     got = check(run, args)
-    assert num_tried(args).max() >= 1
-    assert len(set(got.num_accepted.tolist())) > 2
+    assert len(set(got.num_accepted.tolist())) > 3
+
+
+@pytest.mark.parametrize("vocab_size", [1040, 1031], ids=["tiles from the first launch", "tiles summed"])
+@pytest.mark.parametrize("last", [24, 64], ids=["late success", "none"])
+def test_rounds_without_success(run, last, vocab_size):
+    """Rounds step back to a row of P = 1 and fail there, until one succeeds or to the end; then sums of rows decide."""
+    target, target_filter, draft, draft_filter, uniforms = far_case(5, 4, 3, vocab_size)
+    rounds = uniforms.rounds.at[:, 0, :last].set(1 - 2.0**-24)
+    args = target, target_filter, draft, draft_filter, uniforms._replace(rounds=rounds)
+    got = check(run, args)
+    assert (got.num_accepted < 3).any()
 
 
 @pytest.mark.parametrize("kind", ["logits", "normalizers", "one_hot"])
@@ -110,7 +114,7 @@ def test_boundary_uniforms(run, u):
     # Three tokens with weight in three tiles, drafted as one of weight zero, or as one too likely.
     target = jnp.full((2, 3, 2600), -jnp.inf).at[:, :, jnp.array([9, 1100, 2599])].set(0.0)
     logits = jnp.zeros((2, 2, 2600)).at[:, :, 9].set(9.0)
-    uniforms = Uniforms(jnp.full((2, 2), u), jnp.full((2, 2), u))
+    uniforms = Uniforms(jnp.full((2, 2), u), jnp.full((2, 2), u), jnp.full((2, 3, ROUNDS), u))
     got = check(run, (target, Filter(), Draft(jnp.array([[9, 10], [10, 9]]), logits), Filter(), uniforms))
     emitted = got.tokens[got.tokens >= 0]
     assert set(emitted.tolist()) <= {9, 1100, 2599}

@@ -5,7 +5,8 @@ import dataclasses
 import jax.numpy as jnp
 import pytest
 
-from pallas_kernels import config
+from pallas_kernels import block_trial, config
+from pallas_kernels.types import ROUNDS
 
 
 @pytest.mark.parametrize("vocab_size", [37, 1024, 32000, 50257, 151936, 256000, 1999999])
@@ -49,13 +50,16 @@ def test_a_smaller_gpu_has_fewer_blocks(monkeypatch):
     assert config.token_config(16, 151936).blocks == 16
 
 
-def test_the_block_rule_divides_few_sequences_by_rows_and_many_not():
-    one, many = (config.block_config(batch_size, 5, 151936) for batch_size in (1, 64))
+def test_the_block_rule_tries_all_rounds_at_once_in_small_batches_and_half_in_large_ones():
+    blocks = {batch_size: config.block_config(batch_size).blocks for batch_size in (1, 8, 9, 64, 4096)}
+    assert blocks == {1: ROUNDS, 8: ROUNDS, 9: ROUNDS // 2, 64: 8, 4096: 8}
+    at_once = {count: count * block_trial.rounds_at_once(count) for count in (8, 16, 32, 64)}
+    assert at_once == {8: 32, 16: 64, 32: 64, 64: 64}
+
+
+def test_the_block_rule_sums_few_rows_by_blocks_of_their_own_and_many_not():
+    one, many = (config.block_sum_config(batch_size, 5, 151936) for batch_size in (1, 64))
     assert (one.row_parts, many.row_parts) == (5, 1)
     assert one.blocks * 5 <= config.EMITTING_BLOCKS * config.num_multiprocessors()
-    assert many.blocks == config.block_config(4096, 5, 151936).blocks == config.BLOCK_RULE_BLOCKS
-    assert config.block_config(4096, 5, 1024).blocks == 1
-    # Filters read the draft's rows before, so there is nothing to load ahead.
-    assert config.filtered_block_config(1, 5, 151936) == dataclasses.replace(one, prefetches=False)
-    assert (one.prefetches, many.prefetches) == (True, False)
-    assert config.filtered_block_config(64, 5, 151936).max_tiles == config.MAX_FILTERED_TILES
+    assert many.blocks == config.block_sum_config(4096, 5, 151936).blocks == config.BLOCK_RULE_BLOCKS
+    assert config.block_sum_config(4096, 5, 1024).blocks == 1

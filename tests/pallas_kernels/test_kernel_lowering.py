@@ -14,7 +14,7 @@ from kernel_inputs import LOWERED
 
 import specsamp_jax as ss
 from pallas_kernels import config, slices
-from specsamp_jax._types import Draft, Filter, Uniforms
+from specsamp_jax._types import ROUNDS, TILE, Draft, Filter, Uniforms
 from specsamp_jax.rules import kernels
 from specsamp_jax.sampling import kernels as sampling_kernels
 
@@ -38,7 +38,7 @@ def arguments(shape, row_filter):
         None,
         arg(*drafts[:2]) if kind == "normalizers" else None,
     )
-    uniforms = Uniforms(arg(*drafts[:2]), arg(batch_size, 2))
+    uniforms = Uniforms(arg(*drafts[:2]), arg(batch_size, 2), arg(batch_size, 3, ROUNDS))
     draft_filter = Filter() if kind == "one_hot" else row_filter(*drafts[:2])
     return arg(*rows, dtype=dtype), row_filter(*rows[:2]), draft, draft_filter, uniforms
 
@@ -95,8 +95,9 @@ def test_the_token_rule_lowers_to_two_launches_or_three_with_early_exit(shape):
 
 
 @pytest.mark.parametrize("shape", shapes(on_oldest_jax=(0,), slow=range(1, len(LOWERED))))
-def test_the_block_rule_lowers_to_two_launches(shape):
-    assert launches(RULES["block"], arguments(shape, lambda *_: Filter())) == 2
+def test_the_block_rule_lowers_to_two_launches_or_three_without_chunks_of_tiles(shape):
+    expected = 3 if shape[1] and config.chunks(shape[3], shape[2]).tiles is None else 2
+    assert launches(RULES["block"], arguments(shape, lambda *_: Filter())) == expected
 
 
 @pytest.mark.parametrize("shape", shapes(on_oldest_jax=(0,), slow=range(1, len(LOWERED))))
@@ -112,7 +113,7 @@ def test_lowers_with_every_filter(shape):
 @pytest.mark.slow
 @pytest.mark.parametrize("shape", LOWERED[1:3], ids=str)
 def test_the_block_rule_lowers_with_every_filter(shape):
-    assert launches(RULES["block"], arguments(shape, row_filter)) == 2
+    assert launches(RULES["block"], arguments(shape, row_filter)) == 3
 
 
 # On every push a part of a tile; all pairs, in both types, with the slow tests.
@@ -132,7 +133,8 @@ def small_vocabularies():
 def test_lowers_for_small_vocabularies(vocab_size, num_draft, dtype):
     shape = (2, num_draft, vocab_size, dtype, "logits")
     assert launches(RULES["token"], arguments(shape, lambda *_: Filter())) == 2
-    assert launches(RULES["block"], arguments(shape, lambda *_: Filter())) == 2
+    has_tiles = config.chunks(dtype, max(vocab_size, TILE)).tiles is not None
+    assert launches(RULES["block"], arguments(shape, lambda *_: Filter())) == (2 if has_tiles or not num_draft else 3)
     assert launches(RULES["sigmoid"], arguments(shape, lambda *_: Filter())) == 1
 
 

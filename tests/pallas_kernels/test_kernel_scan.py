@@ -2,12 +2,14 @@
 
 import jax
 import jax.numpy as jnp
+import kernel_cases as cases
 import numpy as np
 import pytest
+from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from pallas_kernels import emit, scan, tiles
-from pallas_kernels.config import THREADS
+from pallas_kernels.config import THREADS, WARP
 
 pytestmark = pytest.mark.slow
 
@@ -54,3 +56,76 @@ def test_equals_numpy(interpreted, n, vec, kind):
     assert numbers.tolist() == [places[0] if len(places) else last for places in beyond]
     assert totals.tolist() == [expected[-1]] * len(shares)
     assert n % (THREADS * vec) == 0
+
+
+@pytest.mark.parametrize(("n", "vec", "count"), [(256, 1, 8), (1024, 8, 4)])
+def test_several_choices_equal_single_ones(interpreted, n, vec, count):
+    random = np.random.default_rng(n)
+    weights = random.integers(0, 3, (count, n)).astype(np.float32)
+    weights[1] = 0
+    shares = random.uniform(size=count).astype(np.float32)
+    layout = tiles.Tile(vec, jnp.int32(0), jnp.int32(0), jnp.int32(0)).layout if n == 1024 else tiles.lane_layout(n)
+
+    def body(weights, shares, numbers, totals, scratch):
+        loaded = [plgpu.load(weights.at[i], layout=layout, optimized=False) for i in range(count)]
+        for i, choice in enumerate(scan.choose_each(scratch, loaded, [shares[i] for i in range(count)], layout)):
+            numbers[i], totals[i] = choice
+
+    kernel = plgpu.kernel(
+        body,
+        out_type=(jax.ShapeDtypeStruct((count,), jnp.int32), jax.ShapeDtypeStruct((count,), jnp.float32)),
+        scratch_types=(scan.choose_scratch(),),
+        grid=(1,),
+        grid_names=("sequence",),
+        compiler_params=emit.COMPILER_PARAMS,
+    )
+    with interpreted():
+        numbers, totals = jax.block_until_ready(kernel(jnp.asarray(weights), jnp.asarray(shares)))
+        single = [
+            jax.block_until_ready(choose(jnp.asarray(w), [u], layout)) for w, u in zip(weights, shares, strict=True)
+        ]
+    assert numbers.tolist() == [int(number[0]) for number, _ in single]
+    assert totals.tolist() == [float(total[0]) for _, total in single]
+
+
+@pytest.mark.parametrize("count", [1, 4, 5, 8])
+@pytest.mark.parametrize("vec", [4, 8])
+def test_sums_of_tiles_equal_numpy(interpreted, vec, count):
+    width = THREADS * vec
+    weights = np.random.default_rng(count).integers(0, 9, (count, width)).astype(np.float32)
+    layout = plgpu.Layout.WG_STRIDED((width,), vec_size=vec)
+
+    def body(weights, totals, tops, total, scratch):
+        loaded = [plgpu.load(weights.at[i], layout=layout) for i in range(count)]
+        totals[...] = plgpu.layout_cast(jnp.full((THREADS,), -1.0), tiles.lane_layout(THREADS))
+        place = pl.ds(8, count)
+        total[0] = scan.sum_tiles(scratch, loaded, jnp.float32(3), totals.at[place], tops.at[place], layout)
+
+    floats = jax.ShapeDtypeStruct((THREADS,), jnp.float32)
+    kernel = plgpu.kernel(
+        body,
+        out_type=(floats, floats, jax.ShapeDtypeStruct((1,), jnp.float32)),
+        scratch_types=(scan.sum_tiles_scratch(),),
+        grid=(1,),
+        grid_names=("sequence",),
+        compiler_params=emit.COMPILER_PARAMS,
+    )
+    with interpreted():
+        totals, tops, total = jax.block_until_ready(kernel(jnp.asarray(weights)))
+    # Sums of small whole numbers are exact.
+    expected = np.full(THREADS, -1.0)
+    expected[8 : 8 + count] = weights.sum(1)
+    assert totals.tolist() == expected.tolist()
+    assert tops[8 : 8 + count].tolist() == [3.0] * count
+    assert total.tolist() == [weights.sum()]
+
+
+@pytest.mark.skipif(not cases.ON_GPU, reason="the interpreter has a stand-in")
+def test_least_of_a_warp():
+    numbers = np.random.default_rng(0).integers(-99, 99, WARP).astype(np.int32)
+
+    def body(numbers, least):
+        least[0] = scan.warp_min(plgpu.load(numbers, layout=tiles.lane_layout(WARP), optimized=False))
+
+    kernel = plgpu.kernel(body, out_type=jax.ShapeDtypeStruct((1,), jnp.int32), grid=(1,), grid_names=("sequence",))
+    assert kernel(jnp.asarray(numbers)).tolist() == [numbers.min()]
