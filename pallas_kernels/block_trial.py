@@ -52,7 +52,7 @@ class Trial(NamedTuple):
       tables: Values per row.
       joint: Values per row and round.
       search: The state of the search.
-      drawn: Shared memory of `try_rounds`, or None.
+      drawn: Shared memory of `try_rounds`; None in a launch that does not call it.
       rounds: The uniforms of the rounds of all sequences.
       tile_stats: Sums of tiles from the first launch. None: they are in `emission.sums`, one row per target row.
     """
@@ -61,7 +61,7 @@ class Trial(NamedTuple):
     tables: token_rule.Tables
     joint: block_rule.Joint
     search: block_rule.Search
-    drawn: Drawn | None
+    drawn: Any
     rounds: Any
     tile_stats: reading.TileStats | None
 
@@ -164,6 +164,7 @@ def _success(trial: Trial, number: Any, token: jax.Array) -> jax.Array:
     x, _ = rows.load_logit(sequence.target, stop.num_accepted, drawn)
     log_ratio = last_token.log_q_of(sequence, stop, drawn)
     log_ratio -= rows.log_prob(sequence.target, x, stop.p_offset, stop.p_log_sum)
+    assert stop.log_joint is not None
     below = _uniform(trial, COIN, number) < jnp.exp(stop.log_joint) - jnp.exp(log_ratio)
     succeeds = (planned >= 0) & (token >= 0) & below
     return jnp.where(succeeds, (number << TOKEN_BITS) | drawn, rows.MAX_INDEX)

@@ -69,7 +69,7 @@ def make_inputs(
     if not isinstance(draws, Noise):
         rounds = draws.rounds
         if rounds is not None:
-            rounds = cast(rounds).reshape(rounds.shape[0], 3 * ROUNDS)
+            rounds = rounds.astype(jnp.float32).reshape(rounds.shape[0], 3 * ROUNDS)
             rounds = jnp.pad(rounds, ((0, 0), (0, ROUND_PARTS * config.THREADS - 3 * ROUNDS)))
             rounds = rounds.reshape(-1, ROUND_PARTS, config.THREADS)
         draws = draws._replace(accept=cast(draws.accept) if num_draft else None, emit=cast(draws.emit), rounds=rounds)

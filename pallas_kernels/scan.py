@@ -117,7 +117,8 @@ def sum_tiles(scratch: Any, vectors: list[jax.Array], top: jax.Array, totals: An
             total = arith.addf(total, ptx.exchange(total, distance))
         return FragmentedArray.splat(total, ())
 
-    return emit(*vectors, top, totals, tops, scratch)
+    total: Any = emit(*vectors, top, totals, tops, scratch)
+    return total
 
 
 def _byte_address(address: Any, index: Any) -> Any:
@@ -130,13 +131,14 @@ def warp_min(values: jax.Array) -> jax.Array:
     result = plgpu.ShapeDtypeStruct((), jnp.dtype(jnp.int32), layout=plgpu.Layout.WG_SPLAT)
 
     @plgpu.inline_mgpu(arg_types=(tiles.lane_layout(WARP),), return_type=result)
-    def emit(context, values):
+    def emit(context, *arguments):
         del context
-        (value,) = ptx.elements(values.registers.item())
+        (value,) = ptx.elements(arguments[0].registers.item())
         least = ptx.inline("redux.sync.min.s32 $0, $1, 0xffffffff;", value, result=ptx.int32())
         return FragmentedArray.splat(least, (), is_signed=True)
 
-    return emit(values)
+    least: Any = emit(values)
+    return least
 
 
 MAX_CHOICES = 8

@@ -153,7 +153,8 @@ def read_rows(
         def read_target():
             by_chunk, by_row = (sequence.number, chunk, slot), (sequence.number, slot, chunk)
             write = reading.write_to((out.target, by_chunk), (out.target_by_row, by_row))
-            by_tile = reading.ByTile(out.trials.tiles, *scratch) if scratch and out.trials else None
+            tile_stats = None if out.trials is None else out.trials.tiles
+            by_tile = None if tile_stats is None else reading.ByTile(tile_stats, *scratch)
             reading.read_target(sequence.target, slot, chunk, write, by_tile)
 
         def read():

@@ -22,11 +22,13 @@ import results
 from kernel_inputs import make
 
 import specsamp_jax as ss
-from specsamp_jax._types import Draft, Filter, SamplingParams, Uniforms
-from specsamp_jax.rules import kernels, sigmoid, token
+from specsamp_jax._types import ROUNDS, Draft, Filter, SamplingParams, Uniforms
+from specsamp_jax.rules import block, kernels, sigmoid, token
 from specsamp_jax.sampling.filters import make_filter
 
 kernel, core = jax.jit(kernels.verify_token), jax.jit(token.verify_token)
+
+block_pair = jax.jit(kernels.verify_block), jax.jit(block.verify_block)
 
 WIDE = {"alpha": -1e4, "beta": 1e4}
 sigmoid_kernel = jax.jit(functools.partial(kernels.verify_sigmoid, **WIDE))
@@ -69,11 +71,22 @@ def plain(batch_size, num_draft, vocab_size, dtype=jnp.bfloat16, kind="logits", 
     return compare(make(jax.random.key(seed), batch_size, num_draft, vocab_size, dtype, kind))
 
 
+def plain_block(batch_size, num_draft, vocab_size, dtype=jnp.bfloat16, kind="normalizers"):
+    return compare(make(jax.random.key(7), batch_size, num_draft, vocab_size, dtype, kind), *block_pair)
+
+
+def block_without_success(vocab_size):
+    """Coins with which nearly no round succeeds: the last block goes on by the sums of rows."""
+    target, row_filter, draft, other, uniforms = make(jax.random.key(8), 16, 4, vocab_size, jnp.bfloat16, "logits")
+    uniforms = uniforms._replace(rounds=uniforms.rounds.at[:, 0].set(1 - 2.0**-20))
+    return compare((target, row_filter, draft, other, uniforms), *block_pair)
+
+
 def plain_sigmoid(batch_size, vocab_size, dtype=jnp.bfloat16, kind="logits"):
     return compare(make(jax.random.key(3), batch_size, 4, vocab_size, dtype, kind), sigmoid_kernel, sigmoid_core)
 
 
-def edges():
+def edges(kernel=kernel, core=core):
     """Filters, greedy rows, ragged rows, degenerate rows, all in one batch of 50,257."""
     target, _, draft, _, uniforms = make(jax.random.key(1), 12, 3, 50257, jnp.bfloat16, "logits")
     params = SamplingParams(
@@ -83,23 +96,24 @@ def edges():
     target = target.at[7, 0, 5].set(jnp.nan).at[8, 0, 7].set(jnp.inf).at[9, 0].set(-jnp.inf)
     logits = draft.logits.at[10, 0, 3].set(jnp.nan)
     filters = make_filter(target, params), make_filter(logits, params)
-    return compare((target, filters[0], Draft(tokens, logits), filters[1], uniforms))
+    return compare((target, filters[0], Draft(tokens, logits), filters[1], uniforms), kernel, core)
 
 
-def law(vocab_size=32000, batch_size=1024, calls=48):
+def law(verify_fn=kernels.verify_token, num_draft=1, vocab_size=32000, batch_size=1024, calls=48):
     """Chi-square test of the first emitted token against p, in 64 cells; false alarms have probability 1e-6."""
-    one = make(jax.random.key(2), 1, 1, vocab_size, jnp.bfloat16, "logits")
+    one = make(jax.random.key(2), 1, num_draft, vocab_size, jnp.bfloat16, "logits")
     target, logits = (jnp.broadcast_to(x, (batch_size, *x.shape[1:])) for x in (one[0] * 1.5, one[2].logits * 1.5))
     p = np.asarray(jax.nn.softmax(target[0, 0].astype(jnp.float32)), np.float64)
     likely = np.argsort(-p)[:63]
 
     @jax.jit
     def draw(key):
-        keys = jax.random.split(key, 3)
-        tokens = jax.random.categorical(keys[0], logits[0, 0].astype(jnp.float32), shape=(batch_size, 1))
-        uniforms = Uniforms(jax.random.uniform(keys[1], (batch_size, 1)), jax.random.uniform(keys[2], (batch_size, 2)))
+        keys = jax.random.split(key, 4)
+        shapes = (batch_size, num_draft), (batch_size, 2), (batch_size, 3, ROUNDS)
+        tokens = jax.random.categorical(keys[0], logits[0].astype(jnp.float32), shape=shapes[0])
+        uniforms = Uniforms(*(jax.random.uniform(key, shape) for key, shape in zip(keys[1:], shapes, strict=True)))
         draft = Draft(tokens.astype(jnp.int32), logits)
-        return kernels.verify_token(target, Filter(), draft, Filter(), uniforms).tokens[:, 0]
+        return verify_fn(target, Filter(), draft, Filter(), uniforms).tokens[:, 0]
 
     # 63 degrees of freedom: 134.9 is exceeded once in a million.
     return chi_square(draw, p, likely, calls, 134.9)
@@ -162,12 +176,12 @@ def unusable():
     return compare((target, row_filter, draft._replace(log_normalizers=normalizers), other, uniforms))
 
 
-def again(*shape, calls=300):
+def again(*shape, calls=300, kernel=kernel, core=core):
     """Checks that many calls give equal bits, although the order in which blocks finish varies."""
     args = make(jax.random.key(5), *shape, jnp.bfloat16, "normalizers")
     first, *others = [kernel(*args) for _ in range(calls)]
     same = [all(bool((a == b).all()) for a, b in zip(first, other, strict=True)) for other in others]
-    return compare(args) | {"ok": all(same), "calls": calls, "same": sum(same) + 1}
+    return compare(args, kernel, core) | {"ok": all(same), "calls": calls, "same": sum(same) + 1}
 
 
 CASES = {
@@ -199,6 +213,16 @@ CASES = {
     "B3 V1999999": lambda: plain(3, 2, 1999999),
     "B64 V51865 f32": lambda: plain(64, 4, 51865, jnp.float32),
     "B64 V128256 one-hot": lambda: plain(64, 4, 128256, kind="one_hot"),
+    "block rule B1 V151936": lambda: plain_block(1, 4, 151936),
+    "block rule B64 V151936": lambda: plain_block(64, 4, 151936),
+    "block rule B256 K8 V32000 f16": lambda: plain_block(256, 8, 32000, jnp.float16, "logits"),
+    "block rule B64 V51865 f32": lambda: plain_block(64, 4, 51865, jnp.float32),
+    "block rule B8 V50257 one-hot": lambda: plain_block(8, 4, 50257, kind="one_hot"),
+    "block rule edges": lambda: edges(*block_pair),
+    "block rule without success V32000": lambda: block_without_success(32000),
+    "block rule without success V50257": lambda: block_without_success(50257),
+    "block rule B64 V151936, 300 calls": lambda: again(64, 4, 151936, kernel=block_pair[0], core=block_pair[1]),
+    "block rule law V32000": lambda: law(kernels.verify_block, 4),
 }
 
 
