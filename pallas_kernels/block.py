@@ -2,14 +2,15 @@
 
 A sequence of n usable drafts keeps all of them if `u_n < P_n`. Else its row and its token are found in rounds
 (`specsamp_jax.rules.block`): a coin steps back by a row, or lets a token be drawn from p and tested. The coins alone
-tell the row of each round, so all rounds are tried at the same time; the first success counts. In the rare case that
-none succeeds, one block goes on by the sums of whole rows.
+tell the row of each round, so many rounds are tried at the same time; the first success counts. In the rare case that
+none succeeds, the blocks go on by the sums of whole rows.
 
-Launch `block_emit_tokens`, grid (sequence, block): each block tries a few rounds, writes its first success, and
-increments the sequence's counter; the last block to arrive emits the token. Where the first launch does not leave the
-sums of the tiles of p, by which tokens are drawn, launch `block_sum_rows` before it computes them.
+Launch `block_emit_tokens`, grid (sequence), one cluster of blocks per sequence: in each pass every block tries a few
+rounds and writes its first success; after the cluster barrier all blocks know the first of all, and block 0 emits the
+token. Where the first launch does not leave the sums of the tiles of p, by which tokens are drawn, launch
+`block_sum_rows` before it computes them.
 
-Order: as in `token`. Successes are joined by an atomic minimum before the counter is incremented.
+Order: as in `token`. Successes are joined by an atomic minimum before the cluster barrier.
 """
 
 from typing import Any, NamedTuple
@@ -87,19 +88,20 @@ def verify_filtered_block(
 
 
 class _Scratch(NamedTuple):
-    """Shared memory of a block. `choice` serves `scan.choose`, `number` the synchronisation of the blocks."""
+    """Shared memory of a block. `choice` serves `scan.choose`, the last two the synchronisation of blocks."""
 
     tables: token_rule.Tables
     joint: block_rule.Joint
     choice: Any
-    number: Any
     drawn: block_trial.Drawn | None
+    number: Any
+    barrier: Any
 
 
-def _scratch(num_rows: int, drawn: block_trial.Drawn | None = None) -> tuple[_Scratch]:
+def _scratch(num_rows: int, drawn: block_trial.Drawn | None = None, barrier: Any = None) -> tuple[_Scratch]:
     """Types of the shared memory."""
     tables, joint = token_rule.tables_scratch(num_rows), block_rule.joint_scratch(num_rows)
-    return (_Scratch(tables, joint, scan.choose_scratch(), sync.int32_scratch(), drawn),)
+    return (_Scratch(tables, joint, scan.choose_scratch(), drawn, sync.int32_scratch(), barrier),)
 
 
 def _begin(emission: emit.Emission, inputs, read, scratch: _Scratch, decide_fn) -> block_trial.Trial:
@@ -113,13 +115,15 @@ def _begin(emission: emit.Emission, inputs, read, scratch: _Scratch, decide_fn) 
     token_rule.write_tables(scratch.tables, slice(None), values)
     search = block_rule.begin(sequence, values, accept, coins, scratch.joint)
     emission = emission._replace(sequence=sequence, uniforms=uniforms)
-    return block_trial.Trial(emission, scratch.tables, scratch.joint, search, scratch.drawn, rounds, read.trials.tiles)
+    return block_trial.Trial(
+        emission, scratch.tables, scratch.joint, search, scratch.drawn, rounds, scratch.barrier, read.trials.tiles
+    )
 
 
 def emit_tokens(read, inputs, decide_fn, stats_fn, batch_size, num_rows, vocab_size, config) -> Verification:
     """Launches `block_emit_tokens`, after `block_sum_rows` if needed. The arguments are those of `token.emit_after`."""
     dtypes = [ref.dtype for ref in inputs.logits]
-    groups, sums = sizes.groups(vocab_size, dtypes, sizes.Config(1)), None
+    groups, sums = sizes.groups(vocab_size, dtypes, config), None
     if read.trials.tiles is None:
         shape = batch_size, num_rows, vocab_size
         summing = sizes.block_sum_config(*shape)
@@ -134,22 +138,20 @@ def emit_tokens(read, inputs, decide_fn, stats_fn, batch_size, num_rows, vocab_s
         stats = stats_fn(read)
 
         def try_rounds():
-            arrivals = sync.Arrivals(read.counters, scratch.number)
-            return block_trial.try_rounds(trial, arrivals, read.trials.found)
+            return block_trial.try_rounds(trial, read.trials.found, scratch.number)
 
-        def none_found():
-            return emission.block == 0, jnp.int32(rows.MAX_INDEX)
-
-        emits, found = lax.cond(trial.search.tries, try_rounds, none_found)
-        pl.when(emits & (found < rows.MAX_INDEX))(lambda: block_trial.emit_found(trial, found))
-        pl.when(emits & (found == rows.MAX_INDEX))(lambda: block_trial.emit_rest(trial, stats))
+        found = lax.cond(trial.search.tries, try_rounds, lambda: jnp.int32(rows.MAX_INDEX))
+        pl.when((found < rows.MAX_INDEX) & (emission.block == 0))(lambda: block_trial.emit_found(trial, found))
+        pl.when(found == rows.MAX_INDEX)(lambda: block_trial.emit_rest(trial, stats))
 
     out, _ = plgpu.kernel(
         block_emit_tokens,
-        out_type=emit.output_types(batch_size, num_rows - 1, groups.num_slots),
-        scratch_types=_scratch(num_rows, block_trial.drawn_scratch(dtypes[0], config.blocks)),
-        grid=(batch_size, config.blocks),
-        grid_names=("sequence", "block"),
+        out_type=emit.output_types(batch_size, num_rows - 1, groups.num_slots, num_rows),
+        scratch_types=_scratch(num_rows, block_trial.drawn_scratch(dtypes[0], config.rounds), sync.cluster_scratch()),
+        grid=(batch_size,),
+        grid_names=("sequence",),
+        cluster=(config.blocks,),
+        cluster_names=("block",),
         compiler_params=emit.COMPILER_PARAMS,
     )(inputs, read, sums)
     return out

@@ -17,11 +17,6 @@ TOKEN_BITS = 24
 """Bits of the token in the number that names a success; the round is above them."""
 
 
-MOST_AT_ONCE = 4
-"""Maximum rounds that a block tries at the same time. With 4 a thread takes 122 registers, so that four blocks fit a
-multiprocessor, with 8 133."""
-
-
 COIN, FOR_TILE, FOR_TOKEN = range(3)
 """The uniforms of a round, in the order of `Uniforms.rounds`."""
 
@@ -38,9 +33,8 @@ class Drawn(NamedTuple):
     token: Any
 
 
-def drawn_scratch(dtype: Any, num_blocks: int) -> Drawn:
-    """Shared memory for `Drawn`."""
-    count = rounds_at_once(num_blocks)
+def drawn_scratch(dtype: Any, count: int) -> Drawn:
+    """Shared memory for `Drawn` of `count` rounds."""
     return Drawn(plgpu.SMEM((count, TILE), dtype), plgpu.SMEM((config.MIN_LANES,), jnp.int32))
 
 
@@ -54,6 +48,7 @@ class Trial(NamedTuple):
       search: The state of the search.
       drawn: Shared memory of `try_rounds`; None in a launch that does not call it.
       rounds: The uniforms of the rounds of all sequences.
+      barrier: Scratch of the cluster barrier, or None likewise.
       tile_stats: Sums of tiles from the first launch. None: they are in `emission.sums`, one row per target row.
     """
 
@@ -63,6 +58,7 @@ class Trial(NamedTuple):
     search: block_rule.Search
     drawn: Any
     rounds: Any
+    barrier: Any
     tile_stats: reading.TileStats | None
 
     def stop_at(self, row: Any) -> token_rule.Stop:
@@ -70,9 +66,7 @@ class Trial(NamedTuple):
         return block_rule.stop_at(self.emission.sequence, self.tables, self.joint, self.search.end, row)
 
     def at(self, row: Any) -> emit.Emission:
-        """The emission with the sums of tiles of this row; without `tile_stats` they are kept for all rows."""
-        if self.tile_stats is not None:
-            return self.emission
+        """The emission with the sums of tiles of this row."""
         return self.emission._replace(sums_row=rows.flat_row(self.emission.sequence.target, row))
 
     def write(self, stop: token_rule.Stop):
@@ -81,45 +75,35 @@ class Trial(NamedTuple):
         last_token.write_accepted(self.emission, self.tables, stop, write)
 
 
-def try_rounds(trial: Trial, arrivals: sync.Arrivals, found: Any) -> tuple[jax.Array, jax.Array]:
-    """Tries this block's rounds, and in the last block to arrive all that no block has tried, until one succeeds.
+def try_rounds(trial: Trial, found: Any, number: Any) -> jax.Array:
+    """Tries rounds in passes, some in each block of the cluster, until one succeeds.
 
     Args:
       trial: The state.
-      arrivals: Counter of the blocks of each sequence.
-      found: The least success of each sequence, `[B]`: round and token as one number, or `rows.MAX_INDEX`.
+      found: The least success of each sequence and pass, `[B * MAX_PASSES]`: round and token as one number, or
+        `rows.MAX_INDEX`.
+      number: Scratch from `sync.int32_scratch`.
 
     Returns:
-      Whether this block emits the token, and the success, `rows.MAX_INDEX` if there is none.
+      The success, `rows.MAX_INDEX` if there is none; all blocks return the same.
     """
     emission = trial.emission
-    number, num_blocks = emission.sequence.number, emission.num_blocks
-    count = rounds_at_once(num_blocks)
+    count = trial.drawn.tiles.shape[0]
+    at_once = count * emission.num_blocks
 
     def step(state):
-        first, _, _ = state
-        success = _try_together(trial, first, count)
-
-        def meet():
-            pl.when(success < rows.MAX_INDEX)(lambda: sync.lower(found, number, success))
-            is_last = sync.arrive(arrivals, number, num_blocks)
-            return is_last, sync.load_latest(found, number, arrivals.number)
-
-        emits, success = lax.cond(first < num_blocks * count, meet, lambda: (jnp.bool_(True), success))
-        return jnp.maximum(first + count, num_blocks * count), emits, success
+        i, _ = state
+        success = _try_together(trial, i * at_once + emission.block * count, count)
+        # A number of its own for each pass: a block may begin the next one before another has read this.
+        slot = emission.sequence.number * reading.MAX_PASSES + i
+        pl.when(success < rows.MAX_INDEX)(lambda: sync.lower(found, slot, success))
+        sync.sync_cluster(trial.barrier)
+        return i + 1, sync.load_latest(found, slot, number)
 
     def goes_on(state):
-        first, emits, success = state
-        return emits & (success == rows.MAX_INDEX) & (first < ROUNDS)
+        return (state[0] < -(-ROUNDS // at_once)) & (state[1] == rows.MAX_INDEX)
 
-    begin = emission.block * count, jnp.bool_(True), jnp.int32(rows.MAX_INDEX)
-    _, emits, success = lax.while_loop(goes_on, step, begin)
-    return emits, success
-
-
-def rounds_at_once(num_blocks: int) -> int:
-    """Rounds that a block tries at the same time: more take the registers of other blocks."""
-    return max(1, min(MOST_AT_ONCE, ROUNDS // num_blocks))
+    return lax.while_loop(goes_on, step, (jnp.int32(0), jnp.int32(rows.MAX_INDEX)))[1]
 
 
 def _try_together(trial: Trial, first: Any, count: int) -> jax.Array:
@@ -198,25 +182,26 @@ def emit_found(trial: Trial, found: jax.Array):
 
 
 def emit_rest(trial: Trial, stats: reading.ChunkStats | None):
-    """Emits the token after all usable drafts, or that of the row which the exact search finds, in one block."""
-    emission, search = trial.emission, trial.search
-    alone = emission._replace(num_blocks=1, block=jnp.int32(0))
-    trial = trial._replace(emission=alone)
-    greedy = emission.sequence.target.filter.greedy
+    """Emits the token after all usable drafts, or that of the row which the exact search finds; in all blocks."""
+    sequence, search = trial.emission.sequence, trial.search
+    greedy = sequence.target.filter.greedy
 
     def total(row):
         stop = trial.stop_at(row)
 
         def of_tiles():
             last_token.sum_row(trial.at(row), stop, stats)
-            sync.sync_threads()
+            sync.sync_cluster(trial.barrier)
             return emit.sum_tiles(trial.at(row))
 
         if greedy is None:
             return of_tiles()
-        return lax.cond(stop.p_certain < 0, of_tiles, lambda: block_rule.certain_total(alone.sequence, stop))
+        return lax.cond(stop.p_certain < 0, of_tiles, lambda: block_rule.certain_total(sequence, stop))
 
     last = jnp.where(search.decided, search.end, block_rule.last_row(trial.joint, search, total))
     stop = trial.stop_at(last)
-    trial.write(stop)
-    last_token.emit_from_sums(trial.at(last), stop, stats)
+
+    @pl.when(trial.emission.block == 0)
+    def _():
+        trial.write(stop)
+        last_token.emit_from_sums(trial.at(last), stop, stats)

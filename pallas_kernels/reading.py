@@ -11,6 +11,9 @@ from jax.experimental import pallas as pl
 from pallas_kernels import config, random, rows, scan, tiles
 from pallas_kernels.types import LARGEST_LOG_NORMALIZER, TILE
 
+MAX_PASSES = 4
+"""Maximum passes in which the blocks of a sequence try all rounds."""
+
 
 class ChunkStats(NamedTuple):
     """Statistics of chunks of rows in global memory, in one of two layouts.
@@ -127,7 +130,8 @@ class Trials(NamedTuple):
 
     Attributes:
       rounds: The uniforms of the rounds, `[B, ROUND_PARTS, THREADS]`. None if they are inputs.
-      found: The largest int32, `[B]`, to which the next launch writes the first successful round and its token.
+      found: The largest int32, `[B * MAX_PASSES]`: the next launch lowers it to the first successful round and its
+        token.
       tiles: Sums of the tiles of the target's rows; None if chunks are not whole tiles.
     """
 
@@ -143,7 +147,7 @@ def trials_types(inputs: rows.Inputs, batch_size: int, num_rows: int, vocab_size
     by_tiles = has_chunks and config.chunks(inputs.target.logits.dtype, vocab_size).tiles is not None
     return Trials(
         rounds=jax.ShapeDtypeStruct(shape, jnp.float32) if from_keys else None,
-        found=jax.ShapeDtypeStruct((batch_size,), jnp.int32),
+        found=jax.ShapeDtypeStruct((batch_size * MAX_PASSES,), jnp.int32),
         tiles=tile_stats(batch_size, num_rows, vocab_size) if by_tiles else None,
     )
 
@@ -152,7 +156,8 @@ def write_rounds(sequence: rows.Sequence, part: Any, trials: Trials | None):
     """Writes the uniforms of one part of a sequence's rounds, unless they are inputs, and begins `Trials.found`."""
     if trials is None:
         return
-    trials.found[sequence.number] = jnp.int32(rows.MAX_INDEX)
+    for i in range(MAX_PASSES):
+        trials.found[sequence.number * MAX_PASSES + i] = jnp.int32(rows.MAX_INDEX)
     if trials.rounds is not None:
         index = tiles.lane_index(config.THREADS) + part * config.THREADS
         # Registers -> L2: [THREADS].

@@ -18,7 +18,7 @@ core = jax.jit(block.verify_block)
 
 @pytest.fixture(params=["few blocks", "many blocks"])
 def run(request, interpreted, monkeypatch):
-    """The kernel with 2 blocks, which try 8 rounds before the last one goes on alone, and with 16, which try all.
+    """The kernel with 4 blocks of 4 rounds, in four passes, and with 16, which try all rounds in one.
 
     Where a launch of its own sums tiles, 2 blocks share the rows of a sequence, or each row has 2.
     """
@@ -31,7 +31,7 @@ def run(request, interpreted, monkeypatch):
     monkeypatch.setattr(sizes, "block_sum_config", summing)
 
     def run(*args):
-        config = Config(2 if few else 16)
+        config = Config(4 if few else 16, rounds=4)
         with interpreted():
             return jax.block_until_ready(kernels.verify_block(*args, kernel=block_kernel.verify_block, config=config))
 

@@ -5,7 +5,7 @@ import dataclasses
 import jax.numpy as jnp
 import pytest
 
-from pallas_kernels import block_trial, config
+from pallas_kernels import config, reading
 from pallas_kernels.types import ROUNDS
 
 
@@ -50,11 +50,11 @@ def test_a_smaller_gpu_has_fewer_blocks(monkeypatch):
     assert config.token_config(16, 151936).blocks == 16
 
 
-def test_the_block_rule_tries_all_rounds_at_once_in_small_batches_and_half_in_large_ones():
-    blocks = {batch_size: config.block_config(batch_size).blocks for batch_size in (1, 8, 9, 64, 4096)}
-    assert blocks == {1: ROUNDS, 8: ROUNDS, 9: ROUNDS // 2, 64: 8, 4096: 8}
-    at_once = {count: count * block_trial.rounds_at_once(count) for count in (8, 16, 32, 64)}
-    assert at_once == {8: 32, 16: 64, 32: 64, 64: 64}
+def test_the_block_rule_tries_fewer_rounds_at_once_in_small_batches():
+    chosen = {batch_size: config.block_config(batch_size) for batch_size in (1, 8, 9, 33, 64, 4096)}
+    assert [each.blocks * each.rounds for each in chosen.values()] == [16, 16, 32, 32, 32, 32]
+    assert chosen[64].blocks == chosen[4096].blocks == 8
+    assert all(each.blocks * each.rounds * reading.MAX_PASSES >= ROUNDS for each in chosen.values())
 
 
 def test_the_block_rule_sums_few_rows_by_blocks_of_their_own_and_many_not():

@@ -103,7 +103,7 @@ def test_filters_of_one_model_alone(check, sampling, drafts):
 @pytest.mark.parametrize("row_parts", [4, 1], ids=["apart", "together"])
 @pytest.mark.parametrize(("sampling", "drafts"), [(SHIPPED, SHIPPED), (ARRAYS, None)], ids=["numbers", "arrays"])
 def test_the_block_rule(check, monkeypatch, sampling, drafts, row_parts):
-    monkeypatch.setattr(config, "block_config", lambda *shape: config.Config(2))
+    monkeypatch.setattr(config, "block_config", lambda *shape: config.Config(4, rounds=4))
     monkeypatch.setattr(config, "block_sum_config", lambda *shape: config.Config(2, row_parts=row_parts))
     key, target, draft = make(6, num_draft=3, sampling=drafts, kind="logits")
     check(key, target, sampling, draft, drafts, "block")
