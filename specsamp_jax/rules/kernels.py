@@ -78,7 +78,7 @@ def verify_block_from_keys(
     draft: Draft,
     draft_sampling: SamplingParams | None,
 ) -> Verification:
-    """Verifies drafts by the block rule, in two launches; see `verify_token_from_keys`."""
+    """Verifies drafts by the block rule, in two launches or, where these leave no sums of tiles, three or four."""
     from pallas_kernels import block, token_filtered
 
     arguments = words, target_logits, sampling, draft, draft_sampling
