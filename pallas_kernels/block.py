@@ -130,6 +130,8 @@ def emit_tokens(read, inputs, decide_fn, stats_fn, batch_size, num_rows, vocab_s
         groups = sizes.groups(vocab_size, dtypes, summing)
         sums = _sum_rows(read, inputs, decide_fn, stats_fn, shape, groups, summing)
 
+    count = min(config.rounds, block_trial.most_rounds(groups.num_slots))
+
     def block_emit_tokens(inputs, read, summed, out, own_sums, scratch):
         sequence = rows.sequence_view(inputs, vocab_size)
         sums = own_sums if summed is None else summed
@@ -147,7 +149,7 @@ def emit_tokens(read, inputs, decide_fn, stats_fn, batch_size, num_rows, vocab_s
     out, _ = plgpu.kernel(
         block_emit_tokens,
         out_type=emit.output_types(batch_size, num_rows - 1, groups.num_slots, num_rows),
-        scratch_types=_scratch(num_rows, block_trial.drawn_scratch(dtypes[0], config.rounds), sync.cluster_scratch()),
+        scratch_types=_scratch(num_rows, block_trial.drawn_scratch(dtypes[0], count), sync.cluster_scratch()),
         grid=(batch_size,),
         grid_names=("sequence",),
         cluster=(config.blocks,),
@@ -158,7 +160,7 @@ def emit_tokens(read, inputs, decide_fn, stats_fn, batch_size, num_rows, vocab_s
 
 
 def _never_meet(is_last: jax.Array) -> jax.Array:
-    """In place of a barrier for `emit.make_emission`: the blocks meet once, at the counter."""
+    """The `meet_fn` of `emit.make_emission`, which nothing calls here: the blocks meet at the cluster barrier."""
     return is_last
 
 

@@ -75,6 +75,12 @@ class Trial(NamedTuple):
         last_token.write_accepted(self.emission, self.tables, stop, write)
 
 
+def most_rounds(num_slots: int) -> int:
+    """The largest power of two of rounds that a block can try at once: their weights of tiles fit `choose_each`."""
+    most = max(1, min(scan.MAX_CHOICES, scan.MAX_LOADS * THREADS // config.to_lanes(num_slots)))
+    return 1 << (most.bit_length() - 1)
+
+
 def try_rounds(trial: Trial, found: Any, number: Any) -> jax.Array:
     """Tries rounds in passes, some in each block of the cluster, until one succeeds.
 

@@ -11,7 +11,7 @@ from jax.experimental import pallas as pl
 from pallas_kernels import config, random, rows, scan, tiles
 from pallas_kernels.types import LARGEST_LOG_NORMALIZER, TILE
 
-MAX_PASSES = 4
+MAX_PASSES = 8
 """Maximum passes in which the blocks of a sequence try all rounds."""
 
 

@@ -5,7 +5,7 @@ import dataclasses
 import jax.numpy as jnp
 import pytest
 
-from pallas_kernels import config, reading
+from pallas_kernels import block_trial, config, reading, scan
 from pallas_kernels.types import ROUNDS
 
 
@@ -55,6 +55,14 @@ def test_the_block_rule_tries_fewer_rounds_at_once_in_small_batches():
     assert [each.blocks * each.rounds for each in chosen.values()] == [16, 16, 32, 32, 32, 32]
     assert chosen[64].blocks == chosen[4096].blocks == 8
     assert all(each.blocks * each.rounds * reading.MAX_PASSES >= ROUNDS for each in chosen.values())
+
+
+@pytest.mark.parametrize("num_slots", [1, 149, 250, 512, 513, 1024, 1955, 2048])
+def test_the_rounds_that_a_block_tries_at_once_fit_its_registers(num_slots):
+    rounds = block_trial.most_rounds(num_slots)
+    assert rounds * config.to_lanes(num_slots) <= scan.MAX_LOADS * config.THREADS
+    # With the fewest blocks the passes suffice for all rounds.
+    assert rounds * config.FEWEST_BLOCKS * reading.MAX_PASSES >= ROUNDS
 
 
 def test_the_block_rule_sums_few_rows_by_blocks_of_their_own_and_many_not():

@@ -138,6 +138,12 @@ def test_lowers_for_small_vocabularies(vocab_size, num_draft, dtype):
     assert launches(RULES["sigmoid"], arguments(shape, lambda *_: Filter())) == 1
 
 
+@pytest.mark.slow
+def test_the_block_rule_lowers_for_a_large_vocabulary_in_a_large_batch():
+    shape = (64, 2, 1_000_000, jnp.bfloat16, "one_hot")
+    assert launches(RULES["block"], arguments(shape, lambda *_: Filter())) == 2
+
+
 @pytest.mark.parametrize("num_draft", [pytest.param(1, marks=pytest.mark.slow), 4])
 def test_lowers_for_one_tile_in_large_batches(num_draft):
     shape = (1024, num_draft, 1024, jnp.bfloat16, "logits")
