@@ -1,16 +1,20 @@
-"""The block rule in two launches: that of the token rule which reads the rows, then one that draws and emits tokens.
+"""The block rule in two launches or three: that of the token rule which reads the rows, then one that draws tokens.
 
 A sequence of n usable drafts keeps all of them if `u_n < P_n`. Else its row and its token are found in rounds
-(`specsamp_jax.rules.block`): a coin steps back by a row, or lets a token be drawn from p and tested. The coins alone
+(`specsamp_jax.rules.rounds`): a coin steps back by a row, or lets a token be drawn from p and tested. The coins alone
 tell the row of each round, so many rounds are tried at the same time; the first success counts. In the rare case that
 none succeeds, the blocks go on by the sums of whole rows.
 
-Launch `block_emit_tokens`, grid (sequence), one cluster of blocks per sequence: in each pass every block tries a few
-rounds and writes its first success; after the cluster barrier all blocks know the first of all, and block 0 emits the
-token. Where the first launch does not leave the sums of the tiles of p, by which tokens are drawn, launch
-`block_sum_rows` before it computes them.
+Launch `block_sum_rows`, grid (sequence, part, block), runs between the two if the first leaves no sums of the tiles of
+p: for rows whose cutoffs were searched, or if chunks are not whole tiles. Each block writes its share of the sums of
+the rows that rounds draw from.
 
-Order: as in `token`. Successes are joined by an atomic minimum before the cluster barrier.
+Launch `block_emit_tokens`, grid (sequence), one cluster of blocks per sequence: in each pass every block tries a few
+rounds and lowers `Trials.found` to its first success. After the cluster barrier all blocks know the first success of
+all, and block 0 emits its token.
+
+Order: a launch may start before the previous one has ended, and waits for its end before it reads its outputs. The
+cluster barrier orders the atomic minimum, and the sums of rows after the last round.
 """
 
 from typing import Any, NamedTuple
@@ -38,8 +42,8 @@ from pallas_kernels import (
 )
 from pallas_kernels import config as sizes
 from pallas_kernels.limits import Limits
-from pallas_kernels.random import Draws
-from pallas_kernels.types import Filter, Verification
+from pallas_kernels.random import Draws, Noise
+from pallas_kernels.types import ROUNDS, Filter, Verification
 
 
 def verify_block(
@@ -55,10 +59,12 @@ def verify_block(
 ) -> Verification:
     """Returns the verification by the block rule (Sun et al., 2024, arXiv 2403.10444), with K of at least 1.
 
-    Arguments are those of `token.verify_token`; uniforms have `rounds`. `config` is chosen by `config.block_config` if
-    None.
+    Arguments are those of `token.verify_token`; uniforms have `ROUNDS` rounds. `config` is chosen by
+    `config.block_config` if None.
     """
     config = config or sizes.block_config(target_logits.shape[0])
+    if not isinstance(draws, Noise) and draws.rounds is None:
+        raise NotImplementedError(f"the block rule's kernel needs uniforms of {ROUNDS} rounds; got none")
     inputs = rows.make_inputs(
         target_logits, target_filter, draft_logits, draft_filter, log_normalizers, draft_tokens, draws
     )
@@ -134,6 +140,7 @@ def emit_tokens(read, inputs, decide_fn, stats_fn, batch_size, num_rows, vocab_s
 
     def block_emit_tokens(inputs, read, summed, out, own_sums, scratch):
         sequence = rows.sequence_view(inputs, vocab_size)
+        # The search by sums overwrites rows of `summed`: this launch is the only one that reads it.
         sums = own_sums if summed is None else summed
         emission = emit.make_emission(sequence, out, sums, scratch.choice, groups, config.blocks, _never_meet)
         trial = _begin(emission, inputs, read, scratch, decide_fn)
@@ -148,7 +155,7 @@ def emit_tokens(read, inputs, decide_fn, stats_fn, batch_size, num_rows, vocab_s
 
     out, _ = plgpu.kernel(
         block_emit_tokens,
-        out_type=emit.output_types(batch_size, num_rows - 1, groups.num_slots, num_rows),
+        out_type=emit.output_types(batch_size, num_rows - 1, groups.num_slots, num_rows if sums is None else 1),
         scratch_types=_scratch(num_rows, block_trial.drawn_scratch(dtypes[0], count), sync.cluster_scratch()),
         grid=(batch_size,),
         grid_names=("sequence",),

@@ -143,7 +143,6 @@ def last_row(joint: Joint, search: Search, total_fn: Callable[[Any], jax.Array])
 
     def step(carry):
         row, _ = carry
-
         total, rest = total_fn(row), 1 - jnp.exp(joint.log_prob[row])
         # u < Z / (Z + 1 - P) without the division.
         # Where P is 1, as at row 0, the sequence stops.

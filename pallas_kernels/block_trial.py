@@ -26,7 +26,8 @@ class Drawn(NamedTuple):
 
     Attributes:
       tiles: The logits of each round's tile, -inf outside of it, `[rounds, TILE]`.
-      token: The first token of each round's loaded tile, then the token that was drawn, or -1, `[rounds]`.
+      token: The first token of each round's loaded tile, then the token that was drawn, or -1; `[MIN_LANES]`, of which
+        the first are used.
     """
 
     tiles: Any
@@ -96,6 +97,10 @@ def try_rounds(trial: Trial, found: Any, number: Any) -> jax.Array:
     emission = trial.emission
     count = trial.drawn.tiles.shape[0]
     at_once = count * emission.num_blocks
+    if ROUNDS % at_once or ROUNDS // at_once > reading.MAX_PASSES:
+        raise ValueError(
+            f"rounds of all blocks must divide {ROUNDS} into at most {reading.MAX_PASSES} passes; got {at_once}"
+        )
 
     def step(state):
         i, _ = state
@@ -107,7 +112,7 @@ def try_rounds(trial: Trial, found: Any, number: Any) -> jax.Array:
         return i + 1, sync.load_latest(found, slot, number)
 
     def goes_on(state):
-        return (state[0] < -(-ROUNDS // at_once)) & (state[1] == rows.MAX_INDEX)
+        return (state[0] < ROUNDS // at_once) & (state[1] == rows.MAX_INDEX)
 
     return lax.while_loop(goes_on, step, (jnp.int32(0), jnp.int32(rows.MAX_INDEX)))[1]
 
@@ -162,8 +167,8 @@ def _success(trial: Trial, number: Any, token: jax.Array) -> jax.Array:
 
 def _uniform(trial: Trial, kind: int, number: Any) -> jax.Array:
     """A uniform of a round: its coin, that of its tile, or that of its token."""
-    place = kind * ROUNDS + number
-    return trial.rounds[trial.emission.sequence.number, place // THREADS, place % THREADS]
+    index = kind * ROUNDS + number
+    return trial.rounds[trial.emission.sequence.number, index // THREADS, index % THREADS]
 
 
 def _tile_weights(trial: Trial, row: Any) -> jax.Array:

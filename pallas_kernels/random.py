@@ -33,7 +33,7 @@ class Noise:
     Attributes:
       keys: Key data, uint32: one key `[2]`, which is folded with the index of each row, or one key per row, `[B, 2]`.
       purpose: Value of `specsamp_jax.sampling.streams.Purpose`.
-      rounds: Likewise for the block rule's rounds.
+      rounds: Value of `Purpose` for the uniforms of the block rule's rounds; the other rules do not use it.
       partitionable: Value of `jax_threefry_partitionable`, which decides how JAX reduces two words to 32 bits.
     """
 
@@ -98,8 +98,7 @@ def emit_uniforms(draws: Draws, sequence: Any) -> list[jax.Array]:
     return [draws.emit[sequence, i] for i in range(EMIT_DRAWS)]
 
 
-def round_uniforms(draws: Draws, sequence: Any, index: jax.Array) -> jax.Array:
+def round_uniforms(noise: Noise, sequence: Any, index: jax.Array) -> jax.Array:
     """The uniforms with these numbers among those of a sequence's rounds, as `Uniforms.rounds` flattened."""
-    assert isinstance(draws, Noise)
-    assert draws.rounds is not None
-    return uniforms(dataclasses.replace(draws, purpose=draws.rounds), sequence, index)
+    assert noise.rounds is not None
+    return uniforms(dataclasses.replace(noise, purpose=noise.rounds), sequence, index)

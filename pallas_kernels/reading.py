@@ -126,13 +126,13 @@ def load_uniforms(computed: list[jax.Array], read: Any, sequence: rows.Sequence)
 
 
 class Trials(NamedTuple):
-    """What the first launch of the block rule writes beside that of the token rule.
+    """Outputs of the first launch that only the block rule needs.
 
     Attributes:
       rounds: The uniforms of the rounds, `[B, ROUND_PARTS, THREADS]`. None if they are inputs.
-      found: The largest int32, `[B * MAX_PASSES]`: the next launch lowers it to the first successful round and its
-        token.
-      tiles: Sums of the tiles of the target's rows; None if chunks are not whole tiles.
+      found: Initially the largest int32, `[B * MAX_PASSES]`: `block_emit_tokens` lowers it to the first successful
+        round of each pass and its token, as one number.
+      tiles: Sums of the tiles of the target's rows; None if the launch reads no chunks or they are not whole tiles.
     """
 
     rounds: Any
@@ -158,7 +158,7 @@ def write_rounds(sequence: rows.Sequence, part: Any, trials: Trials | None):
         return
     for i in range(MAX_PASSES):
         trials.found[sequence.number * MAX_PASSES + i] = jnp.int32(rows.MAX_INDEX)
-    if trials.rounds is not None:
+    if trials.rounds is not None and isinstance(sequence.inputs.draws, random.Noise):
         index = tiles.lane_index(config.THREADS) + part * config.THREADS
         # Registers -> L2: [THREADS].
         tiles.store(
@@ -204,8 +204,8 @@ def _read_soft(model: rows.Rows, row: Any, flat: Any, chunk: Any, write: Write, 
         cut = config.chunks(model.logits.dtype, model.vocab_size)
         per_tile = TILE // cut.lanes
         summed = [functools.reduce(jnp.add, weights[i : i + per_tile]) for i in range(0, len(weights), per_tile)]
-        place = model.sequence, row, pl.ds(chunk * cut.tiles, len(summed))
-        refs = by_tile.stats.total.at[place], by_tile.stats.top.at[place]
+        index = model.sequence, row, pl.ds(chunk * cut.tiles, len(summed))
+        refs = by_tile.stats.total.at[index], by_tile.stats.top.at[index]
         return scan.sum_tiles(by_tile.scratch, summed, top, *refs, tiles.chunk_layout(cut))
 
     top, total = rows.chunk_log_sum(model, row, flat, chunk, None if by_tile is None else sum_by_tile)

@@ -68,6 +68,8 @@ def make_inputs(
     target, num_draft = flat(target_logits, target_filter), draft_tokens.shape[1]
     if not isinstance(draws, Noise):
         rounds = draws.rounds
+        if rounds is not None and rounds.shape[2] != ROUNDS:
+            raise NotImplementedError(f"kernels take uniforms of {ROUNDS} rounds; got {rounds.shape[2]}")
         if rounds is not None:
             rounds = rounds.astype(jnp.float32).reshape(rounds.shape[0], 3 * ROUNDS)
             rounds = jnp.pad(rounds, ((0, 0), (0, ROUND_PARTS * config.THREADS - 3 * ROUNDS)))

@@ -111,8 +111,7 @@ def sum_tiles(scratch: Any, vectors: list[jax.Array], top: jax.Array, totals: An
         for distance in (MAX_SUMMED, 2 * MAX_SUMMED):
             total = arith.addf(total, ptx.exchange(total, distance))
         for ref, value in ((totals, total), (tops, top.registers.item())):
-            place = ptx.global_address(ref, lane)
-            ptx.store_if("lt", mosaic.thread_idx(), count, "global", place, value)
+            ptx.store_if("lt", mosaic.thread_idx(), count, "global", ptx.global_address(ref, lane), value)
         for distance in (1, 2, 4):
             total = arith.addf(total, ptx.exchange(total, distance))
         return FragmentedArray.splat(total, ())

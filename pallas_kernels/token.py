@@ -41,7 +41,7 @@ class Reading(NamedTuple):
       uniforms: The uniforms of the last token; see `reading.uniforms_type`. None without drafts.
       counters: Zeros, `[B]`, for `sync.arrive`.
       rejected: Whether the draft of each row was rejected, 0 or 1, `[B, lanes]`. None: the second launch decides.
-      trials: The block rule's alone; None in others.
+      trials: Outputs for the block rule; None in other rules.
     """
 
     target: reading.ChunkStats

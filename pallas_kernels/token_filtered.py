@@ -50,7 +50,7 @@ class Read(NamedTuple):
       facts: One value of each kind per drafted token; see `reading.Facts`.
       uniforms: The uniforms of the last token; see `reading.uniforms_type`.
       counters: Zeros, `[B]`, for `sync.arrive`.
-      trials: The block rule's alone; None in others.
+      trials: Outputs for the block rule; None in other rules.
     """
 
     target: RowFacts

@@ -76,7 +76,7 @@ def plain_block(batch_size, num_draft, vocab_size, dtype=jnp.bfloat16, kind="nor
 
 
 def block_without_success(vocab_size):
-    """Coins with which nearly no round succeeds: the last block goes on by the sums of rows."""
+    """Coins with which nearly no round succeeds: the blocks of a sequence go on together by the sums of rows."""
     target, row_filter, draft, other, uniforms = make(jax.random.key(8), 16, 4, vocab_size, jnp.bfloat16, "logits")
     uniforms = uniforms._replace(rounds=uniforms.rounds.at[:, 0].set(1 - 2.0**-20))
     return compare((target, row_filter, draft, other, uniforms), *block_pair)

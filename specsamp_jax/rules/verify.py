@@ -87,8 +87,9 @@ def verify_block(
 
     The drafts of a sequence are accepted jointly. The probability of keeping the drafts up to i depends on the product
     of their ratios p/q, so that a token with a large ratio can compensate for one before it. Emitted tokens are
-    distributed as tokens sampled from p, as those of `verify`, and are at least as many in expectation. The number is
-    found in rounds, each of which samples a token from p, without a sum over rows of both models.
+    distributed as tokens sampled from p, as those of `verify`, and are at least as many in expectation. The number of
+    accepted drafts is found in at most 64 rounds, each of which steps back by one draft, or samples a token from p and
+    tests it. Only a sequence that is then undecided needs sums over rows of both models.
 
     Arithmetic, edges and errors are those of `verify`. A draft is cut before a degenerate row and before a token of
     q = 0, and the next token is sampled from p. `accept_prob` is min(1, p/q), which is not the probability with which

@@ -98,8 +98,8 @@ def test_sums_of_tiles_equal_numpy(interpreted, vec, count):
     def body(weights, totals, tops, total, scratch):
         loaded = [plgpu.load(weights.at[i], layout=layout) for i in range(count)]
         totals[...] = plgpu.layout_cast(jnp.full((THREADS,), -1.0), tiles.lane_layout(THREADS))
-        place = pl.ds(8, count)
-        total[0] = scan.sum_tiles(scratch, loaded, jnp.float32(3), totals.at[place], tops.at[place], layout)
+        part = pl.ds(8, count)
+        total[0] = scan.sum_tiles(scratch, loaded, jnp.float32(3), totals.at[part], tops.at[part], layout)
 
     floats = jax.ShapeDtypeStruct((THREADS,), jnp.float32)
     kernel = plgpu.kernel(
