@@ -66,8 +66,8 @@ FEWEST_AT_ONCE = 8
 """Minimum blocks of each row if the block rule sums the tiles of all rows at the same time."""
 
 BLOCK_RULE_BLOCKS = 19
-"""Minimum blocks of a sequence in the block rule that sum its rows one after the other. Of 10, 13, 19 and 38, 19 was the
-fastest in the version without rounds."""
+"""Minimum blocks of a sequence in the block rule that sum its rows one after the other. Of 10, 13, 19 and 38, 19 were
+the fastest in the version without rounds."""
 
 EARLY_EXIT_BLOCKS = 5000
 """Minimum number of blocks that read rows with drafts if rows after a rejection are skipped."""
