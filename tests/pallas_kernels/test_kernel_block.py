@@ -1,5 +1,7 @@
 """The block kernel gives the tokens of the XLA core on the same uniforms, with few blocks and with many."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import kernel_cases as cases
@@ -124,3 +126,15 @@ def test_chunks_of_tiles_choose_the_token_after_all_drafts(run):
     target, target_filter, draft, draft_filter, uniforms = cases.random_case(13, 3, 1, 16400, dtype=jnp.bfloat16)
     uniforms = uniforms._replace(accept=jnp.zeros((3, 1)))
     check(run, (target, target_filter, draft, draft_filter, uniforms))
+
+
+def test_what_the_kernel_does_not_take_is_refused():
+    target, target_filter, draft, draft_filter, uniforms = cases.random_case(1, 2, 2, 2048)
+    args = target, target_filter, draft, draft_filter
+    for rounds in (None, uniforms.rounds[:, :, :32]):
+        with pytest.raises(NotImplementedError, match="64 rounds"):
+            kernels.verify_block(*args, uniforms._replace(rounds=rounds))
+    for blocks, rounds in ((4, 1), (16, 3)):
+        kernel = functools.partial(kernels.verify_block, config=Config(blocks, rounds=rounds))
+        with pytest.raises(ValueError, match="must divide 64"):
+            jax.make_jaxpr(kernel)(*args, uniforms)
