@@ -107,9 +107,7 @@ def try_rounds(trial: Trial, found: Any, number: Any) -> jax.Array:
         success = _try_together(trial, i * at_once + emission.block * count, count)
         # A number of its own for each pass: a block may begin the next one before another has read this.
         slot = emission.sequence.number * reading.MAX_PASSES + i
-        pl.when(success < rows.MAX_INDEX)(lambda: sync.lower(found, slot, success))
-        sync.sync_cluster(trial.barrier)
-        return i + 1, sync.load_latest(found, slot, number)
+        return i + 1, sync.least_of_cluster(found, slot, success, number, trial.barrier, emission.num_blocks)
 
     def goes_on(state):
         return (state[0] < ROUNDS // at_once) & (state[1] == rows.MAX_INDEX)

@@ -125,6 +125,18 @@ def load_latest(ref: Any, index: Any, scratch: Any) -> jax.Array:
     return scratch[0]
 
 
+def least_of_cluster(ref: Any, index: Any, value: Any, scratch: Any, barrier: Any, num_blocks: int) -> jax.Array:
+    """The least `value` of a cluster's blocks, all of which call this with the same index.
+
+    `ref` is global memory, int32, initially the largest int32 at `index`; `scratch` and `barrier` are from
+    `int32_scratch` and `cluster_scratch`.
+    """
+    del num_blocks  # the tests put another function in this place, in which blocks take turns
+    pl.when(value < jnp.iinfo(jnp.int32).max)(lambda: lower(ref, index, value))
+    sync_cluster(barrier)
+    return load_latest(ref, index, scratch)
+
+
 def arrive(arrivals: Arrivals, sequence: Any, num_blocks: Any) -> jax.Array:
     """Counts this block and returns whether it is the sequence's last to arrive; if so, it sees the others' writes."""
 

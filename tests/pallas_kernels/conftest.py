@@ -3,6 +3,8 @@ import contextlib
 import jax.numpy as jnp
 import kernel_cases as cases
 import pytest
+from jax import lax
+from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from pallas_kernels import candidates, scan, sync
@@ -21,6 +23,15 @@ def arrive(arrivals, sequence, num_blocks):
 
 def lower(ref, index, value):
     ref[index] = jnp.minimum(ref[index], value)
+
+
+def least_of_cluster(ref, index, value, scratch, barrier, num_blocks):
+    # Blocks of a cluster run at the same time, and reading and writing is not one step here: they take turns.
+    del scratch
+    for turn in range(num_blocks):
+        pl.when(lax.axis_index("block") == turn)(lambda: lower(ref, index, value))
+        sync_cluster(barrier)
+    return ref[index]
 
 
 def choose_each(scratch, weights, uniforms, layout):
@@ -62,6 +73,7 @@ STAND_INS = {
     "arrive": arrive,
     "load_latest": lambda ref, index, scratch: ref[index],
     "lower": lower,
+    "least_of_cluster": least_of_cluster,
 }
 
 
