@@ -28,6 +28,8 @@ def check(interpreted, monkeypatch):
     """Compares the kernels with the cores, and returns what both gave."""
     if not cases.ON_GPU:
         monkeypatch.setattr(slices, "num_blocks", lambda *shape: 2)
+        # Clusters of 16 blocks take the interpreter minutes.
+        monkeypatch.setattr(config, "block_config", lambda batch_size: config.Config(4, rounds=4))
 
     def check(key, target, sampling, draft, draft_sampling, rule="token", **constants):
         fn = {"token": ss.verify, "block": ss.verify_block, "sigmoid": ss.verify_sigmoid}[rule]
@@ -103,7 +105,6 @@ def test_filters_of_one_model_alone(check, sampling, drafts):
 @pytest.mark.parametrize("row_parts", [4, 1], ids=["apart", "together"])
 @pytest.mark.parametrize(("sampling", "drafts"), [(SHIPPED, SHIPPED), (ARRAYS, None)], ids=["numbers", "arrays"])
 def test_the_block_rule(check, monkeypatch, sampling, drafts, row_parts):
-    monkeypatch.setattr(config, "block_config", lambda *shape: config.Config(4, rounds=4))
     monkeypatch.setattr(config, "block_sum_config", lambda *shape: config.Config(2, row_parts=row_parts))
     key, target, draft = make(6, num_draft=3, sampling=drafts, kind="logits")
     check(key, target, sampling, draft, drafts, "block")
