@@ -28,9 +28,6 @@ LARGEST_LOG_NORMALIZER = 128.0
 ROUNDS = 64
 """Number of rounds in which the block rule looks for the row to stop at, before it searches by the sums of rows."""
 
-BOUND_SLACK = 2.0**-20
-"""Added to the block rule's upper bound of a residual's sum, for the rounding of its terms."""
-
 
 class Filter(NamedTuple):
     """`SamplingParams` as a scale and a cutoff per row of logits; a field that is None applies to no row.

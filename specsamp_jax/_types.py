@@ -11,7 +11,6 @@ from jax import export
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int, Key, UInt32
 
-from pallas_kernels.types import BOUND_SLACK as BOUND_SLACK
 from pallas_kernels.types import DEGENERATE_DRAFT as DEGENERATE_DRAFT
 from pallas_kernels.types import DEGENERATE_TARGET as DEGENERATE_TARGET
 from pallas_kernels.types import EMIT_DRAWS as EMIT_DRAWS

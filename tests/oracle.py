@@ -525,12 +525,8 @@ def block_probs(
     return joint, keep
 
 
-def block_law(target: RowFn, draft: RowFn, num_draft: int) -> Law:
-    """The law of the tokens that one step of block verification emits; arguments as of `speculative_law`.
-
-    Source: Sun et al. (2024, arXiv 2403.10444), algorithm 2, its draws summed over.
-    """
-    law = defaultdict(float)
+def _drafted(target: RowFn, draft: RowFn, num_draft: int):
+    """Yields each draft of positive probability, its probability, and the rows of p and q along it."""
     vocab = len(target(()))
     for path in itertools.product(range(vocab), repeat=num_draft):
         mass = float(np.prod([draft(path[:i])[token] for i, token in enumerate(path)]))
@@ -538,6 +534,16 @@ def block_law(target: RowFn, draft: RowFn, num_draft: int) -> Law:
             continue
         p = np.stack([target(path[:i]) for i in range(num_draft + 1)])
         q = np.stack([draft(path[:i]) for i in range(num_draft)]) if num_draft else np.zeros((0, vocab))
+        yield path, mass, p, q
+
+
+def block_law(target: RowFn, draft: RowFn, num_draft: int) -> Law:
+    """The law of the tokens that one step of block verification emits; arguments as of `speculative_law`.
+
+    Source: Sun et al. (2024, arXiv 2403.10444), algorithm 2, its draws summed over.
+    """
+    law = defaultdict(float)
+    for path, mass, p, q in _drafted(target, draft, num_draft):
         joint, keep = block_probs(p, q, np.array(path, int))
         for i in range(num_draft, -1, -1):
             weights = p[i] if i == num_draft else np.maximum(joint[i] * p[i] - q[i], 0)
@@ -567,16 +573,10 @@ def rounds_law(target: RowFn, draft: RowFn, num_draft: int, num_rounds: int) -> 
     Source: docs/algorithms.md, after Sun.
     """
     law = defaultdict(float)
-    vocab = len(target(()))
-    for path in itertools.product(range(vocab), repeat=num_draft):
-        mass = float(np.prod([draft(path[:i])[token] for i, token in enumerate(path)]))
-        if mass == 0:
-            continue
-        p = np.stack([target(path[:i]) for i in range(num_draft + 1)])
-        q = np.stack([draft(path[:i]) for i in range(num_draft)]) if num_draft else np.zeros((0, vocab))
+    for path, mass, p, q in _drafted(target, draft, num_draft):
         joint, keep = block_probs(p, q, np.array(path, int))
         residuals = np.maximum(joint[:-1, None] * p[:-1] - q, 0)
-        emitted = np.zeros((num_draft + 1, vocab))
+        emitted = np.zeros_like(p)
         emitted[num_draft] = mass * keep[num_draft] * p[num_draft]
         # The mass of each row that no round has ended.
         open_mass = np.zeros(num_draft)

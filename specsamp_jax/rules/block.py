@@ -7,12 +7,15 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from specsamp_jax._types import BOUND_SLACK, Draft, Filter, Uniforms, Verification
+from specsamp_jax._types import Draft, Filter, Uniforms, Verification
 from specsamp_jax.rules import emit
 from specsamp_jax.rules.rounds import Outcome, try_rounds
 from specsamp_jax.sampling import draw
 from specsamp_jax.sampling import rows as dist
 from specsamp_jax.sampling.mesh_axes import cond
+
+BOUND_SLACK = 2.0**-20
+"""Added to the upper bound of a residual's sum, for the rounding of its terms."""
 
 
 class _Stop(NamedTuple):

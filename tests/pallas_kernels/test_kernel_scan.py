@@ -14,6 +14,23 @@ from pallas_kernels.config import THREADS, WARP
 pytestmark = pytest.mark.slow
 
 
+def in_one_block(body, out_type, scratch):
+    """A kernel of one block."""
+    return plgpu.kernel(
+        body,
+        out_type=out_type,
+        scratch_types=(scratch,),
+        grid=(1,),
+        grid_names=("sequence",),
+        compiler_params=emit.COMPILER_PARAMS,
+    )
+
+
+def choices(count):
+    """Types of the numbers and totals of `count` choices."""
+    return jax.ShapeDtypeStruct((count,), jnp.int32), jax.ShapeDtypeStruct((count,), jnp.float32)
+
+
 def choose(weights, shares, layout):
     """For each share of the sum of [n] weights the index that `scan.choose` finds, and the sum that it returns."""
 
@@ -23,14 +40,7 @@ def choose(weights, shares, layout):
             numbers[i], totals[i] = scan.choose(scratch, loaded, shares[i], layout)
 
     count = len(shares)
-    kernel = plgpu.kernel(
-        body,
-        out_type=(jax.ShapeDtypeStruct((count,), jnp.int32), jax.ShapeDtypeStruct((count,), jnp.float32)),
-        scratch_types=(scan.choose_scratch(),),
-        grid=(1,),
-        grid_names=("sequence",),
-        compiler_params=emit.COMPILER_PARAMS,
-    )
+    kernel = in_one_block(body, choices(count), scan.choose_scratch())
     return kernel(weights, jnp.array(shares, jnp.float32))
 
 
@@ -71,14 +81,7 @@ def test_several_choices_equal_single_ones(interpreted, n, vec, count):
         for i, choice in enumerate(scan.choose_each(scratch, loaded, [shares[i] for i in range(count)], layout)):
             numbers[i], totals[i] = choice
 
-    kernel = plgpu.kernel(
-        body,
-        out_type=(jax.ShapeDtypeStruct((count,), jnp.int32), jax.ShapeDtypeStruct((count,), jnp.float32)),
-        scratch_types=(scan.choose_scratch(),),
-        grid=(1,),
-        grid_names=("sequence",),
-        compiler_params=emit.COMPILER_PARAMS,
-    )
+    kernel = in_one_block(body, choices(count), scan.choose_scratch())
     with interpreted():
         numbers, totals = jax.block_until_ready(kernel(jnp.asarray(weights), jnp.asarray(shares)))
         single = [
@@ -102,14 +105,8 @@ def test_sums_of_tiles_equal_numpy(interpreted, vec, count):
         total[0] = scan.sum_tiles(scratch, loaded, jnp.float32(3), totals.at[part], tops.at[part], layout)
 
     floats = jax.ShapeDtypeStruct((THREADS,), jnp.float32)
-    kernel = plgpu.kernel(
-        body,
-        out_type=(floats, floats, jax.ShapeDtypeStruct((1,), jnp.float32)),
-        scratch_types=(scan.sum_tiles_scratch(),),
-        grid=(1,),
-        grid_names=("sequence",),
-        compiler_params=emit.COMPILER_PARAMS,
-    )
+    out_type = floats, floats, jax.ShapeDtypeStruct((1,), jnp.float32)
+    kernel = in_one_block(body, out_type, scan.sum_tiles_scratch())
     with interpreted():
         totals, tops, total = jax.block_until_ready(kernel(jnp.asarray(weights)))
     # Sums of small whole numbers are exact.
