@@ -46,7 +46,7 @@ class Text:
         self.prompts, self.lengths = pad(specification["inputs"], 2**31)
         self.max_new_tokens = specification["max_new_tokens"]
         # As the command does: compiled before the weights are loaded.
-        checkpoints = [open_checkpoint(folder, dtype=dtype) for folder in folders(specification)]
+        checkpoints = [open_checkpoint(folder, dtype=dtype, rows_in_file=True) for folder in folders(specification)]
         self._set_models([checkpoint.shapes() for checkpoint in checkpoints], drafter)
         checkpoints = begin_all(checkpoints, MEMORY)
         self.num_draft = program(AUTO, self.drafter)

@@ -88,7 +88,7 @@ def open_models(
         else:
             notes.append(f"{drafter_folder} has no tokenizer.json: its tokens are assumed to be the target's")
     folders = [folder for folder in (target, drafter_folder) if folder is not None]
-    checkpoints = tuple(open_checkpoint(folder, dtype=dtype) for folder in folders)
+    checkpoints = tuple(open_checkpoint(folder, dtype=dtype, rows_in_file=True) for folder in folders)
     models = [checkpoint.shapes() for checkpoint in checkpoints]
     kind = whole_number(1)
     max_length = read_setting(checkpoints[0].config, "max_position_embeddings", kind, source=target)

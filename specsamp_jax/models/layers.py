@@ -93,7 +93,8 @@ class Vocabulary(nnx.Module):
     """Embedding of tokens, and the head that gives their logits.
 
     Attributes:
-      embedding: One row per token; None where it is the transposed head.
+      embedding: One row per token, `[tokens, features]`; None where it is the transposed head. Of one dimension if a
+        checkpoint left it in its file: then the rows are its last values. See `checkpoints.in_file`.
       head: The head, `[features, tokens]`: with few positions a CPU multiplies by it up to twice as fast as by
         `[tokens, features]`, and columns are looked up as quickly as rows.
       dtype: Dtype of the product.
@@ -119,13 +120,24 @@ class Vocabulary(nnx.Module):
         """Returns the embedding of each token, in `dtype`; an id outside the vocabulary is read as the nearest one."""
         nearest: dict[str, Any] = {"mode": "clip", "wrap_negative_indices": False}
         if self.embedding is not None:
-            return self.embedding[...].at[tokens].get(**nearest).astype(self.dtype)
+            table = self.embedding[...]
+            rows = (
+                _last_rows(table, self.head.shape[::-1], tokens) if table.ndim == 1 else table.at[tokens].get(**nearest)
+            )
+            return rows.astype(self.dtype)
         return jnp.moveaxis(self.head[...].at[:, tokens].get(**nearest), 0, -1).astype(self.dtype)
 
     def logits(self, x: Float[Array, "B T F"]) -> Float[Array, "B T V"]:
         """Returns the logits of all tokens, float32."""
         head = self.head[...].astype(self.dtype)
         return product(x, head, (((2,), (0,)), ((), ())), preferred_element_type=jnp.float32)
+
+
+def _last_rows(values: Float[Array, "N"], shape: tuple[int, int], ids: Int[Array, "B T"]) -> Float[Array, "B T F"]:
+    """Rows of the matrix of this shape at the end of `values`; an id outside it is read as the nearest one."""
+    num_rows, width = shape
+    starts = values.size - num_rows * width + width * jnp.clip(ids, 0, num_rows - 1)
+    return jax.vmap(jax.vmap(lambda start: jax.lax.dynamic_slice_in_dim(values, start, width)))(starts)
 
 
 class RMSNorm(nnx.Module):

@@ -1,8 +1,6 @@
 """Checkpoints: a folder in Hugging Face's layout, with config.json and safetensors files, or a GGUF file."""
 
-import collections
 import json
-import math
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -22,6 +20,7 @@ from specsamp_jax._hub import find_checkpoint
 from specsamp_jax._types import Model
 from specsamp_jax.models.adapters import from_nnx
 from specsamp_jax.models.checkpoints import gemma3, gguf_config, gguf_tensors
+from specsamp_jax.models.checkpoints.in_file import leave_in_file
 from specsamp_jax.models.checkpoints.slots import (
     Ahead,
     Slot,
@@ -31,6 +30,7 @@ from specsamp_jax.models.checkpoints.slots import (
     copy_ahead,
     fill,
     loaded_dtype,
+    most_common_dtype,
 )
 from specsamp_jax.models.checkpoints.tensors import Stored, read_headers
 from specsamp_jax.models.config import DecoderConfig
@@ -213,7 +213,7 @@ class Checkpoint(NamedTuple):
         check(self.slots, self.stored)
         for slot in self.slots:
             dtype = loaded_dtype(slot, self.stored, self.dtype)
-            slot.param.set_value(jax.ShapeDtypeStruct(slot.param.shape, dtype))
+            slot.param.set_value(jax.ShapeDtypeStruct(slot.shape, dtype))
         return _adapt(self.module, self.path)
 
     def load_module(self, progress_fn: Callable[[int, int], Any] | None = None) -> Any:
@@ -226,8 +226,13 @@ class Checkpoint(NamedTuple):
         return _adapt(self.load_module(progress_fn), self.path)
 
 
-def open_checkpoint(path: str | os.PathLike[str], *, dtype: DTypeLike | None = None) -> Checkpoint:
-    """Reads the config and the shapes of a checkpoint; arguments and errors are those of `load_checkpoint`."""
+def open_checkpoint(
+    path: str | os.PathLike[str], *, dtype: DTypeLike | None = None, rows_in_file: bool = False
+) -> Checkpoint:
+    """Reads the config and the shapes of a checkpoint; arguments and errors are those of `load_checkpoint`.
+
+    With `rows_in_file`, on a CPU, an embedding that is not the head stays in its file: see `in_file.leave_in_file`.
+    """
     path = find_checkpoint(path)
     values, source = read_config(path), path if is_gguf(path) else path / _CONFIG
     family = FAMILIES.get(values.get("model_type") or "")
@@ -249,9 +254,12 @@ def open_checkpoint(path: str | os.PathLike[str], *, dtype: DTypeLike | None = N
     check_shapes(computed, stored)
     if dtype is not None and not jnp.issubdtype(dtype, jnp.floating):
         raise ValueError(f"dtype must be floating point, got {jnp.dtype(dtype)}.")
-    compute = _most_common(stored) if dtype is None else dtype
+    compute = most_common_dtype(stored) if dtype is None else dtype
     module = nnx.eval_shape(lambda: family.module(config, dtype=compute, param_dtype=compute, rngs=nnx.Rngs(0)))
-    return Checkpoint(path, values, dtype, module, list(family.layout(module)), stored)
+    slots = list(family.layout(module))
+    if rows_in_file and jax.default_backend() == "cpu":
+        slots = [leave_in_file(slot, stored, dtype) if slot.read_by_row else slot for slot in slots]
+    return Checkpoint(path, values, dtype, module, slots, stored)
 
 
 def begin_all(checkpoints: Sequence[Checkpoint], memory: TouchedMemory | None = None) -> list[Checkpoint]:
@@ -318,12 +326,3 @@ def _check_layers(file: Path, setting: str, num_layers: int, prefix: str, stored
             f"{setting} in {file} is {num_layers}, but the weights have tensors of {len(indices)} layers, named "
             f"{prefix}0 and so on."
         )
-
-
-def _most_common(stored: Mapping[str, Stored | gguf_tensors.Quantized]) -> np.dtype:
-    """The dtype of most of the weights; float64 counts as float32."""
-    counts = collections.Counter()
-    for entry in stored.values():
-        if entry.numpy_dtype is not None:
-            counts[entry.kept_dtype] += math.prod(entry.shape)
-    return counts.most_common(1)[0][0] if counts else np.dtype(np.float32)

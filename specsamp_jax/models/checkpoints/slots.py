@@ -31,8 +31,10 @@ _PIECE = 1 << 21  # weights that a thread copies at once
 # First touches of memory take longer than the copy: a virtual machine gets half a gigabyte a second per thread.
 _MOST_THREADS = 4
 _AHEAD = 2  # parameters begun before the first of them is complete
-_ALIGNMENT = 64  # XLA on a CPU uses an array at such an address without a copy
 _MOST_AHEAD = 0.5  # share of the weights
+
+ALIGNMENT = 64
+"""XLA on a CPU uses an array at a multiple of these bytes without a copy."""
 
 
 class Slot(NamedTuple):
@@ -42,11 +44,20 @@ class Slot(NamedTuple):
       param: The parameter.
       tensors: Names and shapes of its tensors, which are concatenated along their first axis.
       transposed: Whether the parameter is the transpose of the concatenation.
+      read_by_row: Whether the module looks up rows of the parameter, and uses it for nothing else.
+      in_file: The values that become the parameter without a copy, from `in_file.leave_in_file`; None: it is copied.
     """
 
     param: nnx.Param
     tensors: dict[str, tuple[int, ...]]
     transposed: bool = False
+    read_by_row: bool = False
+    in_file: np.ndarray | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the parameter after loading."""
+        return self.param.shape if self.in_file is None else self.in_file.shape
 
 
 def vocabulary_layout(vocabulary: Vocabulary, embedding: str, head: str) -> Iterator[Slot]:
@@ -54,7 +65,7 @@ def vocabulary_layout(vocabulary: Vocabulary, embedding: str, head: str) -> Iter
     num_features, vocab_size = vocabulary.head.shape
     shape = vocab_size, num_features
     if vocabulary.embedding is not None:
-        yield Slot(vocabulary.embedding, {embedding: shape})
+        yield Slot(vocabulary.embedding, {embedding: shape}, read_by_row=True)
     yield Slot(vocabulary.head, {embedding if vocabulary.embedding is None else head: shape}, transposed=True)
 
 
@@ -98,6 +109,15 @@ def loaded_dtype(slot: Slot, stored: Mapping[str, Stored | Quantized], dtype: DT
     if dtype is None:
         dtype = jnp.result_type(*(stored[name].kept_dtype for name in slot.tensors))
     return np.dtype(dtype)
+
+
+def most_common_dtype(stored: Mapping[str, Stored | Quantized]) -> np.dtype:
+    """Returns the dtype of most of the weights; float64 counts as float32."""
+    counts = collections.Counter()
+    for entry in stored.values():
+        if entry.numpy_dtype is not None:
+            counts[entry.kept_dtype] += math.prod(entry.shape)
+    return counts.most_common(1)[0][0] if counts else np.dtype(np.float32)
 
 
 class Ahead(NamedTuple):
@@ -145,7 +165,8 @@ def copy_ahead(
     """
     check(slots, stored)
     dtypes = [loaded_dtype(slot, stored, dtype) for slot in slots]
-    sizes = [math.prod(slot.param.shape) * dtypes[i].itemsize for i, slot in enumerate(slots)]
+    copied = [math.prod(slot.shape) if slot.in_file is None else 0 for slot in slots]
+    sizes = [size * dtype.itemsize for size, dtype in zip(copied, dtypes, strict=True)]
     left, buffers, pieces = _MOST_AHEAD * sum(sizes), {}, collections.deque()
     for i in sorted(range(len(slots)), key=sizes.__getitem__, reverse=True):
         if _PIECE <= sizes[i] <= left:
@@ -205,7 +226,9 @@ def fill(
         try:
             for i in range(len(slots) + _AHEAD):
                 if i < len(slots):
-                    if i in buffers:
+                    if slots[i].in_file is not None:
+                        buffer, pieces = slots[i].in_file, []
+                    elif i in buffers:
                         buffer, pieces = buffers.pop(i), left.pop(i, [])
                     else:
                         buffer = _aligned(slots[i].param.shape, loaded_dtype(slots[i], stored, dtype))
@@ -294,6 +317,6 @@ def _convert(values: np.ndarray, out: np.ndarray) -> None:
 def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     """An uninitialised array at an address that XLA uses without a copy."""
     num_bytes = math.prod(shape) * dtype.itemsize
-    raw = np.empty(num_bytes + _ALIGNMENT, np.uint8)
-    begin = -raw.ctypes.data % _ALIGNMENT
+    raw = np.empty(num_bytes + ALIGNMENT, np.uint8)
+    begin = -raw.ctypes.data % ALIGNMENT
     return raw[begin : begin + num_bytes].view(dtype).reshape(shape)

@@ -50,17 +50,20 @@ class Stored(NamedTuple):
 
         The mapping is released at its end, because its pages count as memory of the process.
         """
+        yield self.values(self.start).reshape(self.shape)
+
+    def values(self, start: int) -> np.ndarray:
+        """The values of the file from an offset to the end of the tensor, mapped into memory.
+
+        The file is unmapped when the last array that views it is deleted.
+        """
         assert self.numpy_dtype is not None
-        num = math.prod(self.shape)
+        end = self.start + math.prod(self.shape) * self.numpy_dtype.itemsize
         # A mapping starts at a page boundary.
-        begin = self.start // mmap.ALLOCATIONGRANULARITY * mmap.ALLOCATIONGRANULARITY
-        num_bytes = self.start - begin + num * self.numpy_dtype.itemsize
+        begin = start // mmap.ALLOCATIONGRANULARITY * mmap.ALLOCATIONGRANULARITY
         with self.path.open("rb") as file:
-            mapping = mmap.mmap(file.fileno(), num_bytes, access=mmap.ACCESS_READ, offset=begin)
-        values = np.frombuffer(mapping, self.numpy_dtype, num, self.start - begin).reshape(self.shape)
-        yield values
-        # The file is unmapped when the last array that views it is deleted.
-        del values, mapping
+            mapping = mmap.mmap(file.fileno(), end - begin, access=mmap.ACCESS_READ, offset=begin)
+        return np.frombuffer(mapping, self.numpy_dtype, offset=start - begin)
 
 
 def read_headers(folder: Path) -> dict[str, Stored]:
