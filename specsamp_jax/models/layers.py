@@ -121,10 +121,10 @@ class Vocabulary(nnx.Module):
         nearest: dict[str, Any] = {"mode": "clip", "wrap_negative_indices": False}
         if self.embedding is not None:
             table = self.embedding[...]
-            rows = (
-                _last_rows(table, self.head.shape[::-1], tokens) if table.ndim == 1 else table.at[tokens].get(**nearest)
-            )
-            return rows.astype(self.dtype)
+            if table.ndim == 1:
+                width, num_rows = self.head.shape
+                return _last_rows(table, num_rows, width, tokens).astype(self.dtype)
+            return table.at[tokens].get(**nearest).astype(self.dtype)
         return jnp.moveaxis(self.head[...].at[:, tokens].get(**nearest), 0, -1).astype(self.dtype)
 
     def logits(self, x: Float[Array, "B T F"]) -> Float[Array, "B T V"]:
@@ -133,9 +133,8 @@ class Vocabulary(nnx.Module):
         return product(x, head, (((2,), (0,)), ((), ())), preferred_element_type=jnp.float32)
 
 
-def _last_rows(values: Float[Array, "N"], shape: tuple[int, int], ids: Int[Array, "B T"]) -> Float[Array, "B T F"]:
-    """Rows of the matrix of this shape at the end of `values`; an id outside it is read as the nearest one."""
-    num_rows, width = shape
+def _last_rows(values: Float[Array, "N"], num_rows: int, width: int, ids: Int[Array, "B T"]) -> Float[Array, "B T F"]:
+    """Rows of the matrix at the end of `values`; an id outside it is read as the nearest one."""
     starts = values.size - num_rows * width + width * jnp.clip(ids, 0, num_rows - 1)
     return jax.vmap(jax.vmap(lambda start: jax.lax.dynamic_slice_in_dim(values, start, width)))(starts)
 

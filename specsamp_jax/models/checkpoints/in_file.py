@@ -3,7 +3,6 @@
 import math
 from collections.abc import Mapping
 
-import numpy as np
 from jax.typing import DTypeLike
 
 from specsamp_jax.models.checkpoints.gguf_tensors import Quantized
@@ -25,7 +24,7 @@ def leave_in_file(slot: Slot, stored: Mapping[str, Stored | Quantized], dtype: D
     # A tensor of another shape is copied, for which `check` raises.
     if not isinstance(entry, Stored) or entry.shape != slot.param.shape or not 0 < math.prod(entry.shape) < _MOST:
         return slot
-    if entry.numpy_dtype != loaded_dtype(slot, stored, dtype) or entry.start % entry.numpy_dtype.itemsize:
+    loaded = loaded_dtype(slot, stored, dtype)
+    if entry.numpy_dtype != loaded or entry.start % loaded.itemsize:
         return slot
-    values: np.ndarray = entry.values(entry.start // ALIGNMENT * ALIGNMENT)
-    return slot._replace(in_file=values)
+    return slot._replace(in_file=entry.values(entry.start // ALIGNMENT * ALIGNMENT))

@@ -226,8 +226,9 @@ def fill(
         try:
             for i in range(len(slots) + _AHEAD):
                 if i < len(slots):
-                    if slots[i].in_file is not None:
-                        buffer, pieces = slots[i].in_file, []
+                    in_file = slots[i].in_file
+                    if in_file is not None:
+                        buffer, pieces = in_file, []
                     elif i in buffers:
                         buffer, pieces = buffers.pop(i), left.pop(i, [])
                     else:
