@@ -21,8 +21,8 @@ def leave_in_file(slot: Slot, stored: Mapping[str, Stored | Quantized], dtype: D
     """
     (name,) = slot.tensors
     entry = stored.get(name)
-    # A tensor of another shape is copied, for which `check` raises.
-    if not isinstance(entry, Stored) or entry.shape != slot.param.shape or not 0 < math.prod(entry.shape) < _MOST:
+    # For a tensor that is missing, of another shape or not floating point `check` raises, before a model is made.
+    if not isinstance(entry, Stored) or entry.numpy_dtype is None or not 0 < math.prod(entry.shape) < _MOST:
         return slot
     loaded = loaded_dtype(slot, stored, dtype)
     if entry.numpy_dtype != loaded or entry.start % loaded.itemsize:

@@ -93,11 +93,21 @@ def test_an_accelerator_gets_a_copy(tmp_path, monkeypatch):
     assert all(slot.in_file is None for slot in checkpoint.slots)
 
 
-def test_an_embedding_of_another_shape_is_refused(tmp_path):
+@pytest.mark.parametrize(
+    ("change_fn", "message"),
+    [
+        (lambda values: {NAME: values[:-1].copy()}, r"must have shape \(31, 24\) by the config"),
+        (lambda values: {NAME: values.astype(np.int32)}, "must be floating point, got I32"),
+        (lambda values: {}, "must hold the tensor model.embed_tokens.weight, which is missing"),
+    ],
+    ids=["shape", "dtype", "missing"],
+)
+def test_a_broken_embedding_is_refused(tmp_path, change_fn, message):
     save(tmp_path, make_llama(), "float32")
     path = tmp_path / "model.safetensors"
     tensors = safetensors.numpy.load_file(path)
-    safetensors.numpy.save_file(tensors | {NAME: tensors[NAME][:-1].copy()}, path)
+    safetensors.numpy.save_file(tensors | change_fn(tensors.pop(NAME)), path)
     checkpoint = open_checkpoint(tmp_path, rows_in_file=True)
-    with pytest.raises(ValueError, match=r"model.embed_tokens.weight must have shape \(31, 24\) by the config"):
-        checkpoint.load_module()
+    for load_fn in (checkpoint.shapes, checkpoint.load_module):
+        with pytest.raises(ValueError, match=message):
+            load_fn()
