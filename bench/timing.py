@@ -166,9 +166,14 @@ def environment() -> dict[str, Any]:
         "platform": device.platform,
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "date": datetime.date.today().isoformat(),
-        "command": shlex.join(["python", f"bench/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
+        "command": shlex.join(["python", f"bench/{Path(sys.argv[0]).name}", *map(_without_folder, sys.argv[1:])]),
         "versions": {"python": platform.python_version()} | {n: _version(n) for n in ("specsamp", "jax", "jaxlib")},
     }
+
+
+def _without_folder(argument: str) -> str:
+    """An absolute path, which holds on one machine only, becomes its last part."""
+    return Path(argument).name if Path(argument).is_absolute() else argument
 
 
 def _version(name: str) -> str:
