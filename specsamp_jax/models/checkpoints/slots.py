@@ -165,11 +165,10 @@ def copy_ahead(
     """
     check(slots, stored)
     dtypes = [loaded_dtype(slot, stored, dtype) for slot in slots]
-    copied = [math.prod(slot.shape) if slot.in_file is None else 0 for slot in slots]
-    sizes = [size * dtype.itemsize for size, dtype in zip(copied, dtypes, strict=True)]
+    sizes = [math.prod(slot.shape) * dtypes[i].itemsize for i, slot in enumerate(slots)]
     left, buffers, pieces = _MOST_AHEAD * sum(sizes), {}, collections.deque()
     for i in sorted(range(len(slots)), key=sizes.__getitem__, reverse=True):
-        if _PIECE <= sizes[i] <= left:
+        if slots[i].in_file is None and _PIECE <= sizes[i] <= left:
             left -= sizes[i]
             taken = take_fn(sizes[i])
             if taken is None:
