@@ -82,7 +82,7 @@ def begin(
         log_probs = jnp.where(lane == row, log_prob, log_probs)
         return jnp.minimum(log_prob + joint.log_ratio[row], 0.0), log_probs
 
-    zeros = plgpu.layout_cast(jnp.zeros((size,)), tiles.lane_layout(size))
+    zeros = plgpu.layout_cast(jnp.zeros((size,), jnp.float32), tiles.lane_layout(size))
     _, log_prob = _for_rows(num_rows, step, (jnp.float32(0), zeros))
     joint.log_prob[...] = log_prob
     usable = trusted & token_rule.are_regular(sequence, values.p_offset, values.p_log_sum, values.p_certain)

@@ -123,7 +123,7 @@ def test_what_is_taken_is_aligned_and_stays(tmp_path):
 
     for i, view in enumerate(views):
         array = np.frombuffer(view, np.uint8)
-        assert array.ctypes.data % slots._ALIGNMENT == 0
+        assert array.ctypes.data % slots.ALIGNMENT == 0
         assert (array == i + 1).all()
     del memory, views, view, array
     assert resident() - before < 0.1 * SIZE
