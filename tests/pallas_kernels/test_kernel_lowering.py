@@ -203,6 +203,16 @@ def test_lowers_from_keys_with_parameters_as_arrays(monkeypatch, rule, shape, dt
     assert launches(verify, (arg(2, dtype=jnp.uint32), target, tokens, draft, sampling)) > 0
 
 
+@pytest.mark.parametrize("rule", list(FROM_KEYS))
+def test_traces_with_64_bit_types(rule):
+    """Values without a type are of 64 bits then, and do not fit the kernels' memory."""
+    draft = Draft(arg(2, 1, dtype=jnp.int32), arg(2, 1, 2048), None, arg(2, 1))
+    args = arg(2, dtype=jnp.uint32), arg(2, 2, 2048), ss.SamplingParams(0.7), draft, ss.SamplingParams(0.7)
+    expected = jax.eval_shape(FROM_KEYS[rule], *args)
+    with jax.enable_x64(True):
+        assert jax.eval_shape(FROM_KEYS[rule], *args) == expected
+
+
 @pytest.mark.parametrize("rule", [ss.verify, ss.verify_sigmoid])
 def test_one_implementation_for_each_platform_that_is_compiled_for(rule):
     def text(platform):
