@@ -219,16 +219,15 @@ def fill(
     """
     check(slots, stored)
     buffers, left = ({}, {}) if ahead is None else _end(ahead)
-    total, done = sum(sum(map(math.prod, slot.tensors.values())) for slot in slots), 0
+    buffers |= {i: slot.in_file for i, slot in enumerate(slots) if slot.in_file is not None}
+    # Not the sizes of buffers: values in a file begin before their tensor.
+    sizes = [sum(map(math.prod, slot.tensors.values())) for slot in slots]
     begun: collections.deque[tuple[nnx.Param, np.ndarray, list[Future]]] = collections.deque()
     with ThreadPoolExecutor(min(_MOST_THREADS, os.cpu_count() or 1)) as pool:
         try:
             for i in range(len(slots) + _AHEAD):
                 if i < len(slots):
-                    in_file = slots[i].in_file
-                    if in_file is not None:
-                        buffer, pieces = in_file, []
-                    elif i in buffers:
+                    if i in buffers:
                         buffer, pieces = buffers.pop(i), left.pop(i, [])
                     else:
                         buffer = _aligned(slots[i].param.shape, loaded_dtype(slots[i], stored, dtype))
@@ -240,9 +239,8 @@ def fill(
                         copy.result()
                     # In this thread, because `jax.default_device` holds for one thread.
                     param.set_value(jax.block_until_ready(jax.device_put(buffer)))
-                    done += buffer.size
                     if progress_fn is not None:
-                        progress_fn(done, total)
+                        progress_fn(sum(sizes[: i - _AHEAD + 1]), sum(sizes))
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise

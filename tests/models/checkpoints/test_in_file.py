@@ -64,6 +64,15 @@ def test_logits_are_equal(tmp_path):
     np.testing.assert_array_equal(*(all_logits(model, tokens) for model in models))
 
 
+def test_the_progress_ends_with_the_number_of_weights(tmp_path):
+    save(tmp_path, make_llama(), "float32", 8)
+    checkpoint, calls = open_checkpoint(tmp_path, rows_in_file=True), []
+    checkpoint.load(lambda done, total: calls.append((done, total)))
+    num_weights = sum(np.prod(entry.shape) for entry in checkpoint.stored.values())
+    assert embedding_slot(checkpoint).in_file.size > 31 * 24
+    assert calls[-1] == (num_weights, num_weights)
+
+
 def test_tensors_of_the_file_begin_at_all_offsets(tmp_path):
     offsets = set()
     for padding in range(0, 64, 8):
