@@ -72,6 +72,14 @@ the fastest in the version without rounds."""
 EARLY_EXIT_BLOCKS = 5000
 """Minimum number of blocks that read rows with drafts if rows after a rejection are skipped."""
 
+IN_TURN_LOGITS = 32_000_000
+"""Minimum number of logits in one row of all sequences, the draft's counted if they are read, if early exit reads
+`IN_TURN_CHUNKS` chunks per block."""
+
+IN_TURN_CHUNKS = 3
+"""Chunks per block there: a block takes about a microsecond to find that its row is not needed. But where a row of the
+batch is short, blocks of the next row start before it is decided. See bench/NOTES.md."""
+
 MAX_UNROLLED = 64
 """Maximum chunks of a row whose sums are combined in an unrolled loop; the compiler fails on hundreds."""
 
@@ -89,6 +97,7 @@ class Config:
       row_parts: Block rule: K + 1 if each row has `blocks` of its own that sum it, 1 if all rows share them.
       rounds: Block rule: most rounds that a block tries at once; fewer in large vocabularies. With 4 a thread takes 120
         registers, so that four blocks fit a multiprocessor; with 8 they do not.
+      chunks: Early exit: chunks of a row that a block reads.
       prefetches: Whether the draft's rows are loaded into the L2 while the target's are read, if its normalizers are
         given: else they are read too.
     """
@@ -99,6 +108,7 @@ class Config:
     max_unrolled: int = MAX_UNROLLED
     row_parts: int = 1
     rounds: int = 1
+    chunks: int = 1
     prefetches: bool = False
 
 
@@ -126,6 +136,12 @@ def token_config(batch_size: int, vocab_size: int) -> Config:
     """Blocks of the token rule: as many as run concurrently, each with at least two tiles, or `FEWEST_BLOCKS`."""
     blocks = max(EMITTING_BLOCKS * num_multiprocessors() // max(batch_size, 1), FEWEST_BLOCKS)
     return Config(max(1, min(num_tiles(vocab_size) // 2, blocks)), prefetches=batch_size <= PREFETCHED_BATCH)
+
+
+def early_exit_config(batch_size: int, vocab_size: int, reads_draft: bool) -> Config:
+    """Blocks of the token rule with early exit."""
+    per_block = IN_TURN_CHUNKS if batch_size * vocab_size * (1 + reads_draft) >= IN_TURN_LOGITS else 1
+    return dataclasses.replace(token_config(batch_size, vocab_size), chunks=per_block)
 
 
 def filtered_token_config(batch_size: int, vocab_size: int) -> Config:

@@ -4,20 +4,21 @@ Launch `token_look_up`, grid (sequence, row): one block per drafted token looks 
 writes the uniforms of its last token and zeros its counters. Its stop, the last row that may be needed, is at first the
 number of its drafts.
 
-Launch `token_read_in_turn`, grid (row, sequence, chunk): first the first rows of all sequences, then the second ones. A
-block whose row is after the sequence's stop does nothing. Others read a chunk, write its maximum and its sum, and, of
-rows with a draft, increment the row's counter. The last block of a row accepts or rejects its draft, and after a
-rejection lowers the stop to this row. No block waits for another: at worst it reads rows that were not needed, because
-the draft of an earlier row is rejected later.
+Launch `token_read_in_turn`, grid (row, sequence, block): first the first rows of all sequences, then the second ones. A
+block whose row is after the sequence's stop does nothing. Others read `config.chunks` chunks, write their maxima and
+sums, and, of rows with a draft, increment the row's counter. The last block of a row accepts or rejects its draft, and
+after a rejection lowers the stop to this row. No block waits for another: at worst it reads rows that were not needed,
+because the draft of an earlier row is rejected later.
 
 Launch `token_emit`, as in `token`; values of rows after the stop are computed from what was there, and not used.
 
 Order: the first launch waits for nothing, and so starts after all work before it has ended. The others may start early.
 Every block of the second waits for the end of the first before it uses its outputs (blocks of first rows after they
-have read their chunk), and the third waits for the end of the second, so it sees the outputs of both. The decision on a
-row sees the row's statistics by its counter. A block that misses a lower stop reads more than it needs to.
+have read their chunks), and the third waits for the end of the second, so it sees the outputs of both. The decision on
+a row sees the row's statistics by its counter. A block that misses a lower stop reads more than it needs to.
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -40,7 +41,7 @@ class LookUps(NamedTuple):
       facts: One value of each kind per drafted token; see `reading.Facts`.
       uniforms: The uniforms of the last token; see `reading.uniforms_type`.
       stops: The last row of each sequence that may be needed, `[B]`; lowered by the second launch.
-      num_read: Zeros, `[B * K]`: the second launch counts the chunks of each row that have been read.
+      num_read: Zeros, `[B * K]`: the second launch counts the blocks that have read each row.
       counters: Zeros, `[B]`, for `sync.arrive` in the last launch.
     """
 
@@ -81,15 +82,15 @@ def verify_token(
     """Returns the verification by the token rule, as `token.verify_token` does; K is at least 1.
 
     `accept_prob` is 0 after the first rejection, where rows may not have been read. `config` is chosen by
-    `config.token_config` if None.
+    `config.early_exit_config` if None.
     """
     batch_size, num_rows, vocab_size = target_logits.shape
     inputs = rows.make_inputs(
         target_logits, target_filter, draft_logits, draft_filter, log_normalizers, draft_tokens, draws
     )
-    config = config or sizes.token_config(batch_size, vocab_size)
+    config = config or sizes.early_exit_config(batch_size, vocab_size, reading.reads_draft(inputs))
     found = _look_up(inputs, batch_size, num_rows, vocab_size)
-    stats = _read_in_turn(inputs, found, batch_size, num_rows, vocab_size)
+    stats = _read_in_turn(inputs, found, batch_size, num_rows, vocab_size, config.chunks)
 
     def decide(inputs, read):
         sequence = rows.sequence_view(inputs, vocab_size)
@@ -156,35 +157,48 @@ def _look_up(inputs: rows.Inputs, batch_size: int, num_rows: int, vocab_size: in
     return out
 
 
-def _read_in_turn(inputs: rows.Inputs, found: LookUps, batch_size: int, num_rows: int, vocab_size: int) -> Statistics:
-    """Launches `token_read_in_turn`."""
+def _read_in_turn(
+    inputs: rows.Inputs, found: LookUps, batch_size: int, num_rows: int, vocab_size: int, per_block: int
+) -> Statistics:
+    """Launches `token_read_in_turn`, with `per_block` chunks per block."""
     num_draft = num_rows - 1
     target = inputs.target.logits
     draft = inputs.draft.logits if inputs.draft is not None and reading.reads_draft(inputs) else None
     num_chunks, num_draft_chunks = (
         0 if each is None else sizes.chunks(each.dtype, vocab_size).count for each in (target, draft)
     )
+    num_all = num_chunks + num_draft_chunks
+    num_blocks = -(-num_all // per_block)
 
     def token_read_in_turn(inputs: rows.Inputs, found: LookUps, out: Statistics, number):
         sync.start_dependent_launch()
         sequence = rows.sequence_view(inputs, vocab_size)
-        row, chunk = lax.axis_index("row"), lax.axis_index("chunk")
+        row, block = lax.axis_index("row"), lax.axis_index("block")
 
-        def read_target():
+        def read_target(chunk):
             by_chunk, by_row = (sequence.number, chunk, row), (sequence.number, row, chunk)
             reading.read_target(
                 sequence.target, row, chunk, reading.write_to((out.target, by_chunk), (out.target_by_row, by_row))
             )
 
-        def read():
+        def read_chunk(chunk):
             if sequence.draft is None or out.draft is None or out.draft_by_row is None:
-                read_target()
+                read_target(chunk)
                 return
             draft, draft_chunk = sequence.draft, chunk - num_chunks
             by_chunk, by_row = (sequence.number, draft_chunk, row), (sequence.number, row, draft_chunk)
             write = reading.write_to((out.draft, by_chunk), (out.draft_by_row, by_row))
-            pl.when(draft_chunk < 0)(read_target)
+            pl.when(draft_chunk < 0)(lambda: read_target(chunk))
             pl.when((draft_chunk >= 0) & (row < num_draft))(lambda: reading.read_draft(draft, row, draft_chunk, write))
+
+        def read():
+            # Unrolled, which is faster than a loop.
+            for i in range(per_block):
+                chunk = block * per_block + i
+                if num_all % per_block == 0:
+                    read_chunk(chunk)
+                else:
+                    pl.when(chunk < num_all)(functools.partial(read_chunk, chunk))
 
         def is_needed():
             sync.wait_for_previous_launch()
@@ -193,7 +207,7 @@ def _read_in_turn(inputs: rows.Inputs, found: LookUps, batch_size: int, num_rows
         def is_last():
             sync.wait_for_previous_launch()
             arrivals = sync.Arrivals(found.num_read, number)
-            return sync.arrive(arrivals, _count_index(sequence, row), num_chunks + num_draft_chunks)
+            return sync.arrive(arrivals, _count_index(sequence, row), num_blocks)
 
         def decide():
             accepted = _is_accepted(sequence, out, found.facts, row)
@@ -224,8 +238,8 @@ def _read_in_turn(inputs: rows.Inputs, found: LookUps, batch_size: int, num_rows
             ),
         ),
         scratch_types=(sync.int32_scratch(),),
-        grid=(num_rows, batch_size, num_chunks + num_draft_chunks),
-        grid_names=("row", "sequence", "chunk"),
+        grid=(num_rows, batch_size, num_blocks),
+        grid_names=("row", "sequence", "block"),
         compiler_params=emit.COMPILER_PARAMS,
     )(inputs, found)
     return out

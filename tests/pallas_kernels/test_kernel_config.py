@@ -45,6 +45,15 @@ def test_early_exit_where_it_was_measured_to_be_faster():
     assert early(64, 4, dtypes=[jnp.bfloat16] * 2)
 
 
+def test_early_exit_reads_several_chunks_per_block_where_it_was_measured_to_be_faster():
+    def per_block(batch_size, vocab_size=151936, *, reads_draft=False):
+        return config.early_exit_config(batch_size, vocab_size, reads_draft).chunks
+
+    assert [per_block(batch_size) for batch_size in (64, 128, 256, 512)] == [1, 1, 3, 3]
+    assert [per_block(batch_size, reads_draft=True) for batch_size in (64, 128)] == [1, 3]
+    assert per_block(512, vocab_size=51864) == 1
+
+
 def test_a_smaller_gpu_has_fewer_blocks(monkeypatch):
     monkeypatch.setattr(config, "num_multiprocessors", lambda: 66)
     assert config.token_config(16, 151936).blocks == 16

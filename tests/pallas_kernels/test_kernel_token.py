@@ -193,18 +193,18 @@ def test_an_unusable_normalizer_is_read(run):
 
 @pytest.fixture
 def run_early(interpreted):
-    """The kernel with early exit, with two blocks per sequence."""
+    """The kernel with early exit, with two emitting blocks per sequence and `chunks` chunks per reading block."""
 
-    def run(*args):
+    def run(*args, chunks=1):
         with interpreted():
-            kernel = token_early_exit.verify_token
-            return jax.block_until_ready(kernels.verify_token(*args, kernel=kernel, config=Config(2)))
+            kernel, config = token_early_exit.verify_token, Config(2, chunks=chunks)
+            return jax.block_until_ready(kernels.verify_token(*args, kernel=kernel, config=config))
 
     return run
 
 
-def check_early(run_early, args):
-    got, expected = run_early(*args), core(*args)
+def check_early(run_early, args, **options):
+    got, expected = run_early(*args, **options), core(*args)
     # Rows after the first rejection may not have been read, and their acceptance is 0.
     read = jnp.arange(args[2].tokens.shape[1]) <= expected.num_accepted[:, None]
     expected = expected._replace(accept_prob=jnp.where(read, expected.accept_prob, 0))
@@ -215,6 +215,12 @@ def check_early(run_early, args):
 @pytest.mark.parametrize("kind", ["logits", "normalizers", "one_hot"])
 def test_early_exit_decides_the_same(run_early, kind):
     got = check_early(run_early, cases.random_case(11, 4, 3, 1100, kind=kind))
+    assert len(set(got.num_accepted.tolist())) > 1
+
+
+@pytest.mark.parametrize(("vocab_size", "chunks"), [(1100, 2), (1100, 3), (2100, 3)])
+def test_early_exit_decides_the_same_with_several_chunks_per_block(run_early, vocab_size, chunks):
+    got = check_early(run_early, cases.random_case(11, 4, 3, vocab_size), chunks=chunks)
     assert len(set(got.num_accepted.tolist())) > 1
 
 
