@@ -218,7 +218,7 @@ def test_early_exit_decides_the_same(run_early, kind):
     assert len(set(got.num_accepted.tolist())) > 1
 
 
-@pytest.mark.parametrize(("vocab_size", "chunks"), [(1100, 2), (1100, 3), (2100, 3)])
+@pytest.mark.parametrize(("vocab_size", "chunks"), [(1500, 2), (1500, 3), (2500, 3)])
 def test_early_exit_decides_the_same_with_several_chunks_per_block(run_early, vocab_size, chunks):
     got = check_early(run_early, cases.random_case(11, 4, 3, vocab_size), chunks=chunks)
     assert len(set(got.num_accepted.tolist())) > 1
